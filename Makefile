@@ -1,0 +1,44 @@
+# make test | check | lint | types | format | demo | clean.  Every target makes .venv first, once per change of pyproject.toml.
+PYTHON ?= python3
+# The demo models are tiny: more threads wait for one another
+THREADS ?= 2
+BIN := .venv/bin
+CODE := d2v modalities scripts benchmarks tests
+
+.PHONY: test check lint types format demo clean
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+check: lint types test
+
+lint: .venv/.installed
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+
+# Takes a minute or more, and fetches its own program on first use.
+types: .venv/.installed
+	$(BIN)/pyright
+
+format: .venv/.installed
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+# One short run per modality on data that the installed packages bring, then what its features are worth. On the CPU, without network.
+demo: .venv/.installed
+	@for m in image speech text; do \
+	  echo "== $$m"; \
+	  $(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	    --num_cpu_threads_per_process $(THREADS) scripts/pretrain.py configs/$$m/demo.yaml || exit 1; \
+	  OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/evaluate.py configs/$$m/demo.yaml model=runs/demo_$$m/export || exit 1; \
+	done
+
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("d2v needs Python 3.10 or newer; make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-compile -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache runs/demo_*
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

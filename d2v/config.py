@@ -1,0 +1,235 @@
+"""One typed Config from a YAML file and key=value arguments; an unknown or ill-typed key is an error.
+
+Sections say what they may change: model, data, objective and train may change the result; run and evaluate may not.
+"""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from d2v import plugins
+from d2v.evaluation import EvaluateConfig
+from d2v.layers import TrunkConfig
+from d2v.schedules import SCHEDULES
+
+RESULT_SECTIONS = ("model", "data", "objective", "train")
+SECTIONS = (*RESULT_SECTIONS, "run", "evaluate")
+
+
+@dataclass
+class TrainConfig:
+    """Optimisation; AdamW. Batch sizes are global: all processes and micro-batches of one optimizer step together."""
+
+    steps: int = 10000
+    batch_size: int = 64
+    accumulate: int = 1  # micro-batches per step and process
+    seed: int = 0
+    lr: float = 5e-4
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    floor: float = 0.0  # the last rate, as a share of lr
+    start: float = 0.0  # the first rate, as a share of lr
+    hold: float = 0.9  # tri_stage: share of the run at the full rate
+    weight_decay: float = 0.01
+    decay_all: bool = False  # fairseq decays norms and biases too
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    eps: float = 1e-6
+    clip: float = 0.0  # global gradient norm; 0 never clips
+    mixed_precision: str = "no"  # no, bf16, fp16
+    checkpoint_activations: bool = False  # recompute blocks in the backward pass: less memory, a third more time
+    max_bad_steps: int = 10  # stop after so many non-finite steps in a row
+    update_teacher: bool = True  # false: a teacher frozen at its random init, the control of an experiment
+
+    def __post_init__(self):
+        """ValueError: a number that makes no sense, or an unknown choice."""
+        for name in ("steps", "batch_size", "accumulate", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"train.schedule is {self.schedule!r}; it may be {', '.join(SCHEDULES)}")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"train.mixed_precision is {self.mixed_precision!r}; it may be no, bf16, fp16")
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ValueError(f"train.warmup_steps is {self.warmup_steps}; it must lie between 0 and train.steps, {self.steps}")
+
+
+@dataclass
+class RunConfig:
+    """Where a run writes and what it shows; nothing here may change the result."""
+
+    dir: str = ""  # required
+    resume: str = "auto"  # auto: go on if the folder has a checkpoint; never: such a folder is an error
+    log_every: int = 20
+    save_every: int = 1000
+    keep: int = 2  # checkpoints
+    health_every: int = 0  # steps between health checks; 0: ten in a run
+    health_samples: int = 512
+    stop_on_collapse: bool = False
+    workers: int = 0  # data loading processes
+    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb
+
+    def __post_init__(self):
+        """ValueError: an unknown choice or a number that makes no sense."""
+        if self.resume not in ("auto", "never"):
+            raise ValueError(f"run.resume is {self.resume!r}; it may be auto, never")
+        unknown = set(self.trackers) - {"tensorboard", "wandb"}
+        if unknown:
+            raise ValueError(f"run.trackers holds {', '.join(sorted(unknown))}; it may hold tensorboard, wandb")
+        for name in ("log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass
+class ModelConfig:
+    """One frontend by modality name, and the trunk."""
+
+    frontends: dict[str, Any]
+    trunk: TrunkConfig
+
+
+@dataclass
+class Config:
+    """All settings of a run; `data` and the frontend are the modality's own dataclasses, `objective` the objective's."""
+
+    model: ModelConfig
+    data: Any
+    objective: Any
+    train: TrainConfig
+    run: RunConfig
+    evaluate: EvaluateConfig
+
+    @property
+    def modality(self) -> str:
+        """The one modality that this config trains."""
+        return next(iter(self.model.frontends))
+
+    @property
+    def frontend(self) -> Any:
+        """That modality's FrontendConfig."""
+        return self.model.frontends[self.modality]
+
+    def as_dict(self) -> dict:
+        """Plain dictionaries, as written to config.yaml."""
+        return dataclasses.asdict(self)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """The Config of a YAML file and `key=value` overrides. ValueError: whatever is wrong with them, with a suggestion."""
+    values = OmegaConf.create(_read_yaml(Path(path)))
+    for override in overrides or []:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"argument {override!r} is not key=value")
+        try:
+            values = OmegaConf.merge(values, OmegaConf.from_dotlist([override]))
+        except Exception as error:  # YAML and OmegaConf have no common base here
+            raise ValueError(f"argument {override!r}: {' '.join(str(error).split())}") from None
+    plain = OmegaConf.to_container(values)
+    assert isinstance(plain, dict)
+    return from_dict(plain, str(path))
+
+
+def from_dict(values: dict, path: str = "config.yaml") -> Config:
+    """The Config of plain dictionaries; `path` is named in errors. ValueError as in load_config."""
+    _check_keys(values, SECTIONS, "", path)
+    model = values.get("model") if isinstance(values.get("model"), dict) else {}
+    frontends = model.get("frontends") or {}
+    if not isinstance(frontends, dict) or len(frontends) != 1:
+        names = ", ".join(plugins.available("modalities"))
+        raise ValueError(f"{path}: model.frontends must name one modality ({names}) and its settings; it is {frontends!r}")
+    name = next(iter(frontends))
+    modality = plugins.load("modalities", name)
+    objective = plugins.load("d2v.objectives", (values.get("objective") or {}).get("name", "data2vec"))
+    parts = {
+        "model": {"frontends": {name: modality.FrontendConfig}, "trunk": TrunkConfig},
+        "data": modality.DataConfig,
+        "objective": objective.Config,
+        "train": TrainConfig,
+        "run": RunConfig,
+        "evaluate": EvaluateConfig,
+    }
+    built = _build(parts, OmegaConf.create(values), "", path)
+    return Config(**{**built, "model": ModelConfig(**built["model"])})
+
+
+def save_yaml(values: dict, path: Path) -> None:
+    """Plain dictionaries as YAML, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    temporary.replace(path)
+
+
+def differences(old: dict, new: dict, sections: tuple[str, ...] = RESULT_SECTIONS) -> list[str]:
+    """Which settings differ between two configs as dictionaries, one "key: old -> new" each, in `sections` only."""
+    before, after = _flatten({s: old.get(s) for s in sections}), _flatten({s: new.get(s) for s in sections})
+    keys = sorted(before.keys() | after.keys())
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def run_cli(main: Callable[[list[str]], None]) -> None:
+    """Runs a script's `main` on the command line; a ValueError becomes one line on stderr and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        raise ValueError(f"no config file {path.absolute()}; the first argument is a YAML file such as those in configs/")
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:  # whatever the YAML reader raises; among others: a duplicate key
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, DictConfig):
+        raise ValueError(f"{path} must hold sections such as model:, data:, train:")
+    values = OmegaConf.to_container(loaded)
+    assert isinstance(values, dict)
+    return values
+
+
+def _build(parts: Any, values: Any, where: str, path: str) -> Any:
+    """Dataclasses from nested `parts` (dicts of dataclasses) and the values given for them."""
+    if isinstance(parts, dict):
+        values = {} if values is None else values
+        if not isinstance(values, dict | DictConfig):
+            raise ValueError(f"{path}: {where} must hold the keys {', '.join(parts)}; it is {values!r}")
+        _check_keys(values, tuple(parts), where, path)
+        return {name: _build(part, values.get(name), f"{where}.{name}".lstrip("."), path) for name, part in parts.items()}
+    values = {} if values is None else values
+    if not isinstance(values, dict | DictConfig):
+        raise ValueError(f"{path}: {where} must hold keys of {parts.__name__}; it is {values!r}")
+    _check_keys(values, tuple(f.name for f in dataclasses.fields(parts)), where, path)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(parts), values))
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, ValueError) and not isinstance(error.__cause__, OmegaConfBaseException):
+            raise error.__cause__ from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: {where}.{error.full_key or '?'}: {reason}") from None
+
+
+def _check_keys(values: Any, allowed: tuple[str, ...], where: str, path: Any) -> None:
+    for key in values:
+        if key not in allowed:
+            close = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it may be {', '.join(allowed)}"
+            raise ValueError(f"unknown key {f'{where}.{key}'.lstrip('.')!r} ({path} or the command line); {hint}")
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}.{key}".lstrip("."))
+    return flat

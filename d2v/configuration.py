@@ -1,0 +1,28 @@
+"""D2vConfig: the configuration that `from_pretrained` reads."""
+
+import importlib
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+class D2vConfig(PreTrainedConfig):
+    """`frontends`: modality name -> fields of its FrontendConfig; `trunk`: fields of TrunkConfig; both as plain dicts."""
+
+    model_type = "d2v"
+
+    def __init__(self, frontends: dict | None = None, trunk: Any = None, **kwargs):
+        self.frontends = {name: _fields(config) for name, config in (frontends or {}).items()}
+        self.trunk = _fields(trunk or {})
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in transformers; also makes AutoModel know D2vModel, which `import d2v` leaves out because it costs seconds."""
+        importlib.import_module("d2v.modeling")
+        return super().from_dict(config_dict, **kwargs)
+
+
+def _fields(config: Any) -> dict:
+    return asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)

@@ -1,0 +1,29 @@
+"""Heads that sit beside the student and are not averaged."""
+
+from torch import Tensor, nn
+
+
+class RegressionHead(nn.Module):
+    """data2vec 1.0's predictor: one linear layer, or linear layers of twice the width with GELU between them and a linear back."""
+
+    def __init__(self, dim: int, num_layers: int = 1):
+        super().__init__()
+        widths = [dim] + [2 * dim] * (num_layers - 1) + [dim]
+        parts: list[nn.Module] = []
+        for inner, outer in zip(widths[:-1], widths[1:], strict=True):
+            parts += [nn.Linear(inner, outer), nn.GELU()]
+        self.layers = nn.Sequential(*parts[:-1])
+
+    def init_weights(self, std: float, truncated: bool) -> None:
+        """N(0, std), truncated at one std if asked; biases zero."""
+        for linear in self.layers:
+            if isinstance(linear, nn.Linear):
+                if truncated:
+                    nn.init.trunc_normal_(linear.weight, std=std, a=-std, b=std)
+                else:
+                    nn.init.normal_(linear.weight, std=std)
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.layers(x)

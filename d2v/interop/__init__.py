@@ -1,0 +1,1 @@
+"""Other software: tables of renamed keys; outputs are equal before and after."""

@@ -1,0 +1,203 @@
+"""The Transformer trunk: attention with an optional additive bias, MLP, post-norm and pre-norm blocks, drop path and layer drop.
+
+N rows, T tokens, D width, H heads. Which blocks the published models use: facts of data2vec 1.0 (arXiv 2202.03555) section 3 and its code:
+speech and text are post-norm, images are pre-norm with layer scale and no key bias.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass
+class TrunkConfig:
+    """The Transformer. `layer_scale` 0 is none; rates are probabilities."""
+
+    depth: int = 12
+    dim: int = 768
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    pre_norm: bool = False
+    layer_scale: float = 0.0
+    qkv_bias: str = "qkv"  # which projections have a bias: qkv, qv, none
+    norm_eps: float = 1e-5
+    input_norm: bool = True  # a norm (and dropout) before the first block
+    final_norm: bool = False  # a norm after the last block
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    drop_path: float = 0.0  # of the last block; grows linearly from 0
+    layer_drop: float = 0.0
+    init: str = "normal"  # normal: N(0, init_std). depth_scaled: truncated at one std, output projections divided by sqrt(2 * layer) (BEiT)
+    init_std: float = 0.02
+
+    def __post_init__(self):
+        """ValueError: widths that do not divide, unknown choices, rates outside [0, 1)."""
+        if self.dim % self.num_heads:
+            raise ValueError(f"model.trunk.dim {self.dim} is not a multiple of model.trunk.num_heads {self.num_heads}")
+        choices = {"qkv_bias": ("qkv", "qv", "none"), "init": ("normal", "depth_scaled")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"model.trunk.{name} is {getattr(self, name)!r}; it may be {', '.join(allowed)}")
+        for name in ("dropout", "attention_dropout", "activation_dropout", "drop_path", "layer_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"model.trunk.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.layer_scale and not self.pre_norm:
+            raise ValueError(f"model.trunk.layer_scale is {self.layer_scale}, but only pre-norm blocks have one (model.trunk.pre_norm=true)")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one matrix for query, key and value."""
+
+    def __init__(self, dim: int, num_heads: int, *, bias: str, dropout: float):
+        super().__init__()
+        self.num_heads, self.dropout, self.bias = num_heads, dropout, bias
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias == "qkv")
+        if bias == "qv":  # a key bias moves all logits of a query alike: softmax does not see it
+            self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(N, T, D), additive bias or boolean mask (True may attend) that broadcasts to (N, H, T, T) -> (N, T, D)."""
+        N, T, D = x.shape
+        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self.bias == "qv" else self.qkv.bias
+        qkv = F.linear(x, self.qkv.weight, qkv_bias)  # (N, T, 3D)
+        q, k, v = qkv.view(N, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)  # (N, H, T, D / H)
+        if bias is not None and bias.dtype != torch.bool:
+            bias = bias.to(q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
+        return self.proj(out.transpose(1, 2).reshape(N, T, D))
+
+
+class MLP(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, dim: int, hidden_dim: int, dropout: float):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.fc2(self.dropout(F.gelu(self.fc1(x))))
+
+
+class DropPath(nn.Module):
+    """Zeroes a residual branch for whole samples, and scales the others up. (timm's takes a second to import, for this one line.)"""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (N, ...)."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * keep.div_(1 - self.rate)
+
+
+class PostNormBlock(nn.Module):
+    """Norm after each residual sum (speech, text)."""
+
+    def __init__(self, config: TrunkConfig, drop_path: float):
+        super().__init__()
+        self.attention = Attention(config.dim, config.num_heads, bias=config.qkv_bias, dropout=config.attention_dropout)
+        self.norm1 = nn.LayerNorm(config.dim, config.norm_eps)
+        self.mlp = MLP(config.dim, config.mlp_dim, config.activation_dropout)
+        self.norm2 = nn.LayerNorm(config.dim, config.norm_eps)
+        self.dropout, self.drop_path = nn.Dropout(config.dropout), DropPath(drop_path)
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(N, T, D) -> the block's end, and the FFN output before dropout and residual."""
+        x = self.norm1(x + self.drop_path(self.dropout(self.attention(x, bias))))
+        ffn = self.mlp(x)
+        return self.norm2(x + self.drop_path(self.dropout(ffn))), ffn
+
+
+class PreNormBlock(nn.Module):
+    """Norm before attention and MLP, each output scaled per channel (images)."""
+
+    def __init__(self, config: TrunkConfig, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config.dim, config.num_heads, bias=config.qkv_bias, dropout=config.attention_dropout)
+        self.norm2 = nn.LayerNorm(config.dim, config.norm_eps)
+        self.mlp = MLP(config.dim, config.mlp_dim, config.activation_dropout)
+        scale = torch.full((config.dim,), config.layer_scale)
+        self.scale1 = nn.Parameter(scale.clone()) if config.layer_scale else None
+        self.scale2 = nn.Parameter(scale.clone()) if config.layer_scale else None
+        self.dropout, self.drop_path = nn.Dropout(config.dropout), DropPath(drop_path)
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(N, T, D) -> the block's end, and the scaled FFN output before the residual."""
+        x = x + self.drop_path(_scaled(self.dropout(self.attention(self.norm1(x), bias)), self.scale1))
+        ffn = self.drop_path(_scaled(self.dropout(self.mlp(self.norm2(x))), self.scale2))
+        return x + ffn, ffn
+
+
+def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x * scale
+
+
+class Trunk(nn.Module):
+    """The stack of blocks, shared by all modalities."""
+
+    def __init__(self, config: TrunkConfig):
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.input_norm = nn.LayerNorm(config.dim, config.norm_eps) if config.input_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
+        make = PreNormBlock if config.pre_norm else PostNormBlock
+        rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
+        self.blocks = nn.ModuleList(make(config, rate) for rate in rates)
+        self.final_norm = nn.LayerNorm(config.dim, config.norm_eps) if config.final_norm else nn.Identity()
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, *, layers: str = "none", first: int = 0) -> tuple[Tensor, list[Tensor]]:
+        """(N, T, D) -> the output and, per block from number `first` on, what `layers` names: "ffn", "block" or "none". A dropped layer gives none."""
+        x = self.dropout(self.input_norm(x))
+        results = []
+        for number, block in enumerate(self.blocks):
+            if self.training and self.config.layer_drop and torch.rand(()) < self.config.layer_drop:
+                continue
+            if self.training and self.gradient_checkpointing:
+                x, ffn = checkpoint(block, x, bias, use_reentrant=False)
+            else:
+                x, ffn = block(x, bias)
+            if layers != "none" and number >= first:
+                results.append(ffn if layers == "ffn" else x)
+        return self.final_norm(x), results
+
+    def init_weights(self) -> None:
+        """Every weight as published: BERT's normal, or BEiT's truncated normal with depth-scaled output projections."""
+        std = self.config.init_std
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+        for number, block in enumerate(self.blocks, start=1):
+            for name, linear in ((n, m) for n, m in block.named_modules() if isinstance(m, nn.Linear)):
+                if self.config.init == "normal":
+                    nn.init.normal_(linear.weight, std=std)
+                else:
+                    scaled = std / (2 * number) ** 0.5 if name.endswith(("proj", "fc2")) else std
+                    nn.init.trunc_normal_(linear.weight, std=scaled, a=-scaled, b=scaled)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
+            for name, parameter in block.named_parameters():
+                if name.endswith(("q_bias", "v_bias")):
+                    nn.init.zeros_(parameter)
+                elif name in ("scale1", "scale2"):
+                    nn.init.constant_(parameter, self.config.layer_scale)
+
+
+def attention_bias(padding: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """One mask for `scaled_dot_product_attention` from (N, T) padding and an additive (H, T, T) or (N, H, T, T) bias."""
+    if padding is None:
+        return bias
+    padding = padding[:, None, None, :]  # (N, 1, 1, T)
+    return ~padding if bias is None else bias.masked_fill(padding, float("-inf"))

@@ -1,0 +1,283 @@
+"""The training loop: forward, backward, step, teacher, log, save, resume. There is one.
+
+A batch is a function of (step, part): parts are processes times micro-batches.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from d2v import checkpoint
+from d2v.config import RunConfig, TrainConfig
+from d2v.dist import all_sum, mean_of_metrics
+from d2v.health import HealthCheck
+from d2v.monitors import Verdict, judge, singular_values
+from d2v.objective import Objective
+from d2v.optim import parameter_groups, scale_and_clip
+from d2v.plots import plot_curves, plot_spectrum
+from d2v.schedules import SCHEDULES
+from d2v.types import View
+
+
+class Batches(Protocol):
+    """What a modality's `batches` returns."""
+
+    def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]: ...
+
+
+class MicroBatches(Dataset):
+    """The micro-batches of one process, by number; a DataLoader may make them in other processes."""
+
+    def __init__(self, batches: Batches, rank: int, world: int, accumulate: int):
+        self.batches, self.rank, self.world, self.accumulate = batches, rank, world, accumulate
+
+    def __getitem__(self, number: int) -> tuple[list[View], list[str]]:
+        step, micro = divmod(number, self.accumulate)
+        return self.batches(step, micro * self.world + self.rank, self.world * self.accumulate)
+
+
+class Loop:
+    """One run: what it trains, where it stands, and where it writes."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        batches: Batches,
+        *,
+        train: TrainConfig,
+        run: RunConfig,
+        accelerator: Accelerator,
+        health: HealthCheck | None = None,
+    ):
+        self.train, self.run, self.accelerator, self.health = train, run, accelerator, health
+        self.folder = Path(run.dir)
+        self.objective = objective
+        optimizer = torch.optim.AdamW(
+            parameter_groups(objective, train.weight_decay, decay_all=train.decay_all),
+            lr=train.lr,
+            betas=tuple(train.betas),
+            eps=train.eps,
+            fused=True,
+        )
+        self.model, self.optimizer = accelerator.prepare(objective, optimizer)
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.progress = checkpoint.Progress()
+        accelerator.register_for_checkpointing(self.progress)
+        self.micro_batches = MicroBatches(batches, accelerator.process_index, accelerator.num_processes, train.accumulate)
+        self.meter = Meter(self.folder / "bad_steps.jsonl", train.max_bad_steps)
+        self.features: dict[str, Tensor] = {}
+        self.verdict = Verdict("too early", "no step yet")
+
+    def __call__(self) -> Verdict:
+        """Trains from where the run folder stands to train.steps. ValueError: damaged checkpoints, or too many non-finite steps in a row."""
+        last = checkpoint.restore(self.accelerator, self.folder / "checkpoints", self._say)
+        if last is not None:
+            self._say(f"resuming from step {self.progress.step} ({last})")
+        self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
+        if self.progress.step == 0:
+            self._check_health()
+        batches = self._batches()
+        bar = tqdm(total=self.train.steps, initial=self.progress.step, disable=not self.accelerator.is_main_process, mininterval=1.0, unit="step")
+        self.model.train()
+        while self.progress.step < self.train.steps:
+            self._step(batches)
+            bar.update()
+            step, last_step = self.progress.step, self.progress.step == self.train.steps
+            if step % self.run.log_every == 0 or last_step:
+                self._log(bar)
+            if step % self._health_every() == 0 or last_step:
+                self._check_health()
+                if self.run.stop_on_collapse and self._collapsed():
+                    self._say(f"stopping at step {step}: {self.verdict.reason}")
+                    break
+            if step % self.run.save_every == 0 or last_step:
+                checkpoint.save(self.accelerator, self.folder / "checkpoints", step, self.run.keep)
+        bar.close()
+        self.plot()
+        return self.verdict
+
+    def _step(self, batches: Iterator[tuple[list[View], list[str], float]]) -> None:
+        """One optimizer step. Losses are sums: what is divided by is the count of predictions of all processes and micro-batches."""
+        train, world, step = self.train, self.accelerator.num_processes, self.progress.step
+        lr = train.lr * self._rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        sums = torch.zeros(2, device=self.accelerator.device)
+        guess = torch.ones((), device=self.accelerator.device)
+        ids: list[str] = []
+        for micro in range(train.accumulate):
+            views, names, waited = next(batches)
+            ids += names
+            last = micro == train.accumulate - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self.model(views)
+                if micro == 0:  # keeps fp16 gradients near 1; exact only without accumulation, hence the correction below
+                    guess = all_sum(loss.count.float()) * train.accumulate / world
+                self.accelerator.backward(loss.total / guess)
+            sums += torch.stack([loss.total.detach().float(), loss.count.float()])
+            self.meter.add_micro(loss.metrics, waited, sum(len(next(iter(view.inputs.values()))) for view in views[:1]))
+        total, count = all_sum(sums)
+        self.accelerator.unscale_gradients()
+        norm = scale_and_clip(self.parameters, world * guess / count, train.clip)
+        finite = torch.isfinite(norm) & torch.isfinite(total)
+        if self.accelerator.scaler is None:  # fp16's scaler tells the optimizer itself; AdamW then leaves weights and moments as they are
+            self.optimizer.optimizer.found_inf = (~finite).float()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        decay = self.objective.ema_decay(step + 1)
+        if train.update_teacher:
+            self.objective.update_teacher(decay)
+        self.progress.step += 1
+        self.meter.add_step(step, total / count, norm, finite, ids, {"lr": lr, "ema_decay": decay})
+
+    def _rate(self, step: int) -> float:
+        train = self.train
+        extra = {"hold": train.hold} if train.schedule == "tri_stage" else {}
+        return SCHEDULES[train.schedule](step, train.steps, train.warmup_steps, floor=train.floor, start=train.start, **extra)
+
+    def _batches(self) -> Iterator[tuple[list[View], list[str], float]]:
+        """Views on the device, sample ids, and the seconds that were waited for them, from the current step on."""
+        numbers = range(self.progress.step * self.train.accumulate, self.train.steps * self.train.accumulate)
+        loader = DataLoader(
+            self.micro_batches,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=self.run.workers,
+            collate_fn=_as_is,
+            pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # of its own: the global one belongs to dropout
+        )
+        source = iter(loader)
+        while True:
+            start = time.perf_counter()
+            views, ids = next(source)
+            views = [View(*view).to(self.accelerator.device) for view in views]
+            yield views, ids, time.perf_counter() - start
+
+    def _log(self, bar: tqdm) -> None:
+        record, rate, error = self.meter.flush(self.accelerator.is_main_process)
+        self.history.add({"step": self.progress.step, **record, **rate})
+        self.accelerator.log({k: v for k, v in record.items()} | rate, step=self.progress.step)
+        shown = {"loss": f"{record['loss']:.4g}", "lr": f"{record['lr']:.2e}", "samples/s": f"{rate['samples_per_second']:.1f}"}
+        bar.set_postfix(shown | {"data": f"{rate['data_wait']:.0%}", "health": self.verdict.state}, refresh=False)
+        if error:
+            raise ValueError(error)
+
+    def _check_health(self) -> None:
+        """Measures on the main process; the model's mode and all random states stay as they are."""
+        if self.health is not None and self.accelerator.is_main_process:
+            encoders = self.objective.student["encoder"], self.objective.teacher["encoder"]
+            metrics, self.features = self.health(*encoders, self.accelerator.device)
+            self.history.add({"step": self.progress.step, "total_steps": self.train.steps, **metrics})
+            self.verdict = judge(self.history.records)
+            self.accelerator.log(metrics, step=self.progress.step)
+        self.accelerator.wait_for_everyone()
+
+    def _health_every(self) -> int:
+        return self.run.health_every or max(1, self.train.steps // 10)
+
+    def _collapsed(self) -> bool:
+        mine = torch.tensor(float(self.verdict.state == "collapsed"), device=self.accelerator.device)
+        return bool(all_sum(mine).item())  # only the main process judges
+
+    def plot(self) -> None:
+        """Curves and, after a health check, the singular-value spectrum, as PNG in the run folder."""
+        if self.accelerator.is_main_process:
+            plot_curves(self.history.records, self.folder / "curves.png")
+            if self.features:
+                plot_spectrum({name: singular_values(x) for name, x in self.features.items()}, self.folder / "spectrum.png")
+
+    def _say(self, text: str) -> None:
+        self.accelerator.print(text)
+
+
+class Meter:
+    """What happened since the last log line, kept on the device until then."""
+
+    def __init__(self, bad_steps: Path, max_bad_steps: int):
+        self.bad_steps, self.max_bad_steps = bad_steps, max_bad_steps
+        self.bad_in_a_row = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self.metrics: dict[str, Tensor] = {}
+        self.steps: list[tuple[int, Tensor, Tensor, Tensor, list[str]]] = []
+        self.rates: dict[str, float] = {}
+        self.micro, self.waited, self.samples, self.start = 0, 0.0, 0, time.perf_counter()
+
+    def add_micro(self, metrics: dict[str, Tensor], waited: float, samples: int) -> None:
+        """One micro-batch."""
+        for name, value in metrics.items():
+            self.metrics[name] = self.metrics[name] + value.detach() if name in self.metrics else value.detach()
+        self.micro, self.waited, self.samples = self.micro + 1, self.waited + waited, self.samples + samples
+
+    def add_step(self, step: int, loss: Tensor, norm: Tensor, finite: Tensor, ids: list[str], rates: dict[str, float]) -> None:
+        """One optimizer step."""
+        self.steps.append((step, loss, norm, finite, ids))
+        self.rates = rates
+
+    def flush(self, write: bool) -> tuple[dict[str, float], dict[str, float], str | None]:
+        """Means since the last call, speeds, and what must stop the run; non-finite steps are written down with their samples."""
+        loss, norm, finite = (torch.stack([entry[i] for entry in self.steps]).cpu() for i in (1, 2, 3))
+        error = None
+        for (step, _, _, _, ids), one_loss, one_norm, good in zip(self.steps, loss.tolist(), norm.tolist(), finite.tolist(), strict=True):
+            self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
+            if not good and write:
+                with self.bad_steps.open("a") as file:
+                    file.write(json.dumps({"step": step, "loss": one_loss, "grad_norm": one_norm, "samples": ids}) + "\n")
+            if self.bad_in_a_row >= self.max_bad_steps:
+                error = (
+                    f"{self.bad_in_a_row} steps in a row, up to step {step}, gave a loss or gradient that is not finite; their samples are in "
+                    f"{self.bad_steps}. Lower train.lr, lengthen train.warmup_steps, or look at those samples (train.max_bad_steps={self.max_bad_steps})"
+                )
+        good = finite if finite.any() else torch.ones_like(finite)
+        metrics = mean_of_metrics({name: value / self.micro for name, value in self.metrics.items()})
+        record = {"loss": loss[good].mean().item(), "grad_norm": norm[good].mean().item(), **{name: value.item() for name, value in metrics.items()}}
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        samples = all_sum(torch.tensor(float(self.samples), device=self.steps[0][1].device)).item()
+        speed = {"samples_per_second": samples / seconds, "data_wait": self.waited / seconds, "seconds": seconds}
+        record |= self.rates | {"skipped": float((~finite).sum())}
+        self._clear()
+        return record, speed, error
+
+
+class History:
+    """The run's records: a list, and lines of metrics.jsonl; what lies beyond the step that a run resumes from is dropped."""
+
+    def __init__(self, path: Path, step: int, write: bool):
+        self.path, self.write = path, write
+        self.records: list[dict[str, Any]] = []
+        if write and path.is_file():
+            lines = (_parse(line) for line in path.read_text().splitlines())
+            self.records = [record for record in lines if record is not None and record["step"] <= step and step > 0]
+        if write:
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            temporary.replace(path)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """One more record."""
+        self.records.append(record)
+        if self.write:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def _parse(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except ValueError:  # cut off by a kill
+        return None
+
+
+def _as_is(sample: Any) -> Any:
+    return sample

@@ -1,0 +1,121 @@
+"""D2vModel: one frontend per modality and one trunk.
+
+B samples, M masks per sample, N = B * M rows, T content tokens, K visible tokens, E extra tokens, D width, H heads.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from d2v import plugins
+from d2v.configuration import D2vConfig
+from d2v.layers import Trunk, TrunkConfig, attention_bias
+from d2v.types import Features, Mask, View
+
+
+class D2vModel(PreTrainedModel):
+    """The encoder: embed, hide, add positions, take what is kept, run the blocks."""
+
+    config_class = D2vConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("PostNormBlock", "PreNormBlock")
+
+    def __init__(self, config: D2vConfig):
+        """ValueError: no frontend, an unknown modality, a field that the modality or the trunk does not have."""
+        super().__init__(config)
+        if not config.frontends:
+            raise ValueError("a D2vConfig needs at least one frontend, e.g. frontends={'<modality>': {...}}")
+        trunk = _dataclass(TrunkConfig, config.trunk, "trunk")
+        self.frontends = nn.ModuleDict()
+        for name, fields in config.frontends.items():
+            modality = plugins.load("modalities", name)
+            # a dot would split the key of a state dict: the user's own package is known by its last part there
+            self.frontends[_key(name)] = modality.Frontend(_dataclass(modality.FrontendConfig, fields, name), trunk.dim, trunk.num_heads)
+        self.trunk = Trunk(trunk)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Trunk) or any(module is frontend for frontend in self.frontends.values()):
+            module.init_weights()
+
+    def frontend(self, modality: str) -> nn.Module:
+        """The frontend of a modality. ValueError: this model has none."""
+        if _key(modality) not in self.frontends:
+            raise ValueError(f"this model reads {', '.join(self.config.frontends)}, not {modality!r}")
+        return self.frontends[_key(modality)]
+
+    def view(self, **inputs: Tensor) -> View:
+        """The View of raw inputs given by Hugging Face's names. ValueError: no frontend takes them."""
+        for name in self.config.frontends:
+            frontend = self.frontend(name)
+            if frontend.main_input in inputs:
+                return View(name, inputs, frontend.padding(**inputs))
+        names = ", ".join(frontend.main_input for frontend in self.frontends.values())
+        raise ValueError(f"this model takes {names}; it was given {', '.join(inputs) or 'nothing'}")
+
+    def embed(self, view: View) -> Tensor:
+        """Local features before anything is hidden, (B, T, D)."""
+        return self.frontend(view.modality).embed(**view.inputs)
+
+    def forward(
+        self,
+        view: View | None = None,
+        mask: Mask | None = None,
+        *,
+        tokens: Tensor | None = None,
+        layers: str = "none",
+        first: int = 0,
+        **inputs: Tensor,
+    ) -> Features:
+        """Features of a view, or of raw inputs (`pixel_values=...`); `tokens` (B, T, D) replace `embed`, `layers`: see Trunk."""
+        view = self.view(**inputs) if view is None else view
+        frontend = self.frontend(view.modality)
+        x = self.embed(view) if tokens is None else tokens  # (B, T, D)
+        padding = view.padding
+        if mask is not None:
+            copies = len(mask.hidden) // len(x)
+            if copies > 1:
+                x = x.repeat_interleave(copies, dim=0)  # (N, T, D)
+                padding = None if padding is None else padding.repeat_interleave(copies, dim=0)  # (N, T)
+            x = frontend.hide(x, mask.hidden, **view.inputs)
+        if padding is not None:
+            x = x.masked_fill(padding[..., None], 0)
+        positions = frontend.positions(x, padding)
+        if positions is not None:
+            x = x + positions
+        keep = None if mask is None else mask.keep
+        if keep is not None:
+            x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))  # (N, K, D)
+            padding = None if padding is None else padding.gather(1, keep)
+        extra = frontend.extra()
+        num_extra = 0 if extra is None else extra.shape[1]
+        if extra is not None:
+            x = torch.cat([extra.expand(len(x), -1, -1).to(x.dtype), x], dim=1)  # (N, E + K, D)
+            padding = None if padding is None else nn.functional.pad(padding, (num_extra, 0))
+        bias = attention_bias(padding, _kept_bias(frontend.bias(), keep, num_extra))
+        x, results = self.trunk(x, bias, layers=layers, first=first)
+        return Features(x[:, num_extra:], [result[:, num_extra:] for result in results], x[:, :num_extra] if num_extra else None)
+
+
+def _kept_bias(bias: Tensor | None, keep: Tensor | None, num_extra: int) -> Tensor | None:
+    """Rows and columns of an (H, E + T, E + T) bias that belong to the kept tokens, (N, H, E + K, E + K)."""
+    if bias is None or keep is None:
+        return bias
+    extra = torch.arange(num_extra, device=keep.device).expand(len(keep), -1)
+    index = torch.cat([extra, keep + num_extra], dim=1)  # (N, E + K)
+    return bias[:, index[:, :, None], index[:, None, :]].transpose(0, 1)
+
+
+def _key(modality: str) -> str:
+    return modality.rpartition(".")[2]
+
+
+def _dataclass(kind: type, fields: dict, where: str):
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ValueError(f"config of {where}: {error}") from None
+
+
+AutoModel.register(D2vConfig, D2vModel)

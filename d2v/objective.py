@@ -1,0 +1,61 @@
+"""Objective: student, teacher and update_teacher; all that training changes lives here."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from d2v.types import Loss, View
+
+
+class Objective(nn.Module):
+    """What sits in `student` is averaged into `teacher`; predictors and decoders sit beside it.
+
+    `copied`: prefixes of names in `student` that the teacher shares with it: copied at each update instead of averaged.
+    """
+
+    def __init__(self, copied: tuple[str, ...] = (), **averaged: nn.Module):
+        """ValueError: a prefix in `copied` that no parameter has."""
+        super().__init__()
+        self.student = nn.ModuleDict(averaged)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+        names = [name for name, _ in self.student.named_parameters()]
+        for prefix in copied:
+            if not any(name.startswith(prefix) for name in names):
+                raise ValueError(
+                    f"no parameter of the encoder begins with {prefix!r}; they begin with {', '.join(sorted({n.rsplit('.', 2)[0] for n in names}))}"
+                )
+        self.copied = copied
+
+    def train(self, mode: bool = True) -> "Objective":
+        """The teacher stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, views: list[View]) -> Loss:
+        """The loss of one batch of views."""
+        raise NotImplementedError
+
+    def ema_decay(self, step: int) -> float:
+        """Decay of the teacher after optimizer step `step` (1 is the first)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def update_teacher(self, decay: float) -> None:
+        """teacher <- decay * teacher + (1 - decay) * student, in the parameters' float32; shared parts and all buffers are copied."""
+        averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
+        shared: tuple[list[Tensor], list[Tensor]] = ([], [])
+        teacher = dict(self.teacher.named_parameters())
+        for name, parameter in self.student.named_parameters():
+            pair = shared if self.copied and name.startswith(self.copied) else averaged
+            pair[0].append(teacher[name])
+            pair[1].append(parameter)
+        buffers = dict(self.teacher.named_buffers())
+        for name, buffer in self.student.named_buffers():
+            shared[0].append(buffers[name])
+            shared[1].append(buffer)
+        if averaged[0]:
+            torch._foreach_lerp_(averaged[0], averaged[1], 1 - decay)
+        if shared[0]:
+            torch._foreach_copy_(shared[0], shared[1])

@@ -1,0 +1,1 @@
+"""Objectives, one method a file; each exports `Config` and `build`."""

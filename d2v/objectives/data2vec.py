@@ -1,0 +1,105 @@
+"""data2vec 1.0 (arXiv 2202.03555): regress the averaged, normalised top-K layers of an EMA teacher from masked inputs.
+
+B samples, T tokens, D width, n hidden tokens in all.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from d2v.heads import RegressionHead
+from d2v.losses import SCALES, regression
+from d2v.modeling import D2vModel
+from d2v.monitors import channel_std
+from d2v.objective import Objective
+from d2v.schedules import linear_decay
+from d2v.targets import NORMS, mean_of_layers
+from d2v.types import Loss, View
+
+
+@dataclass
+class Config:
+    """Target, loss and teacher; the published values per modality are in configs/."""
+
+    name: str = "data2vec"
+    top_k: int = 8  # teacher layers that are averaged
+    layers: str = "ffn"  # what a layer gives: its FFN output before the residual, or the block's end
+    layer_norms: list[str] = field(default_factory=lambda: ["instance"])  # of each layer, in this order
+    final_norms: list[str] = field(default_factory=list)  # of the average
+    loss_beta: float = 0.0  # smooth L1; 0 is the squared error
+    loss_scale: str = "sqrt"  # the sum over channels is divided by sqrt(D), by D (mean), or by nothing (sum)
+    head_layers: int = 1
+    head_init: str = "default"  # torch's own, or like the trunk
+    ema_decay: float = 0.999
+    ema_end_decay: float = 0.9999
+    ema_anneal_steps: int = 30000
+    shared: list[str] = field(default_factory=list)  # parts of the encoder that the teacher copies instead of averaging (prefixes of names)
+    feed_tokens: bool = False  # the teacher is fed the student's unmasked local features
+    norm_over_padding: bool = False  # the reference's quirk: instance norm counts padded tokens
+
+    def __post_init__(self):
+        """ValueError: a choice that does not exist, or a decay outside [0, 1]."""
+        for name, given, allowed in (
+            ("layers", [self.layers], ("ffn", "block")),
+            ("layer_norms", self.layer_norms, tuple(NORMS)),
+            ("final_norms", self.final_norms, tuple(NORMS)),
+            ("loss_scale", [self.loss_scale], tuple(SCALES)),
+            ("head_init", [self.head_init], ("default", "trunk")),
+        ):
+            wrong = [value for value in given if value not in allowed]
+            if wrong:
+                raise ValueError(f"objective.{name} is {wrong[0]!r}; it may be {', '.join(allowed)}")
+        for name, decay in (("ema_decay", self.ema_decay), ("ema_end_decay", self.ema_end_decay)):
+            if not 0 <= decay <= 1:
+                raise ValueError(f"objective.{name} is {decay}; a decay lies between 0 and 1 (1 never updates the teacher)")
+
+
+class Data2Vec(Objective):
+    """Student and teacher encoders and a predictor on the hidden tokens."""
+
+    def __init__(self, encoder: D2vModel, config: Config):
+        """ValueError: more layers to average than the trunk has, or a shared part that does not exist."""
+        super().__init__(tuple(f"encoder.{part}" for part in config.shared), encoder=encoder)
+        trunk = encoder.trunk.config
+        if not 1 <= config.top_k <= trunk.depth:
+            raise ValueError(f"objective.top_k is {config.top_k}; the trunk has {trunk.depth} layers to average")
+        self.config = config
+        self.first = trunk.depth - config.top_k
+        self.predictor = RegressionHead(trunk.dim, config.head_layers)
+        if config.head_init == "trunk":
+            self.predictor.init_weights(trunk.init_std, truncated=trunk.init == "depth_scaled")
+
+    def forward(self, views: list[View]) -> Loss:
+        """The regression loss over hidden tokens of a view; the teacher sees it whole, or a second view in its place."""
+        view, teacher_view = (*views, *views)[:2]
+        assert view.mask is not None
+        hidden = view.mask.hidden  # (B, T)
+        student = self.student["encoder"]
+        tokens = student.embed(view)  # (B, T, D)
+        target = self.target(teacher_view, tokens.detach())[hidden]  # (n, D)
+        prediction = self.predictor(student(view, view.mask, tokens=tokens).x[hidden]).float()  # (n, D)
+        total = regression(prediction, target, self.config.loss_beta, self.config.loss_scale)
+        metrics = {
+            "target_std": channel_std(target),
+            "prediction_std": channel_std(prediction.detach()),
+            "hidden_share": hidden.sum() / (hidden.numel() if view.padding is None else (~view.padding).sum()),
+        }
+        return Loss(total, hidden.sum(), metrics)
+
+    @torch.no_grad()
+    def target(self, view: View, tokens: Tensor) -> Tensor:
+        """Targets (B, T, D) from the teacher on the unmasked view; `tokens` are the student's local features."""
+        fed = tokens if self.config.feed_tokens else None
+        layers = self.teacher["encoder"](view, tokens=fed, layers=self.config.layers, first=self.first).layers
+        padding = None if self.config.norm_over_padding else view.padding
+        return mean_of_layers(layers, self.config.layer_norms, self.config.final_norms, padding)
+
+    def ema_decay(self, step: int) -> float:
+        """Linear from ema_decay to ema_end_decay over ema_anneal_steps."""
+        return linear_decay(step, self.config.ema_decay, self.config.ema_end_decay, self.config.ema_anneal_steps)
+
+
+def build(encoder: D2vModel, config: Config) -> Data2Vec:
+    """The objective around an encoder."""
+    return Data2Vec(encoder, config)

@@ -1,0 +1,33 @@
+"""Imports a modality or an objective by its module's name and checks that it exports its contract."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+CONTRACTS = {
+    "modalities": ("FrontendConfig", "DataConfig", "Frontend", "Samples", "batches", "prepare", "save_preprocessor"),
+    "d2v.objectives": ("Config", "build"),
+}
+
+
+def load(family: str, name: str) -> ModuleType:
+    """The module `name` of `family`; a dotted name is the user's own package. ValueError: unknown, or a part of the contract is missing."""
+    path = name if "." in name else f"{family}.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not path.startswith(error.name):  # it exists, and something that it imports does not
+            raise
+        raise ValueError(f"{family} has no {name!r}; it has {', '.join(available(family))}, or give the dotted name of your own package") from None
+    missing = [part for part in CONTRACTS[family] if part not in vars(module)]
+    if missing:
+        raise ValueError(f"{path} is no plug-in of {family}: it does not export {', '.join(missing)}")
+    return module
+
+
+def available(family: str) -> list[str]:
+    """Names of the plug-ins on disk."""
+    contract = CONTRACTS[family]
+    package = importlib.import_module(family)
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+    return [name for name in names if all(part in vars(importlib.import_module(f"{family}.{name}")) for part in contract)]

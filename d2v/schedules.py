@@ -1,0 +1,44 @@
+"""Learning rate and EMA decay as pure functions of the step; nothing is stepped, nothing is replayed.
+
+`step` counts completed optimizer steps: the first step trains with the rate of step 0.
+"""
+
+import math
+
+
+def cosine(step: int, total: int, warmup: int, *, floor: float = 0.0, start: float = 0.0) -> float:
+    """Linear from `start` to 1 over `warmup` steps, then half a cosine down to `floor` (shares of the peak)."""
+    if step < warmup:
+        return start + (1 - start) * step / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + 0.5 * (1 - floor) * (1 + math.cos(math.pi * progress))
+
+
+def polynomial(step: int, total: int, warmup: int, *, floor: float = 0.0, start: float = 0.0) -> float:
+    """Linear from `start` to 1 over `warmup` steps, then linear down to `floor` (fairseq's polynomial_decay of power 1)."""
+    if step < warmup:
+        return start + (1 - start) * step / warmup
+    return floor + (1 - floor) * max(0.0, (total - step) / max(1, total - warmup))
+
+
+def tri_stage(step: int, total: int, warmup: int, *, floor: float = 0.01, start: float = 0.01, hold: float = 0.9) -> float:
+    """Linear from `start` over `warmup` steps, 1 for `hold` of the run, then exponential down to `floor` (fairseq's tri_stage)."""
+    if step < warmup:
+        return start + (1 - start) * step / warmup
+    hold_until = warmup + hold * total
+    if step <= hold_until:
+        return 1.0
+    return math.exp(math.log(floor) * min(1.0, (step - hold_until) / max(1.0, total - hold_until)))
+
+
+def constant(step: int, total: int, warmup: int, *, floor: float = 0.0, start: float = 0.0) -> float:
+    """Linear from `start` to 1 over `warmup` steps, then 1."""
+    return start + (1 - start) * step / warmup if step < warmup else 1.0
+
+
+SCHEDULES = {"cosine": cosine, "polynomial": polynomial, "tri_stage": tri_stage, "constant": constant}
+
+
+def linear_decay(step: int, start: float, end: float, anneal_steps: int) -> float:
+    """EMA decay: linear from `start` to `end` over `anneal_steps`, then `end` (data2vec, arXiv 2202.03555 section 3.3)."""
+    return end if step >= anneal_steps else end - (end - start) * (1 - step / anneal_steps)

@@ -1,0 +1,54 @@
+"""The only things that travel between modules: Mask, View, Features, Loss.
+
+B samples, M masks per sample, N = B * M rows, T content tokens (patches, frames, words), K visible tokens, E extra tokens, D width.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Mask(NamedTuple):
+    """What the student must predict, over content tokens; extra tokens (a class token) are never hidden."""
+
+    hidden: Tensor  # (N, T) bool, True where the student must predict
+    keep: Tensor | None = None  # (N, K) indices that the student encodes; None: all T, hidden ones replaced by the mask token
+
+
+class View(NamedTuple):
+    """One reading of a batch, by one modality."""
+
+    modality: str  # which frontend reads it
+    inputs: dict[str, Tensor]  # keyword arguments of that frontend's `embed`, by Hugging Face's names
+    padding: Tensor | None = None  # (B, T) bool in token units, True where there is no data
+    mask: Mask | None = None
+
+    def to(self, device) -> "View":
+        """Every tensor of the view on `device`."""
+
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        mask = self.mask and Mask(*map(move, self.mask))
+        return View(self.modality, {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}, move(self.padding), mask)
+
+
+class Features(NamedTuple):
+    """What the encoder returns; extra tokens are apart, so that a target never meets them."""
+
+    x: Tensor  # (N, K, D) trunk output of the content tokens
+    layers: list[Tensor]  # one (N, K, D) per block asked for: the FFN output before the last residual, or the block's end
+    extra: Tensor | None = None  # (N, E, D) trunk output of the extra tokens
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        """`x`, by Hugging Face's name."""
+        return self.x
+
+
+class Loss(NamedTuple):
+    """A sum and its count, so that unequal batches weigh what they should; the loop divides once."""
+
+    total: Tensor  # sum over predictions, float32
+    count: Tensor  # how many predictions are in it
+    metrics: dict[str, Tensor]

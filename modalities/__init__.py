@@ -1,0 +1,1 @@
+"""Modalities, one package each; a new modality is a new folder and nothing else is edited."""

@@ -1,0 +1,263 @@
+"""Image files -> checked samples -> masked training views.
+
+B samples of a batch, C channels, S image size, T patches.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from d2v.types import Mask, View
+from modalities import masking, sampling, sources
+from modalities.image import augment
+from modalities.image.frontend import MODALITY, FrontendConfig
+
+
+@dataclass
+class DataConfig:
+    """Where images are, how they are read, augmented and masked."""
+
+    path: Any = ""  # folder, table, Hub name, a list of these, or "demo": scikit-learn's 8 x 8 digits
+    split: str = "train"
+    label: str = "label"
+    max_bad_share: float = 0.1
+    check_files: bool = True  # decode every file once before training; False reads headers only
+    min_size: int = 1  # pixels of the shorter side
+    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    flip: float = 0.5
+    color_jitter: float = 0.4
+    eval_crop: float = 0.875
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    mask_ratio: float = 120 / 196
+    min_block: int = 16  # patches
+    max_block: int | None = None
+    min_aspect: float = 0.3
+
+
+def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
+    """ValueError: settings that contradict one another."""
+    for name, values in (("mean", data.mean), ("std", data.std)):
+        if len(values) not in (1, frontend.channels):
+            raise ValueError(f"data.{name} has {len(values)} values for {frontend.channels} channels: give one, or one per channel")
+    if min(data.std) <= 0:
+        raise ValueError(f"data.std {list(data.std)} must be positive")
+    if data.color_jitter and frontend.channels not in (1, 3):
+        raise ValueError(f"data.color_jitter {data.color_jitter} needs 1 or 3 channels, not {frontend.channels}: set it to 0")
+    for name, values, top in (("crop_scale", data.crop_scale, 1.0), ("crop_ratio", data.crop_ratio, float("inf"))):
+        if len(values) != 2 or not 0 < values[0] <= values[1] <= top:
+            raise ValueError(f"data.{name} {list(values)} must be [low, high] with 0 < low <= high{' <= 1' if top == 1 else ''}")
+    for name, value in (("flip", data.flip), ("eval_crop", data.eval_crop), ("mask_ratio", data.mask_ratio), ("min_aspect", data.min_aspect)):
+        if not 0 <= value <= 1 or (value == 0 and name != "flip"):
+            raise ValueError(f"data.{name} {value} must lie between 0 and 1")
+    _check_mask(data, frontend.grid)
+
+
+def _check_mask(data: DataConfig, grid: tuple[int, int]) -> None:
+    rows, columns = grid
+    wanted = round(data.mask_ratio * rows * columns)
+    if not 0 < wanted < rows * columns:
+        raise ValueError(f"data.mask_ratio {data.mask_ratio} hides {wanted} of {rows * columns} patches: some must be hidden and some visible")
+    drawn = np.mean([_hidden(g, data, grid).sum() for g in masking.generators(0, 0, range(64))])
+    if drawn < 0.75 * wanted:
+        raise ValueError(
+            f"data.mask_ratio asks for {wanted} of {rows} x {columns} patches, but blocks of data.min_block {data.min_block} to data.max_block "
+            f"{data.max_block} patches hide {drawn:.1f} on average: lower data.min_block"
+        )
+
+
+def _hidden(generator: np.random.Generator, data: DataConfig, grid: tuple[int, int]) -> np.ndarray:
+    """A block-wise mask, (T,) bool."""
+    wanted = round(data.mask_ratio * grid[0] * grid[1])
+    return masking.block(generator, grid, wanted, min_block=data.min_block, max_block=data.max_block, min_aspect=data.min_aspect)
+
+
+def demo(split: str) -> datasets.Dataset:
+    """Scikit-learn's digits as PNG bytes, 1,397 for train and 400 for test. ValueError: another split."""
+    from sklearn.datasets import load_digits  # only the demo needs it
+
+    order = np.random.default_rng(0).permutation(1797)
+    splits = {"train": order[:1397], "test": order[1397:]}
+    if split not in splits:
+        raise ValueError(f"data.split {split!r}: the demo has the splits train, test")
+    pixels, digits = load_digits(return_X_y=True)  # (1797, 64) in 0 to 16, (1797,)
+    cells = [{"bytes": _png(pixels[row].reshape(8, 8)), "path": None} for row in splits[split]]
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=[str(n) for n in range(10)])})
+    return datasets.Dataset.from_dict({"image": cells, "label": digits[splits[split]].tolist()}, features=features)
+
+
+def _png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
+class Samples:
+    """The usable images of one split, checked once."""
+
+    raw_name = "pixels 8x8"
+    lengths = None
+
+    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path):
+        """ValueError: the source cannot be opened, or too many of its images are bad."""
+        self.config, self.frontend = config, frontend
+        dataset = demo(split) if config.path == "demo" else sources.open_source(config.path, split, sources.IMAGES, "image")
+        self._dataset = dataset
+        self._media = dataset.select_columns([sources.media_column(dataset, "image")])
+        self.classes = sources.classes(dataset, config.label) if config.label in dataset.column_names else None
+        ids = sources.identifiers(dataset, config.path, split)
+        self.report = sources.Report("image", found=len(dataset), usable=0)
+        self._rows = np.flatnonzero(self._scan(ids))
+        self.ids = [ids[row] for row in self._rows]
+        self.report.usable = len(self._rows)
+        self.report.classes = self._count_classes()
+        self.report.check(config.max_bad_share, config.path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def image(self, index: int) -> Any:
+        """The decoded image of a usable sample: PIL, or a tensor (C, H, W). One of `augment.UNREADABLE`: it is damaged."""
+        return augment.decode(self._source(int(self._rows[index])), self.frontend.channels)
+
+    def column(self, name: str) -> np.ndarray:
+        """Values of a data column per usable sample. ValueError: there is none of that name."""
+        return sources.column(self._dataset, name, self._rows, self.ids)
+
+    def view(self, indices: Iterable[int]) -> View:
+        """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S)."""
+        images = [augment.evaluation(self.image(index), self.frontend.image_size, self.config.eval_crop) for index in indices]
+        return View(MODALITY, {"pixel_values": augment.normalise(images, self.config.mean, self.config.std)})
+
+    def raw(self, indices: Iterable[int]) -> np.ndarray:
+        """Pixels of the evaluation view averaged to 8 x 8, (B, C * 64)."""
+        return augment.pool(self.view(indices).inputs["pixel_values"]).numpy()
+
+    def _source(self, row: int) -> bytes | Path:
+        (cell,) = self._media[row].values()
+        return sources.read_bytes(cell)
+
+    def _problem(self, row: int) -> tuple[str, str] | None:
+        """Which list of the report a row belongs to, and why; None if it is usable."""
+        try:
+            source = self._source(row)
+            height, width = augment.size(augment.decode(source, self.frontend.channels) if self.config.check_files else source)
+        except augment.UNREADABLE as error:
+            return "unreadable", _reason(error)
+        if min(height, width) < self.config.min_size:
+            return "too_short", f"{width} x {height} pixels, data.min_size is {self.config.min_size}"
+        return None
+
+    def _scan(self, ids: Sequence[str]) -> np.ndarray:
+        """Which rows are usable, (rows,) bool; fills the report."""
+        lists = {"unreadable": self.report.unreadable, "too_short": self.report.too_short}
+        usable = np.ones(len(ids), dtype=bool)
+        with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
+            blocks = (range(start, min(start + 4096, len(ids))) for start in range(0, len(ids), 4096))  # `map` queues all it is given at once
+            for row, problem in ((row, problem) for block in blocks for row, problem in zip(block, pool.map(self._problem, block), strict=True)):
+                if problem:
+                    usable[row] = False
+                    lists[problem[0]].append((ids[row], problem[1]))
+        return usable
+
+    def _count_classes(self) -> dict[str, int] | None:
+        """Usable samples per class; None without labels, or where some have none."""
+        name = self.config.label
+        if name not in self._dataset.column_names:
+            return None
+        values = list(self._dataset.select_columns([name]).select(self._rows)[name])
+        counts = Counter(values)
+        if self.classes is None:
+            return None if None in counts else {str(value): counts[value] for value in sorted(counts)}
+        by_code = isinstance(self._dataset.features[name], datasets.ClassLabel)
+        return {value: counts[code if by_code else value] for code, value in enumerate(self.classes)}
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def _ignore(sample: str, reason: str) -> None:
+    """No log was asked for."""
+
+
+class ImageBatches:
+    """Augmented, block-masked batches: a pure function of (seed, step, part, parts)."""
+
+    def __init__(
+        self, samples: Samples, data: DataConfig, frontend: FrontendConfig, *, batch_size: int, seed: int, bad_log: Callable[[str, str], None]
+    ):
+        self.sampler = sampling.Sampler(len(samples), batch_size, seed)
+        self.steps_per_epoch = len(self.sampler)
+        self._samples, self._data, self._grid, self._seed, self._bad_log = samples, data, frontend.grid, seed, bad_log
+        self._transform = augment.training(
+            frontend.image_size,
+            crop_scale=data.crop_scale,
+            crop_ratio=data.crop_ratio,
+            flip=data.flip,
+            color_jitter=data.color_jitter,
+        )
+
+    def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
+        """This part's rows of the step's batch: one view, pixel_values (B, C, S, S) and hidden (B, T); the sample ids."""
+        batch = self.sampler(step)
+        rows = sampling.share(len(batch), part, parts)
+        drawn = [
+            self._row(generator, int(index))
+            for index, generator in zip(batch[rows], masking.generators(self._seed, step, range(len(batch))[rows]), strict=True)
+        ]
+        images, hidden, ids = zip(*drawn, strict=True)
+        pixels = augment.normalise(images, self._data.mean, self._data.std)  # (B, C, S, S)
+        return [View(MODALITY, {"pixel_values": pixels}, None, Mask(torch.from_numpy(np.stack(hidden))))], list(ids)
+
+    def _row(self, generator: np.random.Generator, index: int) -> tuple[Any, np.ndarray, str]:
+        """S x S image, hidden (T,) bool, sample id."""
+        hidden = _hidden(generator, self._data, self._grid)
+        index, image = self._readable(index)
+        with sources.seeded(generator):
+            return self._transform(image), hidden, self._samples.ids[index]
+
+    def _readable(self, index: int) -> tuple[int, Any]:
+        """The sample, or the next that can be read. ValueError: the next 100 cannot."""
+        for candidate in (np.arange(index, index + 100) % len(self._samples)).tolist():
+            try:
+                return candidate, self._samples.image(candidate)
+            except augment.UNREADABLE as error:
+                self._bad_log(self._samples.ids[candidate], _reason(error))
+        raise ValueError(f"100 images in a row cannot be read, the first is {self._samples.ids[index]}: was data.path changed or unmounted?")
+
+
+def batches(
+    samples: Samples,
+    data: DataConfig,
+    frontend: FrontendConfig,
+    batch_size: int,
+    seed: int,
+    bad_log: Callable[[str, str], None] = _ignore,
+) -> ImageBatches:
+    """Training batches of `samples`; `bad_log(id, reason)` hears of images that can no longer be read."""
+    return ImageBatches(samples, data, frontend, batch_size=batch_size, seed=seed, bad_log=bad_log)
+
+
+def save_preprocessor(folder: Path, samples_folder: Path, data: DataConfig, frontend: FrontendConfig) -> None:
+    """Writes preprocessor_config.json: the evaluation transform, for `AutoImageProcessor.from_pretrained(folder)`."""
+    ViTImageProcessor(
+        size={"shortest_edge": round(frontend.image_size / data.eval_crop)},
+        do_center_crop=True,
+        crop_size={"height": frontend.image_size, "width": frontend.image_size},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=list(data.mean),
+        image_std=list(data.std),
+        do_convert_rgb=frontend.channels == 3,
+    ).save_pretrained(folder)

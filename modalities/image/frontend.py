@@ -1,0 +1,106 @@
+"""Pixels -> patch tokens: a strided convolution, a mask token, a class token and a relative position bias shared by all blocks.
+
+B samples, N masked rows, C channels, S image size, R patches along a side, T = R * R patches, E extra tokens, D width, H heads.
+Source: data2vec 1.0's vision code (BEiT), which has no absolute positions.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MODALITY = "image"
+
+
+@dataclass
+class FrontendConfig:
+    """What shapes the image frontend."""
+
+    image_size: int = 224
+    patch_size: int = 16
+    channels: int = 3
+    relative_bias: bool = True
+    class_token: bool = True
+    init_std: float = 0.02
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and per row. ValueError: they do not tile the image."""
+        if self.patch_size < 1 or self.image_size < self.patch_size or self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
+        return self.image_size // self.patch_size, self.image_size // self.patch_size
+
+
+@lru_cache(maxsize=8)
+def relative_index(rows: int, columns: int, class_token: bool, device: torch.device) -> Tensor:
+    """Row of the bias table for each (query, key), long, (E + T, E + T).
+
+    Patches: by row and column offset. Then three more rows: class to patch, patch to class, class to class.
+    """
+    with torch.inference_mode(False):  # the cached tensor may first be asked for in inference and then be used in training
+        row, column = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
+        row, column = row.flatten(), column.flatten()  # (T,)
+        index = (row[:, None] - row + rows - 1) * (2 * columns - 1) + column[:, None] - column + columns - 1  # (T, T)
+        if class_token:
+            offsets = (2 * rows - 1) * (2 * columns - 1)
+            index = F.pad(index, (1, 0, 1, 0))  # (1 + T, 1 + T)
+            index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
+        return index
+
+
+class Frontend(nn.Module):
+    """Patch embedding of images of one size."""
+
+    main_input: ClassVar[str] = "pixel_values"
+
+    def __init__(self, config: FrontendConfig, dim: int, num_heads: int):
+        """ValueError: the patches do not tile the image."""
+        super().__init__()
+        self.config, self.grid = config, config.grid
+        self.patch_embed = nn.Conv2d(config.channels, dim, config.patch_size, stride=config.patch_size)
+        self.mask_token = nn.Parameter(torch.zeros(dim))
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
+        num_offsets = (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1) + 3 * config.class_token
+        self.bias_table = nn.Parameter(torch.zeros(num_offsets, num_heads)) if config.relative_bias else None
+
+    def init_weights(self) -> None:
+        """Truncated normal, cut at one standard deviation as in the reference's own helper; biases and the bias table are zero."""
+        std = self.config.init_std
+        for weight in (self.patch_embed.weight, self.mask_token, self.class_token):
+            if weight is not None:
+                nn.init.trunc_normal_(weight, std=std, a=-std, b=std)
+        for weight in (self.patch_embed.bias, self.bias_table):
+            if weight is not None:
+                nn.init.zeros_(weight)
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, S, S) -> (B, T, D), patches row by row. ValueError: another number of channels or another size."""
+        size = self.config.image_size
+        if pixel_values.shape[1:] != (self.config.channels, size, size):
+            shape = tuple(pixel_values.shape)
+            raise ValueError(f"pixel_values of shape {shape}: this model reads (batch, {self.config.channels}, {size}, {size})")
+        return self.patch_embed(pixel_values).flatten(2).transpose(1, 2)  # (B, T, D)
+
+    def hide(self, tokens: Tensor, hidden: Tensor, **inputs: Tensor) -> Tensor:
+        """(N, T, D), (N, T) bool -> (N, T, D) with the mask token where hidden."""
+        return torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
+
+    def positions(self, tokens: Tensor, padding: Tensor | None) -> None:
+        """Nothing is added to tokens: positions are in the attention bias."""
+
+    def extra(self) -> Tensor | None:
+        """The class token, (1, 1, D)."""
+        return self.class_token
+
+    def bias(self) -> Tensor | None:
+        """(H, E + T, E + T), to be added to the attention logits of every block."""
+        if self.bias_table is None:
+            return None
+        index = relative_index(*self.grid, self.class_token is not None, self.bias_table.device)
+        return F.embedding(index, self.bias_table).permute(2, 0, 1)  # (H, E + T, E + T)
+
+    def padding(self, pixel_values: Tensor) -> None:
+        """Images are never padded."""

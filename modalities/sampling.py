@@ -1,0 +1,44 @@
+"""Which samples make the batch of a step: a pure function of (seed, step), so that resuming and sharding need no state."""
+
+import numpy as np
+
+
+class Sampler:
+    """Shuffled epochs, cut into global batches; with `lengths`, batches hold samples of similar length.
+
+    Shuffled samples are sorted by length within chunks of `chunk` batches and the order of batches is shuffled again, so that padding is
+    small and an epoch still differs from the last. What does not fill a batch waits for the next epoch's shuffle.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, *, lengths: np.ndarray | None = None, chunk: int = 32):
+        """ValueError: fewer samples than one batch."""
+        if num_samples < batch_size:
+            raise ValueError(f"data has {num_samples} usable samples, fewer than one batch: train.batch_size is {batch_size}")
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.lengths, self.chunk = lengths, chunk
+        self._made: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self.num_samples // self.batch_size
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Indices of the global batch of `step`, (batch_size,)."""
+        epoch, number = divmod(step, len(self))
+        if epoch not in self._made:  # this epoch and the one before are kept: parts may be a step apart
+            self._made = {e: rows for e, rows in self._made.items() if e == epoch - 1} | {epoch: self._make_epoch(epoch)}
+        return self._made[epoch][number]
+
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng((self.seed, 0x5A3B1E, epoch))
+        order = generator.permutation(self.num_samples)[: len(self) * self.batch_size]
+        if self.lengths is not None:
+            chunks = np.split(order, range(self.chunk * self.batch_size, len(order), self.chunk * self.batch_size))
+            order = np.concatenate([chunk[np.argsort(self.lengths[chunk], kind="stable")] for chunk in chunks])
+        rows = order.reshape(-1, self.batch_size)
+        return rows if self.lengths is None else generator.permutation(rows)
+
+
+def share(num_rows: int, part: int, parts: int) -> slice:
+    """Rows of a global batch that fall to `part` of `parts` (process, then micro-batch): every parts-th, so that lengths stay alike."""
+    return slice(part, num_rows, parts)

@@ -1,0 +1,65 @@
+"""One audio file or its bytes -> mono float32 at the wanted rate; whatever libsndfile reads (wav, flac, ogg, opus, mp3, aiff, ...)."""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torchaudio.functional import resample
+
+
+class UnreadableError(ValueError):
+    """The file cannot be used; the message says why."""
+
+
+def decode(media: bytes | Path, rate: int) -> np.ndarray:
+    """(S,) float32 at `rate`, channels averaged. UnreadableError: not audio, cut off, or not finite."""
+    try:
+        with soundfile.SoundFile(_file(media)) as sound:
+            wave, found, promised = sound.read(dtype="float32", always_2d=True), sound.samplerate, sound.frames
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UnreadableError(_reason(error)) from error
+    if len(wave) < 0.9 * promised:  # lossy formats promise a little more or less than they hold
+        raise UnreadableError(f"cut off: {len(wave)} of {promised} samples can be decoded")
+    if not np.isfinite(wave).all():
+        raise UnreadableError("holds NaN or infinite samples")
+    mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
+    if found == rate or not len(mono):
+        return mono
+    return resample(torch.from_numpy(mono), found, rate).numpy()
+
+
+def length(media: bytes | Path, rate: int) -> int:
+    """Samples at `rate` that the header promises. UnreadableError: not audio."""
+    try:
+        header = soundfile.info(_file(media))
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UnreadableError(_reason(error)) from error
+    return resampled_length(header.frames, header.samplerate, rate)
+
+
+def resampled_length(samples: int, rate: int, wanted: int) -> int:
+    """What `resample` returns for `samples`."""
+    common = math.gcd(rate, wanted)
+    return -(-samples * (wanted // common) // (rate // common))
+
+
+def normalise(wave: np.ndarray) -> np.ndarray:
+    """Zero mean and unit variance over the whole clip, as layer norm does it."""
+    mean = wave.mean(dtype=np.float64)
+    variance = np.square(wave - mean).mean(dtype=np.float64)
+    return ((wave - mean) / math.sqrt(variance + 1e-5)).astype(np.float32)
+
+
+def _file(media: bytes | Path) -> io.BytesIO | str:
+    if isinstance(media, bytes):
+        return io.BytesIO(media)
+    if not media.is_file():  # libsndfile says "System error"
+        raise UnreadableError("no such file")
+    return str(media)
+
+
+def _reason(error: Exception) -> str:
+    return (error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)).strip().rstrip(".")

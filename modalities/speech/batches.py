@@ -1,0 +1,119 @@
+"""Masked training batches of speech: pure functions of (seed, step, part, parts).
+
+B samples of a batch, S audio samples, T tokens.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from d2v.types import Mask, View
+from modalities import masking, sampling
+from modalities.speech import audio
+from modalities.speech.data import DataConfig, Samples, collate, crop
+from modalities.speech.frontend import MODALITY, FrontendConfig, lengths
+
+ORDER = 0x57EA  # sets the shuffle of packed clips apart from the sampler's
+
+
+def _ignore(sample: str, reason: str) -> None:
+    """No log was asked for."""
+
+
+def batches(
+    samples: Samples, data: DataConfig, frontend: FrontendConfig, batch_size: int, seed: int, bad_log: Callable[[str, str], None] = _ignore
+) -> "Batches":
+    """Training batches of `samples`; `bad_log(id, reason)` hears of clips that can no longer be read."""
+    return Batches(samples, data, frontend, batch_size=batch_size, seed=seed, bad_log=bad_log)
+
+
+class Batches:
+    """Span-masked batches of clips, or of streams of equal length into which an epoch's clips are joined.
+
+    A row's length is known before its file is read, so that every process can draw the masks of the whole batch and equalise them.
+    """
+
+    def __init__(
+        self, samples: Samples, data: DataConfig, frontend: FrontendConfig, *, batch_size: int, seed: int, bad_log: Callable[[str, str], None]
+    ):
+        """ValueError: less audio than one batch."""
+        self._samples, self._data, self._frontend, self._seed, self._bad_log = samples, data, frontend, seed, bad_log
+        self._stream = round(data.pack_seconds * frontend.sample_rate)  # samples; 0: no packing
+        self._layout: tuple[int, np.ndarray, np.ndarray] | None = None  # the last epoch's; only saves time
+        if self._stream:
+            num_streams = int(samples.lengths.sum()) // self._stream
+            if num_streams < batch_size:
+                raise ValueError(
+                    f"data has {num_streams} streams of data.pack_seconds={data.pack_seconds} ({samples.report.amount}), "
+                    f"fewer than one batch: train.batch_size is {batch_size}"
+                )
+            self._sizes = np.full(num_streams, self._stream)  # (items,)
+        else:
+            self._sizes = np.minimum(samples.lengths, round(data.max_seconds * frontend.sample_rate))
+        by_length = None if self._stream else self._sizes
+        self.sampler = sampling.Sampler(len(self._sizes), batch_size, seed, lengths=by_length)
+        self.steps_per_epoch = len(self.sampler)
+
+    def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
+        """This part's rows of the step's batch: one view, input_values (B, S) and hidden (B, T); the sample ids."""
+        items = self.sampler(step)
+        generators = masking.generators(self._seed, step, range(len(items)))
+        hidden = self._masks(step, items, generators)
+        rows = range(len(items))[sampling.share(len(items), part, parts)]
+        read = self._read_stream if self._stream else self._read_clip
+        waves, ids = zip(*(read(step, int(items[row]), generators[row]) for row in rows), strict=True)
+        inputs, padding = collate(waves, self._frontend)
+        mask = torch.zeros(len(rows), lengths(self._frontend, inputs["input_values"].shape[1]), dtype=torch.bool)  # (B, T)
+        for line, row in zip(mask, rows, strict=True):
+            line[: len(hidden[row])] = torch.from_numpy(hidden[row])
+        return [View(MODALITY, inputs, padding, Mask(mask))], list(ids)
+
+    def _masks(self, step: int, items: np.ndarray, generators: list[np.random.Generator]) -> list[np.ndarray]:
+        """Hidden tokens of every row of the global batch, (T_row,) bool each."""
+        data = self._data
+        tokens = lengths(self._frontend, self._sizes[items])  # (rows,)
+        drawn = zip(generators, tokens.tolist(), strict=True)
+        hidden = [masking.span(generator, t, data.mask_prob, data.mask_length, min_spans=data.min_masks) for generator, t in drawn]
+        if not data.equalise:
+            return hidden
+        (common,) = masking.generators(self._seed, step, [len(items)])  # no row's own
+        return masking.equalise(common, hidden)
+
+    def _read_clip(self, step: int, index: int, generator: np.random.Generator) -> tuple[np.ndarray, str]:
+        size = int(self._sizes[index])
+        wave, name = self._readable(index, size)
+        return crop(wave, size, int(generator.integers(len(wave) - size + 1))), name
+
+    def _read_stream(self, step: int, stream: int, generator: np.random.Generator) -> tuple[np.ndarray, str]:
+        """Stream `stream` of the step's epoch: a cut of all clips in that epoch's order; the ids of its clips joined by +."""
+        order, ends = self._order(step // self.steps_per_epoch)
+        start = stream * self._stream
+        stop = start + self._stream
+        waves, names = [], []
+        for place in range(np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop, side="left") + 1):
+            size = int(self._samples.lengths[order[place]])
+            wave, name = self._readable(int(order[place]), size)
+            begin = int(ends[place]) - size  # of the clip in the epoch
+            waves.append(wave[max(0, start - begin) : min(size, stop - begin)])
+            names.append(name)
+        return np.concatenate(waves), "+".join(names)
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The clips of an epoch in their order, and the sample at which each ends."""
+        if self._layout is None or self._layout[0] != epoch:
+            order = np.random.default_rng((self._seed, ORDER, epoch)).permutation(len(self._samples))
+            self._layout = (epoch, order, np.cumsum(self._samples.lengths[order]))
+        return self._layout[1:]
+
+    def _readable(self, index: int, size: int) -> tuple[np.ndarray, str]:
+        """The clip, or the next that can be read, at least `size` samples long, and its id. ValueError: the next 100 cannot be read."""
+        for candidate in (np.arange(index, index + 100) % len(self._samples)).tolist():
+            name = self._samples.ids[candidate]
+            try:
+                wave = self._samples.wave(candidate)
+            except (audio.UnreadableError, OSError) as error:
+                self._bad_log(name, str(error))
+                continue
+            return (wave if len(wave) >= size else np.resize(wave, size)), name  # a short stand-in is repeated: lengths are settled
+        raise ValueError(f"100 clips in a row cannot be read, the first is {self._samples.ids[index]}: was data.path changed or unmounted?")

@@ -1,0 +1,198 @@
+"""Speech files -> checked samples -> evaluation views.
+
+B samples of a batch, S audio samples, T tokens.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Wav2Vec2FeatureExtractor
+
+from d2v.types import View
+from modalities import sources
+from modalities.speech import audio, synth
+from modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field
+from modalities.speech.mel import LogMel
+
+MIN_TOKENS = 2  # one to hide, one to see
+
+
+@dataclass
+class DataConfig:
+    """Where speech is, how it is read and masked; defaults are data2vec Base's."""
+
+    path: Any = ""  # folder, table, Hub name, a list of these, or "demo": synthetic vowels
+    split: str = "train"
+    label: str = "label"
+    max_bad_share: float = 0.1
+    check_files: bool = True  # decode every file once before training; False reads headers only
+    cache_hours: float = 2.0  # a corpus of up to this many hours is kept decoded in memory (0.23 GB an hour at 16 kHz)
+    min_seconds: float = 0.1
+    max_seconds: float = 20.0  # longer clips are cropped: at random in training, in the middle in evaluation
+    normalize: bool = True  # each clip to zero mean and unit variance
+    pack_seconds: float = 0.0  # > 0: clips are joined and cut into streams of this length; for corpora of very short clips
+    mask_prob: float = 0.65
+    mask_length: int = 10  # tokens
+    min_masks: int = 1  # spans
+    equalise: bool = True  # every row of a batch hides the same share
+
+    def __post_init__(self):
+        """ValueError: a value that makes no sense."""
+        for name, good, allowed in (
+            ("cache_hours", self.cache_hours >= 0, "0 or more"),
+            ("min_seconds", self.min_seconds >= 0, "0 or more"),
+            ("max_seconds", self.max_seconds >= self.min_seconds and self.max_seconds > 0, f"at least data.min_seconds, {self.min_seconds}"),
+            ("pack_seconds", self.pack_seconds >= 0, "0 (off) or more"),
+            ("mask_prob", 0 < self.mask_prob < 1, "between 0 and 1"),
+            ("mask_length", self.mask_length >= 1, "at least 1"),
+            ("min_masks", self.min_masks >= 1, "at least 1"),
+        ):
+            if not good:
+                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be {allowed}")
+
+
+def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
+    """ValueError: rows of training would be too short to be masked."""
+    needed = receptive_field(frontend, MIN_TOKENS)
+    for name in ("max_seconds", "pack_seconds"):
+        seconds = getattr(data, name)
+        if seconds and round(seconds * frontend.sample_rate) < needed:
+            raise ValueError(f"data.{name} is {seconds}; {MIN_TOKENS} tokens need {needed / frontend.sample_rate:.3f} seconds")
+
+
+class Samples:
+    """The usable clips of one split, checked once."""
+
+    raw_name = "mean log-mel 40"
+
+    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path):
+        """ValueError: the source cannot be opened, or too many of its clips are bad."""
+        self.config, self.frontend, self.rate = config, frontend, frontend.sample_rate
+        dataset = synth.dataset(split) if config.path == "demo" else sources.open_source(config.path, split, sources.AUDIO, "audio")
+        self._dataset = dataset
+        self._media = dataset.select_columns([sources.media_column(dataset, "audio")])
+        self._cache: dict[int, np.ndarray] | None = {}  # row -> decoded clip; only saves time
+        self.classes = sources.classes(dataset, config.label) if config.label in dataset.column_names else None
+        ids = sources.identifiers(dataset, config.path, split)
+        self.report = sources.Report("audio", found=len(dataset), usable=0)
+        self._rows, self.lengths = self._scan(ids)  # (N,) each
+        self.ids = [ids[row] for row in self._rows]
+        self.report.usable = len(self._rows)
+        self.report.amount = f"{self.lengths.sum() / self.rate / 3600:.2f} hours"
+        self.report.classes = self._count_classes()
+        self.report.check(config.max_bad_share, config.path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def wave(self, index: int) -> np.ndarray:
+        """A usable clip, whole, normalised if asked for, (S,) float32. UnreadableError: it can no longer be read."""
+        row = int(self._rows[index])
+        wave = None if self._cache is None else self._cache.get(row)
+        if wave is None:
+            wave = audio.decode(self._source(row), self.rate)
+            if lengths(self.frontend, len(wave)) < MIN_TOKENS:  # the header promised more
+                raise audio.UnreadableError(f"only {len(wave)} samples can be decoded")
+            if self._cache is not None:
+                self._cache[row] = wave
+        return audio.normalise(wave) if self.config.normalize else wave
+
+    def column(self, name: str) -> np.ndarray:
+        """Values of a data column per usable sample. ValueError: there is none of that name."""
+        return sources.column(self._dataset, name, self._rows, self.ids)
+
+    def view(self, indices: Iterable[int]) -> View:
+        """Whole clips, unmasked; those above max_seconds keep their middle; input_values (B, S)."""
+        longest = round(self.config.max_seconds * self.rate)
+        waves = [self.wave(index) for index in indices]
+        inputs, padding = collate([crop(wave, longest, (len(wave) - longest) // 2) for wave in waves], self.frontend)
+        return View(MODALITY, inputs, padding)
+
+    def raw(self, indices: Iterable[int]) -> np.ndarray:
+        """Log-mel spectrum of 40 bins averaged over the whole clip, (B, 40)."""
+        mel = LogMel(self.rate, 40, 25.0, 10.0, low=60.0)
+        waves = (torch.from_numpy(self.wave(index)) for index in indices)
+        padded = (torch.nn.functional.pad(wave, (0, max(0, mel.size - len(wave)))) for wave in waves)
+        return np.stack([mel(wave[None])[0].mean(0).numpy() for wave in padded])
+
+    def _source(self, row: int) -> bytes | Path:
+        (cell,) = self._media[row].values()
+        return sources.read_bytes(cell)
+
+    def _measure(self, row: int) -> int | str:
+        """Length of a clip at the wanted rate, or why it is unreadable; decoded clips are remembered while they are few."""
+        try:
+            source = self._source(row)
+            if not self.config.check_files:
+                return audio.length(source, self.rate)
+            wave = audio.decode(source, self.rate)
+        except ValueError as error:
+            return str(error)
+        cache = self._cache
+        if cache is not None:
+            cache[row] = wave
+        return len(wave)
+
+    def _scan(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Usable rows and their lengths; fills the report."""
+        rows, samples, budget = [], [], self.config.cache_hours * 3600 * self.rate
+        shortest = max(round(self.config.min_seconds * self.rate), receptive_field(self.frontend, MIN_TOKENS))
+        total = 0
+        with ThreadPoolExecutor() as pool:  # libsndfile decodes outside of Python's lock
+            for row, measured in enumerate(pool.map(self._measure, range(len(ids)))):
+                if isinstance(measured, str):
+                    self.report.unreadable.append((ids[row], measured))
+                    continue
+                if measured < shortest:
+                    why = f"{measured / self.rate:.3f} s, at least {shortest / self.rate:.3f} s are needed" if measured else "no samples"
+                    self.report.too_short.append((ids[row], why))
+                    continue
+                rows.append(row)
+                samples.append(measured)
+                total += measured
+                if total > budget:
+                    self._cache = None
+        return np.array(rows, dtype=np.int64), np.array(samples, dtype=np.int64)
+
+    def _count_classes(self) -> dict[str, int] | None:
+        """Usable samples per class; None without labels, or where some have none."""
+        name = self.config.label
+        if name not in self._dataset.column_names:
+            return None
+        counts = Counter(self._dataset.select_columns([name]).select(self._rows)[name])
+        if self.classes is None:
+            return None if None in counts else {str(value): counts[value] for value in sorted(counts)}
+        by_code = isinstance(self._dataset.features[name], datasets.ClassLabel)
+        return {value: counts[code if by_code else value] for code, value in enumerate(self.classes)}
+
+
+def crop(wave: np.ndarray, size: int, start: int) -> np.ndarray:
+    """`size` samples from `start` of a longer wave; a shorter one as it is."""
+    return wave if len(wave) <= size else wave[start : start + size]
+
+
+def collate(waves: Sequence[np.ndarray], frontend: FrontendConfig) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Clips padded at the right to the longest: inputs (B, S), and token padding (B, T) if there is any."""
+    sizes = torch.tensor([len(wave) for wave in waves])
+    longest = int(sizes.max())
+    inputs = {"input_values": torch.from_numpy(np.stack([np.pad(wave, (0, longest - len(wave))) for wave in waves]))}
+    if int(sizes.min()) == longest:
+        return inputs, None
+    inputs["attention_mask"] = (torch.arange(longest) < sizes[:, None]).int()
+    padding = torch.arange(lengths(frontend, longest)) >= lengths(frontend, sizes)[:, None]  # (B, T)
+    return inputs, padding if padding.any() else None
+
+
+def save_preprocessor(folder: Path, samples_folder: Path, data: DataConfig, frontend: FrontendConfig) -> None:
+    """Writes preprocessor_config.json, for `AutoFeatureExtractor.from_pretrained(folder)`."""
+    Wav2Vec2FeatureExtractor(
+        feature_size=1, sampling_rate=frontend.sample_rate, padding_value=0.0, do_normalize=data.normalize, return_attention_mask=True
+    ).save_pretrained(folder)

@@ -1,0 +1,157 @@
+"""Rows of text: opened from what the user has or from the Python documentation (the demo), tokenized once, and cut into blocks.
+
+R usable rows, S tokens in all of them with one </s> after each row.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from modalities import sources
+from modalities.text import tokenizer as tokenizers
+
+DEMO = "demo"
+DEMO_TOPICS, DEMO_LENGTH, DEMO_SPLITS = 10, 200, ("train", "test")
+CHUNK = 10_000  # rows that are in memory as strings at a time
+
+
+@dataclass
+class Corpus:
+    """Every usable row of a data set as token ids."""
+
+    tokens: np.ndarray  # (S,) int32, </s> included
+    offsets: np.ndarray  # (R + 1,) int64: row r is tokens[offsets[r]:offsets[r + 1]]
+    documents: np.ndarray  # (R,) int64, the number of the document that a row lies in
+    rows: np.ndarray  # (R,) int64, numbers in the data set
+    found: int  # rows that are not borders
+    unreadable: list[tuple[int, str]]
+    too_short: list[tuple[int, str]]
+
+
+def open_rows(path: Any, split: str, text: str) -> tuple[datasets.Dataset, str]:
+    """The data set and the name of its text column. ValueError: nothing there, no such split, no such column."""
+    if path == DEMO:
+        return demo(split), "text"
+    dataset = sources.open_source(path, split, sources.TEXTS, "text")
+    if text in dataset.column_names:
+        return dataset, text
+    if text != "text":
+        raise ValueError(f"data.text is {text!r}; the columns of data.path {path} are {', '.join(dataset.column_names)}")
+    return dataset, sources.media_column(dataset, "text")
+
+
+def demo(split: str) -> datasets.Dataset:
+    """Paragraphs of the largest topics of Python's documentation, which every Python brings; "label" is the topic, every fourth is "test"."""
+    from pydoc_data.topics import topics
+
+    if split not in DEMO_SPLITS:
+        raise ValueError(f"data.split {split!r}: the demo has the splits {', '.join(DEMO_SPLITS)}")
+    owner: dict[str, str] = {}  # some topics contain others: a paragraph belongs to the smallest, so that no two splits share one
+    for topic in sorted(topics, key=lambda name: (len(topics[name]), name)):
+        for paragraph in re.split(r"\n\s*\n", topics[topic]):
+            owner.setdefault(" ".join(paragraph.split()), topic)
+    paragraphs: dict[str, list[str]] = {}
+    for paragraph, topic in owner.items():
+        mine = paragraphs.setdefault(topic, [""])
+        if len(mine[-1]) >= DEMO_LENGTH:
+            mine.append("")
+        mine[-1] = f"{mine[-1]} {paragraph}".strip()
+    largest = sorted(paragraphs, key=lambda name: (-sum(map(len, paragraphs[name])), name))[:DEMO_TOPICS]
+    labels = datasets.ClassLabel(names=sorted(largest))
+    rows = [(p, labels.str2int(name)) for name in labels.names for i, p in enumerate(paragraphs[name]) if (i % 4 == 3) == (split == "test")]
+    features = datasets.Features({"text": datasets.Value("string"), "label": labels})
+    return datasets.Dataset.from_dict({"text": [p for p, _ in rows], "label": [label for _, label in rows]}, features=features)
+
+
+def lines(dataset: datasets.Dataset, column: str) -> Iterator[str]:
+    """The readable texts, a chunk in memory at a time."""
+    texts = dataset.select_columns([column])
+    for start in range(0, len(texts), CHUNK):
+        yield from (text for text in texts[start : start + CHUNK][column] if not _fault(text))
+
+
+def tokenize(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerFast) -> Corpus:
+    """All rows as ids. An empty line is the border of a document where lines are all there is; in a table it is a bad sample."""
+    table = len(dataset.column_names) > 1
+    pieces, lengths, documents, rows = [], [], [], []
+    corpus = Corpus(*(np.zeros(0),) * 4, found=0, unreadable=[], too_short=[])
+    document, eos = 0, tokenizer.eos_token_id
+    for start in range(0, len(dataset), CHUNK):
+        texts = dataset.select_columns([column])[start : start + CHUNK][column]
+        encoded = tokenizers.encode(tokenizer, ["" if _fault(text) else text for text in texts])
+        for row, (text, ids) in enumerate(zip(texts, encoded, strict=True), start):
+            reason = _fault(text)
+            if not table and not reason and not text.strip():
+                document += 1
+                continue
+            corpus.found += 1
+            if reason:
+                corpus.unreadable.append((row, reason))
+            elif len(ids) < 2:
+                corpus.too_short.append((row, f"{len(ids)} tokens"))
+            else:
+                pieces.append(np.array([*ids, eos], dtype=np.int32))
+                lengths.append(len(ids) + 1)
+                documents.append(document)
+                rows.append(row)
+    corpus.tokens = np.concatenate([np.zeros(0, np.int32), *pieces])
+    corpus.offsets = np.cumsum([0, *lengths])
+    corpus.documents, corpus.rows = np.array(documents, dtype=np.int64), np.array(rows, dtype=np.int64)
+    return corpus
+
+
+def _fault(text: Any) -> str | None:
+    """Why a row cannot be read, if so."""
+    if text is None:
+        return "empty cell"
+    if not isinstance(text, str):
+        return f"{type(text).__name__} instead of text"
+    return "not UTF-8" if "\ufffd" in text else None  # what a reader puts in place of bytes that are none
+
+
+def report(corpus: Corpus, dataset: datasets.Dataset, ids: list[str], label: str) -> sources.Report:
+    """What was found; with classes where the data has `label`."""
+    classes = None
+    if label in dataset.column_names:
+        names = dataset.features[label].names if isinstance(dataset.features[label], datasets.ClassLabel) else None
+        values = dataset.select_columns([label]).select(corpus.rows)[label]
+        classes = {
+            str(names[value] if names else value): count
+            for value, count in sorted(Counter(values).items(), key=lambda item: (item[0] is None, item[0]))
+        }
+    bad = [[(ids[row], reason) for row, reason in rows] for rows in (corpus.unreadable, corpus.too_short)]
+    return sources.Report("text", corpus.found, len(corpus.rows), *bad, classes=classes, amount=f"{_short(len(corpus.tokens))} tokens")
+
+
+def _short(number: int) -> str:
+    scale, unit = (1e9, "B") if number >= 1e9 else (1e6, "M") if number >= 1e6 else (1e3, "k") if number >= 1e3 else (1, "")
+    return f"{number / scale:.1f}{unit}" if unit else str(number)
+
+
+def blocks(corpus: Corpus, capacity: int, break_mode: str) -> np.ndarray:
+    """Where blocks of at most `capacity` tokens begin and end in `corpus.tokens`, (num_blocks, 2).
+
+    "complete_doc": whole rows of one document; a row longer than a block is cut, and its last piece may share a block with the next row.
+    "none": the stream is cut every `capacity` tokens. Blocks of a single token are left out: nothing could be predicted in them.
+    """
+    end = int(corpus.offsets[-1])
+    if break_mode == "none":
+        pairs = [(start, min(start + capacity, end)) for start in range(0, end, capacity)]
+    else:
+        pairs, start, last = [], 0, -1
+        for row, document in enumerate(corpus.documents):
+            begin, stop = int(corpus.offsets[row]), int(corpus.offsets[row + 1])
+            if document != last or stop - start > capacity:
+                pairs.append((start, begin))
+                start, last = begin, document
+            while stop - start > capacity:
+                pairs.append((start, start + capacity))
+                start += capacity
+        pairs.append((start, end))
+    return np.array([pair for pair in pairs if pair[1] - pair[0] > 1], dtype=np.int64).reshape(-1, 2)

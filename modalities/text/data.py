@@ -1,0 +1,221 @@
+"""Text samples: rows for evaluation, blocks of rows with span masks for pretraining.
+
+B rows of a batch, T tokens of the longest of them, with <s> before and </s> after every line.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from d2v.types import Mask, View
+from modalities import masking, sources
+from modalities.sampling import Sampler, share
+from modalities.text import corpus as corpora
+from modalities.text import tokenizer as tokenizers
+from modalities.text.frontend import FrontendConfig
+
+NAME = "text"
+BREAK_MODES = ("complete_doc", "none")
+
+
+@dataclass
+class DataConfig:
+    """Text files (one line or paragraph each line, an empty line between documents), tables with a text column, Hub data sets, or "demo"."""
+
+    path: Any = ""
+    split: str = "train"
+    max_bad_share: float = 0.1
+    text: str = "text"  # the column with the text
+    label: str = "label"  # the column with the class, if there is one
+    tokenizer: str | None = None  # a folder or a Hub name; None: a byte-level BPE is trained on the data
+    vocab_size: int = 8192  # of the BPE that is trained
+    block_size: int = 512  # tokens, with <s>
+    break_mode: str = "complete_doc"  # blocks hold whole lines of one document; none: the stream is cut every block_size tokens
+    mask_prob: float = 0.35
+    mask_length: int = 4
+    random_token_prob: float = 0.0  # BERT's variant: mask_prob 0.15, mask_length 1, 0.1 and 0.1
+    keep_token_prob: float = 0.0
+    reference_teacher_input: bool = False  # the reference's bug (fairseq issue 4881): its teacher reads the hidden tokens only, side by side
+
+
+class Samples:
+    """The usable rows of one split, tokenized once."""
+
+    raw_name = "bag of tokens"
+
+    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path):
+        """ValueError: no data, no tokenizer in `folder`, or one that does not fit the model."""
+        tokenizer = tokenizers.read(folder)
+        if len(tokenizer) > frontend.vocab_size:
+            raise ValueError(f"the tokenizer of {folder} has {len(tokenizer)} tokens, the model frontend.vocab_size {frontend.vocab_size}")
+        self.config, self.frontend, self.split = config, frontend, split
+        self.dataset, column = corpora.open_rows(config.path, split, config.text)
+        self.corpus = corpora.tokenize(self.dataset, column, tokenizer)
+        self.ordinary = np.array(tokenizers.ordinary_ids(tokenizer))
+        every_id = sources.identifiers(self.dataset, config.path, split)
+        self.ids = [every_id[row] for row in self.corpus.rows]
+        self.report = corpora.report(self.corpus, self.dataset, every_id, config.label)
+        self.classes = sources.classes(self.dataset, config.label) if config.label in self.dataset.column_names else None
+        self.lengths = np.minimum(np.diff(self.corpus.offsets) + 1, config.block_size)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def column(self, name: str) -> np.ndarray:
+        """Values of a column per usable row. ValueError: no such column."""
+        return sources.column(self.dataset, name, self.corpus.rows, self.ids)
+
+    def view(self, indices: Sequence[int]) -> View:
+        """Rows as <s> ... </s>, cut to block_size, nothing hidden."""
+        return collate([self._row(index) for index in indices], self.frontend)
+
+    def raw(self, indices: Sequence[int]) -> np.ndarray:
+        """Counts of the tokens of each row, scaled to length 1, (n, vocab_size)."""
+        counts = np.zeros((len(indices), self.frontend.vocab_size), dtype=np.float32)
+        for count, index in zip(counts, indices, strict=True):
+            np.add.at(count, self._row(index)[1:-1], 1)
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+    def block(self, start: int, stop: int) -> np.ndarray:
+        """<s> and the tokens of a block."""
+        return np.concatenate([[self.frontend.bos_token_id], self.corpus.tokens[start:stop]])
+
+    def _row(self, index: int) -> np.ndarray:
+        start, stop = self.corpus.offsets[index : index + 2]
+        return np.append(self.block(start, min(stop - 1, start + self.config.block_size - 2)), self.frontend.eos_token_id)
+
+
+class Batches:
+    """Blocks with their masks: a pure function of (seed, step)."""
+
+    def __init__(self, samples: Samples, data: DataConfig, batch_size: int, seed: int):
+        """ValueError: fewer blocks than one batch."""
+        self.samples, self.data, self.seed = samples, data, seed
+        self.blocks = corpora.blocks(samples.corpus, data.block_size - 1, data.break_mode)  # (num_blocks, 2)
+        if len(self.blocks) < batch_size:
+            raise ValueError(
+                f"data.path {data.path} makes {len(self.blocks)} blocks of data.block_size {data.block_size} tokens, "
+                f"fewer than one batch: train.batch_size is {batch_size}"
+            )
+        self.sampler = Sampler(len(self.blocks), batch_size, seed)
+        self.steps_per_epoch = len(self.sampler)
+
+    def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
+        """The masked view of this part's blocks, padded to the longest of the whole batch, and the blocks' names."""
+        batch = self.sampler(step)
+        mine = share(len(batch), part, parts)
+        longest = int(np.diff(self.blocks[batch]).max()) + 1
+        view = collate([self.samples.block(*self.blocks[index]) for index in batch[mine]], self.samples.frontend, longest)
+        view = hide(view, masking.generators(self.seed, step, range(len(batch))[mine]), self.data, self.samples)
+        views = [view, hidden_only(view, self.samples.frontend)] if self.data.reference_teacher_input else [view]
+        return views, [f"{self.samples.split}:block {index}" for index in batch[mine]]
+
+
+def collate(rows: list[np.ndarray], frontend: FrontendConfig, length: int = 0) -> View:
+    """Rows padded on the right to the longest or to `length`."""
+    length = max([length, *map(len, rows)])
+    ids = np.full((len(rows), length), frontend.pad_token_id, dtype=np.int64)
+    real = np.zeros((len(rows), length), dtype=bool)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)], real[number, : len(row)] = row, True
+    inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(real.astype(np.int64))}
+    return View(NAME, inputs, None if real.all() else torch.from_numpy(~real), None)
+
+
+def hide(view: View, generators: list[np.random.Generator], data: DataConfig, samples: Samples) -> View:
+    """Spans over every token, <s> and </s> too; in BERT's variant some of them are kept or replaced at random, and not predicted then."""
+    ids = view.inputs["input_ids"].numpy()  # (B, T)
+    hidden = np.zeros(ids.shape, dtype=bool)
+    corrupted = ids.copy()
+    lengths = view.inputs["attention_mask"].sum(dim=1).tolist()
+    for number, (generator, length) in enumerate(zip(generators, lengths, strict=True)):
+        chosen = masking.span(generator, length, data.mask_prob, data.mask_length, last_frame=True)
+        keep, replace = corrupt(generator, chosen, data)
+        hidden[number, :length] = chosen & ~keep & ~replace
+        corrupted[number, :length][replace] = generator.choice(samples.ordinary, int(replace.sum()))
+    inputs = dict(view.inputs)
+    if data.random_token_prob + data.keep_token_prob > 0:
+        corrupted[hidden] = samples.frontend.mask_token_id
+        inputs["corrupted_ids"] = torch.from_numpy(corrupted)
+    return view._replace(inputs=inputs, mask=Mask(torch.from_numpy(hidden)))
+
+
+def hidden_only(view: View, frontend: FrontendConfig) -> View:
+    """What the reference's teacher was given: the hidden tokens where they are, and padding everywhere else."""
+    assert view.mask is not None
+    hidden = view.mask.hidden
+    inputs = {"input_ids": view.inputs["input_ids"].masked_fill(~hidden, frontend.pad_token_id), "attention_mask": hidden.long()}
+    return View(NAME, inputs, ~hidden, None)
+
+
+def corrupt(generator: np.random.Generator, chosen: np.ndarray, data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the chosen tokens are kept and which are replaced instead of hidden, two of (T,) bool."""
+    either = data.random_token_prob + data.keep_token_prob
+    if either == 0:
+        return np.zeros_like(chosen), np.zeros_like(chosen)
+    special = chosen & (generator.random(len(chosen)) < either)
+    keep = special & (generator.random(len(chosen)) < data.keep_token_prob / either)
+    return keep, special & ~keep
+
+
+def _say_nothing(sample: str, reason: str) -> None:
+    """For callers that keep no log."""
+
+
+def batches(
+    samples: Samples,
+    data: DataConfig,
+    frontend: FrontendConfig,
+    batch_size: int,
+    seed: int,
+    bad_log: Callable[[str, str], None] = _say_nothing,
+) -> Batches:
+    """Masked blocks of the samples; nothing can turn out unreadable here, so `bad_log` is never called."""
+    return Batches(samples, data, batch_size, seed)
+
+
+def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
+    """Trains or adapts the tokenizer into folder/tokenizer unless `folder` has one, and fills the frontend's fields from it.
+
+    ValueError: settings that contradict one another, no data, or no such tokenizer.
+    """
+    check(data, frontend)
+    if tokenizers.find(folder) is None:
+        if data.tokenizer is None:
+            tokenizer = tokenizers.train(corpora.lines(*corpora.open_rows(data.path, data.split, data.text)), data.vocab_size)
+        else:
+            tokenizer = tokenizers.load(data.tokenizer)
+        tokenizer.model_max_length = frontend.max_positions
+        tokenizers.save(tokenizer, folder)
+    tokenizer = tokenizers.read(folder)
+    if 0 < frontend.vocab_size < len(tokenizer):
+        raise ValueError(f"frontend.vocab_size is {frontend.vocab_size}, the tokenizer of {folder} has {len(tokenizer)} tokens")
+    frontend.vocab_size = frontend.vocab_size or len(tokenizer)  # a larger one stays: tables may be rounded up
+    for name in ("bos_token_id", "pad_token_id", "eos_token_id", "mask_token_id"):
+        setattr(frontend, name, getattr(tokenizer, name))
+
+
+def check(data: DataConfig, frontend: FrontendConfig) -> None:
+    """ValueError: a setting out of range, or two that contradict each other."""
+    if not data.path:
+        raise ValueError('data.path is required: text files, a table (parquet, csv, jsonl), a Hub data set, a list of these, or "demo"')
+    if data.break_mode not in BREAK_MODES:
+        raise ValueError(f"data.break_mode {data.break_mode!r} is none of {', '.join(BREAK_MODES)}")
+    if not 4 <= data.block_size <= frontend.max_positions:
+        raise ValueError(f"data.block_size {data.block_size} must lie in 4 ... frontend.max_positions, which is {frontend.max_positions}")
+    if not 0 < data.mask_prob <= 1:
+        raise ValueError(f"data.mask_prob {data.mask_prob} must lie in (0, 1]")
+    if data.mask_length < 1:
+        raise ValueError(f"data.mask_length {data.mask_length} must be at least 1")
+    random, keep = data.random_token_prob, data.keep_token_prob
+    if random < 0 or keep < 0 or random + keep >= 1:
+        raise ValueError(f"data.random_token_prob {random} and data.keep_token_prob {keep} must be 0 or more and sum to less than 1")
+
+
+def save_preprocessor(folder: Path, samples_folder: Path, data: DataConfig, frontend: FrontendConfig) -> None:
+    """The tokenizer's files, so that AutoTokenizer.from_pretrained(folder) works."""
+    tokenizers.copy(samples_folder, folder)

@@ -1,0 +1,151 @@
+"""Trains, finds, adapts and copies the tokenizer of a run: always a fast one that puts <s> before and </s> after, with pad and mask tokens."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, BertWordPieceTokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3 of a trained tokenizer, as RoBERTa has them; <mask> is last
+# What may serve as each special token, best first. The order of the keys is the order in which missing ones are added: <mask> last.
+NAMES = {
+    "bos": ("<s>", "[CLS]", "<|endoftext|>"),
+    "pad": ("<pad>", "[PAD]"),
+    "eos": ("</s>", "[SEP]", "<|endoftext|>"),
+    "unk": ("<unk>", "[UNK]", "<|endoftext|>"),
+    "mask": ("<mask>", "[MASK]"),
+}
+
+
+def train(lines: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of at most `vocab_size` tokens, special ones included. ValueError: fewer than the bytes need."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    smallest = len(alphabet) + len(SPECIALS) + 1
+    if vocab_size < smallest:
+        raise ValueError(f"data.vocab_size is {vocab_size}: 256 bytes and {len(SPECIALS) + 1} special tokens need at least {smallest}")
+    backend = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, min_frequency=2, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(lines, trainer)
+    return adapt(backend, {})
+
+
+def load(name: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a local folder or of the Hub, adapted. ValueError: neither, or a folder without tokenizer files."""
+    folder = Path(name).expanduser()
+    files = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if files and "tokenizer_config.json" not in files:
+        if "tokenizer.json" in files:
+            return adapt(Tokenizer.from_file(str(folder / "tokenizer.json")), {})
+        if {"vocab.json", "merges.txt"} <= files:
+            return adapt(_byte_level(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))), {})
+        if "vocab.txt" in files:
+            return adapt(_word_piece(folder / "vocab.txt"), {})
+        raise ValueError(
+            f"data.tokenizer {name!r} holds no tokenizer: it has {', '.join(sorted(files)[:8])}; "
+            "needed is tokenizer.json, or vocab.json and merges.txt, or vocab.txt, or tokenizer_config.json and what it names"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder if files else name)
+    except (OSError, ValueError) as error:
+        where = f"a folder (looked for {folder.absolute()})" if not files else "readable"
+        raise ValueError(f"data.tokenizer {name!r} is not {where}, nor to be had from the Hub: {str(error).splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"data.tokenizer {name!r} is a {type(tokenizer).__name__}, which has no fast version; give one that has")
+    roles = {"bos": tokenizer.cls_token or tokenizer.bos_token, "eos": tokenizer.sep_token or tokenizer.eos_token}
+    roles |= {"pad": tokenizer.pad_token, "unk": tokenizer.unk_token, "mask": tokenizer.mask_token}
+    return adapt(tokenizer.backend_tokenizer, {role: token for role, token in roles.items() if token})
+
+
+def adapt(backend: Tokenizer, roles: dict[str, str]) -> PreTrainedTokenizerFast:
+    """`backend` with every special token of `NAMES`, those in `roles` by that name, and <s> A </s> or <s> A </s> </s> B </s> as output."""
+    vocab = backend.get_vocab(with_added_tokens=True)
+    roles = {role: roles.get(role) or next((name for name in names if name in vocab), names[0]) for role, names in NAMES.items()}
+    if roles["unk"] not in vocab:  # bytes know no unknown token: do not spend an id on one
+        del roles["unk"]
+    if roles["pad"] in (roles["bos"], roles["eos"]):  # a common trick for GPT-2, which would take every <s> for padding
+        roles["pad"] = NAMES["pad"][0]
+    # lstrip: the blank before <mask> is part of what it replaces
+    backend.add_special_tokens([AddedToken(name, lstrip=role == "mask", special=True, normalized=False) for role, name in roles.items()])
+    bos, eos = roles["bos"], roles["eos"]
+    special = [(name, backend.token_to_id(name)) for name in dict.fromkeys((bos, eos))]
+    backend.post_processor = TemplateProcessing(single=f"{bos} $A {eos}", pair=f"{bos} $A {eos} {eos} $B {eos}", special_tokens=special)
+    backend.no_truncation()
+    backend.no_padding()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        cls_token=bos,
+        sep_token=eos,
+        model_input_names=["input_ids", "attention_mask"],
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+        **{f"{role}_token": name for role, name in roles.items()},
+    )
+
+
+def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes folder/tokenizer whole or not at all: several processes may prepare the same run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".tokenizer-", dir=folder))
+    tokenizer.save_pretrained(draft)
+    draft.chmod(0o755)
+    try:
+        draft.rename(folder / "tokenizer")
+    except OSError:
+        shutil.rmtree(draft)
+        if not (folder / "tokenizer" / FILES[0]).is_file():
+            raise
+
+
+def find(folder: Path) -> Path | None:
+    """Where the tokenizer of a run folder (in tokenizer/) or of an export (in itself) lies; None if there is none."""
+    return next((place for place in (folder / "tokenizer", folder) if (place / FILES[0]).is_file()), None)
+
+
+def read(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a run or export. ValueError: there is none."""
+    place = find(folder)
+    if place is None:
+        raise ValueError(f"{folder} has no tokenizer: looked for {folder / 'tokenizer' / FILES[0]} and {folder / FILES[0]}")
+    return PreTrainedTokenizerFast.from_pretrained(place)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies the tokenizer files of a run or export into `target` itself. ValueError: `source` has none."""
+    place = find(source)
+    if place is None:
+        raise ValueError(f"{source} has no tokenizer to copy")
+    for name in FILES:
+        if (place / name).is_file() and place.resolve() != target.resolve():
+            shutil.copyfile(place / name, target / name)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, lines: list[str]) -> list[list[int]]:
+    """Ids of each line without special tokens, on all cores."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, it does not warn when workers fork later; they never tokenize
+    return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(lines, add_special_tokens=False)]
+
+
+def ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Ids of all tokens that are not special."""
+    special = set(tokenizer.all_special_ids)
+    return sorted(number for number in tokenizer.get_vocab().values() if number not in special)
+
+
+def _byte_level(model: models.BPE) -> Tokenizer:
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _word_piece(path: Path) -> Tokenizer:
+    words = path.read_text(encoding="utf-8").split("\n")
+    lowercase = not any(word != word.lower() for word in words if not word.startswith("["))
+    return BertWordPieceTokenizer(str(path), lowercase=lowercase)._tokenizer

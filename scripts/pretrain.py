@@ -1,0 +1,108 @@
+"""Pretrains an encoder: accelerate launch scripts/pretrain.py CONFIG key=value ...; parse, build, call."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import datasets
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+from omegaconf import OmegaConf
+from transformers.utils.logging import disable_progress_bar
+
+from d2v import plugins
+from d2v.checkpoint import found
+from d2v.config import Config, differences, load_config, run_cli, save_yaml
+from d2v.configuration import D2vConfig
+from d2v.export import export, model_card
+from d2v.health import HealthCheck
+from d2v.loop import Loop
+from d2v.modeling import D2vModel
+
+
+def main(arguments: list[str]) -> None:
+    """One run, from files to export/. ValueError: whatever the user can mend."""
+    if not arguments:
+        raise ValueError("usage: accelerate launch scripts/pretrain.py CONFIG key=value ...")
+    config = load_config(arguments[0], arguments[1:])
+    if not config.run.dir:
+        raise ValueError("run.dir is required: the folder that this run writes to, e.g. run.dir=runs/first")
+    folder = Path(config.run.dir)
+    modality = plugins.load("modalities", config.modality)
+    datasets.disable_progress_bars()  # one bar a run is enough
+    disable_progress_bar()
+    accelerator = Accelerator(
+        mixed_precision=config.train.mixed_precision,
+        log_with=config.run.trackers or None,
+        project_dir=str(folder),
+        # a dropped layer has no gradient
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.model.trunk.layer_drop > 0)],
+    )
+    with accelerator.main_process_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        modality.prepare(config.data, config.frontend, folder, config.train.seed)
+        check_folder(folder, config)
+        samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
+    report = samples.report.lines()
+    accelerator.print("\n".join(report))
+    if accelerator.is_main_process:
+        save_yaml(config.as_dict(), folder / "config.yaml")
+    if config.run.trackers:
+        accelerator.init_trackers("d2v", config={key: str(value) for key, value in config.as_dict().items()})
+
+    set_seed(config.train.seed)
+    encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
+    encoder.trunk.gradient_checkpointing = config.train.checkpoint_activations
+    objective = plugins.load("d2v.objectives", config.objective.name).build(encoder, config.objective)
+    set_seed(config.train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
+    parameters = sum(p.numel() for p in encoder.parameters())
+    accelerator.print(f"encoder: {parameters / 1e6:.2f} M parameters; {config.train.steps} steps of {config.train.batch_size} samples")
+    bad_log = BadSamples(folder / "bad_samples.jsonl")
+    batches = modality.batches(samples, config.data, config.frontend, config.train.batch_size, config.train.seed, bad_log)
+    health = health_check(config, modality, samples, folder) if accelerator.is_main_process else None
+    loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=accelerator, health=health)
+    verdict = loop()
+    if accelerator.is_main_process:
+        card = model_card(config, loop.history.records, verdict, report, parameters)
+        export(objective, folder / "export", config, lambda place: modality.save_preprocessor(place, folder, config.data, config.frontend), card)
+        advice = f" Advice: {verdict.advice}." if verdict.advice else ""
+        print(f"verdict: {verdict.state}: {verdict.reason}.{advice}")
+        print(f"encoder in {folder / 'export'}, curves in {folder / 'curves.png'}")
+    accelerator.end_training()
+
+
+def check_folder(folder: Path, config: Config) -> None:
+    """ValueError: the folder holds a run of another config, or checkpoints that run.resume=never forbids to go on from."""
+    path = folder / "config.yaml"
+    if path.is_file():
+        changed = differences(OmegaConf.to_container(OmegaConf.load(path)), config.as_dict())  # type: ignore[arg-type]
+        if changed:
+            raise ValueError(
+                f"{folder} holds a run of another config ({'; '.join(changed[:8])}); choose another run.dir, or the old settings to resume"
+            )
+    if config.run.resume == "never" and found(folder / "checkpoints"):
+        raise ValueError(f"{folder} has checkpoints and run.resume is never; choose another run.dir, or run.resume=auto to go on")
+
+
+def health_check(config: Config, modality, samples, folder: Path) -> HealthCheck:
+    """On the training samples, or on evaluate.path where that names labelled data."""
+    evaluate = config.evaluate
+    if evaluate.path:
+        data = dataclasses.replace(config.data, path=evaluate.path)
+        samples = modality.Samples(data, config.frontend, split=evaluate.train_split, folder=folder)
+    return HealthCheck(samples, limit=config.run.health_samples, label=evaluate.label, group=evaluate.group, batch_size=evaluate.batch_size)
+
+
+class BadSamples:
+    """Appends samples that could not be read during training to a file; picklable, for data loading processes."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __call__(self, sample: str, reason: str) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"sample": sample, "reason": reason}) + "\n")
+
+
+if __name__ == "__main__":
+    run_cli(main)

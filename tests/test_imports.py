@@ -1,0 +1,103 @@
+"""Arrows point one way (scripts -> modalities -> d2v), and the core names no modality."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FORBIDDEN = {"d2v": {"modalities", "scripts"}, "modalities": {"scripts"}}
+MODALITIES = {folder.name for folder in (ROOT / "modalities").iterdir() if folder.is_dir() and not folder.name.startswith("_")}
+PLAIN = {"text"}  # alone, as a variable, it is any string
+CORE = sorted(path for path in (ROOT / "d2v").rglob("*.py") if "interop" not in path.relative_to(ROOT).parts)
+
+
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Top-level packages that a module imports, inside functions too."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def docstrings(tree: ast.AST) -> set[int]:
+    """Ids of the nodes that are docstrings: prose may name a modality."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                found.add(id(first.value))
+    return found
+
+
+def named(source: str, modalities: set[str]) -> list[tuple[int, str]]:
+    """Lines where a module names a modality: as a whole string constant, or as a word of an identifier that it makes or uses."""
+    tree = ast.parse(source)
+    prose, hits = docstrings(tree), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) not in prose and node.value in modalities:
+                hits.append((node.lineno, repr(node.value)))
+            continue
+        if isinstance(node, ast.Attribute):
+            name = node.attr if isinstance(node.ctx, ast.Store) else None  # what is only read may be another library's: Path.read_text
+        else:
+            name = {ast.Name: "id", ast.arg: "arg"}.get(type(node), "name")  # "name": functions, classes, imported names
+            name = getattr(node, name, None)
+        if isinstance(name, str) and name not in PLAIN and modalities & set(words(name)):
+            hits.append((getattr(node, "lineno", 0), name))
+    return hits
+
+
+def words(identifier: str) -> list[str]:
+    """Lower-case words of a snake_case or CamelCase identifier."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", identifier)]
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_arrows(package: str):
+    wrong = {str(path.relative_to(ROOT)): imported(ast.parse(path.read_text("utf-8"))) & FORBIDDEN[package] for path in files(package)}
+    assert not {path: names for path, names in wrong.items() if names}
+
+
+def test_there_is_something_to_walk():
+    assert CORE and {"image", "speech", "text"} <= MODALITIES
+
+
+# Task classes of the Hugging Face world carry a modality in their name; they are named after the task, and users look for exactly them.
+TASK_CLASS = re.compile(r"^(D2vFor|AutoModelFor)\w+$")
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_core_names_no_modality(path: Path):
+    hits = [(line, name) for line, name in named(path.read_text("utf-8"), MODALITIES) if not TASK_CLASS.match(name.strip("'"))]
+    assert not hits, f"{path}: {hits}"
+
+
+def test_the_walk_finds_what_it_should():
+    source = (
+        'def f(image_size):\n    """About image."""\n    self.text_dim = p.read_text(text=1)\n    text = x["text"]; return SpeechModel, "a text"\n'
+    )
+    assert {name for _, name in named(source, {"image", "speech", "text"})} == {"image_size", "text_dim", "'text'", "SpeechModel"}
+    assert imported(ast.parse("def f():\n    from modalities.image import data\n    import scripts.x as y")) == {"modalities", "scripts"}
+
+
+@pytest.mark.slow
+def test_import_is_cheap():
+    """`import d2v` costs at most half a second on top of what it stands on."""
+    code = (
+        "import torch, transformers, transformers.modeling_utils, time; start = time.perf_counter(); import d2v; print(time.perf_counter() - start)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 0.5

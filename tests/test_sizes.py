@@ -1,0 +1,40 @@
+"""Files, functions and signatures stay small enough to read."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted(path for package in ("d2v", "modalities", "scripts", "benchmarks") for path in (ROOT / package).rglob("*.py"))
+MAX_FILE, MAX_FUNCTION, MAX_ARGUMENTS = 400, 60, 8
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def num_arguments(node: Function) -> int:
+    """All named arguments; not self or cls, which nobody passes."""
+    names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    return len(names[1:] if names[:1] in (["self"], ["cls"]) else names)
+
+
+def too_large(source: str) -> list[str]:
+    found = [f"{source.count(chr(10))} lines in the file, at most {MAX_FILE - 1}"] if source.count("\n") >= MAX_FILE else []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, Function):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > MAX_FUNCTION:
+                found.append(f"{node.name} (line {node.lineno}): {lines} lines, at most {MAX_FUNCTION}")
+            if num_arguments(node) > MAX_ARGUMENTS:
+                found.append(f"{node.name} (line {node.lineno}): {num_arguments(node)} arguments, at most {MAX_ARGUMENTS}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_size(path: Path):
+    assert not too_large(path.read_text("utf-8"))
+
+
+def test_the_limits_bite():
+    assert too_large("x = 1\n" * 400) and not too_large("x = 1\n" * 399)
+    assert too_large("def f():\n" + "    x = 1\n" * 60) and not too_large("def f():\n" + "    x = 1\n" * 59)
+    assert too_large("def f(a, b, c, d, *, e, g, h, i, j): ...") and not too_large("def f(self, a, b, c, d, *, e, g, h, i): ...")

@@ -1,0 +1,306 @@
+"""Opening what a user has: folders, tables, text, lists; what the errors say; the report; seeding."""
+
+import io
+import json
+import random
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modalities import sources
+from modalities.sources import AUDIO, IMAGES, TEXTS, Report, open_source
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def files(dataset, root: Path) -> list[str]:
+    return [str(Path(file).relative_to(root)) for file in dataset["file"]]
+
+
+def png(shade: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (3, 3), shade).save(file, "png")
+    return file.getvalue()
+
+
+# Folders.
+
+
+def test_a_folder_of_any_depth_in_sorted_order(tmp_path):
+    touch(tmp_path, "b.jpg", "a/deep/er/c.PNG", "a/a.jpeg", ".hidden/x.jpg", "a/.x.jpg", "notes.txt", "z.wav")
+    dataset = open_source(str(tmp_path), "train", IMAGES, "image")
+    assert files(dataset, tmp_path) == ["b.jpg", "a/a.jpeg", "a/deep/er/c.PNG"] and dataset.column_names == ["file"]
+    assert all(Path(file).is_absolute() for file in dataset["file"])
+    assert files(open_source(tmp_path, "train", AUDIO, "audio"), tmp_path) == ["z.wav"]
+    assert sources.media_column(dataset, "image") == "file"
+    assert sources.identifiers(dataset, str(tmp_path), "train") == files(dataset, tmp_path)
+
+
+def test_labels_are_the_first_sub_folders(tmp_path):
+    touch(tmp_path, "dog/a.jpg", "cat/b/c.jpg", "cat/a.jpg")
+    dataset = open_source(str(tmp_path), "train", IMAGES, "image")
+    assert files(dataset, tmp_path) == ["cat/a.jpg", "cat/b/c.jpg", "dog/a.jpg"] and list(dataset["label"]) == [0, 0, 1]
+    assert sources.classes(dataset, "label") == ["cat", "dog"]
+
+
+def test_split_folders(tmp_path):
+    touch(tmp_path, "train/dog/a.jpg", "train/cat/a.jpg", "test/dog/b.jpg")
+    for split, labels in (("train", [0, 1]), ("test", [1])):  # cat is 0 and dog is 1 in both
+        dataset = open_source(str(tmp_path), split, IMAGES, "image")
+        assert list(dataset["label"]) == labels and sources.classes(dataset, "label") == ["cat", "dog"]
+    with pytest.raises(ValueError, match=r"data.split 'validation': .* has the splits test, train"):
+        open_source(str(tmp_path), "validation", IMAGES, "image")
+
+
+def test_an_undivided_folder_is_train_only(tmp_path):
+    touch(tmp_path, "a.jpg")
+    with pytest.raises(ValueError, match=r"data.split 'test': .* has no splits: all of it is 'train'"):
+        open_source(str(tmp_path), "test", IMAGES, "image")
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    touch(tmp_path, "bus/a.jpg", "car/a.jpg", "train/a.jpg")
+    assert sources.classes(open_source(str(tmp_path), "train", IMAGES, "image"), "label") == ["bus", "car", "train"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_metadata(tmp_path, kind):
+    touch(tmp_path, "a.wav", "sub/b.wav", "c.wav")
+    rows = [{"file_name": "sub/b.wav", "label": "no", "age": 7}, {"file_name": "a.wav", "label": "yes", "age": 30}]
+    if kind == "csv":
+        text = "file_name,label,age\n" + "".join(f"{r['file_name']},{r['label']},{r['age']}\n" for r in rows)
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / f"metadata.{kind}").write_text(text)
+    dataset = open_source(str(tmp_path), "train", AUDIO, "audio")
+    assert files(dataset, tmp_path) == ["a.wav", "c.wav", "sub/b.wav"] and list(dataset["label"]) == ["yes", None, "no"]
+    assert sources.classes(dataset, "label") == ["no", "yes"]
+    assert sources.column(dataset, "label", np.array([0, 2]), ["a", "b"]).tolist() == ["yes", "no"]
+    with pytest.raises(ValueError, match=r"1 of 3 samples have no 'label', the first is c"):
+        sources.column(dataset, "label", np.arange(3), ["a", "c", "b"])
+    (tmp_path / "c.wav").unlink()
+    assert list(open_source(str(tmp_path), "train", AUDIO, "audio")["age"]) == [30, 7]
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(ValueError, match=r"names 1 files that do not exist, the first is .*a\.wav"):
+        open_source(str(tmp_path), "train", AUDIO, "audio")
+
+
+def test_metadata_above_the_splits_and_without_file_names(tmp_path):
+    touch(tmp_path, "train/a.wav", "test/b.wav")
+    (tmp_path / "metadata.csv").write_text("file_name,label\ntrain/a.wav,3\ntest/b.wav,5\n")
+    assert list(open_source(str(tmp_path), "test", AUDIO, "audio")["label"]) == [5]
+    (tmp_path / "metadata.csv").write_text("name,label\na,3\n")
+    with pytest.raises(ValueError, match=r"has no column 'file_name'; its columns are name, label"):
+        open_source(str(tmp_path), "test", AUDIO, "audio")
+
+
+# Files, lists, tables.
+
+
+def test_single_files_and_lists_and_globs(tmp_path):
+    touch(tmp_path, "a.jpg", "b.jpg", "more/c.jpg")
+    assert files(open_source(str(tmp_path / "b.jpg"), "train", IMAGES, "image"), tmp_path) == ["b.jpg"]
+    listed = open_source([str(tmp_path / "b.jpg"), str(tmp_path / "more")], "train", IMAGES, "image")
+    assert files(listed, tmp_path) == ["b.jpg", "more/c.jpg"]
+    assert files(open_source(str(tmp_path / "*.jpg"), "train", IMAGES, "image"), tmp_path) == ["a.jpg", "b.jpg"]
+    assert len(open_source(str(tmp_path / "**" / "*.jpg"), "train", IMAGES, "image")) == 3
+
+
+def test_a_list_of_folders_unites_their_classes(tmp_path):
+    touch(tmp_path, "one/cat/a.jpg", "one/dog/b.jpg", "two/ant/a.jpg", "two/dog/b.jpg")
+    dataset = open_source([str(tmp_path / "one"), str(tmp_path / "two")], "train", IMAGES, "image")
+    assert sources.classes(dataset, "label") == ["ant", "cat", "dog"] and list(dataset["label"]) == [1, 2, 0, 2]
+
+
+def parquet(path: Path, shades: list[int]) -> None:
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["x", "y"])})
+    cells = [{"bytes": png(shade), "path": None} for shade in shades]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict({"image": cells, "label": [shade % 2 for shade in shades]}, features=features).to_parquet(path)
+
+
+def test_folders_of_parquet(tmp_path):
+    parquet(tmp_path / "data" / "train-00000-of-00002.parquet", [1, 2])
+    parquet(tmp_path / "data" / "train-00001-of-00002.parquet", [3])
+    parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [4])
+    dataset = open_source(str(tmp_path), "train", IMAGES, "image")
+    assert len(dataset) == 3 and sources.media_column(dataset, "image") == "image" and sources.classes(dataset, "label") == ["x", "y"]
+    assert sources.read_bytes(dataset[2]["image"]) == png(3)
+    assert sources.identifiers(dataset, str(tmp_path), "train") == ["train:0", "train:1", "train:2"]
+    assert len(open_source(str(tmp_path), "train[:2]", IMAGES, "image")) == 2
+    with pytest.raises(ValueError, match=r"data.split 'validation': .* has the splits train, test"):
+        open_source(str(tmp_path), "validation", IMAGES, "image")
+    one = str(tmp_path / "data" / "test-00000-of-00001.parquet")
+    assert len(open_source(one, "test", IMAGES, "image")) == 1
+    with pytest.raises(ValueError, match=r"data\.split 'train'"):  # the file says that it is the test split
+        open_source(one, "train", IMAGES, "image")
+    assert len(open_source(str(tmp_path / "data" / "*.parquet"), "train", IMAGES, "image")) == 3
+
+
+def test_a_readme_with_configs_decides(tmp_path):
+    parquet(tmp_path / "a.parquet", [1])
+    parquet(tmp_path / "b.parquet", [2, 3])
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: b.parquet\n---\n# data\n")
+    assert len(open_source(str(tmp_path), "train", IMAGES, "image")) == 2
+
+
+def test_audio_in_parquet_stays_encoded(tmp_path):
+    features = datasets.Features({"audio": datasets.Audio(decode=False), "text": datasets.Value("string")})
+    datasets.Dataset.from_dict({"audio": [{"bytes": b"abc", "path": None}], "text": ["hi"]}).cast(features).to_parquet(tmp_path / "a.parquet")
+    dataset = open_source(str(tmp_path), "train", AUDIO, "audio")
+    assert sources.read_bytes(dataset[0][sources.media_column(dataset, "audio")]) == b"abc"
+    assert sources.media_column(dataset, "text") == "text"
+    with pytest.raises(ValueError, match=r"no column holds image; the columns are .*audio"):
+        sources.media_column(
+            dataset.select_columns(["text", "audio"]).rename_column("audio", "sound").remove_columns("sound").add_column("audio", [1]), "image"
+        )
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_tables_of_paths_are_relative_to_the_table(tmp_path, kind):
+    touch(tmp_path, "clips/a.wav", "clips/b.wav")
+    rows = [("clips/a.wav", "one"), (str(tmp_path / "clips/b.wav"), "two")]
+    table = tmp_path / f"list.{kind}"
+    if kind == "jsonl":
+        table.write_text("".join(json.dumps({"file": file, "text": text}) + "\n" for file, text in rows))
+    else:
+        separator = "," if kind == "csv" else "\t"
+        table.write_text("".join(separator.join(row) + "\n" for row in [("file", "text"), *rows]))
+    dataset = open_source(str(table), "train", AUDIO, "audio")
+    assert [sources.read_bytes(cell) for cell in dataset["file"]] == [tmp_path / "clips/a.wav", tmp_path / "clips/b.wav"]
+    assert sources.media_column(dataset, "audio") == "file" and list(dataset["text"]) == ["one", "two"]
+
+
+# Text.
+
+
+def test_lines_of_text(tmp_path):
+    for name, text in {"train.txt": "a b\n\nc\n", "test.txt": "d\n"}.items():
+        (tmp_path / name).write_text(text)
+    assert list(open_source(str(tmp_path), "train", TEXTS, "text")["text"]) == ["a b", "", "c"]
+    assert list(open_source(str(tmp_path), "test", TEXTS, "text")["text"]) == ["d"]
+    assert list(open_source(str(tmp_path / "test.txt"), "test", TEXTS, "text")["text"]) == ["d"]
+    with pytest.raises(ValueError, match="has the splits test, train"):
+        open_source(str(tmp_path), "validation", TEXTS, "text")
+
+
+def test_texts_without_splits_and_tables_of_text(tmp_path):
+    for name, text in {"b.txt": "2\n", "sub/a.txt": "1\n"}.items():
+        (tmp_path / "books" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "books" / name).write_text(text)
+    dataset = open_source(str(tmp_path / "books"), "train", TEXTS, "text")
+    assert list(dataset["text"]) == ["2", "1"] and sources.media_column(dataset, "text") == "text"
+    (tmp_path / "x.csv").write_text("sentence,label\nhello,1\n")
+    assert sources.media_column(open_source(str(tmp_path / "x.csv"), "train", TEXTS, "text"), "text") == "sentence"
+
+
+# Errors.
+
+
+def test_errors_say_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.path is required: a folder of image files"):
+        open_source("", "train", IMAGES, "image")
+    with pytest.raises(ValueError, match=rf"data.path '.*' does not exist \(looked for {tmp_path}/no/where\)"):
+        open_source(str(tmp_path / "no" / "where"), "train", IMAGES, "image")
+    with pytest.raises(ValueError, match="is an empty folder"):
+        open_source(str(tmp_path), "train", IMAGES, "image")
+    touch(tmp_path, "a.wav", "b.wav", "c.md")
+    with pytest.raises(ValueError, match=r"has no image files: found 2 \.wav, 1 \.md; image files are \.jpg"):
+        open_source(str(tmp_path), "train", IMAGES, "image")
+    with pytest.raises(ValueError, match=r"has no image files: found 1 \.wav"):
+        open_source(str(tmp_path / "a.wav"), "train", IMAGES, "image")
+    with pytest.raises(ValueError, match="matches no file"):
+        open_source(str(tmp_path / "*.jpg"), "train", IMAGES, "image")
+    with pytest.raises(ValueError, match=r"'someone/no-such-data' is no local file or folder \(looked for .*\); as a Hub data set cannot be read"):
+        open_source("someone/no-such-data", "train", IMAGES, "image")
+
+
+def test_damaged_tables_are_errors_of_the_user(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_source(str(tmp_path), "train", IMAGES, "image")
+
+
+def test_cells():
+    assert sources.read_bytes({"bytes": b"x", "path": "y"}) == b"x" and sources.read_bytes({"bytes": None, "path": "y"}) == Path("y")
+    assert sources.read_bytes("y") == Path("y") and sources.read_bytes(b"x") == b"x"
+    for empty in (None, "", {"bytes": None, "path": None}):
+        with pytest.raises(ValueError, match="empty cell"):
+            sources.read_bytes(empty)
+
+
+def test_encode():
+    assert sources.encode(np.array(["b", "a"]), ["a", "b", "c"]).tolist() == [1, 0]
+    assert sources.encode(np.array(["z", "x"]), None).tolist() == [1, 0]
+    assert sources.encode(np.array([5, 2]), None).tolist() == [5, 2]
+    with pytest.raises(ValueError, match="label 'd' is none of the classes a, b"):
+        sources.encode(np.array(["d"]), ["a", "b"])
+
+
+# Report.
+
+
+def test_report():
+    bad = [(f"{number}.jpg", "cut off") for number in range(7)]
+    report = Report("image", found=100, usable=92, unreadable=bad, too_short=[("s.jpg", "2 x 2")], classes={"cat": 90, "dog": 2}, amount="3 hours")
+    text = report.lines()
+    assert text[0] == "image: 92 of 100 samples usable, 3 hours"
+    assert text[1].startswith("unreadable: 7: 0.jpg (cut off)") and text[1].endswith("4.jpg (cut off), ...")
+    assert text[2:] == ["too short: 1: s.jpg (2 x 2)", "classes: 2: cat 90, dog 2"]
+    report.check(0.08, "photos")
+    with pytest.raises(ValueError, match=r"8\.0% of the image samples of photos are bad, data.max_bad_share is 7\.0%: 0\.jpg: cut off"):
+        report.check(0.07, "photos")
+    with pytest.raises(ValueError, match="none of the 3 image samples of photos is usable: a: long"):
+        Report("image", found=3, usable=0, too_long=[("a", "long")]).check(1.0, "photos")
+
+
+# Seeding.
+
+
+def draw() -> tuple:
+    return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+
+
+def test_seeded_repeats_and_restores():
+    expected = draw()
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
+    with sources.seeded(np.random.default_rng(5)):
+        first = draw()
+    assert draw() == expected
+    with sources.seeded(np.random.default_rng(5)):
+        assert draw() == first
+    with sources.seeded(np.random.default_rng(6)):
+        assert draw() != first
+    state = torch.get_rng_state()
+    with pytest.raises(KeyError), sources.seeded(np.random.default_rng(5)):
+        raise KeyError(draw())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# Real data.
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "extensions", "kind", "count"),
+    [
+        ("cifar10", "test", IMAGES, "image", 10000),
+        ("clothing10", "validation", IMAGES, "image", 341),
+        ("fsdd", "test", AUDIO, "audio", 300),
+        ("eltec_novels", "test", TEXTS, "text", 5111),
+        ("clinc150", "validation", TEXTS, "text", 3100),
+    ],
+)
+def test_real_data(shared, name, split, extensions, kind, count):
+    dataset = open_source(str(shared / "data" / name), split, extensions, kind)
+    assert len(dataset) == count
+    cell = dataset[0][sources.media_column(dataset, kind)]
+    assert isinstance(cell if kind == "text" else sources.read_bytes(cell), str if kind == "text" else bytes)
