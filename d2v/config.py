@@ -54,6 +54,8 @@ class TrainConfig:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"train.schedule is {self.schedule!r}; it may be {', '.join(SCHEDULES)}")
+        if self.mixed_precision == "False":  # YAML reads a bare `no` as false
+            self.mixed_precision = "no"
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"train.mixed_precision is {self.mixed_precision!r}; it may be no, bf16, fp16")
         if not 0 <= self.warmup_steps <= self.steps:

@@ -6,6 +6,7 @@ B samples, M masks per sample, N = B * M rows, T content tokens, K visible token
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
+from transformers.initialization import guard_torch_init_functions
 
 from d2v import plugins
 from d2v.configuration import D2vConfig
@@ -35,9 +36,15 @@ class D2vModel(PreTrainedModel):
         self.trunk = Trunk(trunk)
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Trunk) or any(module is frontend for frontend in self.frontends.values()):
-            module.init_weights()
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Each part fills its own weights; what `from_pretrained` has loaded stays.
+
+        In place of transformers' walk over modules, which passes over a module that has no parameters of its own, such as the trunk.
+        """
+        with guard_torch_init_functions():
+            for part in (self.trunk, *self.frontends.values()):
+                part.init_weights()
 
     def frontend(self, modality: str) -> nn.Module:
         """The frontend of a modality. ValueError: this model has none."""

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import math
 import pickle
 import random
 from collections import Counter
@@ -17,7 +18,7 @@ from transformers import AutoImageProcessor
 
 from modalities import image
 from modalities.image import augment
-from modalities.image.frontend import relative_index
+from modalities.image.frontend import Frontend, FrontendConfig, relative_index
 
 CPU = torch.device("cpu")
 
@@ -360,3 +361,16 @@ def test_real_data(shared, name, split, size, count):
     (view,), _ = image.batches(samples, data, frontend, 8, 0)(0, 0, 1)
     assert view.inputs["pixel_values"].shape == (8, 3, size, size) and view.inputs["pixel_values"].isfinite().all()
     assert samples.view(range(3)).inputs["pixel_values"].shape == (3, 3, size, size)
+
+
+def test_sincos_positions():
+    """Column first, as in data2vec 2.0: [sin(c w) | cos(c w) | sin(r w) | cos(r w)] with w_i = 10000^(-i / (D / 4))."""
+    frontend = Frontend(FrontendConfig(image_size=12, patch_size=4, positions="sincos"), 8, 2)
+    table = frontend.positions(torch.zeros(1, 9, 8), None)
+    for token in range(9):
+        row, column = divmod(token, 3)
+        rates = [1.0, 10000**-0.5]
+        expected = [f(axis * rate) for axis in (column, row) for f in (math.sin, math.cos) for rate in rates]
+        assert torch.allclose(table[token], torch.tensor(expected), atol=1e-6)
+    with pytest.raises(ValueError, match="sincos"):
+        FrontendConfig(positions="learned")

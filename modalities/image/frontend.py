@@ -24,7 +24,13 @@ class FrontendConfig:
     channels: int = 3
     relative_bias: bool = True
     class_token: bool = True
+    positions: str = "none"  # none: the relative bias alone; sincos: fixed ones are added to the tokens (data2vec 2.0, and small budgets)
     init_std: float = 0.02
+
+    def __post_init__(self):
+        """ValueError: unknown positions."""
+        if self.positions not in ("none", "sincos"):
+            raise ValueError(f"frontend positions={self.positions!r} is not known; allowed are none, sincos")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -51,14 +57,26 @@ def relative_index(rows: int, columns: int, class_token: bool, device: torch.dev
         return index
 
 
+@lru_cache(maxsize=8)
+def sincos(rows: int, columns: int, dim: int, device: torch.device) -> Tensor:
+    """Fixed positions (T, D) of data2vec 2.0 and MAE (arXiv 2111.06377): sine and cosine of the column, then of the row."""
+    with torch.inference_mode(False):
+        rates = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim / 4))  # (D / 4,)
+        row, column = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
+        angles = [axis.reshape(-1, 1) * rates for axis in (column, row)]  # (T, D / 4) each
+        return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
+
+
 class Frontend(nn.Module):
     """Patch embedding of images of one size."""
 
     main_input: ClassVar[str] = "pixel_values"
 
     def __init__(self, config: FrontendConfig, dim: int, num_heads: int):
-        """ValueError: the patches do not tile the image."""
+        """ValueError: the patches do not tile the image, or a width that sincos positions cannot have."""
         super().__init__()
+        if config.positions == "sincos" and dim % 4:
+            raise ValueError(f"sincos positions need a width that is a multiple of 4; model.trunk.dim is {dim}")
         self.config, self.grid = config, config.grid
         self.patch_embed = nn.Conv2d(config.channels, dim, config.patch_size, stride=config.patch_size)
         self.mask_token = nn.Parameter(torch.zeros(dim))
@@ -88,8 +106,9 @@ class Frontend(nn.Module):
         """(N, T, D), (N, T) bool -> (N, T, D) with the mask token where hidden."""
         return torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
 
-    def positions(self, tokens: Tensor, padding: Tensor | None) -> None:
-        """Nothing is added to tokens: positions are in the attention bias."""
+    def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor | None:
+        """(T, D) to be added to tokens, or None where positions are in the attention bias alone."""
+        return sincos(*self.grid, tokens.shape[-1], tokens.device).to(tokens.dtype) if self.config.positions == "sincos" else None
 
     def extra(self) -> Tensor | None:
         """The class token, (1, 1, D)."""

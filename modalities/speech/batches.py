@@ -63,7 +63,8 @@ class Batches:
         rows = range(len(items))[sampling.share(len(items), part, parts)]
         read = self._read_stream if self._stream else self._read_clip
         waves, ids = zip(*(read(step, int(items[row]), generators[row]) for row in rows), strict=True)
-        inputs, padding = collate(waves, self._frontend)
+        # as wide as the whole batch: positions depend on how many padded frames follow, and parts must not
+        inputs, padding = collate(waves, self._frontend, int(self._sizes[items].max()))
         mask = torch.zeros(len(rows), lengths(self._frontend, inputs["input_values"].shape[1]), dtype=torch.bool)  # (B, T)
         for line, row in zip(mask, rows, strict=True):
             line[: len(hidden[row])] = torch.from_numpy(hidden[row])

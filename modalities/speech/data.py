@@ -179,10 +179,10 @@ def crop(wave: np.ndarray, size: int, start: int) -> np.ndarray:
     return wave if len(wave) <= size else wave[start : start + size]
 
 
-def collate(waves: Sequence[np.ndarray], frontend: FrontendConfig) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Clips padded at the right to the longest: inputs (B, S), and token padding (B, T) if there is any."""
+def collate(waves: Sequence[np.ndarray], frontend: FrontendConfig, size: int = 0) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Clips padded at the right to the longest or to `size`: inputs (B, S), and token padding (B, T) if there is any."""
     sizes = torch.tensor([len(wave) for wave in waves])
-    longest = int(sizes.max())
+    longest = max(size, int(sizes.max()))
     inputs = {"input_values": torch.from_numpy(np.stack([np.pad(wave, (0, longest - len(wave))) for wave in waves]))}
     if int(sizes.min()) == longest:
         return inputs, None

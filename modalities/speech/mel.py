@@ -33,7 +33,7 @@ class LogMel(nn.Module):
         with torch.device("cpu"), warnings.catch_warnings():  # computed even where the model is built on the meta device
             warnings.simplefilter("ignore")  # of empty bins, an error below
             filters = melscale_fbanks(self.size // 2 + 1, low, high, num_bins, sample_rate)  # (size / 2 + 1, M)
-            window = torch.hann_window(width)
+            window = torch.hann_window(width).clone()  # torch returns a slice of a longer one, which safetensors refuses to load into
         if (filters.amax(0) == 0).any():
             raise ValueError(f"frontend mel_bins={num_bins} is too many for a window of {window_ms} ms at {sample_rate} Hz: some bins would be empty")
         self.register_buffer("filters", filters)  # persistent: from_pretrained would bring others back as garbage
