@@ -1,5 +1,7 @@
 """Heads that sit beside the student and are not averaged."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 
@@ -10,7 +12,7 @@ class RegressionHead(nn.Module):
         super().__init__()
         widths = [dim] + [2 * dim] * (num_layers - 1) + [dim]
         parts: list[nn.Module] = []
-        for inner, outer in zip(widths[:-1], widths[1:], strict=True):
+        for inner, outer in pairwise(widths):
             parts += [nn.Linear(inner, outer), nn.GELU()]
         self.layers = nn.Sequential(*parts[:-1])
 

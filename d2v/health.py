@@ -38,9 +38,9 @@ def _codes(samples: Samples, name: str, indices: np.ndarray, *, required: bool) 
     """A column as integers; None where it does not exist, is not complete, or has one value only."""
     try:
         values = samples.column(name)[indices]
-    except ValueError:
+    except ValueError as error:
         if required:
-            raise
+            raise ValueError(f"evaluate.group is {name!r}: {error}; evaluate.group='' takes none") from None
         return None
     unique, codes = np.unique(values, return_inverse=True)
     return torch.from_numpy(codes) if 1 < len(unique) < len(values) else None

@@ -31,14 +31,14 @@ class TrunkConfig:
     activation_dropout: float = 0.0
     drop_path: float = 0.0  # of the last block; grows linearly from 0
     layer_drop: float = 0.0
-    init: str = "normal"  # normal: N(0, init_std). depth_scaled: truncated at one std, output projections divided by sqrt(2 * layer) (BEiT)
+    init: str = "normal"  # normal: N(0, init_std); depth_scaled: cut at one std, outputs divided by sqrt(2 * layer) (BEiT); default: torch's
     init_std: float = 0.02
 
     def __post_init__(self):
         """ValueError: widths that do not divide, unknown choices, rates outside [0, 1)."""
         if self.dim % self.num_heads:
             raise ValueError(f"model.trunk.dim {self.dim} is not a multiple of model.trunk.num_heads {self.num_heads}")
-        choices = {"qkv_bias": ("qkv", "qv", "none"), "init": ("normal", "depth_scaled")}
+        choices = {"qkv_bias": ("qkv", "qv", "none"), "init": ("normal", "depth_scaled", "default")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model.trunk.{name} is {getattr(self, name)!r}; it may be {', '.join(allowed)}")
@@ -62,7 +62,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(N, T, D), additive bias or boolean mask (True may attend) that broadcasts to (N, H, T, T) -> (N, T, D)."""
-        N, T, D = x.shape
+        N, T, D = x.shape  # noqa: N806
         qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self.bias == "qv" else self.qkv.bias
         qkv = F.linear(x, self.qkv.weight, qkv_bias)  # (N, T, 3D)
         q, k, v = qkv.view(N, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)  # (N, H, T, D / H)
@@ -158,7 +158,7 @@ class Trunk(nn.Module):
         self.final_norm = nn.LayerNorm(config.dim, config.norm_eps) if config.final_norm else nn.Identity()
 
     def forward(self, x: Tensor, bias: Tensor | None = None, *, layers: str = "none", first: int = 0) -> tuple[Tensor, list[Tensor]]:
-        """(N, T, D) -> the output and, per block from number `first` on, what `layers` names: "ffn", "block" or "none". A dropped layer gives none."""
+        """(N, T, D) -> the output, and of each block from number `first` on what `layers` names ("ffn", "block", "none"); dropped ones give none."""
         x = self.dropout(self.input_norm(x))
         results = []
         for number, block in enumerate(self.blocks):
@@ -181,6 +181,9 @@ class Trunk(nn.Module):
                 nn.init.zeros_(module.bias)
         for number, block in enumerate(self.blocks, start=1):
             for name, linear in ((n, m) for n, m in block.named_modules() if isinstance(m, nn.Linear)):
+                if self.config.init == "default":
+                    linear.reset_parameters()
+                    continue
                 if self.config.init == "normal":
                     nn.init.normal_(linear.weight, std=std)
                 else:

@@ -236,8 +236,8 @@ class Meter:
                     file.write(json.dumps({"step": step, "loss": one_loss, "grad_norm": one_norm, "samples": ids}) + "\n")
             if self.bad_in_a_row >= self.max_bad_steps:
                 error = (
-                    f"{self.bad_in_a_row} steps in a row, up to step {step}, gave a loss or gradient that is not finite; their samples are in "
-                    f"{self.bad_steps}. Lower train.lr, lengthen train.warmup_steps, or look at those samples (train.max_bad_steps={self.max_bad_steps})"
+                    f"{self.bad_in_a_row} steps in a row, up to step {step}, gave a loss or gradient that is not finite; samples: "
+                    f"{self.bad_steps}. Lower train.lr, lengthen train.warmup_steps, or mend those samples (train.max_bad_steps={self.max_bad_steps})"
                 )
         good = finite if finite.any() else torch.ones_like(finite)
         metrics = mean_of_metrics({name: value / self.micro for name, value in self.metrics.items()})

@@ -17,8 +17,6 @@ def regression(prediction: Tensor, target: Tensor, beta: float, scale: str) -> T
     data2vec 1.0 (arXiv 2202.03555) equation 3; speech divides the sum over channels by sqrt(D), text by nothing, images by D.
     """
     prediction, target = prediction.float(), target.float()
-    if beta == 0:
-        error = F.mse_loss(prediction, target, reduction="sum")
-    else:
-        error = F.smooth_l1_loss(prediction, target, reduction="sum", beta=beta)
+    squared = beta == 0
+    error = F.mse_loss(prediction, target, reduction="sum") if squared else F.smooth_l1_loss(prediction, target, reduction="sum", beta=beta)
     return error * SCALES[scale](prediction.shape[-1])

@@ -122,6 +122,7 @@ EARLY = 0.1  # share of the steps before which nothing is judged but a loss that
 MIN_TARGET_STD, MIN_PREDICTION_STD = 0.1, 0.01  # fairseq's stop conditions
 DEAD_RANK, LOST_RANK, LOW_RANK = 1.5, 0.15, 0.5  # effective rank: absolute; shares of the random init's
 KNN_STEPS = 0.2  # share of the steps from which k-NN below the random init counts
+PREDICTION_STEPS = 1 / 3  # ... and constant predictions: a hard target is first answered by its mean
 FAST_EMA = 0.998  # a mean decay below it is suspect, once something is wrong
 
 
@@ -152,7 +153,7 @@ def judge(history: list[dict]) -> Verdict:
     checks = [r for r in history if r["step"] > 0 and "student_rank" in r]
     gain = _knn_gain(init, checks[-1]) if init and checks else None
     learns = gain is not None and gain > 2
-    if (dead := _dead_outputs(history, checks, init)) and not learns:
+    if (dead := _dead_outputs(history, checks, init, progress)) and not learns:
         return Verdict("collapsed", dead, _advice(history))
     if init is None or len(checks) < 2:
         missing = "no health check at step 0 to compare with" if init is None else f"{len(checks)} health checks after step 0; two are needed"
@@ -190,10 +191,10 @@ def _knn_gain(before: dict, after: dict) -> float | None:
     return (q - p) / max(error, 1e-9)
 
 
-def _dead_outputs(history: list[dict], checks: list[dict], init: dict | None) -> str:
+def _dead_outputs(history: list[dict], checks: list[dict], init: dict | None, progress: float) -> str:
     """Why targets or predictions are constant by now, or "" if they are not."""
     prediction, target = _recent(history, "prediction_std"), _recent(history, "target_std")
-    if prediction is not None and prediction < MIN_PREDICTION_STD:
+    if prediction is not None and prediction < MIN_PREDICTION_STD and progress > PREDICTION_STEPS:
         return f"prediction std {prediction:.2g} is below {MIN_PREDICTION_STD}: the student says the same for every token"
     if target is None or target >= MIN_TARGET_STD:
         return ""

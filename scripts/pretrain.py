@@ -45,8 +45,6 @@ def main(arguments: list[str]) -> None:
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
     report = samples.report.lines()
     accelerator.print("\n".join(report))
-    if accelerator.is_main_process:
-        save_yaml(config.as_dict(), folder / "config.yaml")
     if config.run.trackers:
         accelerator.init_trackers("d2v", config={key: str(value) for key, value in config.as_dict().items()})
 
@@ -60,6 +58,8 @@ def main(arguments: list[str]) -> None:
     bad_log = BadSamples(folder / "bad_samples.jsonl")
     batches = modality.batches(samples, config.data, config.frontend, config.train.batch_size, config.train.seed, bad_log)
     health = health_check(config, modality, samples, folder) if accelerator.is_main_process else None
+    if accelerator.is_main_process:  # only now: a command that failed until here does not bind the folder to its settings
+        save_yaml(config.as_dict(), folder / "config.yaml")
     loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=accelerator, health=health)
     verdict = loop()
     if accelerator.is_main_process:

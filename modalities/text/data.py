@@ -59,6 +59,7 @@ class Samples:
         every_id = sources.identifiers(self.dataset, config.path, split)
         self.ids = [every_id[row] for row in self.corpus.rows]
         self.report = corpora.report(self.corpus, self.dataset, every_id, config.label)
+        self.report.check(config.max_bad_share, config.path)
         self.classes = sources.classes(self.dataset, config.label) if config.label in self.dataset.column_names else None
         self.lengths = np.minimum(np.diff(self.corpus.offsets) + 1, config.block_size)
 

@@ -23,6 +23,7 @@ class FrontendConfig:
     mask_token_id: int = -1
     position_offset: int = 1  # row of the position table that padding has (zeros); the first token has the next. RoBERTa: its pad id, 1
     init_std: float = 0.02
+    position_std: float = 0.02  # of the position table; small against init_std, targets are words from the start instead of places
 
 
 class Frontend(nn.Module):
@@ -43,9 +44,9 @@ class Frontend(nn.Module):
         self.position_table = nn.Embedding(config.max_positions + config.position_offset + 1, dim, padding_idx=config.position_offset)
 
     def init_weights(self) -> None:
-        """N(0, init_std) with zeros for padding."""
-        for table in (self.tokens, self.position_table):
-            fresh = torch.empty_like(table.weight).normal_(std=self.config.init_std)
+        """N(0, init_std) for words and N(0, position_std) for positions, with zeros for padding."""
+        for table, std in ((self.tokens, self.config.init_std), (self.position_table, self.config.position_std)):
+            fresh = torch.empty_like(table.weight).normal_(std=std)
             fresh[table.padding_idx] = 0
             initialization.copy_(table.weight, fresh)  # leaves what `from_pretrained` has loaded
 
