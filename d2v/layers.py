@@ -173,29 +173,33 @@ class Trunk(nn.Module):
         return self.final_norm(x), results
 
     def init_weights(self) -> None:
-        """Every weight as published: BERT's normal, or BEiT's truncated normal with depth-scaled output projections."""
-        std = self.config.init_std
+        """Every weight as published: BERT's normal, BEiT's truncated normal with depth-scaled output projections, or torch's own."""
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
+                module.reset_parameters()
         for number, block in enumerate(self.blocks, start=1):
-            for name, linear in ((n, m) for n, m in block.named_modules() if isinstance(m, nn.Linear)):
-                if self.config.init == "default":
-                    linear.reset_parameters()
-                    continue
-                if self.config.init == "normal":
-                    nn.init.normal_(linear.weight, std=std)
-                else:
-                    scaled = std / (2 * number) ** 0.5 if name.endswith(("proj", "fc2")) else std
-                    nn.init.trunc_normal_(linear.weight, std=scaled, a=-scaled, b=scaled)
-                if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)
+            for name, linear in block.named_modules():
+                if isinstance(linear, nn.Linear):
+                    _init_linear(linear, self.config, depth=number if name.endswith(("proj", "fc2")) else None)
             for name, parameter in block.named_parameters():
                 if name.endswith(("q_bias", "v_bias")):
                     nn.init.zeros_(parameter)
                 elif name in ("scale1", "scale2"):
                     nn.init.constant_(parameter, self.config.layer_scale)
+
+
+def _init_linear(linear: nn.Linear, config: TrunkConfig, depth: int | None) -> None:
+    """`depth` is the block's number, from 1, for what is added to the residual stream."""
+    if config.init == "default":
+        linear.reset_parameters()
+        return
+    if config.init == "normal":
+        nn.init.normal_(linear.weight, std=config.init_std)
+    else:
+        std = config.init_std / (2 * depth) ** 0.5 if depth else config.init_std
+        nn.init.trunc_normal_(linear.weight, std=std, a=-std, b=std)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
 
 
 def attention_bias(padding: Tensor | None, bias: Tensor | None) -> Tensor | None:

@@ -35,12 +35,12 @@ REQUIRED = {
 
 
 def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) -> Objective:
-    """The objective of a data2vec_audio or data2vec_text checkpoint: student, teacher and predictor, in evaluation of neither.
+    """The objective of a data2vec_audio or data2vec_text checkpoint: student, teacher and predictor.
 
-    `reference_quirks` computes what the reference computes where that is not the paper's sense: instance norm counts padded frames. (The
-    bug of its text teacher, fairseq issue 4881, is in what its task hands to the model: give a second view to reproduce it, as the text
-    modality's `reference_teacher_input` does.) ValueError: another architecture or setting, or the first key
-    that is missing, left over, or of another shape; nothing is half loaded.
+    `reference_quirks` computes what the reference computes where that is not the paper's sense: instance norm and the deeper position
+    layers count padded frames. (The bug of its text teacher, fairseq issue 4881, is in what its task hands to the model: give a second
+    view to reproduce it, as the text modality's `reference_teacher_input` does.) ValueError: another architecture or setting, or the
+    first key that is missing, left over, or of another shape; nothing is half loaded.
     """
     checkpoint = checkpoint if isinstance(checkpoint, dict) else _read(Path(checkpoint))
     if not isinstance(checkpoint.get("cfg"), dict) or not isinstance(checkpoint.get("model"), dict):
@@ -71,6 +71,7 @@ def _speech(cfg: dict, state: dict, quirks: bool) -> Objective:
         "pos_kernel": max(3, int(cfg["conv_pos"]) // depth),
         "pos_depth": depth,
         "pos_groups": int(cfg["conv_pos_groups"]),
+        "reference_padding": quirks,
     }
     pre_norm = bool(cfg.get("layer_norm_first", False))
     trunk = TrunkConfig(

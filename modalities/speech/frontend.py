@@ -37,6 +37,9 @@ class FrontendConfig:
     pos_kernel: int = 19
     pos_depth: int = 5
     pos_groups: int = 16
+    reference_padding: bool = (
+        False  # the reference's quirk (and transformers'): deeper position layers read padded frames, so features depend on the batch
+    )
 
     def __post_init__(self):
         """ValueError: settings that are wrong by themselves or contradict one another."""
@@ -158,11 +161,13 @@ class Frontend(nn.Module):
         return torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
 
     def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor:
-        """What to add to tokens (N, T, D), which are zero at padding; deeper layers run over padded frames, as in the reference."""
+        """What to add to tokens (N, T, D), which are zero at padding; padded frames stay zero, so that a clip's features are its own."""
         x = tokens
+        padding = None if self.config.reference_padding else padding
         for conv in self.positions_conv:
             x = conv(x.transpose(1, 2))[..., : tokens.shape[1]].transpose(1, 2)  # (N, T, D); an even kernel gives a frame too many
             x = F.gelu(F.layer_norm(x, x.shape[-1:]))
+            x = x if padding is None else x.masked_fill(padding[..., None], 0)
         return x
 
     def extra(self) -> None:

@@ -1,0 +1,130 @@
+"""Settings: what is wrong with them is said in one line, and every YAML that is shipped trains."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+from omegaconf import OmegaConf
+from tiny import MODALITIES, ROOT
+
+from d2v.config import differences, from_dict, load_config, run_cli, save_yaml
+
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+DEMO = str(ROOT / "configs" / MODALITIES[0] / "demo.yaml")
+
+
+def shrunk(path: Path, folder: Path) -> list[str]:
+    """Overrides that make any config of this project train two steps on demo data."""
+    raw = OmegaConf.to_container(OmegaConf.load(path))
+    overrides = [*tiny.TRUNK[:-1], "data.path=demo", "data.split=train", "train.steps=2", "train.warmup_steps=0", "train.batch_size=4"]
+    overrides += ["train.accumulate=1", "train.mixed_precision=no", "run.log_every=1", "run.workers=0", f"run.dir={folder}", "run.trackers=[]"]
+    overrides += ["objective.top_k=2"] if "top_k" in raw.get("objective", {}) or raw.get("objective", {}).get("name") == "data2vec" else []
+    small = {"tokenizer": "null", "min_seconds": "0.1"}  # of those that a config sets
+    return overrides + [f"data.{name}={value}" for name, value in small.items() if raw["data"].get(name)]
+
+
+def test_there_are_configs():
+    assert {path.parent.name for path in FILES} == set(MODALITIES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_config_loads_and_does_two_steps_when_made_tiny(path, tmp_path):
+    config = load_config(path)
+    assert path.parent.name == config.modality
+    header = path.read_text().split("model:")[0]
+    assert all(word in header for word in ("# command:", "# hardware:", "hours:", "expected:"))
+    loop = tiny.loop_of(load_config(path, shrunk(path, tmp_path)))
+    loop()
+    assert sorted(tiny.losses(tmp_path)) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stpes=3", r"unknown key 'train.stpes'.*did you mean 'steps'\?"),
+        ("trian.steps=3", r"unknown key 'trian'.*did you mean 'train'\?"),
+        ("model.trunk.dept=3", r"'model.trunk.dept'.*'depth'"),
+        ("objective.topk=3", r"'objective.topk'.*'top_k'"),
+        ("data.pth=x", r"'data.pth'.*'path'"),
+        ("run.zzzzzz=1", r"'run.zzzzzz'.*it may be dir, resume"),
+        ("train.steps=many", r"train.steps.*'many'"),
+        ("train.steps=1.5", r"train.steps.*'1.5'"),
+        ("train.betas=3", r"train.betas"),
+        ("train=3", r"train must hold keys"),
+        ("model=3", r"model"),
+        ("model.frontends.other={}", r"model.frontends must name one modality"),
+        ("train.steps", r"argument 'train.steps' is not key=value"),
+        ("=3", r"argument '=3' is not key=value"),
+        ("train.betas=[0.9", r"argument 'train.betas=\[0.9'"),
+        ("train.steps=0", r"train.steps is 0; it must be at least 1"),
+        ("train.schedule=cosin", r"'cosin'; it may be cosine, polynomial, tri_stage, constant"),
+        ("train.mixed_precision=fp8", r"'fp8'; it may be no, bf16, fp16"),
+        ("train.warmup_steps=1000000", r"train.warmup_steps is 1000000"),
+        ("run.resume=yes", r"run.resume"),
+        ("run.trackers=[mlflow]", r"mlflow"),
+        ("run.keep=0", r"run.keep is 0"),
+        ("model.trunk.dim=33", r"dim 33 is not a multiple of model.trunk.num_heads"),
+        ("model.trunk.dropout=1.0", r"model.trunk.dropout is 1.0"),
+        ("model.trunk.qkv_bias=q", r"'q'; it may be qkv, qv, none"),
+        ("model.trunk={pre_norm: false, layer_scale: 0.1}", r"layer_scale is 0.1"),
+        ("objective.name=data3vec", r"d2v.objectives has no 'data3vec'; it has data2vec"),
+        ("evaluate.k=[]", r"evaluate.k"),
+    ],
+)
+def test_a_wrong_setting_is_named(override, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(DEMO, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no config file .*nowhere.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+    text = Path(DEMO).read_text()
+    for name, content, message in (
+        ("twice", text + "\ntrain: {steps: 3}\n", r"twice.yaml cannot be read:.*duplicate key.*train"),
+        ("broken", "model: [", r"broken.yaml cannot be read"),
+        ("list", "- a\n- b\n", r"must hold sections"),
+        ("empty", "", r"model.frontends must name one modality"),
+        ("stranger", "model: {frontends: {smell: {}}}", rf"modalities has no 'smell'; it has {', '.join(MODALITIES)}"),
+        ("two", f"model: {{frontends: {{{MODALITIES[0]}: {{}}, {MODALITIES[1]}: {{}}}}}}", "must name one modality"),
+        ("key", text.replace("train:", "trainn:"), r"unknown key 'trainn'.*did you mean 'train'\?"),
+    ):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message) as caught:
+            load_config(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_numbers_and_defaults(tmp_path):
+    config = load_config(DEMO, ["train.lr=5e-4", "train.weight_decay=1e-2", f"run.dir={tmp_path}", "train.betas=[0.5,0.6]"])
+    assert (config.train.lr, config.train.weight_decay, config.train.betas) == (5e-4, 0.01, [0.5, 0.6])
+    assert isinstance(config.train.lr, float) and config.train.seed == 0
+    assert load_config(DEMO, ["train.lr=1", "train.lr=2"]).train.lr == 2.0  # the last one counts
+    (tmp_path / "few.yaml").write_text(f"model: {{frontends: {{{MODALITIES[0]}: null}}}}\ntrain: {{lr: 5e-4}}\n")
+    few = load_config(tmp_path / "few.yaml")
+    assert few.train.lr == 5e-4 and few.model.trunk.depth == 12 and few.objective.name == "data2vec"
+
+
+def test_written_and_read_again_it_is_the_same(tmp_path):
+    config = load_config(DEMO, ["data.path=[a,b]", f"run.dir={tmp_path}"])
+    save_yaml(config.as_dict(), tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml").as_dict() == config.as_dict() == from_dict(config.as_dict()).as_dict()
+    assert not [path for path in tmp_path.iterdir() if path.name != "config.yaml"]
+
+
+def test_differences_leave_out_what_may_not_change_a_result():
+    old, new = (load_config(DEMO, more).as_dict() for more in ([], ["train.lr=0.5", "run.log_every=7", "evaluate.k=[3]", "model.trunk.depth=1"]))
+    assert differences(old, new) == [f"model.trunk.depth: {old['model']['trunk']['depth']} -> 1", f"train.lr: {old['train']['lr']} -> 0.5"]
+    assert differences(old, old) == []
+
+
+def test_command_line_prints_one_line(monkeypatch, capsys):
+    def main(arguments):
+        raise ValueError(f"what is {arguments[0]}?")
+
+    monkeypatch.setattr("sys.argv", ["script", "this"])
+    with pytest.raises(SystemExit) as caught:
+        run_cli(main)
+    assert caught.value.code == 2 and capsys.readouterr().err == "error: what is this?\n"

@@ -1,0 +1,216 @@
+"""Tiny runs for tests: every modality on disk by its demo config, shrunk; in this process, or in others that a fork server starts.
+
+The fork server imports the libraries once; each process that it forks is fresh, and may be killed.
+"""
+
+import copy
+import functools
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+from safetensors.torch import load_file
+from torch import Tensor
+
+from d2v import plugins
+from d2v.config import Config, load_config
+from d2v.configuration import D2vConfig
+from d2v.health import HealthCheck
+from d2v.loop import Loop
+from d2v.modeling import D2vModel
+from d2v.objective import Objective
+from scripts import pretrain
+
+ROOT = Path(__file__).resolve().parent.parent
+# what the fork server and its children start with; one thread, because the order of sums depends on their number
+os.environ.update(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true", PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+torch.set_num_threads(1)
+MODALITIES = plugins.available("modalities")
+OBJECTIVES = plugins.available("d2v.objectives")
+TRUNK = ("model.trunk.dim=32", "model.trunk.depth=2", "model.trunk.num_heads=2", "model.trunk.mlp_dim=64", "objective.top_k=2")
+SHORT = ("train.steps=20", "train.warmup_steps=1", "train.batch_size=4", "run.log_every=1", "run.save_every=10", "run.health_samples=16")
+DROPOUT = ("model.trunk.dropout=0.1", "model.trunk.attention_dropout=0.1", "model.trunk.layer_drop=0.3", "model.trunk.drop_path=0.1")
+
+
+def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:
+    """The command line of a run of 20 steps."""
+    return [str(ROOT / "configs" / modality / "demo.yaml"), *TRUNK, *SHORT, f"run.dir={folder}", *more]
+
+
+def config_of(modality: str, folder: Path | str, *more: str) -> Config:
+    """The same as a Config."""
+    path, *overrides = arguments(modality, folder, *more)
+    return load_config(path, overrides)
+
+
+_samples: dict[str, tuple[Any, Any]] = {}
+
+
+def samples_of(config: Config, prepared: Path | None = None) -> Any:
+    """The samples of a config, made once; fills what `prepare` fills. `prepared`: a folder in which `prepare` has worked or shall work."""
+    modality, key = plugins.load("modalities", config.modality), repr((config.data, config.frontend))
+    if key not in _samples:
+        prepared = prepared or Path(tempfile.mkdtemp(dir=scratch()))
+        prepared.mkdir(parents=True, exist_ok=True)
+        modality.prepare(config.data, config.frontend, prepared, config.train.seed)
+        _samples[key] = modality.Samples(config.data, config.frontend, split=config.data.split, folder=prepared), copy.deepcopy(config.frontend)
+    samples, frontend = _samples[key]
+    config.model.frontends[config.modality] = copy.deepcopy(frontend)
+    return samples
+
+
+def objective_of(config: Config, prepared: Path | None = None) -> Objective:
+    """Seeded as scripts/pretrain.py does it."""
+    samples_of(config, prepared)
+    set_seed(config.train.seed)
+    encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
+    return plugins.load("d2v.objectives", config.objective.name).build(encoder, config.objective)
+
+
+def batches_of(config: Config, prepared: Path | None = None) -> Any:
+    """The training batches of a config."""
+    samples = samples_of(config, prepared)
+    modality = plugins.load("modalities", config.modality)
+    return modality.batches(samples, config.data, config.frontend, config.train.batch_size, config.train.seed)
+
+
+def loop_of(config: Config, *, batches: Any = None, objective: Objective | None = None, health: bool = False, prepared: Path | None = None) -> Loop:
+    """A Loop that writes to the config's run.dir."""
+    Path(config.run.dir).mkdir(parents=True, exist_ok=True)
+    objective = objective or objective_of(config, prepared)
+    batches = batches or batches_of(config, prepared)
+    check = HealthCheck(samples_of(config), limit=config.run.health_samples, label="label", group="") if health else None
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.model.trunk.layer_drop > 0)
+    accelerator = Accelerator(kwargs_handlers=[ddp])
+    set_seed(config.train.seed, device_specific=True)
+    loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=accelerator, health=check)
+    loop.plot = lambda: None  # type: ignore[method-assign]  # four seconds of matplotlib
+    return loop
+
+
+# What a run has left.
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """Copies: what safetensors hands out is the file's own memory."""
+    return {name: value.clone() for name, value in load_file(path).items()}
+
+
+def checkpoint_tensors(folder: Path, step: int) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint: student, teacher, heads, optimizer moments."""
+    place = folder / "checkpoints" / f"{step:08d}"
+    tensors = load(place / "model.safetensors")
+    optimizer = torch.load(place / "optimizer.bin", weights_only=True)
+    for number, state in optimizer["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+    assert any(name.startswith("teacher.") for name in tensors) and any("exp_avg_sq" in name for name in tensors)
+    return tensors
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Equal to the bit."""
+    assert found.keys() == expected.keys()
+    assert not [name for name in expected if not torch.equal(found[name], expected[name])]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Loss by step; every step is there once."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    pairs = [(record["step"], record["loss"]) for record in records if "loss" in record]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+@functools.cache
+def scratch() -> Path:
+    """A folder that goes when Python does."""
+    return Path(_keep(tempfile.TemporaryDirectory(prefix="d2v-tests-")).name)
+
+
+_kept: list[Any] = []
+
+
+def _keep(thing: Any) -> Any:
+    _kept.append(thing)
+    return thing
+
+
+@functools.cache
+def finished(modality: str) -> Path:
+    """The folder of a whole run of scripts/pretrain.py, with dropout, made once in a session."""
+    folder = scratch() / f"finished_{modality}"
+    pretrain.main(arguments(modality, folder, *DROPOUT))
+    return folder
+
+
+# Other processes.
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tiny", *(f"modalities.{name}" for name in MODALITIES)])
+
+
+def start(function: Callable, *args: Any, world: int = 1) -> list:
+    """Processes that call `function`, a function of this module or one that can be imported; `world` > 1: of one group."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [CONTEXT.Process(target=_child, args=(function, args, rank, world, port)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def wait(processes: list, timeout: float = 240) -> list[int | None]:
+    """Exit codes; what does not end is killed and has the code of that."""
+    for process in processes:
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode for process in processes]
+
+
+def _child(function: Callable, args: tuple, rank: int, world: int, port: int) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in group.items()})
+    function(*args)
+
+
+def run(command_line: list[str]) -> None:
+    """scripts/pretrain.py without its pictures."""
+    Loop.plot = lambda self: None  # type: ignore[method-assign]
+    pretrain.main(command_line)
+
+
+def run_script(command_line: list[str], stderr: Path) -> None:
+    """The script as `python scripts/pretrain.py ...` runs it; what it writes to stderr goes to a file."""
+    sys.argv = [str(ROOT / "scripts" / "pretrain.py"), *command_line]
+    with stderr.open("w") as file:
+        os.dup2(file.fileno(), 2)
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def run_until_killed(command_line: list[str], step: int) -> None:
+    """The same; dies by SIGKILL once `step` steps are done."""
+    whole = Loop._step
+
+    def dying(self: Loop, batches: Any) -> None:
+        whole(self, batches)
+        if self.progress.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Loop._step = dying  # type: ignore[method-assign]
+    run(command_line)
