@@ -21,11 +21,15 @@ class Objective(nn.Module):
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
         names = [name for name, _ in self.student.named_parameters()]
         for prefix in copied:
-            if not any(name.startswith(prefix) for name in names):
+            if not any(_within(name, prefix) for name in names):
                 raise ValueError(
                     f"no parameter of the encoder begins with {prefix!r}; they begin with {', '.join(sorted({n.rsplit('.', 2)[0] for n in names}))}"
                 )
         self.copied = copied
+
+    def is_copied(self, name: str) -> bool:
+        """Whether the teacher shares the student's parameter of this name."""
+        return any(_within(name, prefix) for prefix in self.copied)
 
     def train(self, mode: bool = True) -> "Objective":
         """The teacher stays in evaluation mode."""
@@ -48,7 +52,7 @@ class Objective(nn.Module):
         shared: tuple[list[Tensor], list[Tensor]] = ([], [])
         teacher = dict(self.teacher.named_parameters())
         for name, parameter in self.student.named_parameters():
-            pair = shared if self.copied and name.startswith(self.copied) else averaged
+            pair = shared if self.is_copied(name) else averaged
             pair[0].append(teacher[name])
             pair[1].append(parameter)
         buffers = dict(self.teacher.named_buffers())
@@ -59,3 +63,7 @@ class Objective(nn.Module):
             torch._foreach_lerp_(averaged[0], averaged[1], 1 - decay)
         if shared[0]:
             torch._foreach_copy_(shared[0], shared[1])
+
+
+def _within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")

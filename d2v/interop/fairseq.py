@@ -198,7 +198,7 @@ def _load(objective: Objective, state: dict, teacher: dict | None, table: list, 
     _fill(objective.predictor, predictor, "model." + head)
     if teacher is not None:
         teacher = {key: value for key, value in teacher.items() if not key.endswith("version")}
-        shared = {key: value for key, value in student.items() if f"encoder.{key}".startswith(objective.copied)} if objective.copied else {}
+        shared = {key: value for key, value in student.items() if objective.is_copied(f"encoder.{key}")}
         student = {**shared, **_renamed(teacher, teacher_table)}
     _fill(objective.teacher["encoder"], student, "_ema.")
     return objective
