@@ -1,0 +1,223 @@
+"""Time, memory and arithmetic rate of one training step, ours against the same step built on transformers.
+
+    python benchmarks/step_time.py [image speech text] [threads=2] [steps=12]
+
+One step: student forward and backward, teacher forward, gradient norm, AdamW, EMA; float32; data are made beforehand. Each implementation has
+a process of its own (peak memory is that process's), and they take steps in turn, because machines drift. Dropouts are the published ones on
+both sides: without them the attention of both would take another kernel than in a real run. Linux only: peak memory is read from /proc.
+
+Columns: median wall and CPU seconds of a step; peak memory of the process, and what of it came after the imports (most of which are torch and
+its CUDA libraries); each with its ratio to transformers. Then the arithmetic of products and convolutions, its rate, and that as a share of the
+best plain matrix product; the share of operator time outside of products, convolutions and attention kernels; the share of the EMA.
+"""
+
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from work import MAIN_INPUT, MODALITIES, SETTINGS, TINY, Batch, Size, make_batch
+
+WARM_UP = 3
+# operators that multiply matrices, with what they call
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "conv1d", "conv2d", "scaled_dot_product_flash", "linear")
+
+
+class OurStep:
+    """One optimizer step, as d2v/loop.py takes it."""
+
+    def __init__(self, modality: str, size: Size):
+        from d2v.objectives.data2vec import Config, Data2Vec  # only the process that measures ours pays for the import
+        from d2v.optim import parameter_groups, scale_and_clip
+
+        s = self.settings = SETTINGS[modality]
+        shared = {"image": [], "speech": ["frontends.speech"], "text": ["frontends.text", "trunk.input_norm"]}[modality]
+        config = Config(
+            top_k=size.depth,
+            layers="block" if modality == "image" else "ffn",
+            layer_norms=list(s.layer_norms),
+            final_norms=list(s.final_norms),
+            loss_beta=s.loss_beta,
+            loss_scale={"image": "mean", "speech": "sqrt", "text": "sum"}[modality],
+            head_layers=s.head_layers,
+            shared=shared,
+            feed_tokens=modality == "speech",
+        )
+        self.modality, self.scale_and_clip = modality, scale_and_clip
+        self.objective = Data2Vec(our_encoder(modality, size), config).train()
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        groups = parameter_groups(self.objective, s.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, s.lr, s.betas, s.eps, fused=True)
+
+    def __call__(self, batch: Batch) -> float:
+        """Everything but the teacher's update; the loss per hidden token."""
+        from d2v.types import Mask, View
+
+        loss = self.objective([View(self.modality, {MAIN_INPUT[self.modality]: batch.inputs}, None, Mask(batch.hidden))])
+        (loss.total / loss.count).backward()
+        norm = self.scale_and_clip(self.parameters, torch.ones(()), self.settings.clip)
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return (loss.total / loss.count).item()
+
+    def update_teacher(self) -> None:
+        self.objective.update_teacher(self.settings.ema_decay)
+
+
+def our_encoder(modality: str, size: Size) -> Any:
+    """A D2vModel of the published form."""
+    from d2v.configuration import D2vConfig
+    from d2v.modeling import D2vModel
+
+    s, image = SETTINGS[modality], modality == "image"
+    frontend = {
+        "image": {"image_size": size.image, "patch_size": size.patch},
+        "speech": {"conv_dim": size.conv_dim},
+        "text": {"vocab_size": size.vocab, "mask_token_id": size.vocab - 1},
+    }[modality]
+    trunk = {"depth": size.depth, "dim": size.dim, "num_heads": size.heads, "mlp_dim": 4 * size.dim, "norm_eps": s.norm_eps}
+    trunk |= {"dropout": s.dropout, "attention_dropout": s.attention_dropout, "drop_path": s.drop_path}
+    if image:
+        trunk |= {"pre_norm": True, "layer_scale": 1e-4, "qkv_bias": "qv", "input_norm": False, "final_norm": True}
+    return D2vModel(D2vConfig({modality: frontend}, trunk))
+
+
+def make_step(name: str, modality: str, size: Size) -> Any:
+    """The implementation by its name in the table."""
+    torch.manual_seed(0)
+    if name == "d2v":
+        return OurStep(modality, size)
+    from peer import PeerStep
+
+    return PeerStep(modality, size, fused=name.endswith("fused"))
+
+
+def worker(pipe: Connection, name: str, modality: str, size: Size, threads: int) -> None:
+    """A process of one implementation: answers "step" until "end"."""
+    torch.set_num_threads(threads)
+    make_step(name, modality, TINY)  # imports what it needs, which is memory too
+    start = memory("VmRSS")
+    step, batch = make_step(name, modality, size), make_batch(modality, size)
+    while pipe.recv() == "step":
+        began, busy = time.perf_counter(), time.process_time()
+        loss = step(batch)
+        averaging = time.perf_counter()
+        step.update_teacher()
+        pipe.send((time.perf_counter() - began, time.process_time() - busy, time.perf_counter() - averaging, loss))
+    peak = memory("VmHWM")
+    pipe.send({"peak": peak, "start": start, "gflop": gflop(step, batch), "outside": share_outside(step, batch)})
+
+
+def memory(field: str) -> float:
+    """MiB of this process: VmRSS now, VmHWM at most. (getrusage would count what the parent had before `exec`.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
+def gflop(step: Any, batch: Batch) -> float:
+    """Arithmetic of the products and convolutions of one step, backward included."""
+    with FlopCounterMode(display=False) as counter:
+        step(batch)
+    return counter.get_total_flops() / 1e9
+
+
+def share_outside(step: Any, batch: Batch) -> float:
+    """Share of the step's operator time that is not in products, convolutions or attention kernels."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step(batch)
+        step.update_teacher()
+    events = profiler.key_averages()
+    inside = sum(e.self_cpu_time_total for e in events if any(part in e.key for part in PRODUCTS))
+    return 1 - inside / sum(e.self_cpu_time_total for e in events)
+
+
+def product_rate(threads: int) -> float:
+    """GFLOP/s of this machine's best square matrix product in float32."""
+    torch.set_num_threads(threads)
+    best = 0.0
+    for n in (1024, 1536, 2048):
+        a, b = torch.randn(n, n), torch.randn(n, n)
+        for _ in range(6):
+            began = time.perf_counter()
+            torch.mm(a, b)
+            best = max(best, 2 * n**3 / (time.perf_counter() - began) / 1e9)
+    return best
+
+
+def measure(modality: str, names: list[str], size: Size, threads: int, steps: int) -> dict[str, dict]:
+    """Medians of the steps that the implementations take in turn, and what each process says at its end."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=worker, args=(theirs, name, modality, size, threads), daemon=True))
+        processes[-1].start()
+    times: dict[str, list] = {name: [] for name in names}
+    for _ in range(WARM_UP + steps):
+        for name, pipe in pipes.items():
+            pipe.send("step")
+            times[name].append(pipe.recv())
+    results = {}
+    for name, pipe in pipes.items():
+        seconds, busy, averaging, _ = zip(*times[name][WARM_UP:], strict=True)
+        pipe.send("end")
+        results[name] = {
+            **pipe.recv(),
+            "seconds": statistics.median(seconds),
+            "cpu": statistics.median(busy),
+            "ema": statistics.median(averaging) / statistics.median(seconds),
+        }
+    for process in processes:
+        process.join()
+    return results
+
+
+def import_seconds(repeats: int = 5) -> float:
+    """What `import d2v` adds to `import torch, transformers`; median of fresh interpreters."""
+    code = "import time, torch, transformers; began = time.perf_counter(); import d2v; print(time.perf_counter() - began)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(repeats)]
+    return statistics.median(float(run.stdout) for run in runs)
+
+
+def row(modality: str, name: str, result: dict, against: dict, rate: float) -> str:
+    """One line of the table; ratios are to the stock transformers row."""
+    speed = result["gflop"] / result["seconds"]
+    return (
+        f"| {modality} | {name} | {result['seconds']:.3f} | {result['seconds'] / against['seconds']:.2f} "
+        f"| {result['cpu']:.3f} | {result['cpu'] / against['cpu']:.2f} "
+        f"| {result['peak']:.0f} | {result['peak'] / against['peak']:.2f} "
+        f"| {result['peak'] - result['start']:.0f} | {(result['peak'] - result['start']) / (against['peak'] - against['start']):.2f} "
+        f"| {result['gflop']:.0f} | {speed:.0f} | {speed / rate:.0%} | {result['outside']:.0%} | {result['ema']:.1%} |"
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table."""
+    options = {"threads": 2, "steps": 12} | {key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value}
+    if set(options) != {"threads", "steps"}:
+        raise SystemExit(f"options are threads=2 and steps=12, not {', '.join(set(options) - {'threads', 'steps'})}")
+    os.environ["KINETO_LOG_LEVEL"] = "5"  # the profiler of the workers talks about GPUs
+    modalities = [a for a in arguments if "=" not in a] or list(MODALITIES)
+    rate = product_rate(options["threads"])
+    print(f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}, {options['steps']} steps after {WARM_UP}")
+    print(f"matrix product {rate:.0f} GFLOP/s; `import d2v` adds {import_seconds():.2f} s\n")
+    print("| | step | s | ratio | CPU s | ratio | peak MiB | ratio | over imports | ratio | GFLOP | GFLOP/s | of product | outside | EMA |")
+    print("|---" * 15 + "|")
+    for modality in modalities:
+        names = ["d2v", "transformers", "transformers, fused"]
+        results = measure(modality, names, Size(), options["threads"], options["steps"])
+        for name in names:
+            print(row(modality, name, results[name], results["transformers"], rate), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
