@@ -183,10 +183,19 @@ def _state(init: dict, checks: list[dict], gain: float | None, progress: float) 
 
 
 def _knn_gain(before: dict, after: dict) -> float | None:
-    """Difference of two k-NN accuracies in standard errors; None where one is missing."""
+    """Difference of two k-NN accuracies in standard errors; None where one is missing.
+
+    The student's; the teacher's where that has clearly gained, for then it is the one to use. A teacher that merely stands still says
+    nothing: a slow one keeps its random init's features while the student loses its own.
+    """
+    gains = [_knn_difference(name, before, after) for name in ("teacher_knn", "student_knn") if name in before and name in after]
     if "student_knn" not in before or "student_knn" not in after:
         return None
-    p, q = before["student_knn"], after["student_knn"]
+    return gains[0] if gains[0] > 2 else gains[-1]
+
+
+def _knn_difference(name: str, before: dict, after: dict) -> float:
+    p, q = before[name], after[name]
     error = math.sqrt((p * (1 - p) + q * (1 - q)) / after.get("health_samples", 1000))
     return (q - p) / max(error, 1e-9)
 
@@ -209,7 +218,8 @@ def _numbers(init: dict, check: dict) -> str:
     rank = f"effective rank {check['student_rank']:.1f} vs {init['student_rank']:.1f} at init"
     if "student_knn" not in init or "student_knn" not in check:
         return f"student {rank} (no labels, hence no k-NN)"
-    return f"student k-NN {100 * check['student_knn']:.1f} vs {100 * init['student_knn']:.1f} at init; {rank}"
+    teacher = f", teacher's {100 * check['teacher_knn']:.1f}" if "teacher_knn" in check else ""
+    return f"student k-NN {100 * check['student_knn']:.1f}{teacher} vs {100 * init['student_knn']:.1f} at init; {rank}"
 
 
 def _advice(history: list[dict]) -> str:

@@ -250,3 +250,10 @@ def test_a_drop_of_knn_counts_by_its_samples():
     few = [r | {"health_samples": 50} if "health_samples" in r else r for r in history()]
     many = [r | {"health_samples": 5000} if "health_samples" in r else r for r in history()]
     assert (judge(few).state, judge(many).state) == ("healthy", "collapsing")
+
+
+@pytest.mark.parametrize(("teacher", "state"), [(0.60, "healthy"), (0.46, "collapsing"), (0.20, "collapsing")])
+def test_a_teacher_that_gained_makes_up_for_its_student_and_one_that_stands_still_does_not(teacher: float, state: str):
+    records = [{"step": 0, "total_steps": 100, "student_rank": 10.0, "student_knn": 0.46, "teacher_knn": 0.46, "health_samples": 500}]
+    records += [{"step": step, "student_rank": 9.0, "student_knn": 0.30, "teacher_knn": teacher, "health_samples": 500} for step in (50, 100)]
+    assert judge(records).state == state
