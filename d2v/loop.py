@@ -193,8 +193,10 @@ class Loop:
         """Curves and, after a health check, the singular-value spectrum, as PNG in the run folder."""
         if self.accelerator.is_main_process:
             plot_curves(self.history.records, self.folder / "curves.png")
-            if self.features:
-                plot_spectrum({name: singular_values(x) for name, x in self.features.items()}, self.folder / "spectrum.png")
+            spectra = {name: singular_values(x) for name, x in self.features.items()}
+            spectra = {name: values for name, values in spectra.items() if values.any()}  # constant features have none to draw
+            if spectra:
+                plot_spectrum(spectra, self.folder / "spectrum.png")
 
     def _say(self, text: str) -> None:
         self.accelerator.print(text)
