@@ -4,6 +4,8 @@ N rows, T tokens, D width, H heads. Which blocks the published models use: facts
 speech and text are post-norm, images are pre-norm with layer scale and no key bias.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +51,21 @@ class TrunkConfig:
             raise ValueError(f"model.trunk.layer_scale is {self.layer_scale}, but only pre-norm blocks have one (model.trunk.pre_norm=true)")
 
 
+@contextmanager
+def recomputed(x: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
+    """Inside, autograd does not keep `x` for the backward pass; `make` gives it again there."""
+    place, size = x.data_ptr(), x.numel()
+
+    def pack(saved: Tensor) -> Tensor | torch.Size:
+        return saved.shape if saved.data_ptr() == place and saved.numel() == size else saved
+
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else make().view(kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one matrix for query, key and value."""
 
@@ -68,8 +85,21 @@ class Attention(nn.Module):
         q, k, v = qkv.view(N, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)  # (N, H, T, D / H)
         if bias is not None and bias.dtype != torch.bool:
             bias = bias.to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        attend = attend_with_dropout if dropout and x.device.type == "cpu" else F.scaled_dot_product_attention
+        out = attend(q, k, v, bias, dropout)
         return self.proj(out.transpose(1, 2).reshape(N, T, D))
+
+
+def attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """`scaled_dot_product_attention` for devices that have no kernel with dropout, keeping half as much for the backward pass."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (N, H, T, T)
+    if bias is not None:
+        logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
+    weights = logits.softmax(-1)
+    dropped, kept = torch.native_dropout(weights, dropout, True)
+    with recomputed(dropped, lambda: weights * kept / (1 - dropout)):
+        return dropped @ v
 
 
 class MLP(nn.Module):
@@ -82,7 +112,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.fc2(self.dropout(F.gelu(self.fc1(x))))
+        x = self.fc1(x)
+        y = F.gelu(x)
+        if self.training and self.dropout.p:
+            return self.fc2(self.dropout(y))
+        with recomputed(y, lambda: F.gelu(x)):  # a cheap function of a wide tensor
+            return self.fc2(y)
 
 
 class DropPath(nn.Module):
@@ -92,12 +127,13 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, ...) -> (N, ...)."""
+    def forward(self, x: Tensor, only: Tensor | None = None) -> Tensor:
+        """(N, ...) -> (N, ...), or (n, D) -> (n, D) if x holds the tokens `only` (N, T) of N rows."""
         if not self.training or self.rate == 0:
             return x
-        keep = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
-        return x * keep.div_(1 - self.rate)
+        rows = len(x) if only is None else len(only)
+        keep = x.new_empty((rows,) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate).div_(1 - self.rate)
+        return x * (keep if only is None else keep[only.nonzero()[:, 0]])
 
 
 class PostNormBlock(nn.Module):
@@ -111,11 +147,12 @@ class PostNormBlock(nn.Module):
         self.norm2 = nn.LayerNorm(config.dim, config.norm_eps)
         self.dropout, self.drop_path = nn.Dropout(config.dropout), DropPath(drop_path)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(N, T, D) -> the block's end, and the FFN output before dropout and residual."""
-        x = self.norm1(x + self.drop_path(self.dropout(self.attention(x, bias))))
+    def forward(self, x: Tensor, bias: Tensor | None, only: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(N, T, D) -> the block's end, and the FFN output before dropout and residual; of the tokens `only` (N, T), (n, D)."""
+        x = _taken(x + self.drop_path(self.dropout(self.attention(x, bias))), only)
+        x = self.norm1(x)
         ffn = self.mlp(x)
-        return self.norm2(x + self.drop_path(self.dropout(ffn))), ffn
+        return self.norm2(x + self.drop_path(self.dropout(ffn), only)), ffn
 
 
 class PreNormBlock(nn.Module):
@@ -132,11 +169,15 @@ class PreNormBlock(nn.Module):
         self.scale2 = nn.Parameter(scale.clone()) if config.layer_scale else None
         self.dropout, self.drop_path = nn.Dropout(config.dropout), DropPath(drop_path)
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(N, T, D) -> the block's end, and the scaled FFN output before the residual."""
-        x = x + self.drop_path(_scaled(self.dropout(self.attention(self.norm1(x), bias)), self.scale1))
-        ffn = self.drop_path(_scaled(self.dropout(self.mlp(self.norm2(x))), self.scale2))
+    def forward(self, x: Tensor, bias: Tensor | None, only: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(N, T, D) -> the block's end, and the scaled FFN output before the residual; of the tokens `only` (N, T), (n, D)."""
+        x = _taken(x + self.drop_path(_scaled(self.dropout(self.attention(self.norm1(x), bias)), self.scale1)), only)
+        ffn = self.drop_path(_scaled(self.dropout(self.mlp(self.norm2(x))), self.scale2), only)
         return x + ffn, ffn
+
+
+def _taken(x: Tensor, only: Tensor | None) -> Tensor:
+    return x if only is None else x[only]
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
@@ -157,19 +198,27 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(make(config, rate) for rate in rates)
         self.final_norm = nn.LayerNorm(config.dim, config.norm_eps) if config.final_norm else nn.Identity()
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, *, layers: str = "none", first: int = 0) -> tuple[Tensor, list[Tensor]]:
-        """(N, T, D) -> the output, and of each block from number `first` on what `layers` names ("ffn", "block", "none"); dropped ones give none."""
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None, *, layers: str = "none", first: int = 0, only: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(N, T, D) -> the output and, per block from number `first` on, what `layers` names: "ffn", "block" or "none". A dropped layer gives none.
+
+        `only` (N, T) bool: the tokens that are wanted, (n, D) of each; the last block then computes its second half for no others.
+        """
         x = self.dropout(self.input_norm(x))
         results = []
         for number, block in enumerate(self.blocks):
             if self.training and self.config.layer_drop and torch.rand(()) < self.config.layer_drop:
                 continue
+            taken = only if block is self.blocks[-1] else None
             if self.training and self.gradient_checkpointing:
-                x, ffn = checkpoint(block, x, bias, use_reentrant=False)
+                x, ffn = checkpoint(block, x, bias, taken, use_reentrant=False)
             else:
-                x, ffn = block(x, bias)
+                x, ffn = block(x, bias, taken)
             if layers != "none" and number >= first:
-                results.append(ffn if layers == "ffn" else x)
+                result = ffn if layers == "ffn" else x
+                results.append(result if taken is not None else _taken(result, only))
+        x = x if x.ndim == 2 else _taken(x, only)  # the last block was dropped
         return self.final_norm(x), results
 
     def init_weights(self) -> None:

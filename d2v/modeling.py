@@ -73,9 +73,15 @@ class D2vModel(PreTrainedModel):
         tokens: Tensor | None = None,
         layers: str = "none",
         first: int = 0,
+        only: Tensor | None = None,
         **inputs: Tensor,
     ) -> Features:
-        """Features of a view, or of raw inputs (`pixel_values=...`); `tokens` (B, T, D) replace `embed`, `layers`: see Trunk."""
+        """Features of a view, or of raw inputs (`pixel_values=...`); `tokens` (B, T, D) replace `embed`, `layers` and `only`: see Trunk.
+
+        ValueError: `only` (N, T) together with `mask.keep`, which leaves other tokens.
+        """
+        if only is not None and mask is not None and mask.keep is not None:
+            raise ValueError("only= picks from all tokens, mask.keep leaves some out: give one of them")
         view = self.view(**inputs) if view is None else view
         frontend = self.frontend(view.modality)
         x = self.embed(view) if tokens is None else tokens  # (B, T, D)
@@ -101,7 +107,11 @@ class D2vModel(PreTrainedModel):
             x = torch.cat([extra.expand(len(x), -1, -1).to(x.dtype), x], dim=1)  # (N, E + K, D)
             padding = None if padding is None else nn.functional.pad(padding, (num_extra, 0))
         bias = attention_bias(padding, _kept_bias(frontend.bias(), keep, num_extra))
-        x, results = self.trunk(x, bias, layers=layers, first=first)
+        if only is not None:
+            only = nn.functional.pad(only, (num_extra, 0))
+        x, results = self.trunk(x, bias, layers=layers, first=first, only=only)
+        if only is not None:
+            return Features(x, results)
         return Features(x[:, num_extra:], [result[:, num_extra:] for result in results], x[:, :num_extra] if num_extra else None)
 
 

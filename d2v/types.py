@@ -36,7 +36,7 @@ class View(NamedTuple):
 class Features(NamedTuple):
     """What the encoder returns; extra tokens are apart, so that a target never meets them."""
 
-    x: Tensor  # (N, K, D) trunk output of the content tokens
+    x: Tensor  # (N, K, D) trunk output of the content tokens; (n, D) of those asked for by `only`
     layers: list[Tensor]  # one (N, K, D) per block asked for: the FFN output before the last residual, or the block's end
     extra: Tensor | None = None  # (N, E, D) trunk output of the extra tokens
 

@@ -10,7 +10,7 @@ from tiny import MODALITIES
 from torch import Tensor
 
 from d2v import plugins
-from d2v.layers import Attention, DropPath, PostNormBlock, PreNormBlock, Trunk, TrunkConfig, attention_bias
+from d2v.layers import Attention, DropPath, PostNormBlock, PreNormBlock, Trunk, TrunkConfig, attend_with_dropout, attention_bias
 from d2v.modeling import D2vModel
 
 SMALL = {"depth": 3, "dim": 8, "num_heads": 2, "mlp_dim": 16}
@@ -131,6 +131,46 @@ def test_layers_are_ffn_outputs_or_ends_of_blocks_from_first_on(pre_norm):
             assert torch.equal(same, out) and len(found) == 3 - first
             for a, b in zip(found, expected[first:], strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_tokens_that_are_wanted_alone_are_those_of_all(pre_norm, recompute):
+    """Drop path and layer drop on: which rows and layers they drop must not depend on the tokens asked for."""
+    trunk = perturb(Trunk(TrunkConfig(**SMALL, pre_norm=pre_norm, final_norm=pre_norm, drop_path=0.4, layer_drop=0.3))).train()
+    trunk.gradient_checkpointing = recompute
+    x, only = torch.randn(3, 5, 8, requires_grad=True), torch.rand(3, 5) < 0.4
+    for seed in range(8):  # the last layer is dropped in some of them
+        torch.manual_seed(seed)
+        whole, layers = trunk(x, layers="ffn", first=1)
+        torch.manual_seed(seed)
+        part, taken = trunk(x, layers="ffn", first=1, only=only)
+        assert part.shape == (int(only.sum()), 8) and len(taken) == len(layers)
+        for a, b in zip([part, *taken], [whole, *layers], strict=True):
+            torch.testing.assert_close(a, b[only], rtol=1e-5, atol=1e-5)
+        gradients = [torch.autograd.grad(out.square().sum(), [x, *trunk.parameters()], allow_unused=True) for out in (part, whole[only])]
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4) if a is not None and b is not None else None
+            assert (a is None) == (b is None)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "padding", "table"])
+def test_attention_dropout_drops_weights_and_scales_the_others(kind):
+    q, k, v = (torch.randn(2, 2, 4, 3, requires_grad=True) for _ in range(3))
+    bias = {"nothing": None, "padding": attention_bias(PADDING[:, 1:], None), "table": torch.randn(2, 4, 4)}[kind]
+    torch.manual_seed(4)
+    found = attend_with_dropout(q, k, v, bias, 0.4)
+    torch.manual_seed(4)
+    kept = torch.native_dropout(torch.ones(2, 2, 4, 4), 0.4, True)[1]
+    logits = q @ k.transpose(-2, -1) / math.sqrt(3)
+    if bias is not None:
+        logits = torch.where(bias, logits, -math.inf) if bias.dtype == torch.bool else logits + bias
+    expected = (logits.softmax(-1) * kept / 0.6) @ v
+    torch.testing.assert_close(found, expected)
+    direction = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad((out * direction).sum(), (q, k, v)) for out in (found, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_drop_path_keeps_the_mean_and_drops_whole_rows():

@@ -71,6 +71,18 @@ def test_masks_of_one_sample_lie_next_to_each_other(modality, tmp_path):
 
 @pytest.mark.parametrize("modality", MODALITIES)
 @torch.no_grad()
+def test_only_gives_the_wanted_tokens_and_excludes_keep(modality, tmp_path):
+    encoder, view = built(modality, tmp_path)
+    hidden = view.mask.hidden
+    whole, part = encoder(view, view.mask, layers="ffn"), encoder(view, view.mask, layers="ffn", only=hidden)
+    for a, b in zip([part.x, *part.layers], [whole.x, *whole.layers], strict=True):
+        torch.testing.assert_close(a, b[hidden], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="only="):
+        encoder(view, Mask(hidden, torch.zeros(len(hidden), 1, dtype=torch.long)), only=hidden)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+@torch.no_grad()
 def test_kept_tokens_see_only_each_other(modality, tmp_path):
     """The slow way: the blocks on the kept tokens, with the bias gathered entry by entry."""
     encoder, view = built(modality, tmp_path)

@@ -77,8 +77,8 @@ class Data2Vec(Objective):
         hidden = view.mask.hidden  # (B, T)
         student = self.student["encoder"]
         tokens = student.embed(view)  # (B, T, D)
-        target = self.target(teacher_view, tokens.detach())[hidden]  # (n, D)
-        prediction = self.predictor(student(view, view.mask, tokens=tokens).x[hidden]).float()  # (n, D)
+        target = self.target(teacher_view, tokens.detach(), hidden)  # (n, D)
+        prediction = self.predictor(student(view, view.mask, tokens=tokens, only=hidden).x).float()  # (n, D)
         total = regression(prediction, target, self.config.loss_beta, self.config.loss_scale)
         metrics = {
             "target_std": channel_std(target),
@@ -88,12 +88,14 @@ class Data2Vec(Objective):
         return Loss(total, hidden.sum(), metrics)
 
     @torch.no_grad()
-    def target(self, view: View, tokens: Tensor) -> Tensor:
-        """Targets (B, T, D) from the teacher on the unmasked view; `tokens` are the student's local features."""
-        fed = tokens if self.config.feed_tokens else None
-        layers = self.teacher["encoder"](view, tokens=fed, layers=self.config.layers, first=self.first).layers
-        padding = None if self.config.norm_over_padding else view.padding
-        return mean_of_layers(layers, self.config.layer_norms, self.config.final_norms, padding)
+    def target(self, view: View, tokens: Tensor, only: Tensor | None = None) -> Tensor:
+        """Targets (B, T, D), or (n, D) of the tokens `only` (B, T), from the teacher on the whole view; `tokens` are the student's features."""
+        config = self.config
+        fed = tokens if config.feed_tokens else None
+        apart = {*config.layer_norms, *config.final_norms} <= {"layer"}  # a token's norm does not need the other tokens
+        layers = self.teacher["encoder"](view, tokens=fed, layers=config.layers, first=self.first, only=only if apart else None).layers
+        target = mean_of_layers(layers, config.layer_norms, config.final_norms, None if config.norm_over_padding else view.padding)
+        return target if only is None or apart else target[only]
 
     def ema_decay(self, step: int) -> float:
         """Linear from ema_decay to ema_end_decay over ema_anneal_steps."""

@@ -54,11 +54,14 @@ class Frontend(nn.Module):
         """Embeddings of the original ids, (B, T) -> (B, T, D); padding is zero."""
         return self.tokens(input_ids)
 
-    def hide(self, tokens: Tensor, hidden: Tensor, corrupted_ids: Tensor | None = None, **_: Tensor) -> Tensor:
-        """The <mask> embedding where hidden, (N, T, D); with `corrupted_ids` (B, T), those tokens elsewhere."""
-        if corrupted_ids is not None:
-            tokens = self.embed(corrupted_ids).repeat_interleave(len(tokens) // len(corrupted_ids), dim=0)  # (N, T, D)
-        return torch.where(hidden[..., None], self.tokens.weight[self.config.mask_token_id].to(tokens.dtype), tokens)
+    def hide(self, tokens: Tensor, hidden: Tensor, input_ids: Tensor, corrupted_ids: Tensor | None = None, **_: Tensor) -> Tensor:
+        """The <mask> embedding where hidden, (N, T, D); with `corrupted_ids` (B, T), those tokens elsewhere.
+
+        Looked up anew: the gradient of the table is as large as the table, and one look-up makes one of it.
+        """
+        ids = input_ids if corrupted_ids is None else corrupted_ids
+        ids = ids.repeat_interleave(len(hidden) // len(ids), dim=0)  # (N, T)
+        return self.tokens(ids.masked_fill(hidden, self.config.mask_token_id))
 
     def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor:
         """Embeddings of the positions counted over what is not padding, (N, T, D) or (1, T, D). ValueError: longer than the table."""
