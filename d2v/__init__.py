@@ -1,18 +1,49 @@
 """d2v: multimodal self-distillation; this package knows tokens and never knows what an image, a waveform or a word is."""
 
 import importlib
-
-from transformers import AutoConfig
-
-from d2v.configuration import D2vConfig
+import importlib.util
+import sys
+from importlib.abc import MetaPathFinder
 
 __version__ = "0.1.0"
 __all__ = ["D2vConfig", "D2vModel"]
 
-AutoConfig.register("d2v", D2vConfig)  # AutoModel learns of D2vModel when such a config is read: see D2vConfig.from_dict
+_HOMES = {"D2vConfig": "d2v.configuration", "D2vModel": "d2v.modeling"}
+_AUTO = "transformers.models.auto.configuration_auto"
 
 
 def __getattr__(name: str):
-    if name == "D2vModel":  # transformers' modelling code takes seconds to import; only those who build a model wait for it
-        return importlib.import_module("d2v.modeling").D2vModel
+    if name in _HOMES:  # transformers' modelling code takes seconds to import; only those who build a model wait for it
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'd2v' has no attribute {name!r}")
+
+
+def _register(auto) -> None:
+    """AutoConfig learns of D2vConfig; AutoModel of D2vModel when such a config is read: see D2vConfig.from_dict."""
+    auto.AutoConfig.register("d2v", importlib.import_module("d2v.configuration").D2vConfig, exist_ok=True)
+
+
+class _WhenAutoIsImported(MetaPathFinder):
+    """Registers at the moment when transformers' Auto classes are first imported: importing them here would cost every program 0.7 s."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != _AUTO:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module) -> None:
+            execute(module)
+            _register(module)
+
+        spec.loader.exec_module = execute_and_register
+        return spec
+
+
+if _AUTO in sys.modules:
+    _register(sys.modules[_AUTO])
+else:
+    sys.meta_path.insert(0, _WhenAutoIsImported())
