@@ -1,7 +1,7 @@
-"""Two processes are one: the same losses and weights with half the batch each, an exact resume, and reductions that say what they should."""
+"""Two processes are one: the same losses and weights with half the batch each, an exact resume after a kill, and honest reductions."""
 
 import os
-import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -30,15 +30,12 @@ def prepare(modality: str, variant: str, root: Path) -> Path:
     return root / f"prepared_{modality}_{variant}"
 
 
-def two_processes(root: Path, resume: bool) -> None:
-    """What each of two processes does: the runs of every modality, and one with dropout, which the second pair of processes resumes."""
+def two_processes(root: Path) -> None:
+    """What each of two processes does: the runs of every modality."""
     for modality in MODALITIES:
-        if not resume:
-            for name, more in variants(modality).items():
-                run(modality, root / f"two_{modality}_{name}", prepare(modality, name, root), more)
-        run(modality, root / f"dropout_{modality}", prepare(modality, "plain", root), (*tiny.DROPOUT, "train.steps=8", "run.save_every=4"))
-    if not resume:
-        check_reductions()
+        for name, more in variants(modality).items():
+            run(modality, root / f"two_{modality}_{name}", prepare(modality, name, root), more)
+    check_reductions()
     torch.distributed.destroy_process_group()
 
 
@@ -71,7 +68,7 @@ def root(tmp_path_factory) -> Path:
     for modality in MODALITIES:
         for name, more in variants(modality).items():  # two processes must find the same tokenizer
             tiny.samples_of(tiny.config_of(modality, root, *more), prepare(modality, name, root))
-    processes = tiny.start(two_processes, root, False, world=2)
+    processes = tiny.start(two_processes, root, world=2)
     for modality in MODALITIES:
         for name, more in variants(modality).items():
             run(modality, root / f"one_{modality}_{name}", prepare(modality, name, root), more)
@@ -92,21 +89,20 @@ def test_two_processes_follow_one(modality, variant, root):
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4, msg=name)
 
 
-def test_two_processes_resume_exactly(root):
-    """With dropout, which differs between processes: each must get its own random state back."""
-    whole = {}
-    for modality in MODALITIES:
-        folder = root / f"dropout_{modality}"
-        whole[modality] = tiny.checkpoint_tensors(folder, 8), tiny.losses(folder)
-        shutil.rmtree(folder / "checkpoints" / "00000008")
-    assert tiny.wait(tiny.start(two_processes, root, True, world=2)) == [0, 0]
-    for modality, (tensors, losses) in whole.items():
-        tiny.assert_same(tiny.checkpoint_tensors(root / f"dropout_{modality}", 8), tensors)
-        assert tiny.losses(root / f"dropout_{modality}") == losses
-        states = [
-            torch.load(path, weights_only=False) for path in sorted((root / f"dropout_{modality}").glob("checkpoints/00000008/random_states_*"))
-        ]
-        assert len(states) == 2 and not torch.equal(*(state["torch_manual_seed"] for state in states))
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_two_killed_processes_go_on_as_if_nothing_had_been(modality, tmp_path):
+    """20 steps at once, and 13 of which 10 were saved, SIGKILL, then the rest; with dropout, which differs between processes."""
+    whole, killed = ({"folder": tmp_path / name, "line": tiny.arguments(modality, tmp_path / name, *tiny.DROPOUT)} for name in ("whole", "killed"))
+    dying, running = tiny.start(tiny.run_until_killed, killed["line"], 13, world=2), tiny.start(tiny.run, whole["line"], world=2)
+    assert -signal.SIGKILL in tiny.wait(dying)  # the other one may find its partner gone before its own end
+    assert tiny.wait(running) == [0, 0]
+    assert [path.name for path in (killed["folder"] / "checkpoints").glob("[0-9]*")] == ["00000010"]
+    assert tiny.wait(tiny.start(tiny.run, killed["line"], world=2)) == [0, 0]
+    tiny.assert_same(tiny.checkpoint_tensors(killed["folder"], 20), tiny.checkpoint_tensors(whole["folder"], 20))
+    assert tiny.losses(killed["folder"]) == tiny.losses(whole["folder"])
+    assert sorted(tiny.losses(whole["folder"])) == list(range(1, 21))
+    states = [torch.load(path, weights_only=False) for path in sorted(whole["folder"].glob("checkpoints/00000020/random_states_*"))]
+    assert len(states) == 2 and not torch.equal(*(state["torch_manual_seed"] for state in states))
 
 
 def test_alone_every_reduction_is_the_value_itself():
