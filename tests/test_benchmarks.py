@@ -1,5 +1,6 @@
 """The benchmarks run, and both sides of the comparison do the same work."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,27 @@ def test_both_sides_do_the_same_work(benchmarks, modality: str):
 def test_memory_is_read(benchmarks):
     step_time, _ = benchmarks
     assert 0 < step_time.memory("VmRSS") <= step_time.memory("VmHWM")
+
+
+def test_runs_are_compared_in_a_picture(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import compare_runs
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("train: {batch_size: 30}\n")
+    records = [{"step": 0, "student_knn": 0.1}, {"step": 20, "loss": 1.0, "samples_per_second": 10.0}, {"step": 20, "student_knn": 0.2}]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert compare_runs.curve(folder, "student") == {"step": [0, 20], "minutes": [0, 1], "accuracy": [10, 20]}
+    compare_runs.main([str(tmp_path / "out.png"), f"ours={folder},{folder}", "against=step"])
+    assert (tmp_path / "out.png").stat().st_size > 1000
+    for wrong in (
+        [],
+        [str(tmp_path / "out.png"), "of=nobody"],
+        [str(tmp_path / "out.png"), f"a={tmp_path}"],
+        [str(tmp_path / "out.png"), str(folder)],
+    ):
+        with pytest.raises(SystemExit):
+            compare_runs.main(wrong)
+    with pytest.raises(SystemExit, match="no labels"):
+        compare_runs.curve(folder, "teacher")

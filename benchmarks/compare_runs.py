@@ -1,0 +1,70 @@
+"""One picture of several runs: k-NN of the health checks against minutes of training.
+
+    python benchmarks/compare_runs.py OUT.png "NAME=RUN_DIR[,RUN_DIR...]" ...  [of=student|teacher] [against=minutes|step]
+
+Runs of one name (seeds) share a colour. Minutes are the training's own, added up from the logged samples per second: health checks, saving and
+pauses do not count. RUN_DIR is a folder of scripts/pretrain.py.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#777777")
+CHOICES = {"of": ("student", "teacher"), "against": ("minutes", "step")}
+
+
+def curve(folder: Path, of: str) -> dict[str, list[float]]:
+    """Steps, minutes and accuracies (percent) of the checks of a run. SystemExit: there are none."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise SystemExit(f"{folder} is no run folder: it has no metrics.jsonl")
+    batch_size = yaml.safe_load((folder / "config.yaml").read_text())["train"]["batch_size"]
+    found: dict[str, list[float]] = {"step": [], "minutes": [], "accuracy": []}
+    minutes, last = 0.0, 0
+    for record in map(json.loads, path.read_text().splitlines()):
+        if "samples_per_second" in record:
+            minutes += (record["step"] - last) * batch_size / record["samples_per_second"] / 60
+            last = record["step"]
+        if f"{of}_knn" in record:
+            for name, value in (("step", record["step"]), ("minutes", minutes), ("accuracy", 100 * record[f"{of}_knn"])):
+                found[name].append(value)
+    if not found["step"]:
+        raise SystemExit(f"{path} has no health check with k-NN: the data had no labels")
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    """Draws the picture."""
+    options = {name: choices[0] for name, choices in CHOICES.items()}
+    out, *rest = arguments or [""]
+    runs = []
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if not equals or (name in CHOICES and value not in CHOICES[name]):
+            raise SystemExit(f"{argument!r}: give NAME=RUN_DIR, of={'|'.join(CHOICES['of'])} or against={'|'.join(CHOICES['against'])}")
+        if name in CHOICES:
+            options[name] = value
+        else:
+            runs.append((name, [Path(folder) for folder in value.split(",")]))
+    if not out.endswith(".png") or not runs:
+        raise SystemExit(__doc__)
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, folders) in enumerate(runs):
+        for folder in folders:
+            found = curve(folder, options["of"])
+            label = name if folder is folders[0] else None
+            axes.plot(found[options["against"]], found["accuracy"], "o-", markersize=3, color=COLOURS[number % len(COLOURS)], label=label)
+    axes.set(xlabel=options["against"], ylabel=f"k-NN of the {options['of']}'s features (%)")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(out, dpi=120)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
