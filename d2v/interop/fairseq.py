@@ -1,21 +1,24 @@
-"""fairseq's data2vec 1.0 checkpoints (speech and text) as Objectives: tables of renamed keys, no fairseq needed.
+"""The reference's checkpoints as Objectives and back, no fairseq needed; here the settings and names of 1.0's speech and text.
 
-Containers and names: a .pt file, or a dict {"cfg": {"model": ..., "task": ...}, "model": state dict}, with the teacher nested as `_ema`.
+Containers: a .pt file, or a dict {"cfg": {"model": ..., "task": ...}, "model": state dict}, with the teacher nested as `_ema`.
 """
 
 import re
 from pathlib import Path
 
+import torch
+
 from d2v import plugins
 from d2v.configuration import D2vConfig
-from d2v.interop import fairseq2
-from d2v.interop.renaming import Names, Table, fill_objective, plain, read, require
-from d2v.interop.settings import conv_layers, targets
+from d2v.interop import beit, fairseq2
+from d2v.interop.renaming import Names, Table, fill_objective, original, plain, read, require
+from d2v.interop.settings import conv_layers, spec_of, targets, targets_of
 from d2v.interop.settings import parsed as _conv_layers  # noqa: F401
 from d2v.layers import TrunkConfig
 from d2v.modeling import D2vModel
 from d2v.objective import Objective
 from d2v.objectives.data2vec import Data2Vec
+from d2v.objectives.data2vec2 import Data2Vec2
 
 # what a setting of the reference must be, because nothing else was ever published with data2vec
 REQUIRED = {
@@ -35,14 +38,16 @@ REQUIRED = {
 
 
 def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) -> Objective:
-    """The objective of a data2vec_audio or data2vec_text checkpoint: student, teacher and predictor.
+    """The objective of a data2vec_audio, data2vec_text or data2vec_multi checkpoint, or of one of the BEiT fork (images of 1.0).
 
-    `reference_quirks` computes what the reference computes where that is not the paper's sense: instance norm and the deeper position
-    layers count padded frames. (The bug of its text teacher, fairseq issue 4881, is in what its task hands to the model: give a second
+    `reference_quirks` computes what the reference computes where that is not the paper's sense: instance norm, the position layers and
+    2.0's decoder count padded frames. (The bug of its text teacher, fairseq issue 4881, is in what its task hands to the model: give a second
     view to reproduce it, as the text modality's `reference_teacher_input` does.) ValueError: another architecture or setting, or the
     first key that is missing, left over, or of another shape; nothing is half loaded.
     """
     checkpoint = checkpoint if isinstance(checkpoint, dict) else read(Path(checkpoint))
+    if beit.is_beit(checkpoint):
+        return beit.load(checkpoint)
     if not isinstance(checkpoint.get("cfg"), dict) or not isinstance(checkpoint.get("model"), dict):
         raise ValueError(f"a fairseq checkpoint holds 'cfg' and 'model'; this one holds {', '.join(map(str, checkpoint)) or 'nothing'}")
     model, state = plain(checkpoint["cfg"].get("model") or {}), dict(checkpoint["model"])
@@ -54,6 +59,20 @@ def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) 
     require(model, REQUIRED[kind])
     convert = {"data2vec_audio": _speech, "data2vec_text": _text}[kind]
     return convert(model, state, reference_quirks)
+
+
+def save_fairseq(objective: Objective, path: str | Path) -> None:
+    """Writes what `load_fairseq` reads, in the reference's own format. ValueError: an objective or a setting that the reference does not have."""
+    (modality,) = objective.student["encoder"].config.frontends
+    writers = {(Data2Vec2, name): fairseq2.save for name in fairseq2.NAMES}
+    writers |= {(Data2Vec, "speech"): save, (Data2Vec, "text"): save, (Data2Vec, "image"): beit.save}
+    write = writers.get((type(objective), modality))
+    if write is None:
+        raise ValueError(f"fairseq has no format for {type(objective).__name__} of {modality}")
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save(write(objective), temporary)
+    temporary.replace(path)
 
 
 def _speech(cfg: dict, state: dict, quirks: bool) -> Objective:
@@ -134,6 +153,69 @@ def _text(cfg: dict, state: dict, quirks: bool) -> Objective:
         teacher = {k: v for k, v in teacher.items() if k != "version"}
     fill_objective(objective, objective.predictor, names(objective), state, teacher)
     return objective
+
+
+def save(objective: Data2Vec) -> dict:
+    """The checkpoint that `load_fairseq` reads of a 1.0 objective of speech or text. ValueError: a setting that the reference does not have."""
+    encoder, table = objective.student["encoder"], names(objective)
+    (modality,) = encoder.config.frontends
+    student = original(encoder.state_dict(), table.student) | original(objective.predictor.state_dict(), table.head)
+    teacher = original(objective.teacher["encoder"].state_dict(), table.teacher)
+    if modality == "text":  # a buffer of fairseq's encoder
+        student["encoder.sentence_encoder.version"], teacher["version"] = torch.tensor([3.0]), torch.tensor([3.0])
+    settings = (_text_settings if modality == "text" else _speech_settings)(objective)
+    common = {**targets_of(objective.config), **settings}
+    return {"cfg": {"model": common, "task": {}}, "model": {**student, "encoder._ema" if modality == "text" else "_ema": teacher}}
+
+
+def _speech_settings(objective: Data2Vec) -> dict:
+    encoder = objective.student["encoder"]
+    frontend, trunk = encoder.frontends["speech"].config, encoder.trunk.config
+    return {
+        **REQUIRED["data2vec_audio"],
+        "_name": "data2vec_audio",
+        "conv_feature_layers": spec_of(frontend),
+        "conv_pos": frontend.pos_kernel * frontend.pos_depth,
+        "pos_conv_depth": frontend.pos_depth,
+        "conv_pos_groups": frontend.pos_groups,
+        "layer_norm_first": trunk.pre_norm,
+        "encoder_layers": trunk.depth,
+        "encoder_embed_dim": trunk.dim,
+        "encoder_attention_heads": trunk.num_heads,
+        "encoder_ffn_embed_dim": trunk.mlp_dim,
+        "dropout": trunk.dropout,
+        "attention_dropout": trunk.attention_dropout,
+        "activation_dropout": trunk.activation_dropout,
+        "encoder_layerdrop": trunk.layer_drop,
+        "ema_layers_only": objective.is_copied("encoder.frontends.speech.positions_conv.0.weight"),
+    }
+
+
+def _text_settings(objective: Data2Vec) -> dict:
+    trunk = objective.student["encoder"].trunk.config
+    encoder = {
+        "layers": trunk.depth,
+        "embed_dim": trunk.dim,
+        "attention_heads": trunk.num_heads,
+        "ffn_embed_dim": trunk.mlp_dim,
+        "layerdrop": trunk.layer_drop,
+        "normalize_before": False,
+        "learned_pos": True,
+    }
+    transformer = {
+        "activation_fn": "gelu",
+        "no_scale_embedding": True,
+        "dropout": trunk.dropout,
+        "attention_dropout": trunk.attention_dropout,
+        "activation_dropout": trunk.activation_dropout,
+        "encoder": encoder,
+    }
+    return {
+        "_name": "data2vec_text",
+        "head_layers": objective.config.head_layers,
+        "ema_transformer_layers_only": objective.is_copied("encoder.frontends.text.tokens.weight"),
+        "transformer": transformer,
+    }
 
 
 def names(objective: Data2Vec) -> Names:

@@ -9,8 +9,8 @@ import torch
 
 from d2v import plugins
 from d2v.configuration import D2vConfig
-from d2v.interop.renaming import Names, Table, fill_objective, require
-from d2v.interop.settings import conv_layers, targets
+from d2v.interop.renaming import Names, Table, fill_objective, original, require
+from d2v.interop.settings import conv_layers, spec_of, targets, targets_of
 from d2v.layers import TrunkConfig
 from d2v.modeling import D2vModel
 from d2v.objectives.data2vec2 import Data2Vec2
@@ -79,9 +79,104 @@ def names(objective: Data2Vec2) -> Names:
     student = [*blocks, (f"{theirs}context_encoder.norm.", "trunk.input_norm."), *_frontend_names(encoder, modality, theirs)]
     decoder = [(f"{theirs}decoder.blocks.{number}.0.", f"layers.{number}.conv.") for number in range(len(objective.decoder.layers))]
     decoder += [(f"{theirs}decoder.proj." + (f"{2 * n}." if depth > 1 else ""), f"head.{2 * n}.") for n in range(depth)]
-    # the teacher of text is the list of blocks alone
-    teacher = [(old.removeprefix("blocks."), new) for old, new in blocks] if modality == "text" else student
+    # without what the teacher shares; that of text is the list of blocks alone
+    teacher = [(old, new) for old, new in student if not any(new.startswith(f"{part}.") for part in objective.config.shared)]
+    if modality == "text":
+        teacher = [(old.removeprefix("blocks."), new) for old, new in blocks]
     return Names(student, teacher, decoder)
+
+
+def save(objective: Data2Vec2) -> dict:
+    """The checkpoint that `load` reads. ValueError: a setting that the reference does not have."""
+    encoder, table = objective.student["encoder"], names(objective)
+    (modality,) = encoder.config.frontends
+    student = original(encoder.state_dict(), table.student) | original(objective.decoder.state_dict(), table.head)
+    teacher = original(objective.teacher["encoder"].state_dict(), table.teacher)
+    theirs = f"modality_encoders.{NAMES[modality]}."
+    for state in (student, teacher) if modality == "image" else ():
+        state[f"{theirs}fixed_positional_encoder.positions"] = _positions(encoder)[None]
+    for state in (student, teacher):
+        if (key := f"{theirs}alibi_scale") in state:
+            layers = encoder.frontends[modality].config.alibi_layers
+            state[key] = state[key].view(layers, 1, -1, 1, 1)
+    return {"cfg": {"model": _settings_of(objective, modality), "task": {}}, "model": {**student, "_ema": teacher}}
+
+
+def _settings_of(objective: Data2Vec2, modality: str) -> dict[str, Any]:
+    config, trunk = objective.config, objective.student["encoder"].trunk.config
+    frontend = objective.student["encoder"].frontends[modality].config
+    encoder = {
+        **REQUIRED_OF_ENCODER,
+        **REQUIRED_OF[modality],
+        "type": NAMES[modality],
+        "prenet_depth": trunk.prenet_depth,
+        "prenet_layerdrop": trunk.layer_drop if trunk.prenet_layer_drop is None else trunk.prenet_layer_drop,
+        "prenet_dropout": 0.0 if modality == "text" else trunk.dropout if trunk.input_dropout is None else trunk.input_dropout,
+        "ema_local_encoder": not config.feed_tokens,
+        "mask_noise_std": config.decoder.noise,
+        "decoder": {
+            "decoder_dim": config.decoder.dim,
+            "decoder_layers": config.decoder.depth,
+            "decoder_kernel": config.decoder.kernel,
+            "decoder_groups": config.decoder.groups,
+            "decoder_residual": config.decoder.residual,
+            "projection_layers": config.decoder.head_layers,
+            "projection_ratio": config.decoder.head_ratio,
+            "input_dropout": config.decoder.dropout,
+        },
+        **{"image": _image_of, "speech": _speech_of, "text": _text_of}[modality](frontend),
+    }
+    nested = {key: value for key, value in encoder.items() if "." not in key}
+    return {
+        **REQUIRED,
+        **targets_of(config),
+        "_name": "data2vec_multi",
+        "supported_modality": NAMES[modality],
+        "depth": trunk.depth - trunk.prenet_depth,
+        "embed_dim": trunk.dim,
+        "num_heads": trunk.num_heads,
+        "mlp_ratio": trunk.mlp_dim / trunk.dim,
+        "norm_eps": trunk.norm_eps,
+        "encoder_dropout": trunk.dropout,
+        "post_mlp_drop": trunk.dropout,
+        "attention_dropout": trunk.attention_dropout,
+        "layerdrop": trunk.layer_drop,
+        "end_drop_path_rate": trunk.drop_path,
+        "end_of_block_targets": config.layers == "block",
+        "cls_loss": config.cls_loss,
+        "ema_encoder_only": modality == "text",
+        "modalities": {SECTIONS[modality]: nested},
+    }
+
+
+def _image_of(config: Any) -> dict[str, Any]:
+    if config.positions != "sincos" or config.relative_bias:
+        raise ValueError("fairseq's data2vec 2.0 has sincos positions and no relative bias for images")
+    return {
+        "num_extra_tokens": int(config.class_token),
+        "input_size": config.image_size,
+        "patch_size": config.patch_size,
+        "in_chans": config.channels,
+    }
+
+
+def _speech_of(config: Any) -> dict[str, Any]:
+    return {
+        "feature_encoder_spec": spec_of(config),
+        "conv_pos_width": config.pos_kernel * config.pos_depth,
+        "conv_pos_depth": config.pos_depth,
+        "conv_pos_groups": config.pos_groups,
+        "use_alibi_encoder": config.alibi != "none",
+        "learned_alibi_scale": config.alibi in ("one", "head"),
+        "learned_alibi_scale_per_head": config.alibi == "head",
+        "learned_alibi_scale_per_layer": config.alibi_layers > 1,
+    }
+
+
+def _text_of(config: Any) -> dict[str, Any]:
+    if not config.embedding_norm:
+        raise ValueError("fairseq's data2vec 2.0 norms its embeddings: frontend.embedding_norm must be true")
+    return {"max_source_positions": config.max_positions, "dropout": config.embedding_dropout}
 
 
 def _frontend_names(encoder: D2vModel, modality: str, theirs: str) -> Table:
@@ -123,11 +218,15 @@ def _without_positions(state: dict, objective: Data2Vec2) -> dict:
     state = dict(state)
     given = state.pop("modality_encoders.IMAGE.fixed_positional_encoder.positions", None)
     if given is not None:
-        encoder = objective.student["encoder"]
-        expected = encoder.frontends["image"].positions(torch.zeros(1, 1, encoder.trunk.config.dim), None)
+        expected = _positions(objective.student["encoder"])
         if given.shape != (1, *expected.shape) or not torch.allclose(given[0].float(), expected, atol=1e-3):
             raise ValueError("modality_encoders.IMAGE.fixed_positional_encoder.positions are not sine and cosine of column and row")
     return state
+
+
+def _positions(encoder: D2vModel) -> torch.Tensor:
+    """(T, D)."""
+    return encoder.frontends["image"].positions(torch.zeros(1, 1, encoder.trunk.config.dim), None).clone()
 
 
 def _build(modality: str, cfg: dict, encoder: dict, state: dict, quirks: bool) -> Data2Vec2:

@@ -35,6 +35,8 @@ def renamed(state: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
         name = translated(key, table)
         if name is None:
             raise ValueError(f"key {key!r} is not part of this architecture; is the checkpoint of another model?")
+        if not isinstance(value, Tensor):
+            raise ValueError(f"key {key!r} holds a {type(value).__name__}, not a tensor")
         match = PART.fullmatch(name)
         if match:
             stacks.setdefault(f"{match[1]}.{match[3]}", {})[match[2]] = value
@@ -43,6 +45,9 @@ def renamed(state: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
     for name, parts in stacks.items():
         if len(parts) != 3:
             raise ValueError(f"{name} needs q, k and v projections; the checkpoint has {', '.join(sorted(parts))}")
+        if len({part.shape for part in parts.values()}) != 1:
+            shapes = ", ".join(f"{part} {tuple(parts[part].shape)}" for part in "qkv")
+            raise ValueError(f"{name} is made of projections of one shape; the checkpoint has {shapes}")
         found[name] = torch.cat([parts[part] for part in "qkv"])
     return found
 
@@ -57,18 +62,23 @@ def translated(key: str, table: Table) -> str | None:
 
 
 def original(state: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Their names: the inverse of `renamed`. A name that the table does not know is an error of ours."""
+    """Their names, the inverse of `renamed`; what the table does not know is left out."""
     back = [(new, old) for old, new in table]
-    split = any(PART.fullmatch(f"{new}weight") for new, _ in back)
     found: dict[str, Tensor] = {}
     for name, value in state.items():
-        match = re.fullmatch(r"(.*\.qkv)\.(weight|bias)", name) if split else None
-        parts = {f"{match[1]}.{p}.{match[2]}": x for p, x in zip("qkv", value.chunk(3), strict=True)} if match else {name: value}
-        for part, tensor in parts.items():
+        parts = _parts(name, table)
+        for part, tensor in zip(parts, value.chunk(len(parts)), strict=True):
             key = translated(part, back)
-            assert key is not None, part
-            found[key] = tensor.clone()
+            if key is not None:
+                found[key] = tensor.clone()
     return found
+
+
+def _parts(name: str, table: Table) -> list[str]:
+    """A name of ours, or its three parts where the table keeps query, key and value apart."""
+    whole, _, kind = name.rpartition(".")
+    split = [f"{whole}.{part}.{kind}" for part in "qkv"]
+    return split if any(f"{whole}.q." == new for _, new in table) else [name]
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], table: Table, where: str) -> None:
@@ -76,7 +86,7 @@ def fill(module: nn.Module, state: dict[str, Tensor], table: Table, where: str) 
     back = [(new, old) for old, new in table]
     own = module.state_dict()
     for name, tensor in own.items():
-        theirs = translated(name, back) or name
+        theirs = translated(_parts(name, table)[0], back) or name
         if name not in state:
             raise ValueError(f"{where} is incomplete: it has no key {theirs}, which gives {name}, {tuple(tensor.shape)}")
         if [n for n in state[name].shape if n != 1] != [n for n in tensor.shape if n != 1]:
@@ -110,7 +120,8 @@ def read(path: Path) -> dict:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch each have their own for a damaged or a foreign file
-        reason = str(error).splitlines()[0]
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {foreign[1]}" if foreign else str(error).splitlines()[0]
         raise ValueError(
             f"{path} cannot be read as plain tensors and settings: {reason}. A file that holds other Python objects is refused; "
             "save its 'cfg' as nested dicts and its 'model' as tensors with the software that wrote it"
@@ -120,9 +131,16 @@ def read(path: Path) -> dict:
     return loaded
 
 
-def plain(config: Any) -> dict:
-    """Nested dicts, whatever kind of mapping they were."""
-    return {key: plain(value) if isinstance(value, dict) else value for key, value in config.items()}
+class Settings(dict):
+    """A reference's settings, nested; one that is asked for and not there is the user's error."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(f"cfg.model lacks the setting {key!r}, which a model of this kind has")
+
+
+def plain(config: Any) -> Settings:
+    """Nested Settings, whatever kind of mapping they were."""
+    return Settings({key: plain(value) if isinstance(value, dict) else value for key, value in config.items()})
 
 
 def setting(config: dict, name: str, default: Any) -> Any:

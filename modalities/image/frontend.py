@@ -131,12 +131,15 @@ class Frontend(nn.Module):
         """(H, E + T, E + T), or (N, H, E + K, E + K) of the patches `keep` (N, K): to be added to the attention logits of every block."""
         if self.bias_table is None:
             return None
-        num_extra = int(self.class_token is not None)
-        index = relative_index(*self.grid, num_extra == 1, self.bias_table.device)  # (E + T, E + T)
+        index, num_extra = self.bias_index(), int(self.class_token is not None)
         if keep is not None:
             kept = F.pad(keep + num_extra, (num_extra, 0))  # (N, E + K)
             index = index[kept[:, :, None], kept[:, None, :]]  # (N, E + K, E + K)
         return F.embedding(index, self.bias_table).movedim(-1, -3)
+
+    def bias_index(self) -> Tensor:
+        """Row of the bias table for each (query, key), (E + T, E + T)."""
+        return relative_index(*self.grid, self.class_token is not None, self.patch_embed.weight.device)
 
     def padding(self, pixel_values: Tensor) -> None:
         """Images are never padded."""
