@@ -8,10 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from d2v.configuration import D2vConfig
+from d2v.decoders import DecoderConfig
 from d2v.interop.fairseq import load_fairseq, save_fairseq
 from d2v.layers import TrunkConfig
 from d2v.modeling import D2vModel
 from d2v.objectives.data2vec import Config, Data2Vec
+from d2v.objectives.data2vec2 import Config as Config2
+from d2v.objectives.data2vec2 import Data2Vec2
 from d2v.types import Mask, View
 
 TOLERANCE = 1e-5
@@ -135,6 +138,39 @@ def test_written_back_it_is_the_same(shared, name, tmp_path):
     assert again.config == objective.config and again.student["encoder"].trunk.config == objective.student["encoder"].trunk.config
     assert again.student["encoder"].config.frontends == objective.student["encoder"].config.frontends
     tiny.assert_same(again.state_dict(), objective.state_dict())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_speech_with_a_prenet_and_scales_per_block(own, tmp_path):
+    """Names of the large models, with the teacher's own extractor and without; the same loss before and after."""
+    frontend = {"conv_dim": 8, "conv_kernels": [10, 3], "conv_strides": [5, 4], "pos_kernel": 3, "pos_depth": 2, "pos_groups": 4}
+    frontend |= {"mask_token": False, "alibi": "head", "alibi_layers": 3}
+    trunk = TrunkConfig(depth=3, prenet_depth=1, dim=16, num_heads=2, mlp_dim=32, prenet_layer_drop=0.2, input_dropout=0.3)
+    encoder = D2vModel(D2vConfig(frontends={"speech": frontend}, trunk=trunk))
+    shared = [] if own else [f"frontends.speech.{part}" for part in ("extractor", "norm", "projection")]
+    decoder = DecoderConfig(dim=8, groups=2, noise=0.0)
+    objective = Data2Vec2(encoder, Config2(top_k=2, shared=shared, feed_tokens=not own, decoder=decoder)).eval()
+    with torch.no_grad():
+        for parameter in objective.student.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    objective.update_teacher(0.5)
+    save_fairseq(objective, tmp_path / "prenet.pt")
+    saved = torch.load(tmp_path / "prenet.pt", weights_only=True)["model"]
+    prefix = "modality_encoders.AUDIO."
+    assert saved[f"{prefix}alibi_scale"].shape == saved["_ema"][f"{prefix}alibi_scale"].shape == (3, 1, 2, 1, 1)
+    assert (
+        f"{prefix}context_encoder.blocks.0.attn.qkv.weight" in saved
+        and {"blocks.1.norm1.bias"} <= saved.keys()
+        and "blocks.2.norm1.bias" not in saved
+    )
+    assert (f"{prefix}project_features.2.weight" in saved["_ema"]) == own
+    again = load_fairseq(tmp_path / "prenet.pt").eval()
+    tiny.assert_same(again.state_dict(), objective.state_dict())
+    assert again.student["encoder"].trunk.config == trunk and again.config == objective.config
+    keep = torch.stack([torch.randperm(40)[:20] for _ in range(4)])
+    hidden = torch.ones(4, 40, dtype=torch.bool).scatter(1, keep, False)
+    view = View("speech", {"input_values": torch.randn(2, 800)}, None, Mask(hidden, keep))
+    assert torch.equal(again([view]).total, objective([view]).total)
 
 
 def test_images_of_data2vec_1_are_read_and_written_in_the_beit_format(tmp_path):

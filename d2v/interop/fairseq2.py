@@ -60,7 +60,7 @@ def load(cfg: dict, state: dict, quirks: bool) -> Data2Vec2:
     require(encoder_cfg, REQUIRED_OF_ENCODER | REQUIRED_OF[modality], f"cfg.model.modalities.{section}")
     state, teacher = _old_names(state), state.get("_ema")
     objective = _build(modality, cfg, encoder_cfg, state, quirks)
-    states = [_without_positions(part, objective) for part in (state, teacher) if part is not None]
+    states = [_simplified(part, objective) for part in (state, teacher) if part is not None]
     fill_objective(objective, objective.decoder, names(objective), *states, *[None] * (2 - len(states)))
     return objective
 
@@ -213,9 +213,9 @@ def _old_names(state: dict) -> dict:
     }
 
 
-def _without_positions(state: dict, objective: Data2Vec2) -> dict:
-    """Fixed positions are computed here. ValueError: they are others."""
-    state = dict(state)
+def _simplified(state: dict, objective: Data2Vec2) -> dict:
+    """Fixed positions are computed here, and scales of ALiBi are one list. ValueError: other positions."""
+    state = {key: value.flatten() if key.endswith("alibi_scale") and isinstance(value, torch.Tensor) else value for key, value in state.items()}
     given = state.pop("modality_encoders.IMAGE.fixed_positional_encoder.positions", None)
     if given is not None:
         expected = _positions(objective.student["encoder"])

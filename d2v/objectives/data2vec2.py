@@ -62,12 +62,15 @@ class Data2Vec2(Objective):
     """Student and teacher encoders and a decoder from visible to hidden tokens."""
 
     def __init__(self, encoder: D2vModel, config: Config):
-        """ValueError: more layers to average than the trunk has after its prenet, or a shared part that does not exist."""
+        """ValueError: more layers to average than the trunk has after its prenet, a shared part that does not exist, or a mask token."""
         super().__init__(tuple(f"encoder.{part}" for part in config.shared), encoder=encoder)
         trunk = encoder.trunk.config
         if not 1 <= config.top_k <= trunk.depth - trunk.prenet_depth:
             layers = f"{trunk.depth} layers" + (f", of which the first {trunk.prenet_depth} give no targets" if trunk.prenet_depth else "")
             raise ValueError(f"objective.top_k is {config.top_k}; the trunk has {layers}")
+        tokens = [name for name, _ in encoder.frontends.named_parameters() if name.endswith("mask_token")]
+        if tokens:
+            raise ValueError(f"data2vec2 leaves out what is hidden: {tokens[0]} would never be trained; set model.frontends.{tokens[0]}=false")
         self.config = config
         self.first = trunk.depth - config.top_k
         self.decoder = Decoder(trunk.dim, config.decoder)
