@@ -28,11 +28,14 @@ class TrunkConfig:
     norm_eps: float = 1e-5
     input_norm: bool = True  # a norm (and dropout) before the first block
     final_norm: bool = False  # a norm after the last block
+    prenet_depth: int = 0  # how many of the first blocks give no targets (data2vec 2.0)
     dropout: float = 0.0
+    input_dropout: float | None = None  # before the first block; None: `dropout`
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
     drop_path: float = 0.0  # of the last block; grows linearly from 0
     layer_drop: float = 0.0
+    prenet_layer_drop: float | None = None  # of the prenet's blocks; None: `layer_drop`
     init: str = "normal"  # normal: N(0, init_std); depth_scaled: cut at one std, outputs divided by sqrt(2 * layer) (BEiT); default: torch's
     init_std: float = 0.02
 
@@ -44,9 +47,11 @@ class TrunkConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model.trunk.{name} is {getattr(self, name)!r}; it may be {', '.join(allowed)}")
-        for name in ("dropout", "attention_dropout", "activation_dropout", "drop_path", "layer_drop"):
-            if not 0 <= getattr(self, name) < 1:
+        for name in ("dropout", "input_dropout", "attention_dropout", "activation_dropout", "drop_path", "layer_drop", "prenet_layer_drop"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"model.trunk.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if not 0 <= self.prenet_depth <= self.depth:
+            raise ValueError(f"model.trunk.prenet_depth is {self.prenet_depth}; the trunk has {self.depth} blocks (model.trunk.depth)")
         if self.layer_scale and not self.pre_norm:
             raise ValueError(f"model.trunk.layer_scale is {self.layer_scale}, but only pre-norm blocks have one (model.trunk.pre_norm=true)")
 
@@ -192,7 +197,9 @@ class Trunk(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         self.input_norm = nn.LayerNorm(config.dim, config.norm_eps) if config.input_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout if config.input_dropout is None else config.input_dropout)
+        prenet_drop = config.layer_drop if config.prenet_layer_drop is None else config.prenet_layer_drop
+        self.layer_drops = [prenet_drop if number < config.prenet_depth else config.layer_drop for number in range(config.depth)]
         make = PreNormBlock if config.pre_norm else PostNormBlock
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(make(config, rate) for rate in rates)
@@ -203,12 +210,14 @@ class Trunk(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """(N, T, D) -> the output and, per block from number `first` on, what `layers` names: "ffn", "block" or "none". A dropped layer gives none.
 
+        `bias`: as in attention_bias; with one more dimension in front, each block has its own.
         `only` (N, T) bool: the tokens that are wanted, (n, D) of each; the last block then computes its second half for no others.
         """
+        biases = [bias] * len(self.blocks) if bias is None or bias.ndim < 5 else list(bias)
         x = self.dropout(self.input_norm(x))
         results = []
-        for number, block in enumerate(self.blocks):
-            if self.training and self.config.layer_drop and torch.rand(()) < self.config.layer_drop:
+        for number, (block, bias) in enumerate(zip(self.blocks, biases, strict=True)):
+            if self.training and self.layer_drops[number] and torch.rand(()) < self.layer_drops[number]:
                 continue
             taken = only if block is self.blocks[-1] else None
             if self.training and self.gradient_checkpointing:
@@ -252,7 +261,7 @@ def _init_linear(linear: nn.Linear, config: TrunkConfig, depth: int | None) -> N
 
 
 def attention_bias(padding: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """One mask for `scaled_dot_product_attention` from (N, T) padding and an additive (H, T, T) or (N, H, T, T) bias."""
+    """One mask for `scaled_dot_product_attention` from (N, T) padding and an additive (H, T, T), (N, H, T, T) or (L, N, H, T, T) bias."""
     if padding is None:
         return bias
     padding = padding[:, None, None, :]  # (N, 1, 1, T)

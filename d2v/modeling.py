@@ -85,28 +85,24 @@ class D2vModel(PreTrainedModel):
         view = self.view(**inputs) if view is None else view
         frontend = self.frontend(view.modality)
         x = self.embed(view) if tokens is None else tokens  # (B, T, D)
-        padding = view.padding
-        if mask is not None:
-            copies = len(mask.hidden) // len(x)
-            if copies > 1:
-                x = x.repeat_interleave(copies, dim=0)  # (N, T, D)
-                padding = None if padding is None else padding.repeat_interleave(copies, dim=0)  # (N, T)
+        padding, keep = view.padding, None if mask is None else mask.keep
+        if mask is not None and (keep is None or frontend.positions_read_tokens):  # else what is hidden would have no effect
+            x, padding = _repeated(x, len(mask.hidden)), _repeated(padding, len(mask.hidden))  # (N, T, D), (N, T)
             x = frontend.hide(x, mask.hidden, **view.inputs)
-        if padding is not None:
+        if padding is not None and frontend.zero_padding:
             x = x.masked_fill(padding[..., None], 0)
         positions = frontend.positions(x, padding)
         if positions is not None:
             x = x + positions
-        keep = None if mask is None else mask.keep
+        num_tokens = x.shape[1]
         if keep is not None:
-            x = x.gather(1, keep[..., None].expand(-1, -1, x.shape[-1]))  # (N, K, D)
-            padding = None if padding is None else padding.gather(1, keep)
+            x, padding = _kept(x, keep), _kept(padding, keep)  # (N, K, D), (N, K)
         extra = frontend.extra()
         num_extra = 0 if extra is None else extra.shape[1]
         if extra is not None:
             x = torch.cat([extra.expand(len(x), -1, -1).to(x.dtype), x], dim=1)  # (N, E + K, D)
             padding = None if padding is None else nn.functional.pad(padding, (num_extra, 0))
-        bias = attention_bias(padding, _kept_bias(frontend.bias(), keep, num_extra))
+        bias = attention_bias(padding, frontend.bias(num_tokens, keep))
         if only is not None:
             only = nn.functional.pad(only, (num_extra, 0))
         x, results = self.trunk(x, bias, layers=layers, first=first, only=only)
@@ -115,13 +111,18 @@ class D2vModel(PreTrainedModel):
         return Features(x[:, num_extra:], [result[:, num_extra:] for result in results], x[:, :num_extra] if num_extra else None)
 
 
-def _kept_bias(bias: Tensor | None, keep: Tensor | None, num_extra: int) -> Tensor | None:
-    """Rows and columns of an (H, E + T, E + T) bias that belong to the kept tokens, (N, H, E + K, E + K)."""
-    if bias is None or keep is None:
-        return bias
-    extra = torch.arange(num_extra, device=keep.device).expand(len(keep), -1)
-    index = torch.cat([extra, keep + num_extra], dim=1)  # (N, E + K)
-    return bias[:, index[:, :, None], index[:, None, :]].transpose(0, 1)
+def _repeated(x: Tensor | None, num_rows: int) -> Tensor | None:
+    """(B, ...) -> (N, ...), the M rows of a sample next to each other."""
+    return x if x is None or len(x) == num_rows else x.repeat_interleave(num_rows // len(x), dim=0)
+
+
+def _kept(x: Tensor | None, keep: Tensor) -> Tensor | None:
+    """(N, T, ...) or (B, T, ...) -> (N, K, ...): the tokens `keep` (N, K) of each row, or of the row's sample."""
+    if x is None:
+        return None
+    row = torch.arange(len(keep), device=x.device) // (len(keep) // len(x))  # (N,)
+    index = row[:, None] * x.shape[1] + keep  # (N, K)
+    return x.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, keep.shape)
 
 
 def _key(modality: str) -> str:

@@ -1,6 +1,6 @@
 """Masking strategies: pure functions of a generator and a shape that return which tokens are hidden.
 
-B rows, T tokens. Each row has its own generator, so that a row's mask does not depend on which process draws it.
+B rows, M masks of a row, T tokens, K visible tokens. Each row has its own generator, so that a row's mask does not depend on which process draws it.
 """
 
 import math
@@ -79,6 +79,65 @@ def span(generator: Generator, num_tokens: int, prob: float, length: int, *, min
     if hidden.all():  # nothing would be left to predict from
         hidden[generator.integers(num_tokens)] = False
     return hidden
+
+
+def block_1d(generator: Generator, num_tokens: int, ratio: float, length: int, adjust: float) -> np.ndarray:
+    """data2vec 2.0's mask of a sequence: runs of `length` around random centres, then single tokens, until exactly int(ratio * T) are hidden.
+
+    `adjust` is added to the share that the runs would hide if they did not overlap; it does not change the count. At least one token is
+    hidden and one visible. Returns (T,) bool. Source: arXiv 2212.07525 section 3 and its code.
+    """
+    return _painted(generator, (num_tokens,), ratio, length, adjust)
+
+
+def block_2d(generator: Generator, grid: tuple[int, int], ratio: float, length: int, adjust: float, *, inverse: bool) -> np.ndarray:
+    """The same over (rows, columns), with squares of side `length`; `inverse`: what is drawn stays visible, and the rest is hidden.
+
+    Returns (rows * columns,) bool, int(ratio * T) of them True; inverse: all but int((1 - ratio) * T).
+    """
+    painted = _painted(generator, grid, 1 - ratio if inverse else ratio, length, adjust)
+    return ~painted if inverse else painted
+
+
+def _painted(generator: Generator, grid: tuple[int, ...], share: float, length: int, adjust: float) -> np.ndarray:
+    """Exactly int(share * cells) cells: blocks around centres drawn with replacement, cut off or filled up with single cells."""
+    painted = np.zeros(grid, dtype=bool)
+    centres = generator.integers(0, painted.size, int(painted.size * ((share + adjust) / length ** len(grid))))
+    offsets = np.arange(length) - length // 2
+    axes = [np.clip(centre[:, None] + offsets, 0, size - 1) for centre, size in zip(np.unravel_index(centres, grid), grid, strict=True)]
+    painted[axes[0] if len(grid) == 1 else (axes[0][:, :, None], axes[1][:, None, :])] = True
+    painted = painted.reshape(-1)
+    surplus = int(painted.sum()) - min(max(1, int(painted.size * share)), painted.size - 1)
+    painted[generator.choice(np.flatnonzero(painted == (surplus > 0)), abs(surplus), replace=False)] = surplus < 0
+    return painted
+
+
+def scattered(generator: Generator, num_tokens: int, ratio: float) -> np.ndarray:
+    """data2vec 2.0's random mask: exactly int((1 - ratio) * T) tokens, chosen uniformly, stay visible (at least one). Returns (T,) bool."""
+    hidden = np.ones(num_tokens, dtype=bool)
+    hidden[generator.choice(num_tokens, num_visible(num_tokens, ratio), replace=False)] = False
+    return hidden
+
+
+def num_visible(num_tokens: int, ratio: float) -> int:
+    """How many tokens `scattered` leaves visible."""
+    return min(max(1, int(num_tokens * (1 - ratio))), max(1, num_tokens - 1))
+
+
+def stacked(rows: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
+    """Rows (T_row,) bool -> (N, T) bool; nothing is hidden in the padding behind them."""
+    hidden = np.zeros((len(rows), num_tokens), dtype=bool)
+    for line, row in zip(hidden, rows, strict=True):
+        line[: len(row)] = row
+    return hidden
+
+
+def visible(hidden: np.ndarray, num_kept: int) -> np.ndarray:
+    """Hidden (N, T) bool -> keep (N, K): the indices of the visible tokens of each row, in their order.
+
+    Shorter rows have fewer; padding behind them fills up their K, and attention passes over it.
+    """
+    return np.stack([np.flatnonzero(~line)[:num_kept] for line in hidden])
 
 
 def equalise(generator: Generator, rows: list[np.ndarray]) -> list[np.ndarray]:

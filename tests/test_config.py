@@ -19,7 +19,11 @@ def shrunk(path: Path, folder: Path) -> list[str]:
     overrides = [*tiny.TRUNK[:-1], "data.path=demo", "data.split=train", "train.steps=2", "train.warmup_steps=0", "train.batch_size=4"]
     overrides += ["train.accumulate=1", "train.mixed_precision=no", "run.log_every=1", "run.workers=0", f"run.dir={folder}", "run.trackers=[]"]
     overrides += ["objective.top_k=2"] if "top_k" in raw.get("objective", {}) or raw.get("objective", {}).get("name") == "data2vec" else []
-    small = {"tokenizer": "null", "min_seconds": "0.1"}  # of those that a config sets
+    if "prenet_depth" in raw["model"]["trunk"]:
+        overrides.append("model.trunk.prenet_depth=0")
+    if "decoder" in raw["objective"]:
+        overrides += ["objective.decoder.dim=16", "objective.decoder.groups=2"]
+    small = {"tokenizer": "null", "min_seconds": "0.1", "masks": "2"}  # of those that a config sets
     return overrides + [f"data.{name}={value}" for name, value in small.items() if raw["data"].get(name)]
 
 

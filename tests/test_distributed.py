@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from tiny import MODALITIES
+from tiny import MODALITIES, OBJECTIVES
 
 from d2v import dist
 from d2v.monitors import channel_std
@@ -23,6 +23,8 @@ def variants(modality: str) -> dict[str, tuple[str, ...]]:
         found["padded"] = (*PADDED, "train.steps=6")
     if modality == MODALITIES[0]:
         found["accumulated"] = ("train.accumulate=2", "train.steps=6")
+    for objective in (name for name in OBJECTIVES if name != config.objective.name):
+        found[objective] = (tiny.using(objective), *(PADDED if "padded" in found else ()), "train.steps=6")
     return found
 
 

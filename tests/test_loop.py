@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from tiny import MODALITIES
+from tiny import MODALITIES, RUNS
 
 
 class Poisoned:
@@ -42,12 +42,12 @@ def everything(loop) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_a_killed_run_goes_on_as_if_nothing_had_been(modality, tmp_path):
+@pytest.mark.parametrize(("modality", "objective"), RUNS)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(modality, objective, tmp_path):
     """20 steps at once, and 13 of which 10 were saved, SIGKILL, then the rest: equal to the bit, dropout and all."""
-    command_line = tiny.arguments(modality, tmp_path, *tiny.DROPOUT)
+    command_line = tiny.arguments(modality, tmp_path, tiny.using(objective), *tiny.DROPOUT)
     (killed,) = tiny.start(tiny.run_until_killed, command_line, 13)
-    whole = tiny.finished(modality)
+    whole = tiny.finished(modality, objective)
     assert tiny.wait([killed]) == [-signal.SIGKILL]
     assert [path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")] == ["00000010"]
     assert max(tiny.losses(tmp_path)) >= 12 and not (tmp_path / "export").exists()
@@ -58,9 +58,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(modality, tmp_path):
     tiny.assert_same(tiny.load(tmp_path / "export" / "model.safetensors"), tiny.load(whole / "export" / "model.safetensors"))
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_two_micro_batches_are_one_batch(modality, tmp_path):
-    loops = [tiny.loop_of(tiny.config_of(modality, tmp_path / str(n), "train.steps=6", f"train.accumulate={n}")) for n in (1, 2)]
+@pytest.mark.parametrize(("modality", "objective"), RUNS)
+def test_two_micro_batches_are_one_batch(modality, objective, tmp_path):
+    settings = tiny.using(objective), "train.steps=6"
+    loops = [tiny.loop_of(tiny.config_of(modality, tmp_path / str(n), *settings, f"train.accumulate={n}")) for n in (1, 2)]
     for loop in loops:
         loop()
     one, two = (tiny.losses(tmp_path / str(n)) for n in (1, 2))

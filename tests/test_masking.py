@@ -117,3 +117,87 @@ def test_a_row_depends_on_seed_step_and_position_only():
     apart = [g.random() for part in range(3) for g in masking.generators(1, 2, np.arange(6)[part::3])]
     assert together == [apart[i] for i in (0, 2, 4, 1, 3, 5)]
     assert len({g.random() for seed in range(3) for step in range(3) for g in masking.generators(seed, step, range(3))}) == 27
+
+
+def slow_painted(generator, grid, share, length, adjust):
+    """data2vec 2.0's blocks cell by cell, drawing the same numbers: centres, blocks clamped at the edges, then single cells."""
+    cells = math.prod(grid)
+    painted = [False] * cells
+    for centre in generator.integers(0, cells, int(cells * ((share + adjust) / length ** len(grid)))):
+        place = [centre] if len(grid) == 1 else divmod(centre, grid[1])
+        for offsets in np.ndindex(*[length] * len(grid)):
+            cell = [min(max(c + o - length // 2, 0), size - 1) for c, o, size in zip(place, offsets, grid, strict=True)]
+            painted[cell[0] if len(grid) == 1 else cell[0] * grid[1] + cell[1]] = True
+    wanted = int(cells * share)
+    surplus = sum(painted) - wanted
+    candidates = [cell for cell in range(cells) if painted[cell] == (surplus > 0)]
+    for cell in generator.choice(candidates, abs(surplus), replace=False):
+        painted[cell] = not painted[cell]
+    return np.array(painted)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "ratio", "length", "adjust"), [(499, 0.5, 5, 0.05), (499, 0.55, 5, 0.1), (99, 0.5, 5, 0.05), (20, 0.3, 4, 0.0)]
+)
+def test_block_1d_is_the_slow_algorithm(num_tokens, ratio, length, adjust):
+    for seed in range(20):
+        fast = masking.block_1d(np.random.default_rng(seed), num_tokens, ratio, length, adjust)
+        assert np.array_equal(fast, slow_painted(np.random.default_rng(seed), (num_tokens,), ratio, length, adjust))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize(("grid", "ratio", "length", "adjust"), [((14, 14), 0.8, 3, 0.07), ((8, 8), 0.75, 2, 0.07), ((4, 6), 0.5, 2, 0.1)])
+def test_block_2d_is_the_slow_algorithm(grid, ratio, length, adjust, inverse):
+    for seed in range(20):
+        fast = masking.block_2d(np.random.default_rng(seed), grid, ratio, length, adjust, inverse=inverse)
+        slow = slow_painted(np.random.default_rng(seed), grid, 1 - ratio if inverse else ratio, length, adjust)
+        assert np.array_equal(fast, ~slow if inverse else slow)
+
+
+@pytest.mark.parametrize(
+    ("draw", "visible", "hidden"),
+    [
+        (lambda g: masking.block_2d(g, (14, 14), 0.8, 3, 0.07, inverse=True), 39, 157),
+        (lambda g: masking.block_2d(g, (14, 14), 0.75, 3, 0.1, inverse=True), 49, 147),
+        (lambda g: masking.block_2d(g, (16, 16), 0.75, 3, 0.1, inverse=True), 64, 192),
+        (lambda g: masking.block_1d(g, 499, 0.5, 5, 0.05), 250, 249),
+        (lambda g: masking.block_1d(g, 499, 0.55, 5, 0.1), 225, 274),
+        (lambda g: masking.scattered(g, 512, 0.48), 266, 246),
+        (lambda g: masking.scattered(g, 512, 0.5), 256, 256),
+    ],
+    ids=["image-base", "image-large", "image-huge14", "speech-base", "speech-large", "text-base", "text-large"],
+)
+def test_counts_of_the_published_settings(draw, visible, hidden):
+    for generator in masking.generators(0, 0, range(20)):
+        row = draw(generator)
+        assert (int((~row).sum()), int(row.sum())) == (visible, hidden)
+
+
+@pytest.mark.parametrize(("ratio", "adjust", "single"), [(0.5, 0.05, 0.42), (0.55, 0.1, 0.38)])
+def test_many_runs_of_speech_masks_are_single_frames_as_measured_on_the_reference(ratio, adjust, single):
+    lengths = []
+    for generator in masking.generators(0, 0, range(200)):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], masking.block_1d(generator, 499, ratio, 5, adjust), [0]])))
+        lengths += (edges[1::2] - edges[::2]).tolist()
+    assert abs(np.mean(np.array(lengths) == 1) - single) < 0.02
+
+
+def test_scattered_tokens_are_uniform_and_something_is_always_visible_and_hidden():
+    share = sum(masking.scattered(np.random.default_rng(seed), 10, 0.3).astype(int) for seed in range(2000)) / 2000
+    assert np.abs(share - 0.3).max() < 0.05
+    for num_tokens in range(2, 12):
+        for ratio in (0.01, 0.5, 0.99):
+            for draw in (masking.scattered, lambda *a: masking.block_1d(*a, 5, 0.05), lambda *a: masking.block_1d(*a, 1, 0.0)):
+                assert 1 <= draw(np.random.default_rng(0), num_tokens, ratio).sum() < num_tokens
+
+
+def test_visible_tokens_of_rows_of_unequal_length():
+    """Equal counts in a padded batch: a shorter row's own visible tokens come first, then its padding."""
+    rows = [masking.block_1d(np.random.default_rng(n), n, 0.5, 5, 0.05) for n in (40, 25, 9)]
+    hidden = masking.stacked(rows, 40)
+    keep = masking.visible(hidden, max(int((~row).sum()) for row in rows))
+    assert hidden.shape == (3, 40) and keep.shape == (3, 20)
+    for row, line, kept in zip(rows, hidden, keep, strict=True):
+        own = np.flatnonzero(~row)
+        assert np.array_equal(line[: len(row)], row) and not line[len(row) :].any()
+        assert kept[: len(own)].tolist() == own.tolist() and kept[len(own) :].tolist() == list(range(len(row), len(row) + 20 - len(own)))

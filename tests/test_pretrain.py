@@ -9,7 +9,7 @@ import soundfile
 import tiny
 import torch
 from PIL import Image
-from tiny import MODALITIES, ROOT
+from tiny import MODALITIES, ROOT, RUNS
 from transformers import AutoModel
 
 from d2v.checkpoint import found
@@ -28,9 +28,9 @@ def no_pictures(monkeypatch):
 # What a run leaves.
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_a_run_folder_is_complete(modality):
-    folder = tiny.finished(modality)
+@pytest.mark.parametrize(("modality", "objective"), RUNS)
+def test_a_run_folder_is_complete(modality, objective):
+    folder = tiny.finished(modality, objective)
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "curves.png", "spectrum.png", "checkpoints", "export"} <= names
     for picture in ("curves.png", "spectrum.png"):
@@ -44,13 +44,13 @@ def test_a_run_folder_is_complete(modality):
     assert not [path for path in folder.rglob("*") if path.name.endswith((".tmp", ".old"))]
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_the_export_is_the_teacher_to_the_bit(modality):
-    export = tiny.finished(modality) / "export"
+@pytest.mark.parametrize(("modality", "objective"), RUNS)
+def test_the_export_is_the_teacher_to_the_bit(modality, objective):
+    export = tiny.finished(modality, objective) / "export"
     assert {"config.json", "model.safetensors", "README.md", "pretraining.yaml"} <= {path.name for path in export.iterdir()}
     card = (export / "README.md").read_text()
     assert modality in card and "from_pretrained" in card and "student_rank" in card and "Verdict" in card and "samples usable" in card
-    views, _ = tiny.batches_of(tiny.config_of(modality, export.parent))(0, 0, 1)
+    views, _ = tiny.batches_of(tiny.config_of(modality, export.parent, tiny.using(objective)))(0, 0, 1)
     state = tiny.checkpoint_tensors(export.parent, 20)
     for name, place in (("teacher", export), ("student", export / "student")):
         model = D2vModel.from_pretrained(place)
@@ -69,11 +69,11 @@ def test_the_export_is_the_teacher_to_the_bit(modality):
     assert not torch.equal(teacher, features[0].x)
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_the_export_reads_raw_inputs_by_hugging_faces_tools(modality):
+@pytest.mark.parametrize(("modality", "objective"), RUNS)
+def test_the_export_reads_raw_inputs_by_hugging_faces_tools(modality, objective):
     from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 
-    export = tiny.finished(modality) / "export"
+    export = tiny.finished(modality, objective) / "export"
     tools = {  # by the name of what the model reads
         "pixel_values": (AutoImageProcessor, lambda tool: tool(np.zeros((20, 20, 3), dtype=np.uint8), return_tensors="pt")),
         "input_values": (AutoFeatureExtractor, lambda tool: tool(np.random.randn(8000), sampling_rate=tool.sampling_rate, return_tensors="pt")),

@@ -1,6 +1,6 @@
-"""Tiny runs for tests: every modality on disk by its demo config, shrunk; in this process, or in others that a fork server starts.
+"""Tiny runs for tests: every modality and objective on disk, by a demo or tiny config made smaller; in this process, or in others.
 
-The fork server imports the libraries once; each process that it forks is fresh, and may be killed.
+A fork server starts those: it imports the libraries once; each process that it forks is fresh, and may be killed.
 """
 
 import copy
@@ -8,6 +8,7 @@ import functools
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import socket
@@ -41,11 +42,24 @@ OBJECTIVES = plugins.available("d2v.objectives")
 TRUNK = ("model.trunk.dim=32", "model.trunk.depth=2", "model.trunk.num_heads=2", "model.trunk.mlp_dim=64", "objective.top_k=2")
 SHORT = ("train.steps=20", "train.warmup_steps=1", "train.batch_size=4", "run.log_every=1", "run.save_every=10", "run.health_samples=16")
 DROPOUT = ("model.trunk.dropout=0.1", "model.trunk.attention_dropout=0.1", "model.trunk.layer_drop=0.3", "model.trunk.drop_path=0.1")
+RUNS = [(modality, objective) for modality in MODALITIES for objective in OBJECTIVES]
+# of objectives that the demo configs do not use: their tiny config on the demo's data, and what makes it small and free of chance
+DEMO_DATA = ("data.path=demo", "data.split=train", "evaluate.path=''")
+SMALL = {"data2vec2": ("objective.decoder.dim=16", "objective.decoder.groups=2", "objective.decoder.noise=0.0", "data.masks=2")}
 
 
 def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:
-    """The command line of a run of 20 steps."""
-    return [str(ROOT / "configs" / modality / "demo.yaml"), *TRUNK, *SHORT, f"run.dir={folder}", *more]
+    """The command line of a run of 20 steps; `objective={name: ...}` among `more` takes that objective's config."""
+    folder_of, names = ROOT / "configs" / modality, [match[1] for key in more if (match := re.fullmatch(r"objective=\{name: (\w+)\}", key))]
+    if not names or names[0] == "data2vec":
+        return [str(folder_of / "demo.yaml"), *TRUNK, *SHORT, f"run.dir={folder}", *more]
+    path, small = str(folder_of / f"{names[0]}_tiny.yaml"), SMALL.get(names[0], ())
+    return [path, *TRUNK, *SHORT, *DEMO_DATA, *small, f"run.dir={folder}", *more]
+
+
+def using(objective: str) -> str:
+    """The override that chooses an objective."""
+    return f"objective={{name: {objective}}}"
 
 
 def config_of(modality: str, folder: Path | str, *more: str) -> Config:
@@ -147,10 +161,10 @@ def _keep(thing: Any) -> Any:
 
 
 @functools.cache
-def finished(modality: str) -> Path:
+def finished(modality: str, objective: str = "data2vec") -> Path:
     """The folder of a whole run of scripts/pretrain.py, with dropout, made once in a session."""
-    folder = scratch() / f"finished_{modality}"
-    pretrain.main(arguments(modality, folder, *DROPOUT))
+    folder = scratch() / f"finished_{modality}_{objective}"
+    pretrain.main(arguments(modality, folder, using(objective), *DROPOUT))
     return folder
 
 

@@ -1,21 +1,24 @@
-"""fairseq's data2vec 1.0 checkpoints (speech and text) as Objectives: tables of renamed keys, no fairseq needed.
+"""The reference's checkpoints as Objectives and back, no fairseq needed; here the settings and names of 1.0's speech and text.
 
-Containers and names: a .pt file, or a dict {"cfg": {"model": ..., "task": ...}, "model": state dict}, with the teacher nested as `_ema`.
+Containers: a .pt file, or a dict {"cfg": {"model": ..., "task": ...}, "model": state dict}, with the teacher nested as `_ema`.
 """
 
-import ast
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from d2v import plugins
 from d2v.configuration import D2vConfig
+from d2v.interop import beit, fairseq2
+from d2v.interop.renaming import Names, Table, fill_objective, original, plain, read, require
+from d2v.interop.settings import conv_layers, spec_of, targets, targets_of
+from d2v.interop.settings import parsed as _conv_layers  # noqa: F401
 from d2v.layers import TrunkConfig
 from d2v.modeling import D2vModel
 from d2v.objective import Objective
+from d2v.objectives.data2vec import Data2Vec
+from d2v.objectives.data2vec2 import Data2Vec2
 
 # what a setting of the reference must be, because nothing else was ever published with data2vec
 REQUIRED = {
@@ -35,39 +38,52 @@ REQUIRED = {
 
 
 def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) -> Objective:
-    """The objective of a data2vec_audio or data2vec_text checkpoint: student, teacher and predictor.
+    """The objective of a data2vec_audio, data2vec_text or data2vec_multi checkpoint, or of one of the BEiT fork (images of 1.0).
 
-    `reference_quirks` computes what the reference computes where that is not the paper's sense: instance norm and the deeper position
-    layers count padded frames. (The bug of its text teacher, fairseq issue 4881, is in what its task hands to the model: give a second
+    `reference_quirks` computes what the reference computes where that is not the paper's sense: instance norm, the position layers and
+    2.0's decoder count padded frames. (The bug of its text teacher, fairseq issue 4881, is in what its task hands to the model: give a second
     view to reproduce it, as the text modality's `reference_teacher_input` does.) ValueError: another architecture or setting, or the
     first key that is missing, left over, or of another shape; nothing is half loaded.
     """
-    checkpoint = checkpoint if isinstance(checkpoint, dict) else _read(Path(checkpoint))
+    checkpoint = checkpoint if isinstance(checkpoint, dict) else read(Path(checkpoint))
+    if beit.is_beit(checkpoint):
+        return beit.load(checkpoint)
     if not isinstance(checkpoint.get("cfg"), dict) or not isinstance(checkpoint.get("model"), dict):
         raise ValueError(f"a fairseq checkpoint holds 'cfg' and 'model'; this one holds {', '.join(map(str, checkpoint)) or 'nothing'}")
-    model, state = _plain(checkpoint["cfg"].get("model") or {}), dict(checkpoint["model"])
+    model, state = plain(checkpoint["cfg"].get("model") or {}), dict(checkpoint["model"])
     kind = model.get("_name") or _guess(state)
+    if kind == "data2vec_multi":
+        return fairseq2.load(model, state, reference_quirks)
     if kind not in REQUIRED:
-        raise ValueError(f"cfg.model._name is {kind!r}; this reads {', '.join(REQUIRED)}")
-    for name, wanted in REQUIRED[kind].items():
-        if (given := _setting(model, name, wanted)) != wanted:
-            raise ValueError(f"cfg.model.{name} is {given!r}; only {wanted!r} is known to data2vec's published models")
+        raise ValueError(f"cfg.model._name is {kind!r}; this reads {', '.join(REQUIRED)}, data2vec_multi")
+    require(model, REQUIRED[kind])
     convert = {"data2vec_audio": _speech, "data2vec_text": _text}[kind]
     return convert(model, state, reference_quirks)
 
 
+def save_fairseq(objective: Objective, path: str | Path) -> None:
+    """Writes what `load_fairseq` reads, in the reference's own format. ValueError: an objective or a setting that the reference does not have."""
+    (modality,) = objective.student["encoder"].config.frontends
+    writers = {(Data2Vec2, name): fairseq2.save for name in fairseq2.NAMES}
+    writers |= {(Data2Vec, "speech"): save, (Data2Vec, "text"): save, (Data2Vec, "image"): beit.save}
+    write = writers.get((type(objective), modality))
+    if write is None:
+        raise ValueError(f"fairseq has no format for {type(objective).__name__} of {modality}")
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save(write(objective), temporary)
+    temporary.replace(path)
+
+
 def _speech(cfg: dict, state: dict, quirks: bool) -> Objective:
-    conv = _conv_layers(cfg["conv_feature_layers"])
-    dims = {width for width, _, _ in conv}
-    if len(dims) != 1:
-        raise ValueError(f"cfg.model.conv_feature_layers {cfg['conv_feature_layers']} has layers of different widths {sorted(dims)}")
+    width, kernels, strides = conv_layers(cfg["conv_feature_layers"], "cfg.model.conv_feature_layers")
     depth = int(cfg["pos_conv_depth"])
     if depth < 2:
         raise ValueError(f"cfg.model.pos_conv_depth is {depth}; data2vec stacks several layers (5)")
     frontend = {
-        "conv_dim": dims.pop(),
-        "conv_kernels": [kernel for _, kernel, _ in conv],
-        "conv_strides": [stride for _, _, stride in conv],
+        "conv_dim": width,
+        "conv_kernels": kernels,
+        "conv_strides": strides,
         "pos_kernel": max(3, int(cfg["conv_pos"]) // depth),
         "pos_depth": depth,
         "pos_groups": int(cfg["conv_pos_groups"]),
@@ -90,24 +106,11 @@ def _speech(cfg: dict, state: dict, quirks: bool) -> Objective:
     shared = ["frontends.speech." + part for part in ("extractor", "norm", "projection", "mask_token")]
     if cfg.get("ema_layers_only", False):
         shared.append("frontends.speech.positions_conv")
-    objective = _build("speech", frontend, trunk, {**_targets(cfg, "ffn"), "shared": shared, "feed_tokens": True, "norm_over_padding": quirks})
+    objective = _build("speech", frontend, trunk, {**targets(cfg, "ffn"), "shared": shared, "feed_tokens": True, "norm_over_padding": quirks})
     teacher = state.pop("_ema", None)
     state = {re.sub(r"^final_proj\.0\.", "final_proj.", key): value for key, value in state.items()}
-    norm = "trunk.final_norm" if pre_norm else "trunk.input_norm"
-    encoder = [
-        (r"encoder\.pos_conv\.(\d+)\.0\.", r"frontends.speech.positions_conv.\1."),
-        (r"encoder\.layer_norm\.", norm + "."),
-        (r"encoder\.layers\.(\d+)\.", r"trunk.blocks.\1."),
-    ]
-    table = [
-        (r"mask_emb$", "frontends.speech.mask_token"),
-        (r"feature_extractor\.conv_layers\.(\d+)\.0\.weight", r"frontends.speech.extractor.layers.\1.weight"),
-        (r"feature_extractor\.conv_layers\.(\d+)\.2\.1\.", r"frontends.speech.extractor.layers.\1.norm."),
-        (r"layer_norm\.", "frontends.speech.norm."),
-        (r"post_extract_proj\.", "frontends.speech.projection."),
-        *encoder,
-    ]
-    return _load(objective, state, teacher, table, [(old.removeprefix(r"encoder\."), new) for old, new in encoder], ("final_proj.", "layers.0."))
+    fill_objective(objective, objective.predictor, names(objective), state, teacher)
+    return objective
 
 
 def _text(cfg: dict, state: dict, quirks: bool) -> Objective:
@@ -138,7 +141,7 @@ def _text(cfg: dict, state: dict, quirks: bool) -> Objective:
         frontend,
         trunk,
         {
-            **_targets(cfg, "ffn"),
+            **targets(cfg, "ffn"),
             "head_layers": int(cfg.get("head_layers", 1)),
             "shared": shared,
             "norm_over_padding": quirks,
@@ -146,152 +149,113 @@ def _text(cfg: dict, state: dict, quirks: bool) -> Objective:
     )
     teacher = state.pop("encoder._ema", None)
     state = {k: v for k, v in state.items() if not k.endswith(".version") and not k.startswith(("encoder.lm_head.", "classification_heads."))}
-    inner = [
-        (r"embed_tokens\.", "frontends.text.tokens."),
-        (r"embed_positions\.", "frontends.text.position_table."),
-        (r"layernorm_embedding\.", "trunk.input_norm."),
-        (r"layers\.(\d+)\.", r"trunk.blocks.\1."),
-    ]
-    table = [(r"encoder\.sentence_encoder\." + old, new) for old, new in inner]
-    return _load(objective, state, teacher, table, inner, ("encoder.regression_head.", "layers."))
-
-
-BLOCK = [
-    (r"\.self_attn\.out_proj\.", ".attention.proj."),
-    (r"\.self_attn_layer_norm\.", ".norm1."),
-    (r"\.fc([12])\.", r".mlp.fc\1."),
-    (r"\.final_layer_norm\.", ".norm2."),
-]
-
-
-def _targets(cfg: dict, layers: str) -> dict[str, Any]:
-    """The objective's settings, in the reference's order of norms: batch, instance, group, layer; layer, instance for the average."""
-    names = [name for name in ("batch", "instance", "group", "layer") if cfg.get(f"{name}_norm_target_layer", False)]
-    scale = cfg.get("loss_scale")
-    if scale is not None and scale > 0 and scale != 1:
-        raise ValueError(f"cfg.model.loss_scale is {scale}; it may be null (divide by sqrt of the width) or 1")
-    return {
-        "top_k": cfg["average_top_k_layers"],
-        "layers": layers,
-        "layer_norms": names,
-        "final_norms": [name for name in ("layer", "instance") if cfg.get(f"{name}_norm_targets", False)],
-        "loss_beta": float(cfg.get("loss_beta", 0.0)),
-        "loss_scale": "sum" if scale == 1 else "sqrt",
-        "ema_decay": cfg["ema_decay"],
-        "ema_end_decay": cfg["ema_end_decay"],
-        "ema_anneal_steps": int(cfg["ema_anneal_end_step"]),
-    }
-
-
-def _build(modality: str, frontend: dict, trunk: TrunkConfig, settings: dict) -> Objective:
-    plugin = plugins.load("d2v.objectives", "data2vec")
-    frontend_config = plugins.load("modalities", modality).FrontendConfig(**frontend)
-    return plugin.build(D2vModel(D2vConfig(frontends={modality: frontend_config}, trunk=trunk)), plugin.Config(**settings))
-
-
-def _load(objective: Objective, state: dict, teacher: dict | None, table: list, teacher_table: list, heads: tuple[str, str]) -> Objective:
-    """Fills student, predictor and teacher; where the checkpoint has no teacher (or lacks a part that is shared), the student's is copied."""
-    head, layers = heads
-    predictor = {layers + key.removeprefix(head): value for key, value in state.items() if key.startswith(head)}
-    student = _renamed({key: value for key, value in state.items() if not key.startswith(head)}, table)
-    _fill(objective.student["encoder"], student, "model.")
-    _fill(objective.predictor, predictor, "model." + head)
     if teacher is not None:
-        teacher = {key: value for key, value in teacher.items() if not key.endswith("version")}
-        shared = {key: value for key, value in student.items() if objective.is_copied(f"encoder.{key}")}
-        student = {**shared, **_renamed(teacher, teacher_table)}
-    _fill(objective.teacher["encoder"], student, "_ema.")
+        teacher = {k: v for k, v in teacher.items() if k != "version"}
+    fill_objective(objective, objective.predictor, names(objective), state, teacher)
     return objective
 
 
-def _renamed(state: dict[str, Tensor], table: list[tuple[str, str]]) -> dict[str, Tensor]:
-    """Our names; query, key and value are stacked into one. ValueError: the first key that no rule of the table knows."""
-    renamed: dict[str, Tensor] = {}
-    projections: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        new = next((re.sub("^" + old, to, key) for old, to in table if re.match(old, key)), None)
-        if new is None:
-            raise ValueError(f"key {key!r} is not part of this architecture; is the checkpoint of another model?")
-        for old, to in BLOCK:
-            new = re.sub(old, to, new)
-        match = re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)", new)
-        if match:
-            projections.setdefault(f"{match[1]}.attention.qkv.{match[3]}", {})[match[2]] = value
-        else:
-            renamed[new] = value
-    for name, parts in projections.items():
-        if len(parts) != 3:
-            raise ValueError(f"{name} needs q, k and v projections; the checkpoint has {', '.join(sorted(parts))}")
-        renamed[name] = torch.cat([parts[part] for part in "qkv"])
-    return renamed
+def save(objective: Data2Vec) -> dict:
+    """The checkpoint that `load_fairseq` reads of a 1.0 objective of speech or text. ValueError: a setting that the reference does not have."""
+    encoder, table = objective.student["encoder"], names(objective)
+    (modality,) = encoder.config.frontends
+    student = original(encoder.state_dict(), table.student) | original(objective.predictor.state_dict(), table.head)
+    teacher = original(objective.teacher["encoder"].state_dict(), table.teacher)
+    if modality == "text":  # a buffer of fairseq's encoder
+        student["encoder.sentence_encoder.version"], teacher["version"] = torch.tensor([3.0]), torch.tensor([3.0])
+    settings = (_text_settings if modality == "text" else _speech_settings)(objective)
+    common = {**targets_of(objective.config), **settings}
+    return {"cfg": {"model": common, "task": {}}, "model": {**student, "encoder._ema" if modality == "text" else "_ema": teacher}}
 
 
-def _fill(module: torch.nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """ValueError: the first missing, unexpected or ill-shaped key, before anything is copied."""
-    own = module.state_dict()
-    for name, tensor in own.items():
-        if name not in state:
-            raise ValueError(f"{where} is incomplete: nothing in it gives {name}, {tuple(tensor.shape)}")
-        if state[name].shape != tensor.shape:
-            raise ValueError(f"{where} has {name} of shape {tuple(state[name].shape)}; the config asks for {tuple(tensor.shape)}")
-    extra = sorted(state.keys() - own.keys())
-    if extra:
-        raise ValueError(f"{where} has a key that the config gives no place: {extra[0]}")
-    module.load_state_dict({name: value.float() for name, value in state.items()})
+def _speech_settings(objective: Data2Vec) -> dict:
+    encoder = objective.student["encoder"]
+    frontend, trunk = encoder.frontends["speech"].config, encoder.trunk.config
+    return {
+        **REQUIRED["data2vec_audio"],
+        "_name": "data2vec_audio",
+        "conv_feature_layers": spec_of(frontend),
+        "conv_pos": frontend.pos_kernel * frontend.pos_depth,
+        "pos_conv_depth": frontend.pos_depth,
+        "conv_pos_groups": frontend.pos_groups,
+        "layer_norm_first": trunk.pre_norm,
+        "encoder_layers": trunk.depth,
+        "encoder_embed_dim": trunk.dim,
+        "encoder_attention_heads": trunk.num_heads,
+        "encoder_ffn_embed_dim": trunk.mlp_dim,
+        "dropout": trunk.dropout,
+        "attention_dropout": trunk.attention_dropout,
+        "activation_dropout": trunk.activation_dropout,
+        "encoder_layerdrop": trunk.layer_drop,
+        "ema_layers_only": objective.is_copied("encoder.frontends.speech.positions_conv.0.weight"),
+    }
 
 
-def _read(path: Path) -> dict:
-    if not path.is_file():
-        raise ValueError(f"no checkpoint {path.absolute()}")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch each have their own for a damaged or a foreign file
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path} cannot be read as plain tensors and settings: {reason}. A file that holds other Python objects is refused; "
-            "save its 'cfg' as nested dicts and its 'model' as tensors with the software that wrote it"
-        ) from None
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a checkpoint's dict")
-    return loaded
+def _text_settings(objective: Data2Vec) -> dict:
+    trunk = objective.student["encoder"].trunk.config
+    encoder = {
+        "layers": trunk.depth,
+        "embed_dim": trunk.dim,
+        "attention_heads": trunk.num_heads,
+        "ffn_embed_dim": trunk.mlp_dim,
+        "layerdrop": trunk.layer_drop,
+        "normalize_before": False,
+        "learned_pos": True,
+    }
+    transformer = {
+        "activation_fn": "gelu",
+        "no_scale_embedding": True,
+        "dropout": trunk.dropout,
+        "attention_dropout": trunk.attention_dropout,
+        "activation_dropout": trunk.activation_dropout,
+        "encoder": encoder,
+    }
+    return {
+        "_name": "data2vec_text",
+        "head_layers": objective.config.head_layers,
+        "ema_transformer_layers_only": objective.is_copied("encoder.frontends.text.tokens.weight"),
+        "transformer": transformer,
+    }
 
 
-def _plain(config: Any) -> dict:
-    return {key: _plain(value) if isinstance(value, dict) else value for key, value in config.items()}
+def names(objective: Data2Vec) -> Names:
+    """The reference's names of this objective's parts."""
+    encoder = objective.student["encoder"]
+    (modality,) = encoder.config.frontends
+    prefix = "encoder.sentence_encoder." if modality == "text" else "encoder."
+    table: Table = []
+    for number in range(encoder.trunk.config.depth):
+        old, new = f"{prefix}layers.{number}.", f"trunk.blocks.{number}."
+        table += [(f"{old}self_attn.{part}_proj.", f"{new}attention.qkv.{part}.") for part in "qkv"]
+        table += [(f"{old}self_attn.out_proj.", f"{new}attention.proj."), (f"{old}self_attn_layer_norm.", f"{new}norm1.")]
+        table += [(f"{old}fc{part}.", f"{new}mlp.fc{part}.") for part in "12"] + [(f"{old}final_layer_norm.", f"{new}norm2.")]
+    if modality == "text":
+        parts = {"embed_tokens.": "frontends.text.tokens.", "embed_positions.": "frontends.text.position_table."}
+        table += [(prefix + old, new) for old, new in {**parts, "layernorm_embedding.": "trunk.input_norm."}.items()]
+        head = [(f"encoder.regression_head.{2 * n}.", f"layers.{2 * n}.") for n in range(objective.config.head_layers)]
+        return Names(table, [(old.removeprefix(prefix), new) for old, new in table], head)
+    frontend = encoder.frontends[modality]
+    table += [(f"encoder.pos_conv.{n}.0.", f"frontends.speech.positions_conv.{n}.") for n in range(len(frontend.positions_conv))]
+    table += [("encoder.layer_norm.", "trunk.final_norm." if encoder.trunk.config.final_norm else "trunk.input_norm.")]
+    teacher = [(old.removeprefix(prefix), new) for old, new in table]
+    parts = {"mask_emb": "mask_token", "layer_norm.": "norm.", "post_extract_proj.": "projection."}
+    table += [(old, f"frontends.speech.{new}") for old, new in parts.items()]
+    for number in range(len(frontend.extractor.layers)):
+        old, new = f"feature_extractor.conv_layers.{number}.", f"frontends.speech.extractor.layers.{number}."
+        table += [(f"{old}0.", new), (f"{old}2.1.", f"{new}norm.")]
+    return Names(table, teacher, [("final_proj.", "layers.0.")])
 
 
-def _setting(config: dict, name: str, default: Any) -> Any:
-    for part in name.split("."):
-        if part not in config:
-            return default
-        config = config[part]
-    return config
+def _build(modality: str, frontend: dict, trunk: TrunkConfig, settings: dict) -> Data2Vec:
+    plugin = plugins.load("d2v.objectives", "data2vec")
+    frontend_config = plugins.load("modalities", modality).FrontendConfig(**frontend)
+    return plugin.build(D2vModel(D2vConfig(frontends={modality: frontend_config}, trunk=trunk)), plugin.Config(**settings))
 
 
 def _guess(state: dict) -> str | None:
     """The model's kind by its keys, for configs that do not name it."""
     if any(key.startswith("encoder.sentence_encoder.") for key in state):
         return "data2vec_text"
+    if any(key.startswith("modality_encoders.") for key in state):
+        return "data2vec_multi"
     return "data2vec_audio" if "post_extract_proj.weight" in state and "mask_emb" in state else None
-
-
-def _conv_layers(text: str) -> list[tuple[int, int, int]]:
-    """[(width, kernel, stride)] from the reference's Python expression, e.g. "[(512,10,5)] + [(512,3,2)] * 4", without evaluating it."""
-
-    def value(node: ast.AST) -> Any:
-        if isinstance(node, ast.Expression):
-            return value(node.body)
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult):
-            left, right = value(node.left), value(node.right)
-            return left + right if isinstance(node.op, ast.Add) else left * right
-        if isinstance(node, ast.List | ast.Tuple):
-            items = [value(item) for item in node.elts]
-            return items if isinstance(node, ast.List) else tuple(items)
-        if isinstance(node, ast.Constant) and isinstance(node.value, int):
-            return node.value
-        raise ValueError(f"cfg.model.conv_feature_layers {text!r} is no list of (width, kernel, stride)")
-
-    try:
-        return value(ast.parse(text, mode="eval"))
-    except SyntaxError:
-        raise ValueError(f"cfg.model.conv_feature_layers {text!r} is no list of (width, kernel, stride)") from None

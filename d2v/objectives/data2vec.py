@@ -71,9 +71,16 @@ class Data2Vec(Objective):
             self.predictor.init_weights(trunk.init_std, truncated=trunk.init == "depth_scaled")
 
     def forward(self, views: list[View]) -> Loss:
-        """The regression loss over hidden tokens of a view; the teacher sees it whole, or a second view in its place."""
+        """The regression loss over hidden tokens of a view; the teacher sees it whole, or a second view in its place.
+
+        ValueError: masks of data2vec 2.0, which leave tokens out.
+        """
         view, teacher_view = (*views, *views)[:2]
         assert view.mask is not None
+        if view.mask.keep is not None:
+            raise ValueError(
+                "data2vec encodes every token: the masks of this data.mask_kind leave some out; use its default, or objective.name=data2vec2"
+            )
         hidden = view.mask.hidden  # (B, T)
         student = self.student["encoder"]
         tokens = student.embed(view)  # (B, T, D)

@@ -22,6 +22,8 @@ from modalities import masking, sampling, sources
 from modalities.image import augment
 from modalities.image.frontend import MODALITY, FrontendConfig
 
+MASK_KINDS = ("beit", "block", "inverse_block", "random")
+
 
 @dataclass
 class DataConfig:
@@ -40,10 +42,14 @@ class DataConfig:
     eval_crop: float = 0.875
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    mask_kind: str = "beit"  # beit: rectangles, counts vary (1.0); block, inverse_block, random: equal counts, what is hidden is left out (2.0)
+    masks: int = 1  # masks per image, of the kinds with equal counts
     mask_ratio: float = 120 / 196
-    min_block: int = 16  # patches
+    min_block: int = 16  # patches; of beit
     max_block: int | None = None
     min_aspect: float = 0.3
+    mask_length: int = 3  # side of the squares; of block and inverse_block
+    mask_adjust: float = 0.0  # added to the share that squares cover; of block and inverse_block
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
@@ -65,10 +71,19 @@ def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int)
 
 
 def _check_mask(data: DataConfig, grid: tuple[int, int]) -> None:
+    if data.mask_kind not in MASK_KINDS:
+        raise ValueError(f"data.mask_kind {data.mask_kind!r} is none of {', '.join(MASK_KINDS)}")
+    for name, value in (("masks", data.masks), ("mask_length", data.mask_length)):
+        if value < 1:
+            raise ValueError(f"data.{name} {value} must be at least 1")
+    if data.masks > 1 and data.mask_kind == "beit":
+        raise ValueError(f"data.masks {data.masks} needs a data.mask_kind with equal counts: {', '.join(MASK_KINDS[1:])}")
     rows, columns = grid
     wanted = round(data.mask_ratio * rows * columns)
     if not 0 < wanted < rows * columns:
         raise ValueError(f"data.mask_ratio {data.mask_ratio} hides {wanted} of {rows * columns} patches: some must be hidden and some visible")
+    if data.mask_kind != "beit":
+        return
     drawn = np.mean([_hidden(g, data, grid).sum() for g in masking.generators(0, 0, range(64))])
     if drawn < 0.75 * wanted:
         raise ValueError(
@@ -78,7 +93,12 @@ def _check_mask(data: DataConfig, grid: tuple[int, int]) -> None:
 
 
 def _hidden(generator: np.random.Generator, data: DataConfig, grid: tuple[int, int]) -> np.ndarray:
-    """A block-wise mask, (T,) bool."""
+    """One mask, (T,) bool."""
+    if data.mask_kind == "random":
+        return masking.scattered(generator, grid[0] * grid[1], data.mask_ratio)
+    if data.mask_kind != "beit":
+        inverse = data.mask_kind == "inverse_block"
+        return masking.block_2d(generator, grid, data.mask_ratio, data.mask_length, data.mask_adjust, inverse=inverse)
     wanted = round(data.mask_ratio * grid[0] * grid[1])
     return masking.block(generator, grid, wanted, min_block=data.min_block, max_block=data.max_block, min_aspect=data.min_aspect)
 
@@ -210,7 +230,7 @@ class ImageBatches:
         )
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
-        """This part's rows of the step's batch: one view, pixel_values (B, C, S, S) and hidden (B, T); the sample ids."""
+        """This part's rows of the step's batch: one view, pixel_values (B, C, S, S) and M masks of each; the sample ids."""
         batch = self.sampler(step)
         rows = sampling.share(len(batch), part, parts)
         drawn = [
@@ -219,11 +239,17 @@ class ImageBatches:
         ]
         images, hidden, ids = zip(*drawn, strict=True)
         pixels = augment.normalise(images, self._data.mean, self._data.std)  # (B, C, S, S)
-        return [View(MODALITY, {"pixel_values": pixels}, None, Mask(torch.from_numpy(np.stack(hidden))))], list(ids)
+        return [View(MODALITY, {"pixel_values": pixels}, None, self._mask([row for rows in hidden for row in rows]))], list(ids)
 
-    def _row(self, generator: np.random.Generator, index: int) -> tuple[Any, np.ndarray, str]:
-        """S x S image, hidden (T,) bool, sample id."""
-        hidden = _hidden(generator, self._data, self._grid)
+    def _mask(self, rows: list[np.ndarray]) -> Mask:
+        """N = B * M masks; what the student encodes, where all hide as many."""
+        hidden = np.stack(rows)  # (N, T)
+        keep = None if self._data.mask_kind == "beit" else torch.from_numpy(masking.visible(hidden, int((~hidden[0]).sum())))
+        return Mask(torch.from_numpy(hidden), keep)
+
+    def _row(self, generator: np.random.Generator, index: int) -> tuple[Any, list[np.ndarray], str]:
+        """S x S image, M of hidden (T,) bool, sample id."""
+        hidden = [_hidden(generator, self._data, self._grid) for _ in range(self._data.masks)]
         index, image = self._readable(index)
         with sources.seeded(generator):
             return self._transform(image), hidden, self._samples.ids[index]

@@ -25,10 +25,14 @@ class FrontendConfig:
     relative_bias: bool = True
     class_token: bool = True
     positions: str = "none"  # none: the relative bias alone; sincos: fixed ones are added to the tokens (data2vec 2.0, and small budgets)
+    mask_token: bool = True  # false: what is hidden is zero, or left out (data2vec 2.0)
+    init: str = "normal"  # normal: N(0, init_std), cut at one std; xavier: uniform patches and a class token N(0, 1) (data2vec 2.0)
     init_std: float = 0.02
 
     def __post_init__(self):
-        """ValueError: unknown positions."""
+        """ValueError: unknown positions, or an unknown init."""
+        if self.init not in ("normal", "xavier"):
+            raise ValueError(f"frontend init={self.init!r} is not known; allowed are normal, xavier")
         if self.positions not in ("none", "sincos"):
             raise ValueError(f"frontend positions={self.positions!r} is not known; allowed are none, sincos")
 
@@ -71,6 +75,8 @@ class Frontend(nn.Module):
     """Patch embedding of images of one size."""
 
     main_input: ClassVar[str] = "pixel_values"
+    zero_padding: ClassVar[bool] = True
+    positions_read_tokens: ClassVar[bool] = False
 
     def __init__(self, config: FrontendConfig, dim: int, num_heads: int):
         """ValueError: the patches do not tile the image, or a width that sincos positions cannot have."""
@@ -79,15 +85,20 @@ class Frontend(nn.Module):
             raise ValueError(f"sincos positions need a width that is a multiple of 4; model.trunk.dim is {dim}")
         self.config, self.grid = config, config.grid
         self.patch_embed = nn.Conv2d(config.channels, dim, config.patch_size, stride=config.patch_size)
-        self.mask_token = nn.Parameter(torch.zeros(dim))
+        self.mask_token = nn.Parameter(torch.zeros(dim)) if config.mask_token else None
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         num_offsets = (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1) + 3 * config.class_token
         self.bias_table = nn.Parameter(torch.zeros(num_offsets, num_heads)) if config.relative_bias else None
 
     def init_weights(self) -> None:
-        """Truncated normal, cut at one standard deviation as in the reference's own helper; biases and the bias table are zero."""
-        std = self.config.init_std
-        for weight in (self.patch_embed.weight, self.mask_token, self.class_token):
+        """As the config says; biases and the bias table are zero. A normal is cut at one standard deviation, as in the reference's own helper."""
+        std, xavier = self.config.init_std, self.config.init == "xavier"
+        if xavier:
+            bound = (6 / (len(self.patch_embed.weight) + self.patch_embed.weight[0].numel())) ** 0.5
+            nn.init.uniform_(self.patch_embed.weight, -bound, bound)
+            if self.class_token is not None:
+                nn.init.normal_(self.class_token)
+        for weight in (self.mask_token,) if xavier else (self.patch_embed.weight, self.mask_token, self.class_token):
             if weight is not None:
                 nn.init.trunc_normal_(weight, std=std, a=-std, b=std)
         for weight in (self.patch_embed.bias, self.bias_table):
@@ -103,7 +114,9 @@ class Frontend(nn.Module):
         return self.patch_embed(pixel_values).flatten(2).transpose(1, 2)  # (B, T, D)
 
     def hide(self, tokens: Tensor, hidden: Tensor, **inputs: Tensor) -> Tensor:
-        """(N, T, D), (N, T) bool -> (N, T, D) with the mask token where hidden."""
+        """(N, T, D), (N, T) bool -> (N, T, D) with the mask token, or zero, where hidden."""
+        if self.mask_token is None:
+            return tokens.masked_fill(hidden[..., None], 0)
         return torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
 
     def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor | None:
@@ -114,12 +127,19 @@ class Frontend(nn.Module):
         """The class token, (1, 1, D)."""
         return self.class_token
 
-    def bias(self) -> Tensor | None:
-        """(H, E + T, E + T), to be added to the attention logits of every block."""
+    def bias(self, num_tokens: int | None = None, keep: Tensor | None = None) -> Tensor | None:
+        """(H, E + T, E + T), or (N, H, E + K, E + K) of the patches `keep` (N, K): to be added to the attention logits of every block."""
         if self.bias_table is None:
             return None
-        index = relative_index(*self.grid, self.class_token is not None, self.bias_table.device)
-        return F.embedding(index, self.bias_table).permute(2, 0, 1)  # (H, E + T, E + T)
+        index, num_extra = self.bias_index(), int(self.class_token is not None)
+        if keep is not None:
+            kept = F.pad(keep + num_extra, (num_extra, 0))  # (N, E + K)
+            index = index[kept[:, :, None], kept[:, None, :]]  # (N, E + K, E + K)
+        return F.embedding(index, self.bias_table).movedim(-1, -3)
+
+    def bias_index(self) -> Tensor:
+        """Row of the bias table for each (query, key), (E + T, E + T)."""
+        return relative_index(*self.grid, self.class_token is not None, self.patch_embed.weight.device)
 
     def padding(self, pixel_values: Tensor) -> None:
         """Images are never padded."""

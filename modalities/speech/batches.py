@@ -29,7 +29,7 @@ def batches(
 
 
 class Batches:
-    """Span-masked batches of clips, or of streams of equal length into which an epoch's clips are joined.
+    """Masked batches of clips, or of streams of equal length into which an epoch's clips are joined.
 
     A row's length is known before its file is read, so that every process can draw the masks of the whole batch and equalise them.
     """
@@ -56,7 +56,7 @@ class Batches:
         self.steps_per_epoch = len(self.sampler)
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
-        """This part's rows of the step's batch: one view, input_values (B, S) and hidden (B, T); the sample ids."""
+        """This part's rows of the step's batch: one view, input_values (B, S) and M masks of each; the sample ids."""
         items = self.sampler(step)
         generators = masking.generators(self._seed, step, range(len(items)))
         hidden = self._masks(step, items, generators)
@@ -65,21 +65,27 @@ class Batches:
         waves, ids = zip(*(read(step, int(items[row]), generators[row]) for row in rows), strict=True)
         # as wide as the whole batch: positions depend on how many padded frames follow, and parts must not
         inputs, padding = collate(waves, self._frontend, int(self._sizes[items].max()))
-        mask = torch.zeros(len(rows), lengths(self._frontend, inputs["input_values"].shape[1]), dtype=torch.bool)  # (B, T)
-        for line, row in zip(mask, rows, strict=True):
-            line[: len(hidden[row])] = torch.from_numpy(hidden[row])
-        return [View(MODALITY, inputs, padding, Mask(mask))], list(ids)
+        tokens = lengths(self._frontend, inputs["input_values"].shape[1])  # T
+        mine = masking.stacked([mask for row in rows for mask in hidden[row]], tokens)  # (N, T)
+        kept = max(int((~mask).sum()) for masks in hidden for mask in masks)  # K
+        keep = None if self._data.mask_kind == "span" else torch.from_numpy(masking.visible(mine, kept))
+        mask = Mask(torch.from_numpy(mine), keep)
+        return [View(MODALITY, inputs, padding, mask)], list(ids)
 
-    def _masks(self, step: int, items: np.ndarray, generators: list[np.random.Generator]) -> list[np.ndarray]:
-        """Hidden tokens of every row of the global batch, (T_row,) bool each."""
+    def _masks(self, step: int, items: np.ndarray, generators: list[np.random.Generator]) -> list[list[np.ndarray]]:
+        """Hidden tokens of every row of the global batch, M of (T_row,) bool each."""
         data = self._data
         tokens = lengths(self._frontend, self._sizes[items])  # (rows,)
-        drawn = zip(generators, tokens.tolist(), strict=True)
+        drawn = list(zip(generators, tokens.tolist(), strict=True))
+        if data.mask_kind == "block":
+            return [[masking.block_1d(g, t, data.mask_prob, data.mask_length, data.mask_adjust) for _ in range(data.masks)] for g, t in drawn]
+        if data.mask_kind == "random":
+            return [[masking.scattered(g, t, data.mask_prob) for _ in range(data.masks)] for g, t in drawn]
         hidden = [masking.span(generator, t, data.mask_prob, data.mask_length, min_spans=data.min_masks) for generator, t in drawn]
-        if not data.equalise:
-            return hidden
-        (common,) = masking.generators(self._seed, step, [len(items)])  # no row's own
-        return masking.equalise(common, hidden)
+        if data.equalise:
+            (common,) = masking.generators(self._seed, step, [len(items)])  # no row's own
+            hidden = masking.equalise(common, hidden)
+        return [[row] for row in hidden]
 
     def _read_clip(self, step: int, index: int, generator: np.random.Generator) -> tuple[np.ndarray, str]:
         size = int(self._sizes[index])

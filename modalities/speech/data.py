@@ -23,6 +23,7 @@ from modalities.speech.frontend import MODALITY, FrontendConfig, lengths, recept
 from modalities.speech.mel import LogMel
 
 MIN_TOKENS = 2  # one to hide, one to see
+MASK_KINDS = ("span", "block", "random")
 
 
 @dataclass
@@ -39,10 +40,13 @@ class DataConfig:
     max_seconds: float = 20.0  # longer clips are cropped: at random in training, in the middle in evaluation
     normalize: bool = True  # each clip to zero mean and unit variance
     pack_seconds: float = 0.0  # > 0: clips are joined and cut into streams of this length; for corpora of very short clips
+    mask_kind: str = "span"  # span: overlapping spans (1.0); block, random: counts fixed by the length, and what is hidden is left out (2.0)
+    masks: int = 1  # masks per clip, of block and random
     mask_prob: float = 0.65
-    mask_length: int = 10  # tokens
-    min_masks: int = 1  # spans
-    equalise: bool = True  # every row of a batch hides the same share
+    mask_length: int = 10  # tokens; of span and block
+    mask_adjust: float = 0.0  # added to the share that blocks cover; of block
+    min_masks: int = 1  # spans; of span
+    equalise: bool = True  # every row of a batch hides the same share; of span
 
     def __post_init__(self):
         """ValueError: a value that makes no sense."""
@@ -51,6 +55,8 @@ class DataConfig:
             ("min_seconds", self.min_seconds >= 0, "0 or more"),
             ("max_seconds", self.max_seconds >= self.min_seconds and self.max_seconds > 0, f"at least data.min_seconds, {self.min_seconds}"),
             ("pack_seconds", self.pack_seconds >= 0, "0 (off) or more"),
+            ("mask_kind", self.mask_kind in MASK_KINDS, ", ".join(MASK_KINDS)),
+            ("masks", self.masks == 1 or (self.masks > 1 and self.mask_kind != "span"), "1, or more with data.mask_kind block or random"),
             ("mask_prob", 0 < self.mask_prob < 1, "between 0 and 1"),
             ("mask_length", self.mask_length >= 1, "at least 1"),
             ("min_masks", self.min_masks >= 1, "at least 1"),

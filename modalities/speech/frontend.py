@@ -1,7 +1,8 @@
 """Speech frontend: waveform to frames, by a stack of strided convolutions over samples (published) or over a log-mel spectrogram (small budgets).
 
 B samples, N rows (samples x masks), S audio samples, L frames inside the extractor, T tokens, C extractor width, D model width.
-Equations: data2vec (arXiv 2202.03555) section 4.2, wav2vec 2.0 (arXiv 2006.11477) section 2.
+Equations: data2vec (arXiv 2202.03555) section 4.2, wav2vec 2.0 (arXiv 2006.11477) section 2; without a mask token and with ALiBi: data2vec 2.0
+(arXiv 2212.07525).
 """
 
 from dataclasses import dataclass, field
@@ -12,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.alibi import Alibi
 from modalities.speech.mel import LogMel, fft_size
 
 MODALITY = "speech"
 KINDS = ("waveform", "mel")
+ALIBI = ("none", "fixed", "one", "head")
 
 
 @dataclass
@@ -37,18 +40,24 @@ class FrontendConfig:
     pos_kernel: int = 19
     pos_depth: int = 5
     pos_groups: int = 16
+    mask_token: bool = True  # false: what is hidden is zero before the positions (data2vec 2.0)
+    alibi: str = "none"  # attention falls with distance: none; fixed: by its slopes; one, head: these have one learned scale, or one per head
+    alibi_layers: int = 1  # 1: all blocks share the scales; the trunk's depth: each has its own
     reference_padding: bool = (
         False  # the reference's quirk (and transformers'): deeper position layers read padded frames, so features depend on the batch
     )
+    reference_padded_input: bool = False  # data2vec 2.0's quirk: the first layer reads them too, as they come from the extractor
 
     def __post_init__(self):
         """ValueError: settings that are wrong by themselves or contradict one another."""
         if self.kind not in KINDS:
             raise ValueError(f"frontend kind={self.kind!r} is not known; allowed are {', '.join(KINDS)}")
+        if self.alibi not in ALIBI:
+            raise ValueError(f"frontend alibi={self.alibi!r} is not known; allowed are {', '.join(ALIBI)}")
         kernels, strides = list(self.conv_kernels), list(self.conv_strides)
         if not kernels or len(kernels) != len(strides):
             raise ValueError(f"frontend conv_kernels={kernels} and conv_strides={strides} must have the same length, at least 1")
-        names = ("sample_rate", "conv_dim", "mel_bins", "mel_kernel", "mel_stride", "pos_kernel", "pos_depth", "pos_groups")
+        names = ("sample_rate", "conv_dim", "mel_bins", "mel_kernel", "mel_stride", "pos_kernel", "pos_depth", "pos_groups", "alibi_layers")
         for name, value in [("conv_kernels", min(kernels)), ("conv_strides", min(strides)), *((name, getattr(self, name)) for name in names)]:
             if value < 1:
                 raise ValueError(f"frontend {name} holds {value}; it must be at least 1")
@@ -128,24 +137,27 @@ class MelExtractor(nn.Module):
 
 
 class Frontend(nn.Module):
-    """Extractor -> layer norm -> projection, a learned mask token, and convolutional positions."""
+    """Extractor -> layer norm -> projection, a learned mask token or none, convolutional positions, and ALiBi if asked for."""
 
     main_input: ClassVar[str] = "input_values"
+    positions_read_tokens: ClassVar[bool] = True
 
     def __init__(self, config: FrontendConfig, dim: int, num_heads: int):
         """ValueError: pos_groups does not divide `dim`, or a mel band that the sample rate does not have."""
         super().__init__()
         if dim % config.pos_groups:
             raise ValueError(f"frontend pos_groups={config.pos_groups} does not divide the model's width {dim}")
-        self.config = config
+        self.config, self.zero_padding = config, not config.reference_padded_input
         self.extractor = (MelExtractor if config.kind == "mel" else WaveformExtractor)(config)
         self.norm = nn.LayerNorm(config.conv_dim)
         self.projection = nn.Linear(config.conv_dim, dim)
-        self.mask_token = nn.Parameter(torch.empty(dim))
+        self.mask_token = nn.Parameter(torch.empty(dim)) if config.mask_token else None
         kernel = config.pos_kernel
         self.positions_conv = nn.ModuleList(
             nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=config.pos_groups) for _ in range(config.pos_depth)
         )
+        per_head, learned = config.alibi == "head", config.alibi != "fixed"
+        self.alibi = None if config.alibi == "none" else Alibi(num_heads, per_head=per_head, num_layers=config.alibi_layers, learned=learned)
 
     def embed(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, S) waveforms at the config's sample rate, attention_mask (B, S) 1 where there is audio -> (B, T, D). ValueError: no token fits."""
@@ -157,7 +169,9 @@ class Frontend(nn.Module):
         return self.projection(self.norm(self.extractor(input_values)))
 
     def hide(self, tokens: Tensor, hidden: Tensor, **inputs: Tensor) -> Tensor:
-        """(N, T, D), (N, T) bool -> (N, T, D)."""
+        """(N, T, D), (N, T) bool -> (N, T, D) with the mask token, or zero, where hidden."""
+        if self.mask_token is None:
+            return tokens.masked_fill(hidden[..., None], 0)
         return torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
 
     def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor:
@@ -173,8 +187,12 @@ class Frontend(nn.Module):
     def extra(self) -> None:
         """No class token."""
 
-    def bias(self) -> None:
-        """No attention bias."""
+    def bias(self, num_tokens: int | None = None, keep: Tensor | None = None) -> Tensor | None:
+        """ALiBi of all T tokens, (1, H, T, T), or of `keep` (N, K), (N, H, K, K); blocks in front if they differ; None without it."""
+        if self.alibi is None:
+            return None
+        assert num_tokens is not None
+        return self.alibi(torch.arange(num_tokens, device=self.alibi.scale.device)[None] if keep is None else keep)
 
     def padding(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
         """(B, T) bool, True past a clip's own tokens; None if nothing is padded."""
@@ -190,4 +208,7 @@ class Frontend(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
             elif isinstance(module, nn.Linear | nn.LayerNorm | nn.Conv1d):
                 module.reset_parameters()
-        nn.init.uniform_(self.mask_token)
+        if self.mask_token is not None:
+            nn.init.uniform_(self.mask_token)
+        if self.alibi is not None:
+            self.alibi.init_weights()

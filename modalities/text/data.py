@@ -20,6 +20,7 @@ from modalities.text.frontend import FrontendConfig
 
 NAME = "text"
 BREAK_MODES = ("complete_doc", "none")
+MASK_KINDS = ("span", "random")
 
 
 @dataclass
@@ -35,8 +36,10 @@ class DataConfig:
     vocab_size: int = 8192  # of the BPE that is trained
     block_size: int = 512  # tokens, with <s>
     break_mode: str = "complete_doc"  # blocks hold whole lines of one document; none: the stream is cut every block_size tokens
+    mask_kind: str = "span"  # span: overlapping spans (1.0); random: counts fixed by the length, and what is hidden is left out (2.0)
+    masks: int = 1  # masks per block, of random
     mask_prob: float = 0.35
-    mask_length: int = 4
+    mask_length: int = 4  # of span
     random_token_prob: float = 0.0  # BERT's variant: mask_prob 0.15, mask_length 1, 0.1 and 0.1
     keep_token_prob: float = 0.0
     reference_teacher_input: bool = False  # the reference's bug (fairseq issue 4881): its teacher reads the hidden tokens only, side by side
@@ -111,7 +114,10 @@ class Batches:
         mine = share(len(batch), part, parts)
         longest = int(np.diff(self.blocks[batch]).max()) + 1
         view = collate([self.samples.block(*self.blocks[index]) for index in batch[mine]], self.samples.frontend, longest)
-        view = hide(view, masking.generators(self.seed, step, range(len(batch))[mine]), self.data, self.samples)
+        generators = masking.generators(self.seed, step, range(len(batch))[mine])
+        if self.data.mask_kind == "random":
+            return [leave_out(view, generators, self.data)], [f"{self.samples.split}:block {index}" for index in batch[mine]]
+        view = hide(view, generators, self.data, self.samples)
         views = [view, hidden_only(view, self.samples.frontend)] if self.data.reference_teacher_input else [view]
         return views, [f"{self.samples.split}:block {index}" for index in batch[mine]]
 
@@ -143,6 +149,16 @@ def hide(view: View, generators: list[np.random.Generator], data: DataConfig, sa
         corrupted[hidden] = samples.frontend.mask_token_id
         inputs["corrupted_ids"] = torch.from_numpy(corrupted)
     return view._replace(inputs=inputs, mask=Mask(torch.from_numpy(hidden)))
+
+
+def leave_out(view: View, generators: list[np.random.Generator], data: DataConfig) -> View:
+    """M random masks of each row over every token, <s> and </s> too, and what they leave; K as for a row as long as the batch is wide."""
+    lengths = view.inputs["attention_mask"].sum(dim=1).tolist()
+    rows = [masking.scattered(g, length, data.mask_prob) for g, length in zip(generators, lengths, strict=True) for _ in range(data.masks)]
+    tokens = view.inputs["input_ids"].shape[1]
+    hidden = masking.stacked(rows, tokens)  # (N, T)
+    keep = masking.visible(hidden, masking.num_visible(tokens, data.mask_prob))  # (N, K)
+    return view._replace(mask=Mask(torch.from_numpy(hidden), torch.from_numpy(keep)))
 
 
 def hidden_only(view: View, frontend: FrontendConfig) -> View:
@@ -208,6 +224,12 @@ def check(data: DataConfig, frontend: FrontendConfig) -> None:
         raise ValueError(f"data.break_mode {data.break_mode!r} is none of {', '.join(BREAK_MODES)}")
     if not 4 <= data.block_size <= frontend.max_positions:
         raise ValueError(f"data.block_size {data.block_size} must lie in 4 ... frontend.max_positions, which is {frontend.max_positions}")
+    if data.mask_kind not in MASK_KINDS:
+        raise ValueError(f"data.mask_kind {data.mask_kind!r} is none of {', '.join(MASK_KINDS)}")
+    if data.masks < 1 or (data.masks > 1 and data.mask_kind == "span"):
+        raise ValueError(f"data.masks {data.masks} must be 1, or more with data.mask_kind=random")
+    if data.mask_kind == "random" and (data.reference_teacher_input or data.random_token_prob or data.keep_token_prob or data.mask_prob == 1):
+        raise ValueError("data.mask_kind random leaves tokens out: reference_teacher_input, *_token_prob and data.mask_prob 1 have no place in it")
     if not 0 < data.mask_prob <= 1:
         raise ValueError(f"data.mask_prob {data.mask_prob} must lie in (0, 1]")
     if data.mask_length < 1:

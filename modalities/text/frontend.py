@@ -1,6 +1,7 @@
 """From token ids to embeddings, with learned positions, as in RoBERTa and data2vec 1.0 (arXiv 2202.03555, section 3.4).
 
-B samples, M masks per sample, N = B * M rows, T tokens, D width. The norm of the embeddings is the trunk's input norm.
+B samples, M masks per sample, N = B * M rows, T tokens, D width. The norm of the embeddings is the trunk's input norm, or, in data2vec 2.0
+(arXiv 2212.07525), part of the embedding: its teacher is fed what comes after it.
 """
 
 from dataclasses import dataclass
@@ -23,13 +24,24 @@ class FrontendConfig:
     mask_token_id: int = -1
     position_offset: int = 1  # row of the position table that padding has (zeros); the first token has the next. RoBERTa: its pad id, 1
     init_std: float = 0.02
+    embedding_norm: bool = False  # positions, their norm and dropout belong to the embedding, and there is no mask token (data2vec 2.0)
+    embedding_dropout: float = 0.0  # after that norm
     position_std: float = 0.02  # of the position table; small against init_std, targets are words from the start instead of places
+
+    def __post_init__(self):
+        """ValueError: dropout without the norm that it follows, or a rate outside [0, 1)."""
+        if not 0 <= self.embedding_dropout < 1:
+            raise ValueError(f"frontend embedding_dropout={self.embedding_dropout} must be at least 0 and below 1")
+        if self.embedding_dropout and not self.embedding_norm:
+            raise ValueError(f"frontend embedding_dropout={self.embedding_dropout} needs embedding_norm=true; else it is model.trunk.input_dropout")
 
 
 class Frontend(nn.Module):
     """Token embeddings without scaling, and a table of positions."""
 
     main_input: ClassVar[str] = "input_ids"
+    zero_padding: ClassVar[bool] = True
+    positions_read_tokens: ClassVar[bool] = False
 
     def __init__(self, config: FrontendConfig, dim: int, num_heads: int):
         """ValueError: the tokenizer's fields are not filled in."""
@@ -42,6 +54,8 @@ class Frontend(nn.Module):
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, dim, padding_idx=config.pad_token_id)
         self.position_table = nn.Embedding(config.max_positions + config.position_offset + 1, dim, padding_idx=config.position_offset)
+        self.norm = nn.LayerNorm(dim) if config.embedding_norm else None
+        self.dropout = nn.Dropout(config.embedding_dropout)
 
     def init_weights(self) -> None:
         """N(0, init_std) for words and N(0, position_std) for positions, with zeros for padding."""
@@ -49,27 +63,39 @@ class Frontend(nn.Module):
             fresh = torch.empty_like(table.weight).normal_(std=std)
             fresh[table.padding_idx] = 0
             initialization.copy_(table.weight, fresh)  # leaves what `from_pretrained` has loaded
+        if self.norm is not None:
+            self.norm.reset_parameters()
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None, corrupted_ids: Tensor | None = None) -> Tensor:
-        """Embeddings of the original ids, (B, T) -> (B, T, D); padding is zero."""
-        return self.tokens(input_ids)
+        """Embeddings of the original ids, (B, T) -> (B, T, D); padding is zero. With their norm: positions too. ValueError as in positions."""
+        tokens = self.tokens(input_ids)
+        if self.norm is None:
+            return tokens
+        padding = input_ids == self.config.pad_token_id if attention_mask is None else attention_mask == 0
+        return self.dropout(self.norm(tokens + self._places(tokens.shape[1], padding)))
 
     def hide(self, tokens: Tensor, hidden: Tensor, input_ids: Tensor, corrupted_ids: Tensor | None = None, **_: Tensor) -> Tensor:
         """The <mask> embedding where hidden, (N, T, D); with `corrupted_ids` (B, T), those tokens elsewhere.
 
-        Looked up anew: the gradient of the table is as large as the table, and one look-up makes one of it.
+        Looked up anew: the gradient of the table is as large as the table, and one look-up makes one of it. Without a mask token: zero.
         """
+        if self.norm is not None:
+            return tokens.masked_fill(hidden[..., None], 0)
         ids = input_ids if corrupted_ids is None else corrupted_ids
         ids = ids.repeat_interleave(len(hidden) // len(ids), dim=0)  # (N, T)
         return self.tokens(ids.masked_fill(hidden, self.config.mask_token_id))
 
-    def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor:
-        """Embeddings of the positions counted over what is not padding, (N, T, D) or (1, T, D). ValueError: longer than the table."""
-        length, offset = tokens.shape[1], self.config.position_offset
+    def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor | None:
+        """Embeddings of the positions, (N, T, D) or (1, T, D); None if they are in the tokens already. ValueError: longer than the table."""
+        return self._places(tokens.shape[1], padding) if self.norm is None else None
+
+    def _places(self, length: int, padding: Tensor | None) -> Tensor:
+        """Positions are counted over what is not padding."""
+        offset = self.config.position_offset
         if length > self.config.max_positions:
             raise ValueError(f"a sequence has {length} tokens; the model reads at most {self.config.max_positions} (frontend.max_positions)")
         if padding is None:
-            return self.position_table(torch.arange(1, length + 1, device=tokens.device)[None] + offset)
+            return self.position_table(torch.arange(1, length + 1, device=self.position_table.weight.device)[None] + offset)
         real = (~padding).long()  # (N, T)
         return self.position_table(real.cumsum(dim=1) * real + offset)
 
@@ -77,7 +103,7 @@ class Frontend(nn.Module):
         """No extra tokens: <s> is a content token."""
         return None
 
-    def bias(self) -> None:
+    def bias(self, num_tokens: int | None = None, keep: Tensor | None = None) -> None:
         """No attention bias."""
         return None
 

@@ -1,0 +1,45 @@
+"""ALiBi: an attention bias that falls linearly with the distance of two tokens, by a slope per head and learned scales.
+
+N rows, K tokens, H heads, L layers.
+Source: ALiBi (arXiv 2108.12409); data2vec 2.0 (arXiv 2212.07525) makes it symmetric and learns a scale per head, kept at zero or above.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+
+def slopes(num_heads: int) -> list[float]:
+    """A geometric sequence for a power of two of heads; else that of the next lower power, and every other one of the next higher."""
+    lower = 2 ** int(math.log2(num_heads))
+    first = 2 ** (-8 / lower)
+    found = [first**power for power in range(1, lower + 1)]
+    return found if lower == num_heads else found + slopes(2 * lower)[::2][: num_heads - lower]
+
+
+@lru_cache(maxsize=8)
+def _slopes(num_heads: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # the cached tensor may first be asked for in inference and then be used in training
+        return torch.tensor(slopes(num_heads), device=device)  # (H,)
+
+
+class Alibi(nn.Module):
+    """-slope * scale * distance, with a scale for all heads or one per head, for all blocks or one per block."""
+
+    def __init__(self, num_heads: int, *, per_head: bool, num_layers: int, learned: bool):
+        super().__init__()
+        self.num_heads, self.num_layers = num_heads, num_layers
+        self.scale = nn.Parameter(torch.ones(num_layers * (num_heads if per_head else 1)), requires_grad=learned)
+
+    def init_weights(self) -> None:
+        """Every scale is one."""
+        nn.init.ones_(self.scale)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Positions (N, K) of the tokens -> (N, H, K, K), or (L, N, H, K, K) with scales per block."""
+        scale = self.scale.float().clamp(min=0).view(self.num_layers, 1, -1) * _slopes(self.num_heads, positions.device)  # (L, 1, H)
+        distance = (positions[:, :, None] - positions[:, None, :]).abs()  # (N, K, K)
+        bias = -scale[..., None, None] * distance[:, None]  # (L, N, H, K, K)
+        return bias[0] if self.num_layers == 1 else bias

@@ -1,0 +1,131 @@
+"""data2vec 2.0 (arXiv 2212.07525): M masks of a sample share one teacher pass; the student encodes visible tokens only, a decoder predicts the rest.
+
+B samples, M masks per sample, N = B * M rows, T tokens, K visible tokens, D width, n hidden tokens in all.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from d2v.decoders import Decoder, DecoderConfig
+from d2v.losses import SCALES, regression
+from d2v.modeling import D2vModel
+from d2v.monitors import channel_std
+from d2v.objective import Objective
+from d2v.schedules import linear_decay
+from d2v.targets import NORMS, mean_of_layers
+from d2v.types import Loss, View
+
+
+@dataclass
+class Config:
+    """Target, decoder, losses and teacher; the published values per modality are in configs/."""
+
+    name: str = "data2vec2"
+    top_k: int = 10  # teacher layers that are averaged
+    layers: str = "ffn"  # what a layer gives: its FFN output before the residual, or the block's end
+    layer_norms: list[str] = field(default_factory=lambda: ["instance"])  # of each layer, in this order
+    final_norms: list[str] = field(default_factory=list)  # of the average
+    loss_beta: float = 0.0  # smooth L1; 0 is the squared error
+    loss_scale: str = "sqrt"  # the sum over channels is divided by sqrt(D), by D (mean), or by nothing (sum)
+    cls_loss: float = 0.0  # weight of the class token's loss, which is summed over rows
+    cls_rows: int = 0  # rows in that sum, whatever the batch; 0: those of one process, as published, so that the weight changes with processes
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    ema_decay: float = 0.999
+    ema_end_decay: float = 0.99999
+    ema_anneal_steps: int = 100000
+    shared: list[str] = field(default_factory=list)  # parts of the encoder that the teacher copies instead of averaging (prefixes of names)
+    feed_tokens: bool = False  # the teacher is fed the student's unmasked local features
+    reference_padding: bool = False  # the reference's quirk: padded tokens count in instance norm, and the decoder reads them
+
+    def __post_init__(self):
+        """ValueError: a choice that does not exist, or a decay outside [0, 1]."""
+        for name, given, allowed in (
+            ("layers", [self.layers], ("ffn", "block")),
+            ("layer_norms", self.layer_norms, tuple(NORMS)),
+            ("final_norms", self.final_norms, tuple(NORMS)),
+            ("loss_scale", [self.loss_scale], tuple(SCALES)),
+        ):
+            wrong = [value for value in given if value not in allowed]
+            if wrong:
+                raise ValueError(f"objective.{name} is {wrong[0]!r}; it may be {', '.join(allowed)}")
+        for name in ("ema_decay", "ema_end_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}; a decay lies between 0 and 1 (1 never updates the teacher)")
+        for name in ("cls_loss", "cls_rows"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be 0 or more")
+
+
+class Data2Vec2(Objective):
+    """Student and teacher encoders and a decoder from visible to hidden tokens."""
+
+    def __init__(self, encoder: D2vModel, config: Config):
+        """ValueError: more layers to average than the trunk has after its prenet, a shared part that does not exist, or a mask token."""
+        super().__init__(tuple(f"encoder.{part}" for part in config.shared), encoder=encoder)
+        trunk = encoder.trunk.config
+        if not 1 <= config.top_k <= trunk.depth - trunk.prenet_depth:
+            layers = f"{trunk.depth} layers" + (f", of which the first {trunk.prenet_depth} give no targets" if trunk.prenet_depth else "")
+            raise ValueError(f"objective.top_k is {config.top_k}; the trunk has {layers}")
+        tokens = [name for name, _ in encoder.frontends.named_parameters() if name.endswith("mask_token")]
+        if tokens:
+            raise ValueError(f"data2vec2 leaves out what is hidden: {tokens[0]} would never be trained; set model.frontends.{tokens[0]}=false")
+        self.config = config
+        self.first = trunk.depth - config.top_k
+        self.decoder = Decoder(trunk.dim, config.decoder)
+        if config.decoder.head_init == "trunk":
+            self.decoder.init_head(trunk.init_std)
+
+    def forward(self, views: list[View]) -> Loss:
+        """The regression loss over the hidden tokens of all masks, and the class token's; ValueError: masks that hide unequal numbers."""
+        (view,) = views
+        mask = view.mask
+        if mask is None or mask.keep is None:
+            raise ValueError("data2vec2 encodes what is visible: its masks need `keep`, the same number of tokens in every row (see data.mask_kind)")
+        student = self.student["encoder"]
+        tokens = student.embed(view)  # (B, T, D)
+        target = self.target(view, tokens.detach())  # (B, T, D)
+        features = student(view, mask, tokens=tokens)
+        masks = len(mask.hidden) // len(target)  # M
+        padding = None if view.padding is None or self.config.reference_padding else view.padding.repeat_interleave(masks, dim=0)  # (N, T)
+        prediction = self.decoder(features.x, mask, padding).float()  # (n, D)
+        row, place = mask.hidden.nonzero(as_tuple=True)  # (n,) each
+        wanted = target[row // masks, place]  # (n, D)
+        count = mask.hidden.sum()
+        total = regression(prediction, wanted, self.config.loss_beta, self.config.loss_scale)
+        metrics = {
+            "target_std": channel_std(wanted),
+            "prediction_std": channel_std(prediction.detach()),
+            "hidden_share": count / (mask.hidden.numel() if view.padding is None else masks * (~view.padding).sum()),
+        }
+        if self.config.cls_loss:
+            total = total + count * self.class_loss(features.extra, target, view.padding)
+        return Loss(total, count, metrics)
+
+    @torch.no_grad()
+    def target(self, view: View, tokens: Tensor) -> Tensor:
+        """Targets (B, T, D) from the teacher on the whole view; `tokens` are the student's local features."""
+        config = self.config
+        fed = tokens if config.feed_tokens else None
+        layers = self.teacher["encoder"](view, tokens=fed, layers=config.layers, first=self.first).layers
+        return mean_of_layers(layers, config.layer_norms, config.final_norms, None if config.reference_padding else view.padding)
+
+    def class_loss(self, extra: Tensor | None, target: Tensor, padding: Tensor | None) -> Tensor:
+        """The class token (N, E, D) against the mean target of its sample (B, T, D), summed over rows. ValueError: there is no such token."""
+        if extra is None:
+            raise ValueError(f"objective.cls_loss is {self.config.cls_loss}, but the frontend has no class token; set it to 0")
+        real = torch.ones(target.shape[:2], device=target.device) if padding is None else (~padding).float()  # (B, T)
+        mean = (target * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)  # (B, D)
+        rows = len(extra)
+        error = regression(extra[:, -1], mean.repeat_interleave(rows // len(mean), dim=0), self.config.loss_beta, self.config.loss_scale)
+        return self.config.cls_loss * (self.config.cls_rows or rows) / rows * error
+
+    def ema_decay(self, step: int) -> float:
+        """Linear from ema_decay to ema_end_decay over ema_anneal_steps."""
+        return linear_decay(step, self.config.ema_decay, self.config.ema_end_decay, self.config.ema_anneal_steps)
+
+
+def build(encoder: D2vModel, config: Config) -> Data2Vec2:
+    """The objective around an encoder."""
+    return Data2Vec2(encoder, config)

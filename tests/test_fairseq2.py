@@ -1,0 +1,309 @@
+"""load_fairseq of data2vec 2.0 against tensors recorded from the reference, and its refusals."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from d2v.configuration import D2vConfig
+from d2v.decoders import DecoderConfig
+from d2v.interop.fairseq import load_fairseq, save_fairseq
+from d2v.layers import TrunkConfig
+from d2v.modeling import D2vModel
+from d2v.objectives.data2vec import Config, Data2Vec
+from d2v.objectives.data2vec2 import Config as Config2
+from d2v.objectives.data2vec2 import Data2Vec2
+from d2v.types import Mask, View
+
+TOLERANCE = 1e-5
+NAMES = ["d2v2_image", "d2v2_audio", "d2v2_text"]
+
+
+def golden(shared, name):
+    folder = shared / "goldens" / name
+    if not folder.is_dir():
+        pytest.skip(f"needs the recorded tensors in {folder}")
+    parts = ("student", "teacher", "inputs", "outputs", "grads", "teacher_after_ema")
+    return json.loads((folder / "config.json").read_text()), {part: load_file(folder / f"{part}.safetensors") for part in parts}
+
+
+def checkpoint(config, tensors, **others):
+    """As fairseq saves it; `others` replace the student's tensors or the teacher."""
+    teacher = others.pop("teacher", tensors["teacher"])
+    model = {**config["config"], "_name": "data2vec_multi"}
+    return {"cfg": {"model": model, "task": {}}, "model": {**tensors["student"], **others, "_ema": teacher}}
+
+
+def view_of(name, inputs):
+    hidden = inputs["mask"].bool()  # (N, T)
+    keep = hidden.int().argsort(dim=1, stable=True)[:, : int((~hidden[0]).sum())]
+    if name == "d2v2_image":
+        return View("image", {"pixel_values": inputs["img"]}, None, Mask(hidden, keep))
+    if name == "d2v2_text":
+        return View("text", {"input_ids": inputs["source"]}, None, Mask(hidden, keep))
+    return View("speech", {"input_values": inputs["source"]}, inputs["feature_padding_mask"], Mask(hidden, keep))
+
+
+def relative(a, b):
+    assert a.shape == b.shape
+    return ((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_to_the_reference(shared, name):
+    config, tensors = golden(shared, name)
+    objective = load_fairseq(checkpoint(config, tensors), reference_quirks=True).train()
+    view, outputs, student = view_of(name, tensors["inputs"]), tensors["outputs"], objective.student["encoder"]
+    tokens = student.embed(view)
+    target = objective.target(view, tokens.detach())
+    assert relative(target, outputs["target_full"]) < TOLERANCE
+    assert relative(target.repeat_interleave(3, dim=0)[view.mask.hidden], outputs["target"]) < TOLERANCE
+    for kind, recorded in (("ffn", "teacher_layer_result"), ("block", "teacher_layer_x")):
+        fed = tokens if objective.config.feed_tokens else None
+        layers = objective.teacher["encoder"](view, tokens=fed, layers=kind, first=objective.student["encoder"].trunk.config.prenet_depth).layers
+        for number, layer in enumerate(layers):
+            assert relative(layer, outputs[f"{recorded}.{number}"]) < TOLERANCE
+    features = student(view, view.mask, tokens=tokens)
+    prediction = objective.decoder(features.x, view.mask)
+    assert relative(prediction, outputs["pred"]) < TOLERANCE
+    if name == "d2v2_image":
+        assert relative(features.extra[:, 0], outputs["cls_pred"]) < TOLERANCE
+    loss = objective([view])
+    assert int(loss.count) == config["loss"]["sample_size"]
+    assert loss.total.item() == pytest.approx(config["loss"]["sum"], rel=TOLERANCE)
+    for ours, theirs in (("target_std", "target_var"), ("prediction_std", "pred_var")):
+        assert float(loss.metrics[ours]) == pytest.approx(config["scalars"][theirs], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_the_reference(shared, name):
+    config, tensors = golden(shared, name)
+    objective = load_fairseq(checkpoint(config, tensors), reference_quirks=True).train()
+    objective([view_of(name, tensors["inputs"])]).total.backward()
+    # gradients go through the same table as weights: an objective that is loaded from them holds them under our names
+    expected = load_fairseq(checkpoint(config, tensors, **tensors["grads"]))
+    compared = 0
+    for (ours, parameter), (_, gradient) in zip(objective.named_parameters(), expected.named_parameters(), strict=True):
+        if parameter.requires_grad:
+            assert parameter.grad is not None, ours
+            assert relative(parameter.grad, gradient) < TOLERANCE, ours
+            compared += 1
+    assert compared == len(tensors["grads"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_teacher_after_one_update(shared, name):
+    config, tensors = golden(shared, name)
+    objective = load_fairseq(checkpoint(config, tensors))
+    step = config["ema"]["single_step_at_num_updates"]
+    assert objective.ema_decay(step) == pytest.approx(config["ema"]["decay_used"], rel=1e-12)
+    objective.update_teacher(objective.ema_decay(step))
+    after = load_fairseq(checkpoint(config, tensors, teacher=tensors["teacher_after_ema"]))
+    for (ours, mine), (_, theirs) in zip(objective.teacher.named_parameters(), after.teacher.named_parameters(), strict=True):
+        assert relative(mine, theirs) < TOLERANCE, ours
+
+
+# Written back, continued, and refused.
+
+
+def flat(state):
+    """A state dict with the nested teacher's keys beside the others."""
+    nested = {key: value for key, value in state.items() if isinstance(value, dict)}
+    return {k: v for k, v in state.items() if k not in nested} | {f"{n}/{k}": v for n, inner in nested.items() for k, v in inner.items()}
+
+
+def any_checkpoint(shared, name):
+    """Of both versions."""
+    config, tensors = golden(shared, name)
+    if name.startswith("d2v2"):
+        return config, checkpoint(config, tensors)
+    kind = name.replace("d2v1_", "data2vec_")
+    ema = "encoder._ema" if name == "d2v1_text" else "_ema"
+    return config, {"cfg": {"model": {**config["config"], "_name": kind}}, "model": {**tensors["student"], ema: tensors["teacher"]}}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "d2v1_audio", "d2v1_text"])
+def test_written_back_it_is_the_same(shared, name, tmp_path):
+    _, good = any_checkpoint(shared, name)
+    objective = load_fairseq(good)
+    save_fairseq(objective, tmp_path / "back.pt")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    expected, found = flat(good["model"]), flat(back["model"])
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6 if "positions" in key else 0, msg=key)
+    again = load_fairseq(tmp_path / "back.pt")
+    assert again.config == objective.config and again.student["encoder"].trunk.config == objective.student["encoder"].trunk.config
+    assert again.student["encoder"].config.frontends == objective.student["encoder"].config.frontends
+    tiny.assert_same(again.state_dict(), objective.state_dict())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_speech_with_a_prenet_and_scales_per_block(own, tmp_path):
+    """Names of the large models, with the teacher's own extractor and without; the same loss before and after."""
+    frontend = {"conv_dim": 8, "conv_kernels": [10, 3], "conv_strides": [5, 4], "pos_kernel": 3, "pos_depth": 2, "pos_groups": 4}
+    frontend |= {"mask_token": False, "alibi": "head", "alibi_layers": 3}
+    trunk = TrunkConfig(depth=3, prenet_depth=1, dim=16, num_heads=2, mlp_dim=32, prenet_layer_drop=0.2, input_dropout=0.3)
+    encoder = D2vModel(D2vConfig(frontends={"speech": frontend}, trunk=trunk))
+    shared = [] if own else [f"frontends.speech.{part}" for part in ("extractor", "norm", "projection")]
+    decoder = DecoderConfig(dim=8, groups=2, noise=0.0)
+    objective = Data2Vec2(encoder, Config2(top_k=2, shared=shared, feed_tokens=not own, decoder=decoder)).eval()
+    with torch.no_grad():
+        for parameter in objective.student.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    objective.update_teacher(0.5)
+    save_fairseq(objective, tmp_path / "prenet.pt")
+    saved = torch.load(tmp_path / "prenet.pt", weights_only=True)["model"]
+    prefix = "modality_encoders.AUDIO."
+    assert saved[f"{prefix}alibi_scale"].shape == saved["_ema"][f"{prefix}alibi_scale"].shape == (3, 1, 2, 1, 1)
+    assert (
+        f"{prefix}context_encoder.blocks.0.attn.qkv.weight" in saved
+        and {"blocks.1.norm1.bias"} <= saved.keys()
+        and "blocks.2.norm1.bias" not in saved
+    )
+    assert (f"{prefix}project_features.2.weight" in saved["_ema"]) == own
+    again = load_fairseq(tmp_path / "prenet.pt").eval()
+    tiny.assert_same(again.state_dict(), objective.state_dict())
+    assert again.student["encoder"].trunk.config == trunk and again.config == objective.config
+    keep = torch.stack([torch.randperm(40)[:20] for _ in range(4)])
+    hidden = torch.ones(4, 40, dtype=torch.bool).scatter(1, keep, False)
+    view = View("speech", {"input_values": torch.randn(2, 800)}, None, Mask(hidden, keep))
+    assert torch.equal(again([view]).total, objective([view]).total)
+
+
+def test_images_of_data2vec_1_are_read_and_written_in_the_beit_format(tmp_path):
+    trunk = TrunkConfig(
+        depth=3, dim=16, num_heads=2, mlp_dim=32, pre_norm=True, layer_scale=0.1, qkv_bias="qv", norm_eps=1e-6, input_norm=False, final_norm=True
+    )
+    encoder = D2vModel(D2vConfig(frontends={"image": {"image_size": 12, "patch_size": 4}}, trunk=trunk))
+    objective = Data2Vec(encoder, Config(top_k=2, layers="block", layer_norms=["layer"], final_norms=["layer"], loss_beta=2.0, loss_scale="mean"))
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter += torch.randn_like(parameter)
+    save_fairseq(objective, tmp_path / "beit.pth")
+    found = torch.load(tmp_path / "beit.pth", weights_only=True)
+    state = found["model"]
+    assert state["mask_token"].shape == state["cls_token"].shape == (1, 1, 16)
+    assert state["rel_pos_bias.relative_position_bias_table"].shape == (5 * 5 + 3, 2)
+    assert torch.equal(state["blocks.2.gamma_1"], encoder.trunk.blocks[2].scale1) and torch.equal(
+        state["lm_head.bias"], objective.predictor.layers[0].bias
+    )
+    assert state.keys() == found["model_ema"].keys() and {"blocks.0.attn.q_bias", "blocks.0.attn.v_bias", "norm.weight"} <= state.keys()
+    again = load_fairseq(tmp_path / "beit.pth")
+    tiny.assert_same(again.state_dict(), objective.state_dict())
+    assert again.student["encoder"].config.frontends["image"]["image_size"] == 12 and again.config.loss_beta == 2.0
+    with pytest.raises(ValueError, match="mask_token"):
+        load_fairseq({"model": {k: v for k, v in state.items() if k != "mask_token"}})
+    with pytest.raises(ValueError, match=r"model is incomplete: it has no key cls_token"):
+        load_fairseq({"model": {k: v for k, v in state.items() if k != "cls_token"}})
+    without = load_fairseq({"model": state})
+    assert torch.equal(without.teacher["encoder"].trunk.blocks[0].scale1, objective.student["encoder"].trunk.blocks[0].scale1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_goes_on_where_the_checkpoint_left_off(shared, name):
+    config, tensors = golden(shared, name)
+    objective = load_fairseq(checkpoint(config, tensors), reference_quirks=True).train()
+    view = view_of(name, tensors["inputs"])
+    optimizer = torch.optim.AdamW((p for p in objective.parameters() if p.requires_grad), lr=1e-3, betas=(0.9, 0.98), eps=1e-6)
+    losses = []
+    for step in range(20):
+        loss = objective([view])
+        (loss.total / loss.count).backward()
+        losses.append(float(loss.total.detach() / loss.count))
+        optimizer.step()
+        optimizer.zero_grad()
+        objective.update_teacher(objective.ema_decay(step + 1))
+    assert losses[0] == pytest.approx(config["loss"]["per_sample"], rel=1e-5)
+    assert losses[-1] < losses[0]
+
+
+def broken(good, **changes):
+    return {**good, "model": {k: v for k, v in {**good["model"], **changes}.items() if v is not None}}
+
+
+def with_settings(good, where=(), **changes):
+    """A copy with other settings in a nested section; None takes one away."""
+    cfg = json.loads(json.dumps(good["cfg"]))
+    section = cfg["model"]
+    for part in where:
+        section = section[part]
+    section.update(changes)
+    for key in [key for key, value in changes.items() if value == "away"]:
+        del section[key]
+    return {**good, "cfg": cfg}
+
+
+def test_refusals_name_the_first_offender(shared):
+    _, good = any_checkpoint(shared, "d2v2_audio")
+    prefix = "modality_encoders.AUDIO."
+    for changes, message in (
+        ({f"{prefix}alibi_scale": None}, rf"model is incomplete: it has no key {prefix}alibi_scale, which gives .*\(4,\)"),
+        ({"blocks.1.attn.qkv.weight": None}, r"no key blocks.1.attn.qkv.weight, .*\(192, 64\)"),
+        ({f"{prefix}decoder.proj.bias": None}, rf"no key {prefix}decoder.proj.bias"),
+        ({"quantizer.vars": torch.zeros(1)}, "'quantizer.vars' is not part of this architecture"),
+        ({"blocks.3.norm1.weight": torch.zeros(64)}, "'blocks.3.norm1.weight' is not part"),
+        ({"blocks.0.mlp.fc1.bias": torch.zeros(3)}, r"blocks.0.mlp.fc1.bias, .* of shape \(3,\); the config asks for \(256,\)"),
+        ({"blocks.0.mlp.fc1.bias": 3.0}, "'blocks.0.mlp.fc1.bias' holds a float, not a tensor"),
+        ({"modality_encoders.IMAGE.extra_tokens": torch.zeros(1, 1, 64)}, "modality_encoders for AUDIO, IMAGE; this reads one of"),
+        (
+            {"_ema": {k: v for k, v in good["model"]["_ema"].items() if k != "blocks.0.norm1.bias"}},
+            "_ema is incomplete: it has no key blocks.0.norm1.bias",
+        ),
+        ({"_ema": {**good["model"]["_ema"], "stranger": torch.zeros(1)}}, "'stranger'"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            load_fairseq(broken(good, **changes))
+        assert "\n" not in str(caught.value)
+    audio = ("modalities", "audio")
+    for bad, message in (
+        (with_settings(good, layer_norm_first=True), "cfg.model.layer_norm_first is True; only False"),
+        (with_settings(good, depth="away"), "cfg.model lacks the setting 'depth'"),
+        (with_settings(good, audio, extractor_mode="default"), "cfg.model.modalities.audio.extractor_mode is 'default'"),
+        (with_settings(good, audio, num_extra_tokens=2), "modalities.audio.num_extra_tokens is 2; only 0"),
+        (with_settings(good, (*audio, "decoder"), add_positions_all=True), "modalities.audio.decoder.add_positions_all is True"),
+        (with_settings(good, audio, feature_encoder_spec="len([])"), "feature_encoder_spec 'len\\(\\[\\]\\)' is no list"),
+        (with_settings(good, ema_encoder_only=True), "ema_encoder_only is True; for audio only False"),
+        (
+            with_settings(good, _name="data2vec_multy"),
+            "cfg.model._name is 'data2vec_multy'; this reads data2vec_audio, data2vec_text, data2vec_multi",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_fairseq(bad)
+    _, image = any_checkpoint(shared, "d2v2_image")
+    with pytest.raises(ValueError, match=r"fixed_positional_encoder\.positions are not sine"):
+        load_fairseq(broken(image, **{"modality_encoders.IMAGE.fixed_positional_encoder.positions": torch.zeros(1, 36, 64)}))
+    _, text = any_checkpoint(shared, "d2v2_text")
+    with pytest.raises(ValueError, match=r"no key modality_encoders.TEXT.local_encoder.embed_positions.weight"):
+        load_fairseq(broken(text, **{"modality_encoders.TEXT.local_encoder.embed_positions.weight": None}))
+
+
+def test_projections_of_unequal_shape_are_named(shared):
+    _, good = any_checkpoint(shared, "d2v1_audio")
+    with pytest.raises(ValueError, match=r"blocks.0.attention.qkv.weight is made of projections of one shape; .*k \(3, 3\)"):
+        load_fairseq(broken(good, **{"encoder.layers.0.self_attn.k_proj.weight": torch.zeros(3, 3)}))
+
+
+def test_a_file_with_other_objects_says_which(tmp_path):
+    import argparse
+
+    torch.save({"cfg": argparse.Namespace(a=1), "model": {}}, tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match=r"it holds argparse.Namespace.*refused; save its 'cfg' as nested dicts"):
+        load_fairseq(tmp_path / "foreign.pt")
+    torch.save([1], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="holds a list, not a checkpoint's dict"):
+        load_fairseq(tmp_path / "list.pt")
+
+
+def test_what_the_reference_does_not_have_is_not_written(tmp_path):
+    objective = tiny.objective_of(tiny.config_of("speech", tmp_path, tiny.using("data2vec2")))
+    with pytest.raises(ValueError, match="reads the waveform"):
+        save_fairseq(objective, tmp_path / "mel.pt")
+    image = tiny.objective_of(tiny.config_of("image", tmp_path, tiny.using("data2vec2")))
+    image.config.loss_scale = "mean"
+    with pytest.raises(ValueError, match="loss_scale is 'mean'; fairseq's data2vec has sqrt, sum"):
+        save_fairseq(image, tmp_path / "mean.pt")
+    assert not list(tmp_path.iterdir())
