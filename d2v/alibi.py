@@ -25,6 +25,20 @@ def _slopes(num_heads: int, device: torch.device) -> Tensor:
         return torch.tensor(slopes(num_heads), device=device)  # (H,)
 
 
+KINDS = ("none", "fixed", "one", "head")  # no bias; by the slopes alone; with one learned scale; with one per head
+
+
+def check(kind: str) -> None:
+    """ValueError: no such kind."""
+    if kind not in KINDS:
+        raise ValueError(f"frontend alibi={kind!r} is not known; allowed are {', '.join(KINDS)}")
+
+
+def build(kind: str, num_heads: int, num_layers: int = 1) -> "Alibi | None":
+    """The bias of a frontend whose settings say alibi=`kind`."""
+    return None if kind == "none" else Alibi(num_heads, per_head=kind == "head", num_layers=num_layers, learned=kind != "fixed")
+
+
 class Alibi(nn.Module):
     """-slope * scale * distance, with a scale for all heads or one per head, for all blocks or one per block."""
 
@@ -36,6 +50,10 @@ class Alibi(nn.Module):
     def init_weights(self) -> None:
         """Every scale is one."""
         nn.init.ones_(self.scale)
+
+    def of(self, num_tokens: int, keep: Tensor | None) -> Tensor:
+        """The bias of all T tokens, (1, H, T, T), or of those in `keep` (N, K), (N, H, K, K); blocks in front as in `forward`."""
+        return self(torch.arange(num_tokens, device=self.scale.device)[None] if keep is None else keep)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Positions (N, K) of the tokens -> (N, H, K, K), or (L, N, H, K, K) with scales per block."""

@@ -261,8 +261,8 @@ def test_berts_variant(samples: text.Samples):
 # Frontend.
 
 
-def network(dim: int = 16) -> text.Frontend:
-    made = text.Frontend(text.FrontendConfig(vocab_size=40, max_positions=12, mask_token_id=39), dim, 2)
+def network(dim: int = 16, **fields) -> text.Frontend:
+    made = text.Frontend(text.FrontendConfig(vocab_size=40, max_positions=12, mask_token_id=39, **fields), dim, 2)
     torch.nn.init.constant_(made.tokens.weight, torch.nan), torch.nn.init.constant_(made.position_table.weight, torch.nan)
     made.init_weights()
     return made
@@ -303,6 +303,17 @@ def test_hide_writes_the_mask_embedding():
         made.hide(tokens.repeat_interleave(2, dim=0), twice, input_ids=ids, corrupted_ids=corrupted),
         made.tokens.weight[torch.where(twice, 39, corrupted.repeat_interleave(2, 0))],
     )
+
+
+def test_alibi_is_a_setting_of_small_budgets():
+    assert network().bias(4) is None and network().bias(4, torch.zeros(1, 2, dtype=torch.long)) is None
+    made = network(alibi="fixed")
+    distance = torch.tensor([[0.0, 1, 2], [1, 0, 1], [2, 1, 0]])
+    slopes = torch.tensor([2.0**-4, 2.0**-8])  # of two heads
+    torch.testing.assert_close(made.bias(3), -(slopes[:, None, None] * distance)[None])
+    torch.testing.assert_close(made.bias(3, torch.tensor([[2, 0]]))[0, :, 0, 1], -2 * slopes)
+    with pytest.raises(ValueError, match="alibi='near' is not known; allowed are none, fixed, one, head"):
+        network(alibi="near")
 
 
 def test_padding_comes_from_the_attention_mask_or_the_ids():

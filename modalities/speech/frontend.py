@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v.alibi import Alibi
+from d2v import alibi
 from modalities.speech.mel import LogMel, fft_size
 
 MODALITY = "speech"
 KINDS = ("waveform", "mel")
-ALIBI = ("none", "fixed", "one", "head")
 
 
 @dataclass
@@ -41,7 +40,7 @@ class FrontendConfig:
     pos_depth: int = 5
     pos_groups: int = 16
     mask_token: bool = True  # false: what is hidden is zero before the positions (data2vec 2.0)
-    alibi: str = "none"  # attention falls with distance: none; fixed: by its slopes; one, head: these have one learned scale, or one per head
+    alibi: str = "none"  # attention falls with distance: see d2v/alibi.py
     alibi_layers: int = 1  # 1: all blocks share the scales; the trunk's depth: each has its own
     reference_padding: bool = (
         False  # the reference's quirk (and transformers'): deeper position layers read padded frames, so features depend on the batch
@@ -52,8 +51,7 @@ class FrontendConfig:
         """ValueError: settings that are wrong by themselves or contradict one another."""
         if self.kind not in KINDS:
             raise ValueError(f"frontend kind={self.kind!r} is not known; allowed are {', '.join(KINDS)}")
-        if self.alibi not in ALIBI:
-            raise ValueError(f"frontend alibi={self.alibi!r} is not known; allowed are {', '.join(ALIBI)}")
+        alibi.check(self.alibi)
         kernels, strides = list(self.conv_kernels), list(self.conv_strides)
         if not kernels or len(kernels) != len(strides):
             raise ValueError(f"frontend conv_kernels={kernels} and conv_strides={strides} must have the same length, at least 1")
@@ -156,8 +154,7 @@ class Frontend(nn.Module):
         self.positions_conv = nn.ModuleList(
             nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=config.pos_groups) for _ in range(config.pos_depth)
         )
-        per_head, learned = config.alibi == "head", config.alibi != "fixed"
-        self.alibi = None if config.alibi == "none" else Alibi(num_heads, per_head=per_head, num_layers=config.alibi_layers, learned=learned)
+        self.alibi = alibi.build(config.alibi, num_heads, config.alibi_layers)
 
     def embed(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, S) waveforms at the config's sample rate, attention_mask (B, S) 1 where there is audio -> (B, T, D). ValueError: no token fits."""
@@ -192,7 +189,7 @@ class Frontend(nn.Module):
         if self.alibi is None:
             return None
         assert num_tokens is not None
-        return self.alibi(torch.arange(num_tokens, device=self.alibi.scale.device)[None] if keep is None else keep)
+        return self.alibi.of(num_tokens, keep)
 
     def padding(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
         """(B, T) bool, True past a clip's own tokens; None if nothing is padded."""

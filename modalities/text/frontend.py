@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization
 
+from d2v import alibi
+
 
 @dataclass
 class FrontendConfig:
@@ -26,10 +28,12 @@ class FrontendConfig:
     init_std: float = 0.02
     embedding_norm: bool = False  # positions, their norm and dropout belong to the embedding, and there is no mask token (data2vec 2.0)
     embedding_dropout: float = 0.0  # after that norm
+    alibi: str = "none"  # attention falls with distance, for small budgets: see d2v/alibi.py
     position_std: float = 0.02  # of the position table; small against init_std, targets are words from the start instead of places
 
     def __post_init__(self):
-        """ValueError: dropout without the norm that it follows, or a rate outside [0, 1)."""
+        """ValueError: dropout without the norm that it follows, a rate outside [0, 1), or an unknown bias."""
+        alibi.check(self.alibi)
         if not 0 <= self.embedding_dropout < 1:
             raise ValueError(f"frontend embedding_dropout={self.embedding_dropout} must be at least 0 and below 1")
         if self.embedding_dropout and not self.embedding_norm:
@@ -56,6 +60,7 @@ class Frontend(nn.Module):
         self.position_table = nn.Embedding(config.max_positions + config.position_offset + 1, dim, padding_idx=config.position_offset)
         self.norm = nn.LayerNorm(dim) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.embedding_dropout)
+        self.alibi = alibi.build(config.alibi, num_heads)
 
     def init_weights(self) -> None:
         """N(0, init_std) for words and N(0, position_std) for positions, with zeros for padding."""
@@ -65,6 +70,8 @@ class Frontend(nn.Module):
             initialization.copy_(table.weight, fresh)  # leaves what `from_pretrained` has loaded
         if self.norm is not None:
             self.norm.reset_parameters()
+        if self.alibi is not None:
+            self.alibi.init_weights()
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None, corrupted_ids: Tensor | None = None) -> Tensor:
         """Embeddings of the original ids, (B, T) -> (B, T, D); padding is zero. With their norm: positions too. ValueError as in positions."""
@@ -103,9 +110,12 @@ class Frontend(nn.Module):
         """No extra tokens: <s> is a content token."""
         return None
 
-    def bias(self, num_tokens: int | None = None, keep: Tensor | None = None) -> None:
-        """No attention bias."""
-        return None
+    def bias(self, num_tokens: int | None = None, keep: Tensor | None = None) -> Tensor | None:
+        """ALiBi of all T tokens, (1, H, T, T), or of `keep` (N, K), (N, H, K, K); None without it."""
+        if self.alibi is None:
+            return None
+        assert num_tokens is not None
+        return self.alibi.of(num_tokens, keep)
 
     def padding(self, input_ids: Tensor, attention_mask: Tensor | None = None, corrupted_ids: Tensor | None = None) -> Tensor | None:
         """Where there is no token, (B, T) bool, or None: by the attention mask, or else by the pad id."""
