@@ -11,7 +11,7 @@ import torch
 from d2v import plugins
 from d2v.configuration import D2vConfig
 from d2v.interop import beit, fairseq2
-from d2v.interop.renaming import Names, Table, fill_objective, original, plain, read, require
+from d2v.interop.renaming import Names, Table, fill_objective, original, plain, read, require, without
 from d2v.interop.settings import conv_layers, spec_of, targets, targets_of
 from d2v.interop.settings import parsed as _conv_layers  # noqa: F401
 from d2v.layers import TrunkConfig
@@ -46,6 +46,7 @@ def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) 
     first key that is missing, left over, or of another shape; nothing is half loaded.
     """
     checkpoint = checkpoint if isinstance(checkpoint, dict) else read(Path(checkpoint))
+    checkpoint = without(checkpoint, lambda key: key not in ("cfg", "model", "model_ema"), "so that the optimizer and the step start anew")
     if beit.is_beit(checkpoint):
         return beit.load(checkpoint)
     if not isinstance(checkpoint.get("cfg"), dict) or not isinstance(checkpoint.get("model"), dict):
@@ -148,7 +149,8 @@ def _text(cfg: dict, state: dict, quirks: bool) -> Objective:
         },
     )
     teacher = state.pop("encoder._ema", None)
-    state = {k: v for k, v in state.items() if not k.endswith(".version") and not k.startswith(("encoder.lm_head.", "classification_heads."))}
+    state = {k: v for k, v in state.items() if not k.endswith(".version")}
+    state = without(state, lambda key: key.startswith(("encoder.lm_head.", "classification_heads.")), "which has no place in pretraining")
     if teacher is not None:
         teacher = {k: v for k, v in teacher.items() if k != "version"}
     fill_objective(objective, objective.predictor, names(objective), state, teacher)

@@ -9,7 +9,7 @@ import torch
 
 from d2v import plugins
 from d2v.configuration import D2vConfig
-from d2v.interop.renaming import Names, Table, fill_objective, original, require
+from d2v.interop.renaming import Names, Table, fill_objective, original, require, without
 from d2v.interop.settings import conv_layers, spec_of, targets, targets_of
 from d2v.layers import TrunkConfig
 from d2v.modeling import D2vModel
@@ -205,12 +205,9 @@ def _modality(state: dict) -> str:
 
 
 def _old_names(state: dict) -> dict:
-    """Without what early versions had, and with their later names."""
-    return {
-        key.replace("positional_encoder.pos_embed", "positional_encoder.positions"): value
-        for key, value in state.items()
-        if not key.endswith("encoder_mask") and key != "_ema"
-    }
+    """Without the teacher and what early versions had, and with later names."""
+    state = without({key: value for key, value in state.items() if key != "_ema"}, lambda key: key.endswith("encoder_mask"), "a buffer without use")
+    return {key.replace("positional_encoder.pos_embed", "positional_encoder.positions"): value for key, value in state.items()}
 
 
 def _simplified(state: dict, objective: Data2Vec2) -> dict:
