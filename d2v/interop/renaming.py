@@ -100,6 +100,13 @@ def fill(module: nn.Module, state: dict[str, Tensor], table: Table, where: str) 
     module.load_state_dict({name: value.float().reshape(own[name].shape) for name, value in state.items()})
 
 
+def encoder_of(objective: Objective) -> tuple[Any, str]:
+    """The student's encoder, and the one modality that it reads."""
+    encoder: Any = objective.student["encoder"]
+    (modality,) = encoder.config.frontends
+    return encoder, modality
+
+
 def fill_objective(objective: Objective, head: nn.Module, names: Names, state: dict[str, Tensor], teacher: dict[str, Tensor] | None) -> None:
     """Fills student, head and teacher; what they do not keep in the teacher, or a whole teacher that they did not keep, is the student's.
 
