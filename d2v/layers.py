@@ -210,9 +210,11 @@ class Trunk(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """(N, T, D) -> the output and, per block from number `first` on, what `layers` names: "ffn", "block" or "none". A dropped layer gives none.
 
-        `bias`: as in attention_bias; with one more dimension in front, each block has its own.
+        `bias`: as in attention_bias; with one more dimension in front, each block has its own. ValueError: more or fewer than blocks.
         `only` (N, T) bool: the tokens that are wanted, (n, D) of each; the last block then computes its second half for no others.
         """
+        if bias is not None and bias.ndim == 5 and len(bias) != len(self.blocks):
+            raise ValueError(f"the frontend gives {len(bias)} attention biases; the trunk has {len(self.blocks)} blocks (model.trunk.depth)")
         biases = [bias] * len(self.blocks) if bias is None or bias.ndim < 5 else list(bias)
         x = self.dropout(self.input_norm(x))
         results = []

@@ -184,6 +184,8 @@ def test_blocks_may_have_biases_of_their_own():
     for block, part in zip(trunk.blocks, bias, strict=True):
         expected, _ = block(expected, part)
     close(trunk(x, bias)[0], expected)
+    with pytest.raises(ValueError, match="gives 2 attention biases; the trunk has 3 blocks"):
+        trunk(x, bias[:2])
 
 
 # The student, its masks, and the losses.

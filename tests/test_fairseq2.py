@@ -73,6 +73,8 @@ def test_equal_to_the_reference(shared, name):
     loss = objective([view])
     assert int(loss.count) == config["loss"]["sample_size"]
     assert loss.total.item() == pytest.approx(config["loss"]["sum"], rel=TOLERANCE)
+    if name != "d2v2_audio":  # without padding there is no quirk
+        assert torch.equal(load_fairseq(checkpoint(config, tensors)).train()([view]).total, loss.total)
     for ours, theirs in (("target_std", "target_var"), ("prediction_std", "pred_var")):
         assert float(loss.metrics[ours]) == pytest.approx(config["scalars"][theirs], rel=1e-4)
 
@@ -296,6 +298,23 @@ def test_a_file_with_other_objects_says_which(tmp_path):
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a list, not a checkpoint's dict"):
         load_fairseq(tmp_path / "list.pt")
+
+
+def test_what_is_dropped_and_started_anew_is_said(shared, caplog):
+    _, good = any_checkpoint(shared, "d2v1_text")
+    model = {key: value for key, value in good["model"].items() if key != "encoder._ema"} | {"encoder.lm_head.bias": torch.zeros(100)}
+    objective = load_fairseq({**good, "model": model, "last_optimizer_state": {}, "args": None})
+    assert "last_optimizer_state, args" in caplog.text and "optimizer and the step start anew" in caplog.text
+    assert "encoder.lm_head.bias" in caplog.text and "no teacher: it starts anew" in caplog.text
+    tiny.assert_same(objective.teacher.state_dict(), objective.student.state_dict())
+
+
+def test_old_names_of_data2vec_2(shared):
+    _, good = any_checkpoint(shared, "d2v2_image")
+    prefix = "modality_encoders.IMAGE."
+    old = {key.replace("positional_encoder.positions", "positional_encoder.pos_embed"): value for key, value in good["model"].items()}
+    found = load_fairseq({**good, "model": {**old, f"{prefix}encoder_mask": torch.zeros(1)}})
+    tiny.assert_same(found.state_dict(), load_fairseq(good).state_dict())
 
 
 def test_what_the_reference_does_not_have_is_not_written(tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from d2v import plugins
 from d2v.configuration import D2vConfig
-from d2v.interop.renaming import Names, Table, fill_objective, original
+from d2v.interop.renaming import Names, Table, encoder_of, fill_objective, original
 from d2v.layers import TrunkConfig
 from d2v.modeling import D2vModel
 from d2v.objectives.data2vec import Data2Vec
@@ -42,7 +42,7 @@ def load(checkpoint: dict) -> Data2Vec:
 
 def save(objective: Data2Vec) -> dict:
     """The checkpoint that `load` reads; its `model_ema` has the student's head, as ours is not averaged."""
-    encoder, table = objective.student["encoder"], names(objective)
+    encoder, table = encoder_of(objective)[0], names(objective)
     head = original(objective.predictor.state_dict(), table.head)
     found = {}
     for name, module in (("model", encoder), ("model_ema", objective.teacher["encoder"])):
@@ -57,7 +57,7 @@ def names(objective: Data2Vec) -> Names:
     ours = "frontends.image."
     student: Table = [(TABLE, f"{ours}bias_table"), ("cls_token", f"{ours}class_token"), ("mask_token", f"{ours}mask_token")]
     student += [("patch_embed.proj.", f"{ours}patch_embed."), ("norm.", "trunk.final_norm.")]
-    for number in range(objective.student["encoder"].trunk.config.depth):
+    for number in range(encoder_of(objective)[0].trunk.config.depth):
         old, new = f"blocks.{number}.", f"trunk.blocks.{number}."
         student += [(f"{old}{part}.", f"{new}{part}.") for part in ("norm1", "norm2", "mlp")]
         student += [(f"{old}attn.", f"{new}attention."), (f"{old}gamma_1", f"{new}scale1"), (f"{old}gamma_2", f"{new}scale2")]

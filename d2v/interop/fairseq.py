@@ -4,14 +4,16 @@ Containers: a .pt file, or a dict {"cfg": {"model": ..., "task": ...}, "model": 
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from d2v import plugins
 from d2v.configuration import D2vConfig
 from d2v.interop import beit, fairseq2
-from d2v.interop.renaming import Names, Table, fill_objective, original, plain, read, require
+from d2v.interop.renaming import Names, Table, encoder_of, fill_objective, original, plain, read, require, without
 from d2v.interop.settings import conv_layers, spec_of, targets, targets_of
 from d2v.interop.settings import parsed as _conv_layers  # noqa: F401
 from d2v.layers import TrunkConfig
@@ -46,6 +48,7 @@ def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) 
     first key that is missing, left over, or of another shape; nothing is half loaded.
     """
     checkpoint = checkpoint if isinstance(checkpoint, dict) else read(Path(checkpoint))
+    checkpoint = without(checkpoint, lambda key: key not in ("cfg", "model", "model_ema"), "so that the optimizer and the step start anew")
     if beit.is_beit(checkpoint):
         return beit.load(checkpoint)
     if not isinstance(checkpoint.get("cfg"), dict) or not isinstance(checkpoint.get("model"), dict):
@@ -63,8 +66,8 @@ def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) 
 
 def save_fairseq(objective: Objective, path: str | Path) -> None:
     """Writes what `load_fairseq` reads, in the reference's own format. ValueError: an objective or a setting that the reference does not have."""
-    (modality,) = objective.student["encoder"].config.frontends
-    writers = {(Data2Vec2, name): fairseq2.save for name in fairseq2.NAMES}
+    modality = encoder_of(objective)[1]
+    writers: dict[tuple[type, str], Callable[[Any], dict]] = {(Data2Vec2, name): fairseq2.save for name in fairseq2.NAMES}
     writers |= {(Data2Vec, "speech"): save, (Data2Vec, "text"): save, (Data2Vec, "image"): beit.save}
     write = writers.get((type(objective), modality))
     if write is None:
@@ -148,7 +151,8 @@ def _text(cfg: dict, state: dict, quirks: bool) -> Objective:
         },
     )
     teacher = state.pop("encoder._ema", None)
-    state = {k: v for k, v in state.items() if not k.endswith(".version") and not k.startswith(("encoder.lm_head.", "classification_heads."))}
+    state = {k: v for k, v in state.items() if not k.endswith(".version")}
+    state = without(state, lambda key: key.startswith(("encoder.lm_head.", "classification_heads.")), "which has no place in pretraining")
     if teacher is not None:
         teacher = {k: v for k, v in teacher.items() if k != "version"}
     fill_objective(objective, objective.predictor, names(objective), state, teacher)
@@ -157,8 +161,7 @@ def _text(cfg: dict, state: dict, quirks: bool) -> Objective:
 
 def save(objective: Data2Vec) -> dict:
     """The checkpoint that `load_fairseq` reads of a 1.0 objective of speech or text. ValueError: a setting that the reference does not have."""
-    encoder, table = objective.student["encoder"], names(objective)
-    (modality,) = encoder.config.frontends
+    (encoder, modality), table = encoder_of(objective), names(objective)
     student = original(encoder.state_dict(), table.student) | original(objective.predictor.state_dict(), table.head)
     teacher = original(objective.teacher["encoder"].state_dict(), table.teacher)
     if modality == "text":  # a buffer of fairseq's encoder
@@ -169,7 +172,7 @@ def save(objective: Data2Vec) -> dict:
 
 
 def _speech_settings(objective: Data2Vec) -> dict:
-    encoder = objective.student["encoder"]
+    encoder = encoder_of(objective)[0]
     frontend, trunk = encoder.frontends["speech"].config, encoder.trunk.config
     return {
         **REQUIRED["data2vec_audio"],
@@ -192,7 +195,7 @@ def _speech_settings(objective: Data2Vec) -> dict:
 
 
 def _text_settings(objective: Data2Vec) -> dict:
-    trunk = objective.student["encoder"].trunk.config
+    trunk = encoder_of(objective)[0].trunk.config
     encoder = {
         "layers": trunk.depth,
         "embed_dim": trunk.dim,
@@ -220,8 +223,7 @@ def _text_settings(objective: Data2Vec) -> dict:
 
 def names(objective: Data2Vec) -> Names:
     """The reference's names of this objective's parts."""
-    encoder = objective.student["encoder"]
-    (modality,) = encoder.config.frontends
+    encoder, modality = encoder_of(objective)
     prefix = "encoder.sentence_encoder." if modality == "text" else "encoder."
     table: Table = []
     for number in range(encoder.trunk.config.depth):

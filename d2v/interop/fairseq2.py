@@ -9,7 +9,7 @@ import torch
 
 from d2v import plugins
 from d2v.configuration import D2vConfig
-from d2v.interop.renaming import Names, Table, fill_objective, original, require
+from d2v.interop.renaming import Names, Table, encoder_of, fill_objective, original, require, without
 from d2v.interop.settings import conv_layers, spec_of, targets, targets_of
 from d2v.layers import TrunkConfig
 from d2v.modeling import D2vModel
@@ -67,8 +67,7 @@ def load(cfg: dict, state: dict, quirks: bool) -> Data2Vec2:
 
 def names(objective: Data2Vec2) -> Names:
     """The reference's names of this objective's parts."""
-    encoder, depth = objective.student["encoder"], objective.config.decoder.head_layers
-    modality = next(iter(encoder.config.frontends))
+    (encoder, modality), depth = encoder_of(objective), objective.config.decoder.head_layers
     theirs = f"modality_encoders.{NAMES[modality]}."
     blocks: Table = []
     for number in range(encoder.trunk.config.depth):
@@ -88,8 +87,7 @@ def names(objective: Data2Vec2) -> Names:
 
 def save(objective: Data2Vec2) -> dict:
     """The checkpoint that `load` reads. ValueError: a setting that the reference does not have."""
-    encoder, table = objective.student["encoder"], names(objective)
-    (modality,) = encoder.config.frontends
+    (encoder, modality), table = encoder_of(objective), names(objective)
     student = original(encoder.state_dict(), table.student) | original(objective.decoder.state_dict(), table.head)
     teacher = original(objective.teacher["encoder"].state_dict(), table.teacher)
     theirs = f"modality_encoders.{NAMES[modality]}."
@@ -99,12 +97,12 @@ def save(objective: Data2Vec2) -> dict:
         if (key := f"{theirs}alibi_scale") in state:
             layers = encoder.frontends[modality].config.alibi_layers
             state[key] = state[key].view(layers, 1, -1, 1, 1)
-    return {"cfg": {"model": _settings_of(objective, modality), "task": {}}, "model": {**student, "_ema": teacher}}
+    return {"cfg": {"model": _settings_of(objective), "task": {}}, "model": {**student, "_ema": teacher}}
 
 
-def _settings_of(objective: Data2Vec2, modality: str) -> dict[str, Any]:
-    config, trunk = objective.config, objective.student["encoder"].trunk.config
-    frontend = objective.student["encoder"].frontends[modality].config
+def _settings_of(objective: Data2Vec2) -> dict[str, Any]:
+    model, modality = encoder_of(objective)
+    config, trunk, frontend = objective.config, model.trunk.config, model.frontends[modality].config
     encoder = {
         **REQUIRED_OF_ENCODER,
         **REQUIRED_OF[modality],
@@ -179,7 +177,7 @@ def _text_of(config: Any) -> dict[str, Any]:
     return {"max_source_positions": config.max_positions, "dropout": config.embedding_dropout}
 
 
-def _frontend_names(encoder: D2vModel, modality: str, theirs: str) -> Table:
+def _frontend_names(encoder: Any, modality: str, theirs: str) -> Table:
     frontend, ours = encoder.frontends[modality], f"frontends.{modality}."
     if modality == "image":
         return [(f"{theirs}local_encoder.proj.", f"{ours}patch_embed."), (f"{theirs}extra_tokens", f"{ours}class_token")]
@@ -205,12 +203,9 @@ def _modality(state: dict) -> str:
 
 
 def _old_names(state: dict) -> dict:
-    """Without what early versions had, and with their later names."""
-    return {
-        key.replace("positional_encoder.pos_embed", "positional_encoder.positions"): value
-        for key, value in state.items()
-        if not key.endswith("encoder_mask") and key != "_ema"
-    }
+    """Without the teacher and what early versions had, and with later names."""
+    state = without({key: value for key, value in state.items() if key != "_ema"}, lambda key: key.endswith("encoder_mask"), "a buffer without use")
+    return {key.replace("positional_encoder.pos_embed", "positional_encoder.positions"): value for key, value in state.items()}
 
 
 def _simplified(state: dict, objective: Data2Vec2) -> dict:
@@ -218,13 +213,13 @@ def _simplified(state: dict, objective: Data2Vec2) -> dict:
     state = {key: value.flatten() if key.endswith("alibi_scale") and isinstance(value, torch.Tensor) else value for key, value in state.items()}
     given = state.pop("modality_encoders.IMAGE.fixed_positional_encoder.positions", None)
     if given is not None:
-        expected = _positions(objective.student["encoder"])
+        expected = _positions(encoder_of(objective)[0])
         if given.shape != (1, *expected.shape) or not torch.allclose(given[0].float(), expected, atol=1e-3):
             raise ValueError("modality_encoders.IMAGE.fixed_positional_encoder.positions are not sine and cosine of column and row")
     return state
 
 
-def _positions(encoder: D2vModel) -> torch.Tensor:
+def _positions(encoder: Any) -> torch.Tensor:
     """(T, D)."""
     return encoder.frontends["image"].positions(torch.zeros(1, 1, encoder.trunk.config.dim), None).clone()
 

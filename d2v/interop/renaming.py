@@ -4,7 +4,9 @@ A table is a list of (their prefix, our prefix); what follows the prefix (weight
 we keep one matrix, our prefix ends in `qkv.q.`, `qkv.k.` or `qkv.v.`.
 """
 
+import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from d2v.objective import Objective
 
+log = logging.getLogger(__name__)
 Table = list[tuple[str, str]]
 
 
@@ -97,6 +100,13 @@ def fill(module: nn.Module, state: dict[str, Tensor], table: Table, where: str) 
     module.load_state_dict({name: value.float().reshape(own[name].shape) for name, value in state.items()})
 
 
+def encoder_of(objective: Objective) -> tuple[Any, str]:
+    """The student's encoder, and the one modality that it reads."""
+    encoder: Any = objective.student["encoder"]
+    (modality,) = encoder.config.frontends
+    return encoder, modality
+
+
 def fill_objective(objective: Objective, head: nn.Module, names: Names, state: dict[str, Tensor], teacher: dict[str, Tensor] | None) -> None:
     """Fills student, head and teacher; what they do not keep in the teacher, or a whole teacher that they did not keep, is the student's.
 
@@ -107,10 +117,19 @@ def fill_objective(objective: Objective, head: nn.Module, names: Names, state: d
     fill(objective.student["encoder"], student, names.student, "model")
     fill(head, renamed(of_head, names.head), names.head, "model")
     if teacher is None:
+        log.warning("the checkpoint has no teacher: it starts anew, as the student is")
         fill(objective.teacher["encoder"], student, names.student, "model")
         return
     copied = {name: value for name, value in student.items() if objective.is_copied(f"encoder.{name}")}
     fill(objective.teacher["encoder"], {**copied, **renamed(teacher, names.teacher)}, names.teacher, "_ema")
+
+
+def without(state: dict[str, Any], unwanted: Callable[[str], bool], why: str) -> dict[str, Any]:
+    """The other entries; says which ones were dropped."""
+    dropped = [key for key in state if unwanted(key)]
+    if dropped:
+        log.warning("dropped from the checkpoint, %s: %s", why, ", ".join(dropped))
+    return {key: value for key, value in state.items() if key not in dropped}
 
 
 def read(path: Path) -> dict:
