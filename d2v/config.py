@@ -45,6 +45,7 @@ class TrainConfig:
     mixed_precision: str = "no"  # no, bf16, fp16
     checkpoint_activations: bool = False  # recompute blocks in the backward pass: less memory, a third more time
     max_bad_steps: int = 10  # stop after so many non-finite steps in a row
+    init_from: str = ""  # an export, a run folder or a fairseq checkpoint to go on from; optimizer, step and rates start anew
     update_teacher: bool = True  # false: a teacher frozen at its random init, the control of an experiment
 
     def __post_init__(self):

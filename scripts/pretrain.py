@@ -18,6 +18,7 @@ from d2v.export import export, model_card
 from d2v.health import HealthCheck
 from d2v.loop import Loop
 from d2v.modeling import D2vModel
+from d2v.start import start_from
 
 
 def main(arguments: list[str]) -> None:
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> None:
         # a dropped layer has no gradient
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.model.trunk.layer_drop > 0)],
     )
+    if (Path(config.train.init_from) / "tokenizer.json").is_file() and not getattr(config.data, "tokenizer", "none of its own"):
+        config.data.tokenizer = config.train.init_from  # its embeddings are of its tokens
     with accelerator.main_process_first():
         folder.mkdir(parents=True, exist_ok=True)
         modality.prepare(config.data, config.frontend, folder, config.train.seed)
@@ -52,6 +55,8 @@ def main(arguments: list[str]) -> None:
     encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
     encoder.trunk.gradient_checkpointing = config.train.checkpoint_activations
     objective = plugins.load("d2v.objectives", config.objective.name).build(encoder, config.objective)
+    if config.train.init_from and not found(folder / "checkpoints"):
+        accelerator.print("\n".join(start_from(objective, config.train.init_from, config)))
     set_seed(config.train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
     parameters = sum(p.numel() for p in encoder.parameters())
     accelerator.print(f"encoder: {parameters / 1e6:.2f} M parameters; {config.train.steps} steps of {config.train.batch_size} samples")
