@@ -1,0 +1,127 @@
+"""What M masks cost: one step of data2vec 2.0 against M steps of 1.0 on the same samples, at the published widths with four layers.
+
+    python benchmarks/masks.py [image speech] [threads=2] [steps=6]
+
+Both sides are the Base configs of configs/, with four layers of trunk; M is 8, hidden are 80 % of the patches and half of the frames; float32,
+random inputs. Each version has a process of its own and they take steps in turn. Columns: median seconds of a step; 2.0's over M times 1.0's
+(bars: 0.25 for images, 0.22 for speech); the decoder's share of the step, forward and backward; peak memory beyond the imports, and that of a
+masked row over 1.0's.
+"""
+
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from step_time import WARM_UP, memory
+from work import MAIN_INPUT, Size, make_batch
+
+from d2v import plugins
+from d2v.config import Config, load_config
+from d2v.configuration import D2vConfig
+from d2v.modeling import D2vModel
+from d2v.optim import parameter_groups
+from d2v.types import Mask, View
+from modalities import masking
+
+MASKS = 8
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+SHORT = ("model.trunk.depth=4", "objective.top_k=4", "model.trunk.layer_drop=0", "run.dir=unused", "data.path=unused")
+
+
+def settings(modality: str, version: int) -> Config:
+    """The Base config with four layers."""
+    more = ("model.trunk.prenet_depth=0",) if version == 2 else ()
+    return load_config(CONFIGS / modality / f"data2vec{'' if version == 1 else version}_base.yaml", [*SHORT, *more])
+
+
+def batch(modality: str, version: int, size: Size) -> View:
+    """The same samples for both versions; 2.0 hides MASKS times."""
+    made = make_batch(modality, size)
+    hidden, keep = made.hidden, None
+    if version == 2:
+        rows, tokens = len(hidden) * MASKS, hidden.shape[1]
+        generators = masking.generators(1, 0, range(rows))
+        if modality == "image":
+            grid = (round(tokens**0.5),) * 2
+            drawn = [masking.block_2d(g, grid, 0.8, 3, 0.07, inverse=True) for g in generators]
+        else:
+            drawn = [masking.block_1d(g, tokens, 0.5, 5, 0.05) for g in generators]
+        hidden = torch.stack([torch.from_numpy(row) for row in drawn])  # (N, T)
+        keep = (~hidden).nonzero()[:, 1].view(rows, -1)  # (N, K)
+    return View(modality, {MAIN_INPUT[modality]: made.inputs}, None, Mask(hidden, keep))
+
+
+class Step:
+    """One optimizer step with its teacher's update."""
+
+    def __init__(self, modality: str, version: int):
+        torch.manual_seed(0)
+        config = settings(modality, version)
+        encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
+        self.objective = plugins.load("d2v.objectives", config.objective.name).build(encoder, config.objective).train()
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.objective, 0.01), 1e-4, fused=True)
+
+    def __call__(self, view: View) -> None:
+        loss = self.objective([view])
+        (loss.total / loss.count).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.objective.update_teacher(0.999)
+
+    def decoder_seconds(self, view: View, repeats: int = 3) -> float:
+        """Forward and backward of the decoder alone, on features of the step's shape."""
+        mask, decoder = view.mask, self.objective.decoder
+        assert mask is not None and mask.keep is not None
+        features = torch.randn(*mask.keep.shape, self.objective.student["encoder"].trunk.config.dim, requires_grad=True)
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            decoder(features, mask, None).square().sum().backward()
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+
+def worker(pipe: Connection, modality: str, version: int, threads: int) -> None:
+    """A process of one version: answers "step" until "end"."""
+    torch.set_num_threads(threads)
+    size, start = Size(), memory("VmRSS")
+    step, view = Step(modality, version), batch(modality, version, size)
+    while pipe.recv() == "step":
+        began = time.perf_counter()
+        step(view)
+        pipe.send(time.perf_counter() - began)
+    pipe.send((memory("VmHWM") - start, step.decoder_seconds(view) if version == 2 else 0.0, len(view.inputs[MAIN_INPUT[modality]])))
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table."""
+    options = {"threads": 2, "steps": 6} | {key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value}
+    if set(options) != {"threads", "steps"}:
+        raise SystemExit(f"options are threads=2 and steps=6, not {', '.join(set(options) - {'threads', 'steps'})}")
+    context = multiprocessing.get_context("spawn")
+    print(f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}, M = {MASKS}")
+    print("| | 1.0, s | 2.0, s | 2.0 / (M x 1.0) | decoder's share | 1.0, MiB | 2.0, MiB | MiB of a masked row, 2.0 / 1.0 |\n" + "|---" * 8 + "|")
+    for modality in [a for a in arguments if "=" not in a] or ["image", "speech"]:
+        pipes, times = {}, {1: [], 2: []}
+        for version in (1, 2):
+            pipes[version], theirs = context.Pipe()
+            context.Process(target=worker, args=(theirs, modality, version, options["threads"]), daemon=True).start()
+        for _ in range(WARM_UP + options["steps"]):
+            for version, pipe in pipes.items():
+                pipe.send("step")
+                times[version].append(pipe.recv())
+        one, two = (statistics.median(times[version][WARM_UP:]) for version in (1, 2))
+        for pipe in pipes.values():
+            pipe.send("end")
+        (first, _, samples), (second, decoder, _) = (pipes[version].recv() for version in (1, 2))
+        row = (second / (samples * MASKS)) / (first / samples)
+        print(f"| {modality} | {one:.3f} | {two:.3f} | {two / (MASKS * one):.3f} | {decoder / two:.0%} | {first:.0f} | {second:.0f} | {row:.2f} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
