@@ -128,9 +128,11 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """The Config of a YAML file and `key=value` overrides. ValueError: whatever is wrong with them, with a suggestion."""
     values = OmegaConf.create(_read_yaml(Path(path)))
     for override in overrides or []:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         if not equals or not key:
             raise ValueError(f"argument {override!r} is not key=value")
+        if not value:  # what a shell leaves of key=''; YAML would read a null
+            override = f"{key}=''"
         try:
             values = OmegaConf.merge(values, OmegaConf.from_dotlist([override]))
         except Exception as error:  # YAML and OmegaConf have no common base here

@@ -81,6 +81,12 @@ def test_a_wrong_setting_is_named(override, message):
     assert "\n" not in str(caught.value)
 
 
+def test_nothing_after_the_equals_sign_is_an_empty_text():
+    """A shell hands over group='' as group=."""
+    config = load_config(ROOT / "configs" / "speech" / "data2vec_tiny.yaml", ["evaluate.group=", "data.path=", "run.trackers=[]"])
+    assert config.evaluate.group == config.data.path == "" and config.run.trackers == []
+
+
 def test_a_wrong_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no config file .*nowhere.yaml"):
         load_config(tmp_path / "nowhere.yaml")

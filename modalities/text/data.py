@@ -202,7 +202,7 @@ def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int)
     """
     check(data, frontend)
     if tokenizers.find(folder) is None:
-        if data.tokenizer is None:
+        if not data.tokenizer:
             tokenizer = tokenizers.train(corpora.lines(*corpora.open_rows(data.path, data.split, data.text)), data.vocab_size)
         else:
             tokenizer = tokenizers.load(data.tokenizer)
