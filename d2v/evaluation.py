@@ -190,7 +190,8 @@ def linear_probe(
     All learning rates are trained at once on train less its holdout, the holdout picks one, and that one is trained again on all of train:
     the test set chooses nothing. (G, D), (G,), (N, D), (N,).
     """
-    x, test_x = (torch.from_numpy(a).to(device) for a in zscore(train, test))
+    varies = (train != train[:1]).any(axis=0)  # the others are zero once z-scored: most of a bag of tokens, say
+    x, test_x = (torch.from_numpy(a).to(device) for a in zscore(train[:, varies], test[:, varies]))
     y, test_y = torch.from_numpy(train_labels).to(device), torch.from_numpy(test_labels).to(device)
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     order = torch.from_numpy(np.random.default_rng(probe.seed).permutation(len(x))).to(device)

@@ -144,6 +144,15 @@ def test_probe_leaves_the_choice_to_the_holdout_and_never_to_the_test_set():
     assert chosen == {0.01}
 
 
+def test_columns_that_are_constant_in_training_change_nothing():
+    (train, labels), (test, test_labels) = problem(600, 0, False), problem(300, 1, False)
+    wide, wide_test = (np.concatenate([np.full((len(x), 3), 2.0, np.float32), x, np.zeros((len(x), 2), np.float32)], axis=1) for x in (train, test))
+    wide_test[:, 0] = 9.0
+    expected = linear_probe(train, labels, test, test_labels, Probe([0.01]))
+    assert linear_probe(wide, labels, wide_test, test_labels, Probe([0.01])) == expected
+    assert linear_probe(wide[:, :3], labels, wide_test[:, :3], test_labels, Probe([0.01]))[0] <= 0.4  # nothing but the classes' shares
+
+
 def test_probe_is_deterministic_and_at_chance_without_signal():
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(800, 10)).astype(np.float32), generator.integers(0, 4, 800)
