@@ -2,8 +2,8 @@
 
     python benchmarks/compare_runs.py OUT.png "NAME=RUN_DIR[,RUN_DIR...]" ...  [of=student|teacher] [against=minutes|step]
 
-Runs of one name (seeds) share a colour. Minutes are the training's own, added up from the logged samples per second: health checks, saving and
-pauses do not count. RUN_DIR is a folder of scripts/pretrain.py.
+Runs of one name (seeds) share a colour. Minutes are added up from the logged samples per second: the seconds of health checks and of saving are
+in them, those of a pause between a kill and its resume are not. RUN_DIR is a folder of scripts/pretrain.py.
 """
 
 import json

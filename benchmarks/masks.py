@@ -95,7 +95,7 @@ def worker(pipe: Connection, modality: str, version: int, threads: int) -> None:
         began = time.perf_counter()
         step(view)
         pipe.send(time.perf_counter() - began)
-    pipe.send((memory("VmHWM") - start, step.decoder_seconds(view) if version == 2 else 0.0, len(view.inputs[MAIN_INPUT[modality]])))
+    pipe.send((memory("VmHWM") - start, step.decoder_seconds(view) if version == 2 else 0.0))
 
 
 def main(arguments: list[str]) -> None:
@@ -103,10 +103,13 @@ def main(arguments: list[str]) -> None:
     options = {"threads": 2, "steps": 6} | {key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value}
     if set(options) != {"threads", "steps"}:
         raise SystemExit(f"options are threads=2 and steps=6, not {', '.join(set(options) - {'threads', 'steps'})}")
+    modalities = [a for a in arguments if "=" not in a] or ["image", "speech"]
+    if not set(modalities) <= {"image", "speech"}:
+        raise SystemExit(f"modalities are image and speech, not {', '.join(modalities)}")
     context = multiprocessing.get_context("spawn")
     print(f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}, M = {MASKS}")
     print("| | 1.0, s | 2.0, s | 2.0 / (M x 1.0) | decoder's share | 1.0, MiB | 2.0, MiB | MiB of a masked row, 2.0 / 1.0 |\n" + "|---" * 8 + "|")
-    for modality in [a for a in arguments if "=" not in a] or ["image", "speech"]:
+    for modality in modalities:
         pipes, times = {}, {1: [], 2: []}
         for version in (1, 2):
             pipes[version], theirs = context.Pipe()
@@ -118,8 +121,8 @@ def main(arguments: list[str]) -> None:
         one, two = (statistics.median(times[version][WARM_UP:]) for version in (1, 2))
         for pipe in pipes.values():
             pipe.send("end")
-        (first, _, samples), (second, decoder, _) = (pipes[version].recv() for version in (1, 2))
-        row = (second / (samples * MASKS)) / (first / samples)
+        (first, _), (second, decoder) = (pipes[version].recv() for version in (1, 2))
+        row = second / MASKS / first
         print(f"| {modality} | {one:.3f} | {two:.3f} | {two / (MASKS * one):.3f} | {decoder / two:.0%} | {first:.0f} | {second:.0f} | {row:.2f} |")
 
 

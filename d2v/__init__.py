@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 __all__ = ["D2vConfig", "D2vModel"]
 
 _HOMES = {"D2vConfig": "d2v.configuration", "D2vModel": "d2v.modeling"}
-_AUTO = "transformers.models.auto.configuration_auto"
+_AUTO = "transformers.models.auto.configuration_auto", "transformers.models.auto.modeling_auto"
 
 
 def __getattr__(name: str):
@@ -19,15 +19,21 @@ def __getattr__(name: str):
 
 
 def _register(auto) -> None:
-    """AutoConfig learns of D2vConfig; AutoModel of D2vModel when such a config is read: see D2vConfig.from_dict."""
-    auto.AutoConfig.register("d2v", importlib.import_module("d2v.configuration").D2vConfig, exist_ok=True)
+    """AutoConfig learns of D2vConfig; AutoModel of D2vModel, which registers itself."""
+    if auto.__name__ == _AUTO[0]:
+        auto.AutoConfig.register("d2v", importlib.import_module("d2v.configuration").D2vConfig, exist_ok=True)
+    else:
+        importlib.import_module("d2v.modeling")
 
 
 class _WhenAutoIsImported(MetaPathFinder):
     """Registers at the moment when transformers' Auto classes are first imported: importing them here would cost every program 0.7 s."""
 
+    def __init__(self, name: str):
+        self.name = name
+
     def find_spec(self, fullname, path=None, target=None):
-        if fullname != _AUTO:
+        if fullname != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
@@ -43,7 +49,8 @@ class _WhenAutoIsImported(MetaPathFinder):
         return spec
 
 
-if _AUTO in sys.modules:
-    _register(sys.modules[_AUTO])
-else:
-    sys.meta_path.insert(0, _WhenAutoIsImported())
+for _name in _AUTO:
+    if _name in sys.modules:
+        _register(sys.modules[_name])
+    else:
+        sys.meta_path.insert(0, _WhenAutoIsImported(_name))

@@ -55,6 +55,11 @@ class TrunkConfig:
         if self.layer_scale and not self.pre_norm:
             raise ValueError(f"model.trunk.layer_scale is {self.layer_scale}, but only pre-norm blocks have one (model.trunk.pre_norm=true)")
 
+    @property
+    def drops_layers(self) -> bool:
+        """Whether a step may leave blocks without gradients."""
+        return max(self.layer_drop, self.prenet_layer_drop or 0) > 0
+
 
 @contextmanager
 def recomputed(x: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:

@@ -37,6 +37,9 @@ class Objective(nn.Module):
         self.teacher.eval()
         return self
 
+    def check(self, views: list[View]) -> None:
+        """ValueError: batches of this form cannot be trained on; asked once, before a run begins."""
+
     def forward(self, views: list[View]) -> Loss:
         """The loss of one batch of views."""
         raise NotImplementedError

@@ -1,6 +1,7 @@
 """`train.init_from`: an objective starts from weights that were trained before, all of them or none."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,12 +23,13 @@ def start_from(objective: Objective, path: str | Path, config: Config) -> list[s
     ValueError: no such file, another architecture, or the first weight that is missing, left over or of another shape; nothing is half loaded.
     """
     path = Path(path)
-    encoder, state = _read(path)
+    encoder, state, source = _read(path)
     _compare(encoder, config, path)
     own = objective.state_dict()
     heads = {name for name in own if not name.startswith(("student.encoder.", "teacher.encoder."))}
     brought = heads & set(state)
-    if brought != heads or any(state[name].shape != own[name].shape for name in heads):
+    same = type(source) is type(objective) and getattr(source.config, "decoder", None) == getattr(objective.config, "decoder", None)
+    if not same or brought != heads or any(state[name].shape != own[name].shape for name in heads):
         brought = set()  # another method's, or none
     _fill(
         objective, {name: state[name] for name in state if name.startswith(("student.encoder.", "teacher.encoder.")) or name in brought}, heads, path
@@ -40,23 +42,26 @@ def start_from(objective: Objective, path: str | Path, config: Config) -> list[s
     ]
 
 
-def _read(path: Path) -> tuple[D2vModel, dict[str, Tensor]]:
-    """The encoder of `path`, and tensors by an objective's names."""
+def _read(path: Path) -> tuple[D2vModel, dict[str, Tensor], Any]:
+    """The encoder of `path`, tensors by an objective's names, and the objective if it has one."""
     folder = path / "export" if (path / "export" / "config.json").is_file() else path
     if (folder / "config.json").is_file():
         try:
-            encoder = AutoModel.from_pretrained(folder, local_files_only=True)
+            encoder, loading = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise ValueError(f"train.init_from: {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
         if not isinstance(encoder, D2vModel):
             raise ValueError(f"train.init_from: {folder} holds a {type(encoder).__name__}, not a d2v encoder")
+        for problem, names in (("lacks", loading["missing_keys"]), ("has, and the model does not,", loading["unexpected_keys"])):
+            if names:  # from_pretrained only warns, and fills what is missing at random
+                raise ValueError(f"train.init_from: {folder} {problem} the weight {sorted(names)[0]} ({len(names)} in all)")
         weights = encoder.state_dict()
-        return encoder, {f"{side}.encoder.{name}": value for side in ("student", "teacher") for name, value in weights.items()}
+        return encoder, {f"{side}.encoder.{name}": value for side in ("student", "teacher") for name, value in weights.items()}, None
     if path.is_file():
         source = load_fairseq(path)
         encoder = source.student["encoder"]
         assert isinstance(encoder, D2vModel)
-        return encoder, source.state_dict()
+        return encoder, source.state_dict(), source
     raise ValueError(f"train.init_from is {path}: no export or run folder (with config.json) and no checkpoint file")
 
 

@@ -37,10 +37,9 @@ def main(arguments: list[str]) -> None:
         log_with=config.run.trackers or None,
         project_dir=str(folder),
         # a dropped layer has no gradient
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.model.trunk.layer_drop > 0)],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.model.trunk.drops_layers)],
     )
-    if (Path(config.train.init_from) / "tokenizer.json").is_file() and not getattr(config.data, "tokenizer", "none of its own"):
-        config.data.tokenizer = config.train.init_from  # its embeddings are of its tokens
+    bring_tokenizer(config, folder)
     with accelerator.main_process_first():
         folder.mkdir(parents=True, exist_ok=True)
         modality.prepare(config.data, config.frontend, folder, config.train.seed)
@@ -63,6 +62,7 @@ def main(arguments: list[str]) -> None:
     bad_log = BadSamples(folder / "bad_samples.jsonl")
     batches = modality.batches(samples, config.data, config.frontend, config.train.batch_size, config.train.seed, bad_log)
     health = health_check(config, modality, samples, folder) if accelerator.is_main_process else None
+    objective.check(batches(0, accelerator.process_index, accelerator.num_processes)[0])
     if accelerator.is_main_process:  # only now: a command that failed until here does not bind the folder to its settings
         save_yaml(config.as_dict(), folder / "config.yaml")
     loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=accelerator, health=health)
@@ -74,6 +74,21 @@ def main(arguments: list[str]) -> None:
         print(f"verdict: {verdict.state}: {verdict.reason}.{advice}")
         print(f"encoder in {folder / 'export'}, curves in {folder / 'curves.png'}")
     accelerator.end_training()
+
+
+def bring_tokenizer(config: Config, folder: Path) -> None:
+    """Weights of train.init_from are of its tokens: fills data.tokenizer where the modality has one. ValueError: it brings none."""
+    if not config.train.init_from or "tokenizer" not in vars(config.data) or config.data.tokenizer:
+        return
+    saved = folder / "config.yaml"
+    if saved.is_file():  # a resumed run has its own copy, and what it started from may be gone
+        config.data.tokenizer = OmegaConf.load(saved).data.tokenizer
+        return
+    source = Path(config.train.init_from)
+    found = [place for place in (source / "export", source, source / "tokenizer") if (place / "tokenizer.json").is_file()]
+    if not found:
+        raise ValueError(f"train.init_from: {source} brings no tokenizer; name the one that it was trained with, data.tokenizer=FOLDER or a Hub name")
+    config.data.tokenizer = str(found[0])
 
 
 def check_folder(folder: Path, config: Config) -> None:

@@ -5,10 +5,12 @@ import shutil
 import pytest
 import tiny
 import torch
+from safetensors.torch import save_file
 from tiny import MODALITIES
 
 from d2v.interop.fairseq import save_fairseq
 from d2v.start import start_from
+from scripts import pretrain
 
 
 def encoder_of(objective, side: str) -> dict[str, torch.Tensor]:
@@ -88,6 +90,37 @@ def test_other_places_are_refused(tmp_path):
     (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(ValueError, match="short"):
         start_from(objective, copy, config)
+
+
+def test_an_export_with_a_missing_or_a_strange_weight_is_refused(tmp_path):
+    config = tiny.config_of(MODALITIES[0], tmp_path)
+    objective = tiny.objective_of(config)
+    whole = tiny.load(tiny.finished(MODALITIES[0]) / "export" / "model.safetensors")
+    name = "trunk.blocks.1.mlp.fc1.weight"
+    for weights, message in (
+        ({key: value for key, value in whole.items() if key != name}, f"lacks the weight {name}"),
+        (whole | {"trunk.stray": torch.zeros(2)}, "has, and the model does not, the weight trunk.stray"),
+    ):
+        copy = tmp_path / message[:3]
+        shutil.copytree(tiny.finished(MODALITIES[0]) / "export", copy)
+        save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=message):
+            start_from(objective, copy, config)
+
+
+def test_weights_of_text_need_their_tokenizer(tmp_path):
+    config = tiny.config_of("text", tmp_path, f"train.init_from={tmp_path / 'checkpoint.pt'}")
+    with pytest.raises(ValueError, match="brings no tokenizer"):
+        pretrain.bring_tokenizer(config, tmp_path)
+    for place in ("export", "tokenizer"):
+        config.data.tokenizer, config.train.init_from = None, str(tmp_path / place[0])
+        (tmp_path / place[0] / place).mkdir(parents=True)
+        (tmp_path / place[0] / place / "tokenizer.json").write_text("{}")
+        pretrain.bring_tokenizer(config, tmp_path)
+        assert config.data.tokenizer == str(tmp_path / place[0] / place)
+    config.data.tokenizer, config.train.init_from = None, ""
+    pretrain.bring_tokenizer(config, tmp_path)
+    assert config.data.tokenizer is None
 
 
 def test_a_run_goes_on_from_another_with_its_tokenizer_and_resumes_without_it(tmp_path):

@@ -105,7 +105,7 @@ def loop_of(config: Config, *, batches: Any = None, objective: Objective | None 
     objective = objective or objective_of(config, prepared)
     batches = batches or batches_of(config, prepared)
     check = HealthCheck(samples_of(config), limit=config.run.health_samples, label="label", group="") if health else None
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.model.trunk.layer_drop > 0)
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.model.trunk.drops_layers)
     accelerator = Accelerator(kwargs_handlers=[ddp])
     set_seed(config.train.seed, device_specific=True)
     loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=accelerator, health=check)

@@ -70,17 +70,18 @@ class Data2Vec(Objective):
         if config.head_init == "trunk":
             self.predictor.init_weights(trunk.init_std, truncated=trunk.init == "depth_scaled")
 
-    def forward(self, views: list[View]) -> Loss:
-        """The regression loss over hidden tokens of a view; the teacher sees it whole, or a second view in its place.
-
-        ValueError: masks of data2vec 2.0, which leave tokens out.
-        """
-        view, teacher_view = (*views, *views)[:2]
-        assert view.mask is not None
-        if view.mask.keep is not None:
+    def check(self, views: list[View]) -> None:
+        """ValueError: masks of data2vec 2.0, which leave tokens out."""
+        if any(view.mask is not None and view.mask.keep is not None for view in views):
             raise ValueError(
                 "data2vec encodes every token: the masks of this data.mask_kind leave some out; use its default, or objective.name=data2vec2"
             )
+
+    def forward(self, views: list[View]) -> Loss:
+        """The regression loss over hidden tokens of a view; the teacher sees it whole, or a second view in its place. ValueError as in `check`."""
+        self.check(views)
+        view, teacher_view = (*views, *views)[:2]
+        assert view.mask is not None
         hidden = view.mask.hidden  # (B, T)
         student = self.student["encoder"]
         tokens = student.embed(view)  # (B, T, D)

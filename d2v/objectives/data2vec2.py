@@ -30,7 +30,7 @@ class Config:
     loss_beta: float = 0.0  # smooth L1; 0 is the squared error
     loss_scale: str = "sqrt"  # the sum over channels is divided by sqrt(D), by D (mean), or by nothing (sum)
     cls_loss: float = 0.0  # weight of the class token's loss, which is summed over rows
-    cls_rows: int = 0  # rows in that sum, whatever the batch; 0: those of one process, as published, so that the weight changes with processes
+    cls_rows: int = 0  # rows in that sum, whatever the batch; 0: those of a micro-batch, as published, so that the weight changes with their number
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     ema_decay: float = 0.999
     ema_end_decay: float = 0.99999
@@ -71,18 +71,25 @@ class Data2Vec2(Objective):
         tokens = [name for name, _ in encoder.frontends.named_parameters() if name.endswith("mask_token")]
         if tokens:
             raise ValueError(f"data2vec2 leaves out what is hidden: {tokens[0]} would never be trained; set model.frontends.{tokens[0]}=false")
+        if config.cls_loss and all(frontend.extra() is None for frontend in encoder.frontends.values()):
+            raise ValueError(f"objective.cls_loss is {config.cls_loss}, but the frontend has no class token; set it to 0")
         self.config = config
         self.first = trunk.depth - config.top_k
         self.decoder = Decoder(trunk.dim, config.decoder)
         if config.decoder.head_init == "trunk":
             self.decoder.init_head(trunk.init_std)
 
+    def check(self, views: list[View]) -> None:
+        """ValueError: masks without `keep`."""
+        if any(view.mask is None or view.mask.keep is None for view in views):
+            raise ValueError("data2vec2 encodes what is visible: its masks need `keep`, the same number of tokens in every row (see data.mask_kind)")
+
     def forward(self, views: list[View]) -> Loss:
-        """The regression loss over the hidden tokens of all masks, and the class token's; ValueError: masks that hide unequal numbers."""
+        """The regression loss over the hidden tokens of all masks, and the class token's; ValueError as in `check`."""
+        self.check(views)
         (view,) = views
         mask = view.mask
-        if mask is None or mask.keep is None:
-            raise ValueError("data2vec2 encodes what is visible: its masks need `keep`, the same number of tokens in every row (see data.mask_kind)")
+        assert mask is not None
         student = self.student["encoder"]
         tokens = student.embed(view)  # (B, T, D)
         target = self.target(view, tokens.detach())  # (B, T, D)

@@ -91,7 +91,7 @@ class Frontend(nn.Module):
         self.bias_table = nn.Parameter(torch.zeros(num_offsets, num_heads)) if config.relative_bias else None
 
     def init_weights(self) -> None:
-        """As the config says; biases and the bias table are zero. A normal is cut at one standard deviation, as in the reference's own helper."""
+        """As the config says; the bias table is zero. A normal is cut at one standard deviation, as in the reference's own helper."""
         std, xavier = self.config.init_std, self.config.init == "xavier"
         if xavier:
             bound = (6 / (len(self.patch_embed.weight) + self.patch_embed.weight[0].numel())) ** 0.5
@@ -101,9 +101,12 @@ class Frontend(nn.Module):
         for weight in (self.mask_token,) if xavier else (self.patch_embed.weight, self.mask_token, self.class_token):
             if weight is not None:
                 nn.init.trunc_normal_(weight, std=std, a=-std, b=std)
-        for weight in (self.patch_embed.bias, self.bias_table):
-            if weight is not None:
-                nn.init.zeros_(weight)
+        nn.init.zeros_(self.patch_embed.bias)
+        if xavier:  # torch's own, which the reference left in place
+            bound = self.patch_embed.weight[0].numel() ** -0.5
+            nn.init.uniform_(self.patch_embed.bias, -bound, bound)
+        if self.bias_table is not None:
+            nn.init.zeros_(self.bias_table)
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         """(B, C, S, S) -> (B, T, D), patches row by row. ValueError: another number of channels or another size."""
