@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from d2v.interop.fairseq import _conv_layers, load_fairseq
+from d2v.interop.fairseq import load_fairseq
+from d2v.interop.settings import parsed
 from d2v.types import Mask, View
 from modalities.text.data import hidden_only
 from modalities.text.frontend import FrontendConfig
@@ -134,6 +135,25 @@ def test_refusals_name_the_first_offender(shared, tmp_path):
 
 
 def test_conv_layers_are_read_without_evaluation():
-    assert _conv_layers("[(512, 10, 5)] + [(512, 3, 2)] * 2") == [(512, 10, 5), (512, 3, 2), (512, 3, 2)]
-    with pytest.raises(ValueError, match="no list"):
-        _conv_layers("__import__('os').getcwd()")
+    assert parsed("[(512, 10, 5)] + [(512, 3, 2)] * 2") == [(512, 10, 5), (512, 3, 2), (512, 3, 2)]
+    for wrong in ("__import__('os').getcwd()", None, "[3]", "[(1, 2, 3)] + 3", "[(1, 2)]", "(1, 2, 3)", "[(1, 2, True)]", "["):
+        with pytest.raises(ValueError, match=r"conv_feature_layers .* is no list of"):
+            parsed(wrong)
+
+
+def test_sections_that_are_none_are_named(shared):
+    config, tensors = golden(shared, "d2v1_text")
+    good = checkpoint(config, tensors)
+    model = good["cfg"]["model"]
+    for bad, message in (
+        (["data2vec_text"], r"cfg.model is \['data2vec_text'\]; it must be a dict"),
+        ("data2vec_text", "cfg.model is 'data2vec_text'; it must be a dict"),
+        ({**model, "transformer": None}, "cfg.model.transformer is None; it must be a dict"),
+        ({**model, "transformer": {**model["transformer"], "encoder": 3}}, "cfg.model.transformer.encoder is 3; it must be a dict"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_fairseq({**good, "cfg": {"model": bad}})
+    config, tensors = golden(shared, "d2v1_audio")
+    good = checkpoint(config, tensors)
+    with pytest.raises(ValueError, match=r"cfg.model.conv_feature_layers None is no list of"):
+        load_fairseq({**good, "cfg": {"model": {**good["cfg"]["model"], "conv_feature_layers": None}}})

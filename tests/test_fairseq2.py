@@ -200,6 +200,8 @@ def test_images_of_data2vec_1_are_read_and_written_in_the_beit_format(tmp_path):
         load_fairseq({"model": {k: v for k, v in state.items() if k != "mask_token"}})
     with pytest.raises(ValueError, match=r"model is incomplete: it has no key cls_token"):
         load_fairseq({"model": {k: v for k, v in state.items() if k != "cls_token"}})
+    with pytest.raises(ValueError, match=r"patch_embed.proj.weight of shape \(16, 48\); it must have 4 dimensions"):
+        load_fairseq({"model": {**state, "patch_embed.proj.weight": state["patch_embed.proj.weight"].flatten(1)}})
     without = load_fairseq({"model": state})
     assert torch.equal(without.teacher["encoder"].trunk.blocks[0].scale1, objective.student["encoder"].trunk.blocks[0].scale1)
 
@@ -267,6 +269,9 @@ def test_refusals_name_the_first_offender(shared):
         (with_settings(good, audio, num_extra_tokens=2), "modalities.audio.num_extra_tokens is 2; only 0"),
         (with_settings(good, (*audio, "decoder"), add_positions_all=True), "modalities.audio.decoder.add_positions_all is True"),
         (with_settings(good, audio, feature_encoder_spec="len([])"), "feature_encoder_spec 'len\\(\\[\\]\\)' is no list"),
+        (with_settings(good, modalities=None), "cfg.model.modalities is None; it must be a dict"),
+        (with_settings(good, ("modalities",), audio=None), "cfg.model.modalities.audio is None; it must be a dict"),
+        (with_settings(good, audio, decoder=None), "cfg.model.modalities.audio.decoder is None; it must be a dict"),
         (with_settings(good, ema_encoder_only=True), "ema_encoder_only is True; for audio only False"),
         (
             with_settings(good, _name="data2vec_multy"),
@@ -326,3 +331,63 @@ def test_what_the_reference_does_not_have_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="loss_scale is 'mean'; fairseq's data2vec has sqrt, sum"):
         save_fairseq(image, tmp_path / "mean.pt")
     assert not list(tmp_path.iterdir())
+
+
+IMAGE = {"image_size": 12, "patch_size": 4}
+BEIT = {"pre_norm": True, "layer_scale": 0.1, "qkv_bias": "qv", "norm_eps": 1e-6, "input_norm": False, "final_norm": True}
+TARGETS = {"layers": "block", "layer_norms": ["layer"], "final_norms": ["layer"], "loss_beta": 2.0, "loss_scale": "mean"}
+WORDS = {"vocab_size": 20, "mask_token_id": 19, "max_positions": 8}
+WAVES = {"conv_dim": 8, "conv_kernels": [10, 3], "conv_strides": [5, 4], "pos_kernel": 3, "pos_depth": 2, "pos_groups": 4}
+
+
+def small(modality, frontend, trunk=None, **settings):
+    """An objective of 1.0, two blocks of width 16."""
+    sizes = {"depth": 2, "dim": 16, "num_heads": 2, "mlp_dim": 32}
+    encoder = D2vModel(D2vConfig(frontends={modality: frontend}, trunk=TrunkConfig(**sizes, **(trunk or {}))))
+    return Data2Vec(encoder, Config(**{"top_k": 2, **settings}))
+
+
+def small2(frontend):
+    """An objective of text of 2.0."""
+    encoder = D2vModel(D2vConfig(frontends={"text": frontend}, trunk=TrunkConfig(depth=2, dim=16, num_heads=2, mlp_dim=32, input_norm=False)))
+    shared = [f"frontends.text.{part}" for part in ("tokens", "position_table", "norm")]
+    return Data2Vec2(encoder, Config2(top_k=2, shared=shared, feed_tokens=True, decoder=DecoderConfig(dim=8, groups=2)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: small("text", {**WORDS, "alibi": "head"}), "model.frontends.text.alibi=head: it reads back as none"),
+        (lambda: small("text", {**WORDS, "mask_token_id": 4}), "model.frontends.text.mask_token_id=4: it reads back as 19"),
+        (lambda: small("text", WORDS, {"pre_norm": True}), "model.trunk.pre_norm=True: it reads back as False"),
+        (lambda: small("text", WORDS, {"norm_eps": 1e-6}), "model.trunk.norm_eps=1e-06: it reads back as 1e-05"),
+        (lambda: small("text", WORDS, layers="block"), "objective.layers=block: it reads back as ffn"),
+        (lambda: small("text", WORDS, shared=["trunk.input_norm"]), r"objective.shared=\['trunk.input_norm'\]: it reads back as \[\]"),
+        (lambda: small("speech", {**WAVES, "mask_token": False}, feed_tokens=True), "this objective: .* frontends.speech.mask_token"),
+        (lambda: small("image", {**IMAGE, "positions": "sincos"}, BEIT, **TARGETS), "model.frontends.image.positions=sincos: .* have none"),
+        (lambda: small("image", {**IMAGE, "mask_token": False}, BEIT, **TARGETS), "model.frontends.image.mask_token=False: .* have True"),
+        (lambda: small("image", IMAGE, {**BEIT, "norm_eps": 1e-5}, **TARGETS), "model.trunk.norm_eps=1e-05: it reads back as 1e-06"),
+        (lambda: small("image", IMAGE, BEIT, head_layers=2, **TARGETS), "objective.head_layers=2: .* have 1"),
+        (lambda: small2({**WORDS, "embedding_norm": True, "alibi": "head"}), "model.frontends.text.alibi=head: it reads back as none"),
+    ],
+)
+def test_what_the_format_cannot_hold_is_named_and_not_written(make, message, tmp_path):
+    with pytest.raises(ValueError, match=f"fairseq's format cannot hold {message}"):
+        save_fairseq(make(), tmp_path / "lost.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_key_that_a_writer_lacks_is_no_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr("d2v.interop.fairseq.targets_of", lambda config: {}["loss"])
+    with pytest.raises(ValueError, match="cannot hold this objective: it has no loss"):
+        save_fairseq(small("text", WORDS), tmp_path / "lost.pt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [*NAMES, "d2v1_audio", "d2v1_text"])
+def test_quirks_are_no_reason_not_to_write_and_chance_is_left_alone(shared, name, tmp_path):
+    objective = load_fairseq(any_checkpoint(shared, name)[1], reference_quirks=True)
+    before = torch.get_rng_state()
+    save_fairseq(objective, tmp_path / "back.pt")
+    assert torch.equal(torch.get_rng_state(), before)
+    tiny.assert_same(load_fairseq(tmp_path / "back.pt").state_dict(), objective.state_dict())

@@ -17,7 +17,14 @@ from d2v.objectives.data2vec import Data2Vec
 
 TABLE = "rel_pos_bias.relative_position_bias_table"
 INDEX = "rel_pos_bias.relative_position_index"
-NEEDED = ("cls_token", "patch_embed.proj.weight", TABLE, "blocks.0.mlp.fc1.weight")
+NEEDED = {"cls_token": 3, "patch_embed.proj.weight": 4, TABLE: 2, "blocks.0.mlp.fc1.weight": 2}  # and their dimensions
+UNHELD = ("objective.top_k", "objective.ema_")  # chosen on the fork's command line; other targets and losses than the published are not written
+# what a setting of ours must be for the tensors to have these names and shapes
+REQUIRED = {
+    "model.frontends.image": {"relative_bias": True, "class_token": True, "positions": "none", "mask_token": True},
+    "model.trunk": {"pre_norm": True, "qkv_bias": "qv", "input_norm": False, "final_norm": True},
+    "objective": {"head_layers": 1},
+}
 
 
 def is_beit(checkpoint: dict) -> bool:
@@ -29,9 +36,11 @@ def is_beit(checkpoint: dict) -> bool:
 def load(checkpoint: dict) -> Data2Vec:
     """The objective with student, teacher (`model_ema`, if there is one) and predictor. ValueError: the first missing, misfit or left-over key."""
     state, teacher = dict(checkpoint["model"]), checkpoint.get("model_ema")
-    for key in NEEDED:
+    for key, dimensions in NEEDED.items():
         if not isinstance(state.get(key), Tensor):
             raise ValueError(f"model is incomplete: it has no key {key}; the pretraining checkpoint of the BEiT fork has it")
+        if state[key].ndim != dimensions:
+            raise ValueError(f"model has {key} of shape {tuple(state[key].shape)}; it must have {dimensions} dimensions")
     objective = _build(state)
     parts = [_without_index(part) for part in (state, teacher) if part is not None]
     if len(parts) == 2:  # the predictor has no teacher
@@ -41,8 +50,13 @@ def load(checkpoint: dict) -> Data2Vec:
 
 
 def save(objective: Data2Vec) -> dict:
-    """The checkpoint that `load` reads; its `model_ema` has the student's head, as ours is not averaged."""
+    """The checkpoint that `load` reads; its `model_ema` has the student's head, as ours is not averaged. ValueError: see REQUIRED."""
     encoder, table = encoder_of(objective)[0], names(objective)
+    configs = {"model.frontends.image": encoder.frontends["image"].config, "model.trunk": encoder.trunk.config, "objective": objective.config}
+    for part, wanted in REQUIRED.items():
+        for name, value in wanted.items():
+            if (given := getattr(configs[part], name)) != value:
+                raise ValueError(f"fairseq's format cannot hold {part}.{name}={given}: images of data2vec 1.0 have {value}")
     head = original(objective.predictor.state_dict(), table.head)
     found = {}
     for name, module in (("model", encoder), ("model_ema", objective.teacher["encoder"])):

@@ -13,9 +13,9 @@ import torch
 from d2v import plugins
 from d2v.configuration import D2vConfig
 from d2v.interop import beit, fairseq2
-from d2v.interop.renaming import Names, Table, encoder_of, fill_objective, original, plain, read, require, without
+from d2v.interop.fidelity import check_same
+from d2v.interop.renaming import Names, Table, encoder_of, fill_objective, original, plain, read, require, section, without
 from d2v.interop.settings import conv_layers, spec_of, targets, targets_of
-from d2v.interop.settings import parsed as _conv_layers  # noqa: F401
 from d2v.layers import TrunkConfig
 from d2v.modeling import D2vModel
 from d2v.objective import Objective
@@ -53,7 +53,8 @@ def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) 
         return beit.load(checkpoint)
     if not isinstance(checkpoint.get("cfg"), dict) or not isinstance(checkpoint.get("model"), dict):
         raise ValueError(f"a fairseq checkpoint holds 'cfg' and 'model'; this one holds {', '.join(map(str, checkpoint)) or 'nothing'}")
-    model, state = plain(checkpoint["cfg"].get("model") or {}), dict(checkpoint["model"])
+    cfg = {"model": {}, **{key: value for key, value in checkpoint["cfg"].items() if value is not None}}
+    model, state = plain(section(cfg, "model", "cfg")), dict(checkpoint["model"])
     kind = model.get("_name") or _guess(state)
     if kind == "data2vec_multi":
         return fairseq2.load(model, state, reference_quirks)
@@ -65,17 +66,36 @@ def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) 
 
 
 def save_fairseq(objective: Objective, path: str | Path) -> None:
-    """Writes what `load_fairseq` reads, in the reference's own format. ValueError: an objective or a setting that the reference does not have."""
+    """Writes what `load_fairseq` reads, in the reference's own format. ValueError: an objective or a setting that the reference does not have.
+
+    What would be written is read back first: a file that exists holds the whole objective (of images of 1.0: without top_k and the EMA's rates).
+    """
     modality = encoder_of(objective)[1]
     writers: dict[tuple[type, str], Callable[[Any], dict]] = {(Data2Vec2, name): fairseq2.save for name in fairseq2.NAMES}
     writers |= {(Data2Vec, "speech"): save, (Data2Vec, "text"): save, (Data2Vec, "image"): beit.save}
     write = writers.get((type(objective), modality))
     if write is None:
         raise ValueError(f"fairseq has no format for {type(objective).__name__} of {modality}")
+    checkpoint = _checked(objective, write)
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(write(objective), temporary)
+    torch.save(checkpoint, temporary)
     temporary.replace(path)
+
+
+def _checked(objective: Any, write: Callable[[Any], dict]) -> dict:
+    """What `write` makes of the objective. ValueError: read back, it is another one."""
+    try:
+        checkpoint = write(objective)
+    except KeyError as error:
+        raise ValueError(f"fairseq's format cannot hold this objective: it has no {error.args[0]}, which the format needs") from None
+    with torch.random.fork_rng(devices=[]):  # building an objective draws numbers that a run in progress would miss
+        try:
+            back = load_fairseq(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"fairseq's format cannot hold this objective: what it holds is refused, as {error}") from None
+    check_same(objective, back, beit.UNHELD if beit.is_beit(checkpoint) else ())
+    return checkpoint
 
 
 def _speech(cfg: dict, state: dict, quirks: bool) -> Objective:
@@ -117,8 +137,8 @@ def _speech(cfg: dict, state: dict, quirks: bool) -> Objective:
 
 
 def _text(cfg: dict, state: dict, quirks: bool) -> Objective:
-    transformer = cfg["transformer"]
-    encoder = transformer["encoder"]
+    transformer = section(cfg, "transformer")
+    encoder = section(transformer, "encoder", "cfg.model.transformer")
     if encoder.get("normalize_before", False):
         raise ValueError("cfg.model.transformer.encoder.normalize_before is True; data2vec's text encoder is post-norm")
     state = {re.sub(r"^decoder\.", "encoder.", k).replace(".emb_layer_norm.", ".layernorm_embedding."): v for k, v in state.items()}

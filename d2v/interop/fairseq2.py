@@ -9,7 +9,7 @@ import torch
 
 from d2v import plugins
 from d2v.configuration import D2vConfig
-from d2v.interop.renaming import Names, Table, encoder_of, fill_objective, original, require, without
+from d2v.interop.renaming import Names, Table, encoder_of, fill_objective, original, require, section, without
 from d2v.interop.settings import conv_layers, spec_of, targets, targets_of
 from d2v.layers import TrunkConfig
 from d2v.modeling import D2vModel
@@ -55,9 +55,11 @@ REQUIRED_OF = {
 def load(cfg: dict, state: dict, quirks: bool) -> Data2Vec2:
     """The objective with student, teacher and decoder. ValueError: as load_fairseq."""
     modality = _modality(state)
-    section, encoder_cfg = SECTIONS[modality], cfg["modalities"][SECTIONS[modality]]
+    name = SECTIONS[modality]
+    encoder_cfg = section(section(cfg, "modalities"), name, "cfg.model.modalities")
+    section(encoder_cfg, "decoder", f"cfg.model.modalities.{name}")
     require(cfg, REQUIRED)
-    require(encoder_cfg, REQUIRED_OF_ENCODER | REQUIRED_OF[modality], f"cfg.model.modalities.{section}")
+    require(encoder_cfg, REQUIRED_OF_ENCODER | REQUIRED_OF[modality], f"cfg.model.modalities.{name}")
     state, teacher = _old_names(state), state.get("_ema")
     objective = _build(modality, cfg, encoder_cfg, state, quirks)
     states = [_simplified(part, objective) for part in (state, teacher) if part is not None]

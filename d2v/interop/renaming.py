@@ -162,6 +162,14 @@ def plain(config: Any) -> Settings:
     return Settings({key: plain(value) if isinstance(value, dict) else value for key, value in config.items()})
 
 
+def section(config: dict, name: str, where: str = "cfg.model") -> dict:
+    """The nested settings of this name. ValueError: it is something else."""
+    found = config[name]
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}.{name} is {found!r}; it must be a dict of settings")
+    return found
+
+
 def setting(config: dict, name: str, default: Any) -> Any:
     """The value at a dotted name."""
     for part in name.split("."):

@@ -69,9 +69,17 @@ def parsed(text: str, name: str = "conv_feature_layers") -> list[tuple[int, int,
             return items if isinstance(node, ast.List) else tuple(items)
         if isinstance(node, ast.Constant) and isinstance(node.value, int):
             return node.value
-        raise ValueError(f"{name} {text!r} is no list of (width, kernel, stride)")
+        raise TypeError
 
     try:
-        return value(ast.parse(text, mode="eval"))
-    except SyntaxError:
-        raise ValueError(f"{name} {text!r} is no list of (width, kernel, stride)") from None
+        layers = value(ast.parse(text, mode="eval"))
+    except (SyntaxError, TypeError):  # of Python's own operators and parser too
+        layers = None
+    if not isinstance(layers, list) or not all(_is_layer(layer) for layer in layers):
+        raise ValueError(f"{name} {text!r} is no list of (width, kernel, stride)")
+    return layers
+
+
+def _is_layer(layer: Any) -> bool:
+    """Whether this is (width, kernel, stride)."""
+    return isinstance(layer, tuple) and len(layer) == 3 and all(type(number) is int for number in layer)
