@@ -43,7 +43,7 @@ def test_forward_is_embed_hide_positions_trunk(modality, tmp_path):
         count = 0 if extra is None else extra.shape[1]
         if extra is not None:
             x = torch.cat([extra.expand(len(x), -1, -1), x], dim=1)
-        bias = frontend.bias()
+        bias = frontend.bias(x.shape[1] - count)
         if view.padding is not None:
             away = torch.cat([torch.zeros(len(x), count, dtype=torch.bool), view.padding], dim=1)[:, None, None]
             bias = torch.zeros(len(x), 1, 1, x.shape[1]).masked_fill(away, -torch.inf) + (0 if bias is None else bias)
@@ -98,7 +98,8 @@ def test_kept_tokens_see_only_each_other(modality, tmp_path):
     x = x if padding is None else x.masked_fill(padding[..., None], 0)
     positions = frontend.positions(x, padding)
     x = x if positions is None else x + positions
-    extra, bias = frontend.extra(), frontend.bias()
+    extra, bias = frontend.extra(), frontend.bias(num_tokens)
+    bias = bias[0] if bias is not None and bias.ndim == 4 else bias  # (H, E + T, E + T): of every sample
     count = 0 if extra is None else extra.shape[1]
     for n in range(2 * num_rows):
         tokens = torch.stack([x[min(n, len(x) - 1), t] for t in keep[n].tolist()])[None]
