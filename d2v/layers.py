@@ -1,6 +1,6 @@
 """The Transformer trunk: attention with an optional additive bias, MLP, post-norm and pre-norm blocks, drop path and layer drop.
 
-N rows, T tokens, D width, H heads. Which blocks the published models use: facts of data2vec 1.0 (arXiv 2202.03555) section 3 and its code:
+N rows, T tokens, D width, H heads. The blocks of the published models (data2vec 1.0, arXiv 2202.03555, and its code):
 speech and text are post-norm, images are pre-norm with layer scale and no key bias.
 """
 

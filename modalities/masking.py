@@ -28,7 +28,7 @@ def block(
 ) -> np.ndarray:
     """BEiT's block-wise mask over (rows, columns): rectangles are added until `num_hidden` patches are hidden, or ten tries add none.
 
-    The count varies a little below `num_hidden` (facts of the reference: 120 of 196 gives 119.55 on average). Returns (rows * columns,) bool.
+    The count varies a little below `num_hidden` (120 of 196 gives 119.55 on average, as the reference's own). Returns (rows * columns,) bool.
     Source: BEiT (arXiv 2106.08254), algorithm 1; data2vec 1.0 uses 120 of 14 x 14.
     """
     rows, columns = grid
