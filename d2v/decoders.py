@@ -6,12 +6,12 @@ Source: data2vec 2.0 (arXiv 2212.07525) section 3; convolutions along the sequen
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.heads import perceptron
 from d2v.types import Mask
 
 
@@ -53,7 +53,7 @@ class ConvLayer(nn.Module):
     def __init__(self, in_dim: int, config: DecoderConfig):
         super().__init__()
         make = nn.Conv1d if config.dims == 1 else nn.Conv2d
-        self.dims, self.even = config.dims, config.kernel % 2 == 0
+        self.dims = config.dims
         self.conv = make(in_dim, config.dim, config.kernel, padding=config.kernel // 2, groups=config.groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,11 +79,7 @@ class Decoder(nn.Module):
         self.config = config
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(ConvLayer(dim if number == 0 else config.dim, config) for number in range(config.depth))
-        widths = [config.dim] + [int(config.dim * config.head_ratio)] * (config.head_layers - 1) + [dim]
-        parts: list[nn.Module] = []
-        for inner, outer in pairwise(widths):
-            parts += [nn.Linear(inner, outer), nn.GELU()]
-        self.head = nn.Sequential(*parts[:-1])
+        self.head = perceptron([config.dim] + [int(config.dim * config.head_ratio)] * (config.head_layers - 1) + [dim])
 
     def init_head(self, std: float) -> None:
         """N(0, std), biases zero; what is not called here is torch's default."""

@@ -1,11 +1,24 @@
 """Objective: student, teacher and update_teacher; all that training changes lives here."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from d2v.types import Loss, View
+
+
+def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
+    """ValueError: a setting, or one of a list of them, that is none of its choices, or an EMA decay outside [0, 1]."""
+    for name, allowed in choices.items():
+        given = getattr(config, name)
+        wrong = [value for value in ([given] if isinstance(given, str) else given) if value not in allowed]
+        if wrong:
+            raise ValueError(f"objective.{name} is {wrong[0]!r}; it may be {', '.join(allowed)}")
+    for name in ("ema_decay", "ema_end_decay"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"objective.{name} is {getattr(config, name)}; a decay lies between 0 and 1 (1 never updates the teacher)")
 
 
 class Objective(nn.Module):

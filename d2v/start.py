@@ -10,10 +10,9 @@ from transformers import AutoModel
 
 from d2v.config import Config
 from d2v.interop.fairseq import load_fairseq
+from d2v.interop.fidelity import FREE
 from d2v.modeling import D2vModel
 from d2v.objective import Objective
-
-FREE = ("drop", "init", "std")  # in the name of a setting that a later run may choose anew: it gives no weight another meaning
 
 
 def start_from(objective: Objective, path: str | Path, config: Config) -> list[str]:

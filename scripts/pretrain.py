@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     bad_log = BadSamples(folder / "bad_samples.jsonl")
     batches = modality.batches(samples, config.data, config.frontend, config.train.batch_size, config.train.seed, bad_log)
     health = health_check(config, modality, samples, folder) if accelerator.is_main_process else None
-    objective.check(batches(0, accelerator.process_index, accelerator.num_processes)[0])
+    objective.check(batches(0, 0, config.train.batch_size)[0])  # of one sample
     if accelerator.is_main_process:  # only now: a command that failed until here does not bind the folder to its settings
         save_yaml(config.as_dict(), folder / "config.yaml")
     loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=accelerator, health=health)
@@ -85,10 +85,10 @@ def bring_tokenizer(config: Config, folder: Path) -> None:
         config.data.tokenizer = OmegaConf.load(saved).data.tokenizer
         return
     source = Path(config.train.init_from)
-    found = [place for place in (source / "export", source, source / "tokenizer") if (place / "tokenizer.json").is_file()]
-    if not found:
+    places = [place for place in (source / "export", source, source / "tokenizer") if (place / "tokenizer.json").is_file()]
+    if not places:
         raise ValueError(f"train.init_from: {source} brings no tokenizer; name the one that it was trained with, data.tokenizer=FOLDER or a Hub name")
-    config.data.tokenizer = str(found[0])
+    config.data.tokenizer = str(places[0])
 
 
 def check_folder(folder: Path, config: Config) -> None:

@@ -12,7 +12,7 @@ from d2v.heads import RegressionHead
 from d2v.losses import SCALES, regression
 from d2v.modeling import D2vModel
 from d2v.monitors import channel_std
-from d2v.objective import Objective
+from d2v.objective import Objective, check_choices
 from d2v.schedules import linear_decay
 from d2v.targets import NORMS, mean_of_layers
 from d2v.types import Loss, View
@@ -40,19 +40,8 @@ class Config:
 
     def __post_init__(self):
         """ValueError: a choice that does not exist, or a decay outside [0, 1]."""
-        for name, given, allowed in (
-            ("layers", [self.layers], ("ffn", "block")),
-            ("layer_norms", self.layer_norms, tuple(NORMS)),
-            ("final_norms", self.final_norms, tuple(NORMS)),
-            ("loss_scale", [self.loss_scale], tuple(SCALES)),
-            ("head_init", [self.head_init], ("default", "trunk")),
-        ):
-            wrong = [value for value in given if value not in allowed]
-            if wrong:
-                raise ValueError(f"objective.{name} is {wrong[0]!r}; it may be {', '.join(allowed)}")
-        for name, decay in (("ema_decay", self.ema_decay), ("ema_end_decay", self.ema_end_decay)):
-            if not 0 <= decay <= 1:
-                raise ValueError(f"objective.{name} is {decay}; a decay lies between 0 and 1 (1 never updates the teacher)")
+        norms = tuple(NORMS)
+        check_choices(self, layers=("ffn", "block"), layer_norms=norms, final_norms=norms, loss_scale=tuple(SCALES), head_init=("default", "trunk"))
 
 
 class Data2Vec(Objective):

@@ -12,7 +12,7 @@ from d2v.decoders import Decoder, DecoderConfig
 from d2v.losses import SCALES, regression
 from d2v.modeling import D2vModel
 from d2v.monitors import channel_std
-from d2v.objective import Objective
+from d2v.objective import Objective, check_choices
 from d2v.schedules import linear_decay
 from d2v.targets import NORMS, mean_of_layers
 from d2v.types import Loss, View
@@ -41,18 +41,8 @@ class Config:
 
     def __post_init__(self):
         """ValueError: a choice that does not exist, or a decay outside [0, 1]."""
-        for name, given, allowed in (
-            ("layers", [self.layers], ("ffn", "block")),
-            ("layer_norms", self.layer_norms, tuple(NORMS)),
-            ("final_norms", self.final_norms, tuple(NORMS)),
-            ("loss_scale", [self.loss_scale], tuple(SCALES)),
-        ):
-            wrong = [value for value in given if value not in allowed]
-            if wrong:
-                raise ValueError(f"objective.{name} is {wrong[0]!r}; it may be {', '.join(allowed)}")
-        for name in ("ema_decay", "ema_end_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"objective.{name} is {getattr(self, name)}; a decay lies between 0 and 1 (1 never updates the teacher)")
+        norms = tuple(NORMS)
+        check_choices(self, layers=("ffn", "block"), layer_norms=norms, final_norms=norms, loss_scale=tuple(SCALES))
         for name in ("cls_loss", "cls_rows"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be 0 or more")
