@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2v.evaluation import Samples, pooled_features
+from d2v.features import Samples, pooled_features
 from d2v.modeling import D2vModel
 from d2v.monitors import health, knn_leave_one_out
 

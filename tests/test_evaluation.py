@@ -11,22 +11,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from d2v.evaluation import (
-    EvaluateConfig,
-    Probe,
-    Row,
-    Split,
-    average,
-    evaluate_encoder,
-    evaluate_raw,
-    knn,
-    label_splits,
-    linear_probe,
-    pooled_features,
-    probe_other_groups,
-    table,
-    zscore,
-)
+from d2v.classifiers import Probe, knn, linear_probe, probe_other_groups, zscore
+from d2v.evaluation import EvaluateConfig, Row, Split, average, evaluate_encoder, evaluate_raw, label_splits, table
+from d2v.features import pooled_features
 from d2v.types import Features, View
 
 
@@ -42,9 +29,9 @@ class TinyEncoder(nn.Module):
         return self.linear(view.inputs["input_values"])
 
     def forward(self, view, *, tokens, layers):
-        assert layers == "block" and not self.training
-        layers = [self.dropout(tokens) + 1, self.dropout(tokens) + 3]
-        return Features(2 * layers[-1], layers)
+        assert not self.training
+        ends = [self.dropout(tokens) + 1, self.dropout(tokens) + 3]
+        return Features(2 * ends[-1], ends if layers == "block" else [])
 
 
 class TinySamples:
