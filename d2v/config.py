@@ -1,6 +1,6 @@
 """One typed Config from a YAML file and key=value arguments; an unknown or ill-typed key is an error.
 
-Sections say what they may change: model, data, objective and train may change the result; run and evaluate may not.
+Sections say what they may change: model, data, objective and train may change the result; run, evaluate and embed may not.
 """
 
 import dataclasses
@@ -15,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from d2v import plugins
+from d2v.differences import changes
+from d2v.embedding import EmbedConfig
 from d2v.evaluation import EvaluateConfig
 from d2v.layers import TrunkConfig
 from d2v.schedules import SCHEDULES
 
 RESULT_SECTIONS = ("model", "data", "objective", "train")
-SECTIONS = (*RESULT_SECTIONS, "run", "evaluate")
+SECTIONS = (*RESULT_SECTIONS, "run", "evaluate", "embed")
 
 
 @dataclass
@@ -69,6 +71,7 @@ class RunConfig:
 
     dir: str = ""  # required
     resume: str = "auto"  # auto: go on if the folder has a checkpoint; never: such a folder is an error
+    overwrite: bool = False  # results that exist already are replaced; of a script that would else refuse to
     log_every: int = 20
     save_every: int = 1000
     keep: int = 2  # checkpoints
@@ -108,6 +111,7 @@ class Config:
     train: TrainConfig
     run: RunConfig
     evaluate: EvaluateConfig
+    embed: EmbedConfig
 
     @property
     def modality(self) -> str:
@@ -160,6 +164,7 @@ def from_dict(values: dict, path: str = "config.yaml") -> Config:
         "train": TrainConfig,
         "run": RunConfig,
         "evaluate": EvaluateConfig,
+        "embed": EmbedConfig,
     }
     built = _build(parts, OmegaConf.create(values), "", path)
     return Config(**{**built, "model": ModelConfig(**built["model"])})
@@ -174,9 +179,19 @@ def save_yaml(values: dict, path: Path) -> None:
 
 def differences(old: dict, new: dict, sections: tuple[str, ...] = RESULT_SECTIONS) -> list[str]:
     """Which settings differ between two configs as dictionaries, one "key: old -> new" each, in `sections` only."""
-    before, after = _flatten({s: old.get(s) for s in sections}), _flatten({s: new.get(s) for s in sections})
-    keys = sorted(before.keys() | after.keys())
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+    return changes({s: old.get(s) for s in sections}, {s: new.get(s) for s in sections})
+
+
+def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], list[str]]:
+    """The values of `name=value` for `names`, which are no settings ("" if not given), and the other arguments."""
+    taken = {name: "" for name in names} | {name: value for name, _, value in (a.partition("=") for a in arguments) if name in names}
+    return taken, [argument for argument in arguments if argument.partition("=")[0] not in names]
+
+
+def check_new(path: Path, run: RunConfig) -> None:
+    """ValueError: `path` exists, and run.overwrite is false."""
+    if path.exists() and not run.overwrite:
+        raise ValueError(f"{path} exists; run.overwrite=true replaces it")
 
 
 def run_cli(main: Callable[[list[str]], None]) -> None:
@@ -229,12 +244,3 @@ def _check_keys(values: Any, allowed: tuple[str, ...], where: str, path: Any) ->
             close = difflib.get_close_matches(str(key), allowed, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it may be {', '.join(allowed)}"
             raise ValueError(f"unknown key {f'{where}.{key}'.lstrip('.')!r} ({path} or the command line); {hint}")
-
-
-def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}.{key}".lstrip("."))
-    return flat

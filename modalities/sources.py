@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -232,6 +232,13 @@ def _join(parts: list[datasets.Dataset], split: str) -> datasets.Dataset:
 # Rows.
 
 
+class Rows(NamedTuple):
+    """A part of a source that is open already, for samples that are read once, in passing: whether they can be decoded shows then."""
+
+    dataset: datasets.Dataset
+    first: int  # number of its first row in the source
+
+
 def _is_string(feature: Any) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
@@ -263,10 +270,10 @@ def read_bytes(cell: Any) -> bytes | Path:
     return cell if isinstance(cell, bytes) else Path(cell)
 
 
-def identifiers(dataset: datasets.Dataset, path: Any, split: str) -> list[str]:
-    """A stable name per row: the path below `path` for files, "<split>:<row>" for tables."""
+def identifiers(dataset: datasets.Dataset, path: Any, split: str, first: int = 0) -> list[str]:
+    """A stable name per row: the path below `path` for files, "<split>:<row>" for tables, whose first row has the number `first`."""
     if "file" not in dataset.column_names or not _is_string(dataset.features["file"]):
-        return [f"{split}:{row}" for row in range(len(dataset))]
+        return [f"{split}:{first + row}" for row in range(len(dataset))]
     root = Path(path).expanduser().absolute() if isinstance(path, str | os.PathLike) else None
     return [os.path.relpath(file, root) if root and Path(file).is_relative_to(root) and root.is_dir() else file for file in dataset["file"]]
 

@@ -15,9 +15,9 @@ import torch
 
 from d2v import plugins
 from d2v.config import Config, load_config, run_cli
-from d2v.configuration import D2vConfig
 from d2v.evaluation import Row, Split, average, evaluate_encoder, evaluate_raw, label_splits, table
 from d2v.modeling import D2vModel
+from d2v.opening import open_encoder
 
 
 def main(argv: list[str]) -> None:
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     train = test = None
     for path in models:
         start = time.perf_counter()
-        encoder = _open_model(path, config)
+        encoder = open_encoder(path, config.modality)
         train, test = _open_splits(encoder, path, config)
         if not rows:
             print(*train.samples.report.lines(), *(test.samples.report.lines() if test else []), sep="\n", flush=True)
@@ -56,21 +56,6 @@ def main(argv: list[str]) -> None:
     result |= {"train_samples": len(train.labels), "test_samples": 0 if test is None else len(test.labels), "rows": [row._asdict() for row in rows]}
     target.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {target}")
-
-
-def _open_model(path: str, config: Config) -> D2vModel:
-    """ValueError: no model there, or it reads another modality than the config."""
-    if Path(path).exists() and not (Path(path) / "config.json").is_file():
-        raise ValueError(f"model={path} is no folder with a config.json; give a run's export/ folder")
-    try:
-        frontends = D2vConfig.from_pretrained(path).frontends
-        if not frontends:
-            raise ValueError(f"model={path} is no encoder of d2v: its config.json names no frontends")
-        if config.modality not in frontends:
-            raise ValueError(f"model={path} reads {', '.join(frontends)}, but the config is for {config.modality}")
-        return D2vModel.from_pretrained(path)
-    except OSError as error:
-        raise ValueError(f"model={path} cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
 def _data(config: Config):

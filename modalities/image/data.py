@@ -128,21 +128,29 @@ class Samples:
 
     raw_name = "pixels 8x8"
     lengths = None
+    cut = None
 
-    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path):
-        """ValueError: the source cannot be opened, or too many of its images are bad."""
+    @staticmethod
+    def open(config: DataConfig, split: str) -> datasets.Dataset:
+        """The rows of a split, not read yet. ValueError: there are none."""
+        return demo(split) if config.path == "demo" else sources.open_source(config.path, split, sources.IMAGES, "image")
+
+    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path, rows: sources.Rows | None = None):
+        """ValueError: the source cannot be opened, or too many of its images are bad. `rows`: these only, of which the headers are checked."""
         self.config, self.frontend = config, frontend
-        dataset = demo(split) if config.path == "demo" else sources.open_source(config.path, split, sources.IMAGES, "image")
+        dataset, first = (self.open(config, split), 0) if rows is None else rows
+        self._decodes = config.check_files and rows is None
         self._dataset = dataset
         self._media = dataset.select_columns([sources.media_column(dataset, "image")])
         self.classes = sources.classes(dataset, config.label) if config.label in dataset.column_names else None
-        ids = sources.identifiers(dataset, config.path, split)
+        ids = sources.identifiers(dataset, config.path, split, first)
         self.report = sources.Report("image", found=len(dataset), usable=0)
         self._rows = np.flatnonzero(self._scan(ids))
         self.ids = [ids[row] for row in self._rows]
         self.report.usable = len(self._rows)
         self.report.classes = self._count_classes()
-        self.report.check(config.max_bad_share, config.path)
+        if rows is None:
+            self.report.check(config.max_bad_share, config.path)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -156,8 +164,11 @@ class Samples:
         return sources.column(self._dataset, name, self._rows, self.ids)
 
     def view(self, indices: Iterable[int]) -> View:
-        """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S)."""
-        images = [augment.evaluation(self.image(index), self.frontend.image_size, self.config.eval_crop) for index in indices]
+        """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S). ValueError: an image can no longer be read."""
+        try:
+            images = [augment.evaluation(self.image(index), self.frontend.image_size, self.config.eval_crop) for index in indices]
+        except augment.UNREADABLE as error:
+            raise ValueError(_reason(error)) from error
         return View(MODALITY, {"pixel_values": augment.normalise(images, self.config.mean, self.config.std)})
 
     def raw(self, indices: Iterable[int]) -> np.ndarray:
@@ -172,7 +183,7 @@ class Samples:
         """Which list of the report a row belongs to, and why; None if it is usable."""
         try:
             source = self._source(row)
-            height, width = augment.size(augment.decode(source, self.frontend.channels) if self.config.check_files else source)
+            height, width = augment.size(augment.decode(source, self.frontend.channels) if self._decodes else source)
         except augment.UNREADABLE as error:
             return "unreadable", _reason(error)
         if min(height, width) < self.config.min_size:

@@ -4,7 +4,7 @@ B samples of a batch, S audio samples, T tokens.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ from transformers import Wav2Vec2FeatureExtractor
 from d2v.types import View
 from modalities import sources
 from modalities.speech import audio, synth
-from modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field
+from modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field, stride
 from modalities.speech.mel import LogMel
+from modalities.windows import counted, cut
 
 MIN_TOKENS = 2  # one to hide, one to see
 MASK_KINDS = ("span", "block", "random")
@@ -79,22 +80,31 @@ class Samples:
 
     raw_name = "mean log-mel 40"
 
-    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path):
-        """ValueError: the source cannot be opened, or too many of its clips are bad."""
+    @staticmethod
+    def open(config: DataConfig, split: str) -> datasets.Dataset:
+        """The rows of a split, not read yet. ValueError: there are none."""
+        return synth.dataset(split) if config.path == "demo" else sources.open_source(config.path, split, sources.AUDIO, "audio")
+
+    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path, rows: sources.Rows | None = None):
+        """ValueError: the source cannot be opened, or too many of its clips are bad. `rows`: these only, of which the headers are checked."""
         self.config, self.frontend, self.rate = config, frontend, frontend.sample_rate
-        dataset = synth.dataset(split) if config.path == "demo" else sources.open_source(config.path, split, sources.AUDIO, "audio")
+        dataset, first = (self.open(config, split), 0) if rows is None else rows
+        self._decodes = config.check_files and rows is None
         self._dataset = dataset
         self._media = dataset.select_columns([sources.media_column(dataset, "audio")])
-        self._cache: dict[int, np.ndarray] | None = {}  # row -> decoded clip; only saves time
+        self._cache: dict[int, np.ndarray] | None = {} if rows is None else None  # row -> decoded clip; only saves time
         self.classes = sources.classes(dataset, config.label) if config.label in dataset.column_names else None
-        ids = sources.identifiers(dataset, config.path, split)
+        ids = sources.identifiers(dataset, config.path, split, first)
         self.report = sources.Report("audio", found=len(dataset), usable=0)
         self._rows, self.lengths = self._scan(ids)  # (N,) each
+        self._longest = round(config.max_seconds * self.rate)
+        self.cut = self.lengths > self._longest
         self.ids = [ids[row] for row in self._rows]
         self.report.usable = len(self._rows)
         self.report.amount = f"{self.lengths.sum() / self.rate / 3600:.2f} hours"
         self.report.classes = self._count_classes()
-        self.report.check(config.max_bad_share, config.path)
+        if rows is None:
+            self.report.check(config.max_bad_share, config.path)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -117,10 +127,21 @@ class Samples:
 
     def view(self, indices: Iterable[int]) -> View:
         """Whole clips, unmasked; those above max_seconds keep their middle; input_values (B, S)."""
-        longest = round(self.config.max_seconds * self.rate)
+        longest = self._longest
         waves = [self.wave(index) for index in indices]
         inputs, padding = collate([crop(wave, longest, (len(wave) - longest) // 2) for wave in waves], self.frontend)
         return View(MODALITY, inputs, padding)
+
+    def windows(self, index: int, overlap: float, batch_size: int) -> Iterator[tuple[View, Tensor]]:
+        """A clip in windows of max_seconds that share `overlap` of themselves, `batch_size` at a time, and their tokens that count, (B, T).
+
+        Each token of the whole clip counts once: in the window where it is farther from the border.
+        """
+        wave, hop = self.wave(index), stride(self.frontend)
+        windows = cut(lengths(self.frontend, len(wave)), lengths(self.frontend, self._longest), overlap)
+        for some in (windows[start : start + batch_size] for start in range(0, len(windows), batch_size)):
+            waves = [wave[w.start * hop : w.start * hop + receptive_field(self.frontend, w.stop - w.start)] for w in some]
+            yield View(MODALITY, *collate(waves, self.frontend)), counted(some)
 
     def raw(self, indices: Iterable[int]) -> np.ndarray:
         """Log-mel spectrum of 40 bins averaged over the whole clip, (B, 40)."""
@@ -137,7 +158,7 @@ class Samples:
         """Length of a clip at the wanted rate, or why it is unreadable; decoded clips are remembered while they are few."""
         try:
             source = self._source(row)
-            if not self.config.check_files:
+            if not self._decodes:
                 return audio.length(source, self.rate)
             wave = audio.decode(source, self.rate)
         except ValueError as error:

@@ -5,6 +5,7 @@ Equations: data2vec (arXiv 2202.03555) section 4.2, wav2vec 2.0 (arXiv 2006.1147
 (arXiv 2212.07525).
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -73,6 +74,11 @@ def receptive_field(config: FrontendConfig, tokens: int = 1) -> int:
     for kernel, stride in reversed(_windows(config)):
         tokens = (tokens - 1) * stride + kernel
     return tokens
+
+
+def stride(config: FrontendConfig) -> int:
+    """Audio samples from one token to the next."""
+    return math.prod(step for _, step in _windows(config))
 
 
 def _windows(config: FrontendConfig) -> list[tuple[int, int]]:

@@ -36,14 +36,17 @@ class Corpus:
 
 def open_rows(path: Any, split: str, text: str) -> tuple[datasets.Dataset, str]:
     """The data set and the name of its text column. ValueError: nothing there, no such split, no such column."""
-    if path == DEMO:
-        return demo(split), "text"
-    dataset = sources.open_source(path, split, sources.TEXTS, "text")
+    dataset = demo(split) if path == DEMO else sources.open_source(path, split, sources.TEXTS, "text")
+    return dataset, text_column(dataset, path, text)
+
+
+def text_column(dataset: datasets.Dataset, path: Any, text: str) -> str:
+    """The name of the text column: `text`, or for the default whatever holds text. ValueError: no such column."""
     if text in dataset.column_names:
-        return dataset, text
+        return text
     if text != "text":
         raise ValueError(f"data.text is {text!r}; the columns of data.path {path} are {', '.join(dataset.column_names)}")
-    return dataset, sources.media_column(dataset, "text")
+    return sources.media_column(dataset, "text")
 
 
 def demo(split: str) -> datasets.Dataset:

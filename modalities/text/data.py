@@ -3,13 +3,15 @@
 B rows of a batch, T tokens of the longest of them, with <s> before and </s> after every line.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
+from torch import Tensor
 
 from d2v.types import Mask, View
 from modalities import masking, sources
@@ -17,6 +19,7 @@ from modalities.sampling import Sampler, share
 from modalities.text import corpus as corpora
 from modalities.text import tokenizer as tokenizers
 from modalities.text.frontend import FrontendConfig
+from modalities.windows import counted, cut
 
 NAME = "text"
 BREAK_MODES = ("complete_doc", "none")
@@ -50,21 +53,29 @@ class Samples:
 
     raw_name = "bag of tokens"
 
-    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path):
-        """ValueError: no data, no tokenizer in `folder`, or one that does not fit the model."""
+    @staticmethod
+    def open(config: DataConfig, split: str) -> datasets.Dataset:
+        """The rows of a split, not read yet. ValueError: there are none, or they have no text."""
+        return corpora.open_rows(config.path, split, config.text)[0]
+
+    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path, rows: sources.Rows | None = None):
+        """ValueError: no data, no tokenizer in `folder`, or one that does not fit the model. `rows`: these only."""
         tokenizer = tokenizers.read(folder)
         if len(tokenizer) > frontend.vocab_size:
             raise ValueError(f"the tokenizer of {folder} has {len(tokenizer)} tokens, the model frontend.vocab_size {frontend.vocab_size}")
         self.config, self.frontend, self.split = config, frontend, split
-        self.dataset, column = corpora.open_rows(config.path, split, config.text)
+        self.dataset, first = (self.open(config, split), 0) if rows is None else rows
+        column = corpora.text_column(self.dataset, config.path, config.text)
         self.corpus = corpora.tokenize(self.dataset, column, tokenizer)
         self.ordinary = np.array(tokenizers.ordinary_ids(tokenizer))
-        every_id = sources.identifiers(self.dataset, config.path, split)
+        every_id = sources.identifiers(self.dataset, config.path, split, first)
         self.ids = [every_id[row] for row in self.corpus.rows]
         self.report = corpora.report(self.corpus, self.dataset, every_id, config.label)
-        self.report.check(config.max_bad_share, config.path)
+        if rows is None:
+            self.report.check(config.max_bad_share, config.path)
         self.classes = sources.classes(self.dataset, config.label) if config.label in self.dataset.column_names else None
-        self.lengths = np.minimum(np.diff(self.corpus.offsets) + 1, config.block_size)
+        sizes = np.diff(self.corpus.offsets) + 1  # with <s>
+        self.lengths, self.cut = np.minimum(sizes, config.block_size), sizes > config.block_size
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,6 +87,17 @@ class Samples:
     def view(self, indices: Sequence[int]) -> View:
         """Rows as <s> ... </s>, cut to block_size, nothing hidden."""
         return collate([self._row(index) for index in indices], self.frontend)
+
+    def windows(self, index: int, overlap: float, batch_size: int) -> Iterator[tuple[View, Tensor]]:
+        """A row in windows of block_size that share `overlap` of themselves, `batch_size` at a time, and their tokens that count, (B, T).
+
+        Each window is <s> ... </s>, as a row is; each token of the whole row counts once, in the window where it is farther from the border.
+        """
+        start, stop = self.corpus.offsets[index : index + 2]
+        windows = cut(int(stop - start) + 1, self.config.block_size, overlap)  # of the row as <s> ... </s>
+        for some in (windows[place : place + batch_size] for place in range(0, len(windows), batch_size)):
+            rows = [np.append(self.block(start + w.start, start + w.stop - 2), self.frontend.eos_token_id) for w in some]
+            yield collate(rows, self.frontend), counted(some)
 
     def raw(self, indices: Sequence[int]) -> np.ndarray:
         """Counts of the tokens of each row, scaled to length 1, (n, vocab_size)."""

@@ -1,0 +1,57 @@
+"""Writes features of files, recordings or texts, one row a sample, to a parquet or npy file.
+
+python scripts/embed.py CONFIG model=PATH data.path=FOLDER out=features.parquet [embed.layers=[last] embed.pool=mean ...]
+
+`model` is a folder that `save_pretrained` wrote (a run's export/) or a name on the Hub; CONFIG names the modality and how its data is read.
+Columns are id (the path below data.path, or split and row) and features. Parts are kept in out.parts/ until the end: the same command goes on
+from them. Samples that cannot be read are left out, counted and named.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from d2v import plugins
+from d2v.config import check_new, load_config, run_cli, take_arguments
+from d2v.embedding import embed_all, fingerprint
+from d2v.opening import open_encoder
+from d2v.shards import Shards
+from modalities.sources import Rows
+
+
+def main(argv: list[str]) -> None:
+    """`argv`: CONFIG model=PATH out=FILE [key=value ...]. ValueError: whatever the user can mend."""
+    given, rest = take_arguments(argv, "model", "out")
+    if not rest or "=" in rest[0] or not all(given.values()):
+        raise ValueError("usage: embed.py CONFIG model=PATH data.path=FOLDER out=FILE.parquet [key=value ...]")
+    config, out = load_config(rest[0], rest[1:]), Path(given["out"])
+    check_new(out, config.run)
+    modality, data = plugins.load("modalities", config.modality), config.data
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = open_encoder(given["model"], config.modality, quirks=False).to(device)
+    frontend = modality.FrontendConfig(**encoder.config.frontends[config.modality])
+    rows = modality.Samples.open(data, data.split)
+
+    read = {key: value for key, value in dataclasses.asdict(data).items() if key != "max_bad_share"}
+    settings = {"model": given["model"], "weights": fingerprint(encoder), "rows": len(rows), "data": read, "embed": dataclasses.asdict(config.embed)}
+    shards = Shards(out, settings, overwrite=config.run.overwrite)
+
+    def part(start: int, stop: int):
+        chosen = Rows(rows.select(range(start, stop)), start)
+        return modality.Samples(data, frontend, split=data.split, folder=Path(given["model"]), rows=chosen)
+
+    embed_all(encoder, part, len(rows), shards, config.embed, device)
+    bad, total = shards.bad(), len(shards)
+    names = "; ".join(f"{name}: {why}" for name, why in bad[:5]) + ("; ..." if len(bad) > 5 else "")
+    if len(bad) > data.max_bad_share * (total + len(bad)) or not total:
+        raise ValueError(
+            f"{len(bad)} of {total + len(bad)} samples of {data.path} cannot be read ({names}); data.max_bad_share is {data.max_bad_share}; "
+            f"the others are kept in {shards.folder}"
+        )
+    shards.join()
+    print(f"{total} samples of {encoder.trunk.config.dim} numbers in {out}" + (f"; left out {len(bad)}: {names}" if bad else ""))
+
+
+if __name__ == "__main__":
+    run_cli(main)
