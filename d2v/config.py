@@ -19,6 +19,7 @@ from d2v.differences import changes
 from d2v.embedding import EmbedConfig
 from d2v.evaluation import EvaluateConfig
 from d2v.layers import TrunkConfig
+from d2v.probe import ProbeConfig
 from d2v.schedules import SCHEDULES
 
 RESULT_SECTIONS = ("model", "data", "objective", "train")
@@ -77,6 +78,7 @@ class RunConfig:
     keep: int = 2  # checkpoints
     health_every: int = 0  # steps between health checks; 0: ten in a run
     health_samples: int = 512
+    probe: ProbeConfig = field(default_factory=ProbeConfig)  # k-NN on a labelled set while training
     stop_on_collapse: bool = False
     workers: int = 0  # data loading processes
     trackers: list[str] = field(default_factory=list)  # tensorboard, wandb

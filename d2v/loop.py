@@ -24,6 +24,7 @@ from d2v.monitors import Verdict, judge, singular_values
 from d2v.objective import Objective
 from d2v.optim import parameter_groups, scale_and_clip
 from d2v.plots import plot_curves, plot_spectrum
+from d2v.probe import OnlineProbe
 from d2v.schedules import SCHEDULES
 from d2v.types import View
 
@@ -57,8 +58,9 @@ class Loop:
         run: RunConfig,
         accelerator: Accelerator,
         health: HealthCheck | None = None,
+        probe: OnlineProbe | None = None,
     ):
-        self.train, self.run, self.accelerator, self.health = train, run, accelerator, health
+        self.train, self.run, self.accelerator, self.health, self.probe = train, run, accelerator, health, probe
         self.folder = Path(run.dir)
         self.objective = objective
         optimizer = torch.optim.AdamW(
@@ -85,6 +87,7 @@ class Loop:
         self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
         if self.progress.step == 0:
             self._check_health()
+            self._run_probe()
         batches = self._batches()
         bar = tqdm(total=self.train.steps, initial=self.progress.step, disable=not self.accelerator.is_main_process, mininterval=1.0, unit="step")
         self.model.train()
@@ -94,7 +97,9 @@ class Loop:
             step, last_step = self.progress.step, self.progress.step == self.train.steps
             if step % self.run.log_every == 0 or last_step:
                 self._log(bar)
-            if step % self._health_every() == 0 or last_step:
+            if step % self._every(self.run.probe.every) == 0 or last_step:
+                self._run_probe()
+            if step % self._every(self.run.health_every) == 0 or last_step:
                 self._check_health()
                 if self.run.stop_on_collapse and self._collapsed():
                     self._say(f"stopping at step {step}: {self.verdict.reason}")
@@ -182,8 +187,17 @@ class Loop:
             self.accelerator.log(metrics, step=self.progress.step)
         self.accelerator.wait_for_everyone()
 
-    def _health_every(self) -> int:
-        return self.run.health_every or max(1, self.train.steps // 10)
+    def _run_probe(self) -> None:
+        """As a health check: on the main process, and nothing of the training changes."""
+        if self.probe is not None and self.accelerator.is_main_process:
+            metrics = self.probe(self.objective.student["encoder"], self.objective.teacher["encoder"], self.accelerator.device)
+            self.history.add({"step": self.progress.step, **metrics})
+            self.accelerator.log(metrics, step=self.progress.step)
+            self.plot()
+        self.accelerator.wait_for_everyone()
+
+    def _every(self, steps: int) -> int:
+        return steps or max(1, self.train.steps // 10)
 
     def _collapsed(self) -> bool:
         mine = torch.tensor(float(self.verdict.state == "collapsed"), device=self.accelerator.device)

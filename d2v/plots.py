@@ -17,6 +17,7 @@ PANELS = (
     ("Spread of targets and predictions", "std", "linear", {"target_std": "target", "prediction_std": "prediction"}),
     ("Effective rank of pooled features", "effective rank", "linear", {"student_rank": "student", "teacher_rank": "teacher", "local_rank": "local"}),
     ("k-NN of pooled features", "accuracy (%)", "linear", {"student_knn": "student", "teacher_knn": "teacher"}),
+    ("k-NN on run.probe", "accuracy (%)", "linear", {"probe_student_knn": "student", "probe_teacher_knn": "teacher"}),
     ("Gradient norm", "norm before clipping", "log", {"grad_norm": "gradient norm"}),
     ("Learning rate", "learning rate", "linear", {"lr": "learning rate"}),
     ("EMA decay of the teacher", "decay", "linear", {"ema_decay": "EMA decay"}),
@@ -66,7 +67,7 @@ def _curve(axes, history: Sequence[Mapping[str, Any]], name: str, legend: str) -
         values = 100 * values
     colour = COLOURS.get(legend, "#0072b2")
     axes.plot(steps, values, color=colour, linewidth=1.4, label=legend, marker="o" if len(steps) < 30 else None, markersize=3)
-    if name in ("student_rank", "student_knn") and steps[0] == 0:
+    if name in ("student_rank", "student_knn", "probe_student_knn") and steps[0] == 0:
         axes.axhline(values[0], color=colour, linewidth=1, linestyle=":", label="student at init")
 
 

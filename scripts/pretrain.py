@@ -18,6 +18,7 @@ from d2v.export import export, model_card
 from d2v.health import HealthCheck
 from d2v.loop import Loop
 from d2v.modeling import D2vModel
+from d2v.probe import OnlineProbe
 from d2v.start import start_from
 
 
@@ -62,10 +63,11 @@ def main(arguments: list[str]) -> None:
     bad_log = BadSamples(folder / "bad_samples.jsonl")
     batches = modality.batches(samples, config.data, config.frontend, config.train.batch_size, config.train.seed, bad_log)
     health = health_check(config, modality, samples, folder) if accelerator.is_main_process else None
+    probe = online_probe(config, modality, folder) if config.run.probe.path and accelerator.is_main_process else None
     objective.check(batches(0, 0, config.train.batch_size)[0])  # of one sample
     if accelerator.is_main_process:  # only now: a command that failed until here does not bind the folder to its settings
         save_yaml(config.as_dict(), folder / "config.yaml")
-    loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=accelerator, health=health)
+    loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=accelerator, health=health, probe=probe)
     verdict = loop()
     if accelerator.is_main_process:
         card = model_card(config, loop.history.records, verdict, report, parameters)
@@ -111,6 +113,14 @@ def health_check(config: Config, modality, samples, folder: Path) -> HealthCheck
         data = dataclasses.replace(config.data, path=evaluate.path)
         samples = modality.Samples(data, config.frontend, split=evaluate.train_split, folder=folder)
     return HealthCheck(samples, limit=config.run.health_samples, label=evaluate.label, group=evaluate.group, batch_size=evaluate.batch_size)
+
+
+def online_probe(config: Config, modality, folder: Path) -> OnlineProbe:
+    """k-NN on run.probe.path. ValueError: no usable samples or labels there."""
+    probe = config.run.probe
+    data = dataclasses.replace(config.data, path=probe.path)
+    splits = [modality.Samples(data, config.frontend, split=split, folder=folder) for split in (probe.train_split, probe.test_split) if split]
+    return OnlineProbe(splits[0], splits[1] if probe.test_split else None, probe)
 
 
 class BadSamples:

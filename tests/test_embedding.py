@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -118,9 +119,9 @@ def test_settings_that_make_no_sense(models, tmp_path):
         EmbedConfig(["1"], pool="class")
     encoder = open_encoder(str(models["text"]), "text")
     samples = samples_of("text", encoder, models["text"], write_lines(tmp_path / "a", [3]))
-    with pytest.raises(ValueError, match="this model has no class token"):
+    with pytest.raises(ValueError, match=r"this model has no class token"):
         embed(encoder, samples, EmbedConfig(pool="class"))
-    with pytest.raises(ValueError, match="embed.layers is '3'; this encoder has local, 1, 2, last"):
+    with pytest.raises(ValueError, match=r"embed.layers is '3'; this encoder has local, 1, 2, last"):
         embed(encoder, samples, EmbedConfig(["3"]))
 
 
@@ -133,7 +134,7 @@ def test_every_token_counts_once_and_has_neighbours(length, overlap):
     cut = windows.cut(length, 10, overlap)
     assert np.concatenate([np.arange(length)[w.first : w.last] for w in cut]).tolist() == list(range(length))
     assert all(w.start <= w.first < w.last <= w.stop and w.stop - w.start == min(length, 10) for w in cut)
-    for before, after in zip(cut, cut[1:], strict=False):
+    for before, after in pairwise(cut):
         assert before.stop - after.start >= max(2, round(overlap * 10))
         assert after.first > after.start and before.last < before.stop  # neither's border counts
     counts = windows.counted(cut)
@@ -209,7 +210,7 @@ def test_a_folder_becomes_a_table_and_a_killed_run_goes_on(models, tmp_path, cap
     run(*command)
     assert opened == [8] and "left out 2: 03b.wav: " in capsys.readouterr().out
     assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes() and not parts.exists()
-    with pytest.raises(ValueError, match="killed.parquet exists; run.overwrite=true replaces it"):
+    with pytest.raises(ValueError, match=r"killed.parquet exists; run.overwrite=true replaces it"):
         run(*command)
     run(*command, "run.overwrite=true", "embed.layers=[1,2]", "data.max_bad_share=0.2")
     assert (tmp_path / "killed.parquet").read_bytes() != (tmp_path / "whole.parquet").read_bytes()

@@ -8,11 +8,12 @@ from PIL import Image
 
 from d2v.plots import curves_figure, plot_curves, plot_spectrum, spectrum_figure
 
+PROBES = [{"step": s, "probe_student_knn": 0.2 + s / 1000, "probe_teacher_knn": 0.2} for s in (0, 50, 100)]
 CHECKS = [{"step": s, "student_rank": 10.0 + s, "teacher_rank": 9.0, "local_rank": 8.0, "student_knn": 0.4, "teacher_knn": 0.3} for s in (0, 50, 100)]
 STEPS = [
     {"step": s, "loss": 1 / s, "target_std": 0.7, "prediction_std": 0.1, "grad_norm": 1.0, "lr": 1e-3 * s, "ema_decay": 0.999} for s in range(1, 101)
 ]
-HISTORY = sorted(CHECKS + STEPS, key=lambda r: r["step"])
+HISTORY = sorted(CHECKS + PROBES + STEPS, key=lambda r: r["step"])
 
 
 def panels(history) -> dict:
@@ -21,7 +22,7 @@ def panels(history) -> dict:
 
 def test_every_metric_is_drawn_over_its_steps():
     drawn = panels(HISTORY)
-    assert len(drawn) == 7
+    assert len(drawn) == 8
     assert all(axes.get_xlabel() == "step" and axes.get_ylabel() for axes in drawn.values())
     (loss,) = drawn["Loss (no progress signal by itself)"].lines
     np.testing.assert_allclose(loss.get_xydata(), [(r["step"], r["loss"]) for r in STEPS])
@@ -29,6 +30,8 @@ def test_every_metric_is_drawn_over_its_steps():
     assert set(ranks) == {"student", "teacher", "local", "student at init"}
     assert list(ranks["student"].get_xdata()) == [0, 50, 100]
     assert list(ranks["student at init"].get_ydata()) == [10, 10]
+    probe = {line.get_label(): line for line in drawn["k-NN on run.probe"].lines}
+    assert set(probe) == {"student", "teacher", "student at init"} and list(probe["student"].get_ydata()) == pytest.approx([20, 25, 30])
     assert max(drawn["k-NN of pooled features"].lines[0].get_ydata()) == pytest.approx(40)  # percent
 
 
