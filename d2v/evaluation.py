@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2v.heads import mean_of_tokens
 from d2v.monitors import knn_leave_one_out, knn_votes
 from d2v.types import View
 
@@ -138,17 +139,9 @@ def pooled_features(
         if layer not in ("all", *tokens):
             raise ValueError(f"evaluate.layer is {layer!r}; this encoder has {', '.join(tokens)}")
         for name in tokens if layer == "all" else [layer]:
-            parts.setdefault(name, []).append(_mean_of_tokens(tokens[name].float(), view.padding).cpu().numpy())
+            parts.setdefault(name, []).append(mean_of_tokens(tokens[name].float(), view.padding).cpu().numpy())
     encoder.train(training)
     return {name: np.concatenate(arrays)[np.argsort(order)] for name, arrays in parts.items()}
-
-
-def _mean_of_tokens(x: Tensor, padding: Tensor | None) -> Tensor:
-    """(B, T, D) and (B, T) -> (B, D); what lies in padded tokens, nan included, does not count."""
-    if padding is None:
-        return x.mean(dim=1)
-    count = (~padding).sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
-    return x.masked_fill(padding.unsqueeze(2), 0).sum(dim=1) / count
 
 
 def zscore(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
