@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from d2v import plugins
 from d2v.configuration import D2vConfig
 from d2v.interop.fidelity import counts
 from d2v.interop.pretrained import load_whole, read_config
 from d2v.interop.renaming import Table, fill, original, renamed, translated
 from d2v.interop.stock import audio, text, vision, vit
 from d2v.interop.stock.shared import Head
+from d2v.layers import TrunkConfig
 from d2v.modeling import D2vModel
 from d2v.tasks import D2vForCTC
 
@@ -48,9 +50,8 @@ def from_transformers(source: str | Path | PreTrainedModel, reference_quirks: bo
     if reference_quirks and kind is audio:
         ours["frontend.reference_padding"] = True
     labels = _labels(head, theirs.config)
-    given = {name: value for name, value in theirs.config.to_dict().items() if name not in OF_A_FILE}
-    origin = _differences(given, _stock_config(kind, head, ours, labels).to_dict())
-    ours |= {name: value for name, value in _origin(theirs.config).items() if _is_free(name)}
+    origin = _differences(theirs.config.to_dict(), type(theirs.config)().to_dict(), {*OF_A_FILE, *labels, *_written(kind, head, ours)})
+    ours |= {name: value for name, value in theirs.config.to_dict().get("origin", {}).items() if _is_free(name)}
     with torch.random.fork_rng(devices=[]):  # a run in progress would miss the numbers that building draws
         model = (head.ours if head else D2vModel)(_our_config(kind, ours, {**labels, "origin": origin}))
     table = _names(kind, head, ours)
@@ -74,17 +75,18 @@ def to_transformers(model: Any) -> PreTrainedModel:
     for name, (allowed, why) in kind.HELD.items():
         if ours[name] not in allowed:
             raise ValueError(f"{theirs_class.__name__} cannot hold {_long(name, modality)}={ours[name]}: {why}")
-    config = _stock_config(kind, head, ours, _labels(head, model.config), _origin(model.config))
+    config = kind.MODEL.config_class(**{**model.config.origin, **_labels(head, model.config), **_written(kind, head, ours)})
     table = _names(kind, head, ours)
     state = original(model.state_dict(), table)
     prefix = _prefix(kind, head)
     tower = kind.leave({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, ours)
     back = _read(kind, head, config, tower)
-    different = _differences({name: value for name, value in ours.items() if name not in BY_WEIGHTS}, back)
+    different = _differences(ours, back, BY_WEIGHTS)
     for name, value in different.items():
         if not _is_free(name):
             raise ValueError(f"{theirs_class.__name__} cannot hold {_long(name, modality)}={value}: it has {back.get(name)}")
-    config.origin = different
+    if different:
+        config.origin = different
     with torch.random.fork_rng(devices=[]):
         theirs = theirs_class(config, **({} if head else kind.BARE))
     _load_into(theirs, _joined(kind, head, tower, state))
@@ -129,10 +131,12 @@ def _flat(model: Any) -> tuple[str, dict[str, Any]]:
     if len(encoder.config.frontends) != 1:
         raise ValueError(f"transformers' classes read one modality; this model reads {', '.join(encoder.config.frontends)}")
     (modality,) = encoder.config.frontends
-    parts = {"frontend": encoder.frontend(modality).config, "trunk": encoder.trunk.config}
-    parts |= {} if encoder is model else {"task": model.task}
-    ours = {f"{part}.{name}": value for part, config in parts.items() for name, value in vars(config).items()}
-    return modality, _plain(ours if encoder is model else {**ours, "head.num_labels": model.config.num_labels})
+    ours = _fields("frontend", encoder.frontend(modality).config) | _fields("trunk", encoder.trunk.config)
+    return modality, ours if encoder is model else {**ours, **_fields("task", model.task), "head.num_labels": model.config.num_labels}
+
+
+def _fields(part: str, config: Any) -> dict[str, Any]:
+    return _plain({f"{part}.{name}": value for name, value in vars(config).items()})
 
 
 def _read(kind: Any, head: Head | None, config: PreTrainedConfig, tower: dict[str, Tensor]) -> dict[str, Any]:
@@ -140,17 +144,15 @@ def _read(kind: Any, head: Head | None, config: PreTrainedConfig, tower: dict[st
     for name, wanted in kind.REQUIRED.items():
         if (given := getattr(config, name)) != wanted:
             raise ValueError(f"{type(config).__name__} has {name}={given!r}; d2v computes only what {wanted!r} is")
-    ours = {new: getattr(config, old) for old, new in kind.SETTINGS.items()} | kind.read(config, tower)
-    return _plain(ours if head is None else ours | head.read(config))
+    ours = _fields("frontend", plugins.load("modalities", kind.MODALITY).FrontendConfig()) | _fields("trunk", TrunkConfig())
+    ours |= {new: getattr(config, old) for old, new in kind.SETTINGS.items()} | kind.read(config, tower)
+    return _plain(ours if head is None else ours | _fields("task", head.ours.task_class()) | head.read(config))
 
 
-def _stock_config(
-    kind: Any, head: Head | None, ours: dict[str, Any], labels: dict[str, Any], origin: dict[str, Any] | None = None
-) -> PreTrainedConfig:
-    """The stock config of our settings."""
+def _written(kind: Any, head: Head | None, ours: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a stock config that our settings determine."""
     theirs = {old: ours[new] for old, new in kind.SETTINGS.items()} | kind.write(ours)
-    known = {name: value for name, value in (origin or {}).items() if hasattr(kind.MODEL.config_class, name)}
-    return kind.MODEL.config_class(**{**theirs, **known, **labels, **(head.write(ours) if head else {})})
+    return theirs | head.write(ours) if head else theirs
 
 
 def _our_config(kind: Any, ours: dict[str, Any], others: dict[str, Any]) -> D2vConfig:
@@ -167,14 +169,10 @@ def _labels(head: Head | None, config: PreTrainedConfig) -> dict[str, Any]:
     return {} if head is None or head.ours is D2vForCTC else {name: getattr(config, name) for name in LABELS}
 
 
-def _origin(config: PreTrainedConfig) -> dict[str, Any]:
-    return config.to_dict().get("origin", {})
-
-
-def _differences(given: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """What of `given` is missing in `found` or another value there."""
+def _differences(given: dict[str, Any], found: dict[str, Any], without: set[str]) -> dict[str, Any]:
+    """What of `given`, but for the names `without`, is missing in `found` or another value there."""
     given, found = _plain(given), _plain(found)
-    return {name: value for name, value in given.items() if name not in found or found[name] != value}
+    return {name: value for name, value in given.items() if name not in without and (name not in found or found[name] != value)}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def write(ours: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"Data2VecAudioModel cannot hold model.frontends.speech.norm_eps={values}: it has one for both")
     # a mask embedding is there where the probability of a mask is not 0
     masks = {} if ours["frontend.mask_token"] else {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
-    return {"conv_dim": [ours["frontend.conv_dim"]] * len(ours["frontend.conv_kernels"]), **masks}
+    widths = {"conv_dim": [ours["frontend.conv_dim"]] * len(ours["frontend.conv_kernels"]), "output_hidden_size": ours["trunk.dim"]}
+    return {**widths, **masks}
 
 
 def names(ours: dict[str, Any]) -> Table:

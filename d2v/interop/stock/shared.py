@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedModel
-
 from d2v.interop.renaming import Table
+from d2v.tasks import TaskModel
 
 SETTINGS = {
     "hidden_size": "trunk.dim",
@@ -29,7 +28,7 @@ POST_NORM = {
 class Head(NamedTuple):
     """A task model of ours, and how a stock class writes the same."""
 
-    ours: type[PreTrainedModel]
+    ours: type[TaskModel]
     names: Table  # of the whole model, encoder's prefix and all
     read: Callable[[Any], dict[str, Any]]  # their config -> task.* and head.num_labels
     write: Callable[[dict[str, Any]], dict[str, Any]]  # our settings -> fields of their config

@@ -97,4 +97,4 @@ def leave(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
     if ours["frontend.bias_layers"] > 1:
         tables = {BLOCK_BIAS.format(n=n): table for n, table in enumerate(state[SHARED_BIAS])}
         state = {**{key: value for key, value in state.items() if key != SHARED_BIAS}, **tables}
-    return vit.leave(state, ours)
+    return vit.with_positions(state, ours)

@@ -99,10 +99,14 @@ def arrive(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def leave(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
-    """Fixed positions become a table; the mask token, which nothing reads after pretraining, stays behind."""
+    """The mask token, which nothing reads after pretraining, stays behind."""
     if MASK in state:
         log.warning("ViTModel has no mask token: it is left out")
-        state = {key: value for key, value in state.items() if key != MASK}
+    return with_positions({key: value for key, value in state.items() if key != MASK}, ours)
+
+
+def with_positions(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
+    """Fixed positions become a table."""
     if ours["frontend.positions"] != "sincos":
         return state
     return {**state, POSITIONS: _sincos(ours["frontend.image_size"] // ours["frontend.patch_size"], ours["trunk.dim"])}
