@@ -6,9 +6,9 @@ import sys
 from importlib.abc import MetaPathFinder
 
 __version__ = "0.1.0"
-__all__ = ["D2vConfig", "D2vModel"]
+__all__ = ["D2vConfig", "D2vForCTC", "D2vForImageClassification", "D2vForSequenceClassification", "D2vModel"]
 
-_HOMES = {"D2vConfig": "d2v.configuration", "D2vModel": "d2v.modeling"}
+_HOMES = {name: "d2v.tasks" for name in __all__} | {"D2vConfig": "d2v.configuration", "D2vModel": "d2v.modeling"}
 _AUTO = "transformers.models.auto.configuration_auto", "transformers.models.auto.modeling_auto"
 
 
@@ -19,11 +19,11 @@ def __getattr__(name: str):
 
 
 def _register(auto) -> None:
-    """AutoConfig learns of D2vConfig; AutoModel of D2vModel, which registers itself."""
+    """AutoConfig learns of D2vConfig; the others of D2vModel and the task models, which register themselves."""
     if auto.__name__ == _AUTO[0]:
         auto.AutoConfig.register("d2v", importlib.import_module("d2v.configuration").D2vConfig, exist_ok=True)
     else:
-        importlib.import_module("d2v.modeling")
+        importlib.import_module("d2v.tasks")
 
 
 class _WhenAutoIsImported(MetaPathFinder):

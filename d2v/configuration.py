@@ -8,19 +8,25 @@ from transformers import PreTrainedConfig
 
 
 class D2vConfig(PreTrainedConfig):
-    """`frontends`: modality name -> fields of its FrontendConfig; `trunk`: fields of TrunkConfig; both as plain dicts."""
+    """`frontends`: modality name -> fields of its FrontendConfig; `trunk`: fields of TrunkConfig; all as plain dicts.
+
+    `task`: fields of the task model's own settings (d2v/tasks.py: ClassifierConfig or CTCConfig); an encoder alone has none.
+    `origin`: see d2v/interop/huggingface.py; empty where a model is d2v's own.
+    """
 
     model_type = "d2v"
 
-    def __init__(self, frontends: dict | None = None, trunk: Any = None, **kwargs):
+    def __init__(self, frontends: dict | None = None, trunk: Any = None, task: Any = None, origin: dict | None = None, **kwargs):
         self.frontends = {name: _fields(config) for name, config in (frontends or {}).items()}
         self.trunk = _fields(trunk or {})
+        self.task = _fields(task or {})
+        self.origin = origin or {}
         super().__init__(**kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in transformers; also makes AutoModel know D2vModel, which `import d2v` leaves out because it costs seconds."""
-        importlib.import_module("d2v.modeling")
+        """As in transformers; also makes the Auto classes know our models, which `import d2v` leaves out because it costs seconds."""
+        importlib.import_module("d2v.tasks")
         return super().from_dict(config_dict, **kwargs)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d2v.heads import mean_of_tokens
 from d2v.types import Features, View
 
 
@@ -79,11 +80,3 @@ def pooled_features(
                 parts.setdefault(name, []).append(mean_of_tokens(x.float(), view.padding).cpu().numpy())
     order = np.argsort(np.concatenate(batches))
     return {name: np.concatenate(arrays)[order] for name, arrays in parts.items()}
-
-
-def mean_of_tokens(x: Tensor, padding: Tensor | None) -> Tensor:
-    """(B, T, D) and (B, T) -> (B, D); what lies in padded tokens, nan included, does not count."""
-    if padding is None:
-        return x.mean(dim=1)
-    count = (~padding).sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
-    return x.masked_fill(padding.unsqueeze(2), 0).sum(dim=1) / count

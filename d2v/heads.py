@@ -1,8 +1,15 @@
-"""Heads that sit beside the student and are not averaged."""
+"""Heads that sit beside the student and are not averaged; what task models put on top of an encoder.
 
+B samples, T content tokens, D width, C classes.
+"""
+
+from collections.abc import Callable
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "none": lambda x: x}
 
 
 def perceptron(widths: list[int]) -> nn.Sequential:
@@ -33,3 +40,45 @@ class RegressionHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         return self.layers(x)
+
+
+def mean_of_tokens(x: Tensor, padding: Tensor | None) -> Tensor:
+    """(B, T, D) and (B, T) -> (B, D); what lies in padded tokens, nan included, does not count."""
+    if padding is None:
+        return x.mean(dim=1)
+    count = (~padding).sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
+    return x.masked_fill(padding.unsqueeze(2), 0).sum(dim=1) / count
+
+
+class ClassificationHead(nn.Module):
+    """Norm (or none), a dense layer with its activation (or none), and the linear layer to the classes; dropout before each linear layer."""
+
+    def __init__(
+        self, dim: int, num_labels: int, *, norm_eps: float | None = None, dense_dim: int = 0, activation: str = "tanh", dropout: float = 0.0
+    ):
+        super().__init__()
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(dim, norm_eps)
+        self.dense = nn.Linear(dim, dense_dim) if dense_dim else None
+        self.activation = ACTIVATIONS[activation]
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(dense_dim or dim, num_labels)
+
+    def init_weights(self, scale: float | None) -> None:
+        """N(0, 0.02), that of the classes times `scale`, or, if None, Xavier's uniform; biases zero."""
+        if isinstance(self.norm, nn.LayerNorm):
+            self.norm.reset_parameters()
+        if self.dense is not None:
+            nn.init.normal_(self.dense.weight, std=0.02)
+            nn.init.zeros_(self.dense.bias)
+        if scale is None:
+            nn.init.xavier_uniform_(self.out.weight)
+        else:
+            nn.init.normal_(self.out.weight, std=0.02 * scale)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., C)."""
+        x = self.norm(x)
+        if self.dense is not None:
+            x = self.activation(self.dense(self.dropout(x)))
+        return self.out(self.dropout(x))

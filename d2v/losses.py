@@ -1,10 +1,11 @@
 """Losses as pure functions that return sums in float32.
 
-n predictions, D width.
+n predictions, D width; B samples, C classes, T tokens, L labels of a sequence.
 """
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,3 +21,27 @@ def regression(prediction: Tensor, target: Tensor, beta: float, scale: str) -> T
     squared = beta == 0
     error = F.mse_loss(prediction, target, reduction="sum") if squared else F.smooth_l1_loss(prediction, target, reduction="sum", beta=beta)
     return error * SCALES[scale](prediction.shape[-1])
+
+
+def supervised(logits: Tensor, labels: Tensor, problem_type: str) -> tuple[Tensor, Tensor]:
+    """The summed loss of logits (B, C) and its count, such that their ratio is transformers' loss for the `problem_type`.
+
+    Cross entropy with classes (B,) or shares (B, C); squared error of numbers (B,) or (B, C); binary cross entropy of (B, C).
+    """
+    logits = logits.float()
+    if problem_type == "single_label_classification":
+        count = torch.tensor(len(logits), device=logits.device)
+        return F.cross_entropy(logits, labels, reduction="sum"), count
+    loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+    return loss(logits, labels.float().view_as(logits), reduction="sum"), torch.tensor(logits.numel(), device=logits.device)
+
+
+def ctc(logits: Tensor, num_tokens: Tensor, labels: Tensor, blank: int) -> tuple[Tensor, Tensor]:
+    """Summed negative log likelihood of label sequences (B, L), filled up with -100, under logits (B, T, C), and the number of sequences.
+
+    Graves et al., "Connectionist temporal classification", ICML 2006. A sequence that its `num_tokens` (B,) cannot spell counts as 0.
+    """
+    log_probs = logits.float().log_softmax(dim=-1).transpose(0, 1)  # (T, B, C)
+    real = labels >= 0
+    total = F.ctc_loss(log_probs, labels[real], num_tokens, real.sum(dim=1), blank=blank, reduction="sum", zero_infinity=True)
+    return total, torch.tensor(len(labels), device=logits.device)

@@ -5,7 +5,7 @@ B samples, M masks per sample, N = B * M rows, T content tokens, K visible token
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.initialization import guard_torch_init_functions
 
 from d2v import plugins
@@ -27,12 +27,12 @@ class D2vModel(PreTrainedModel):
         super().__init__(config)
         if not config.frontends:
             raise ValueError("a D2vConfig needs at least one frontend, e.g. frontends={'<modality>': {...}}")
-        trunk = _dataclass(TrunkConfig, config.trunk, "trunk")
+        trunk = build_config(TrunkConfig, config.trunk, "trunk")
         self.frontends = nn.ModuleDict()
         for name, fields in config.frontends.items():
             modality = plugins.load("modalities", name)
             # a dot would split the key of a state dict: the user's own package is known by its last part there
-            self.frontends[_key(name)] = modality.Frontend(_dataclass(modality.FrontendConfig, fields, name), trunk.dim, trunk.num_heads)
+            self.frontends[_key(name)] = modality.Frontend(build_config(modality.FrontendConfig, fields, name), trunk.dim, trunk.num_heads)
         self.trunk = Trunk(trunk)
         self.post_init()
 
@@ -129,11 +129,8 @@ def _key(modality: str) -> str:
     return modality.rpartition(".")[2]
 
 
-def _dataclass(kind: type, fields: dict, where: str):
+def build_config(kind: type, fields: dict, where: str):
     try:
         return kind(**fields)
     except TypeError as error:
         raise ValueError(f"config of {where}: {error}") from None
-
-
-AutoModel.register(D2vConfig, D2vModel)

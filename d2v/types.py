@@ -13,6 +13,7 @@ class Mask(NamedTuple):
 
     hidden: Tensor  # (N, T) bool, True where the student must predict
     keep: Tensor | None = None  # (N, K) indices that the student encodes; None: all T, hidden ones replaced by the mask token
+    channels: Tensor | None = None  # (N, D) bool, True where a channel of the local features is zero in every token; of fine-tuning
 
 
 class View(NamedTuple):
@@ -22,6 +23,7 @@ class View(NamedTuple):
     inputs: dict[str, Tensor]  # keyword arguments of that frontend's `embed`, by Hugging Face's names
     padding: Tensor | None = None  # (B, T) bool in token units, True where there is no data
     mask: Mask | None = None
+    labels: Tensor | None = None  # of fine-tuning: (B,) classes, (B,) or (B, C) numbers, or (B, L) token ids followed by -100
 
     def to(self, device) -> "View":
         """Every tensor of the view on `device`."""
@@ -30,7 +32,8 @@ class View(NamedTuple):
             return None if x is None else x.to(device, non_blocking=True)
 
         mask = self.mask and Mask(*map(move, self.mask))
-        return View(self.modality, {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}, move(self.padding), mask)
+        inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
+        return View(self.modality, inputs, move(self.padding), mask, move(self.labels))
 
 
 class Features(NamedTuple):

@@ -319,14 +319,14 @@ def test_script_writes_to_a_run_folder_that_is_given(evaluate, photos, tmp_path)
     ("argument", "message"),
     [
         ("model=", "usage: evaluate.py CONFIG model=PATH"),
-        ("model=nowhere/export", "model=nowhere/export cannot be loaded"),
+        ("model=nowhere/export", "nowhere/export is no folder of a model that can be read, nor to be had from the Hub"),
         ("model=scripts", "no folder with a config.json"),
         ("model={model} evaluate.layer=7", "evaluate.layer is '7'; this encoder has local, 1, 2, last"),
         ("model={model} evaluate.label=speaker", "speaker"),
         ("model={model} evaluate.train_split=night", "night"),
         ("model={model} evaluate.lable=x", "did you mean 'label'"),
         ("model={other}", "reads text, but the config is for image"),
-        ("model={other}/foreign", "names no frontends"),
+        ("model={other}/foreign", "bert"),
     ],
 )
 def test_script_says_what_is_wrong_in_one_line(evaluate, photos, tmp_path, argument, message):

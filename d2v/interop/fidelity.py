@@ -35,7 +35,7 @@ def _settings(objective: Any) -> dict[str, Any]:
     """Every setting by its name in a config, without those that may differ."""
     encoder, modality = encoder_of(objective)
     parts = {f"model.frontends.{modality}": encoder.frontends[modality].config, "model.trunk": encoder.trunk.config, "objective": objective.config}
-    return {name: value for part, config in parts.items() for name, value in _flat(part, config).items() if _counts(name)}
+    return {name: value for part, config in parts.items() for name, value in _flat(part, config).items() if counts(name)}
 
 
 def _flat(prefix: str, config: Any) -> dict[str, Any]:
@@ -47,8 +47,8 @@ def _flat(prefix: str, config: Any) -> dict[str, Any]:
     return found
 
 
-def _counts(name: str) -> bool:
-    """Whether a setting has to come back; those of spectrograms do nothing where the waveform is read."""
+def counts(name: str) -> bool:
+    """Whether a setting has to come back, by its name; those of spectrograms do nothing where the waveform is read."""
     field = name.rpartition(".")[2]
     return field not in QUIRKS | UNREAD and not field.startswith("mel_") and not any(word in field for word in FREE)
 

@@ -1,7 +1,7 @@
-"""Pixels -> patch tokens: a strided convolution, a mask token, a class token and a relative position bias shared by all blocks.
+"""Pixels -> patch tokens: a strided convolution, a mask token, a class token, and a relative position bias or absolute positions.
 
-B samples, N masked rows, C channels, S image size, R patches along a side, T = R * R patches, E extra tokens, D width, H heads.
-Source: data2vec 1.0's vision code (BEiT), which has no absolute positions.
+B samples, N masked rows, C channels, S image size, R patches along a side, T = R * R patches, E extra tokens, D width, H heads, L blocks.
+Source: data2vec 1.0's vision code (BEiT), which has no absolute positions; learned ones as in ViT (arXiv 2010.11929).
 """
 
 from dataclasses import dataclass
@@ -23,18 +23,21 @@ class FrontendConfig:
     patch_size: int = 16
     channels: int = 3
     relative_bias: bool = True
+    bias_layers: int = 1  # 1: all blocks share the relative bias; the trunk's depth: each has its own (BEiT's fine-tuned models)
     class_token: bool = True
-    positions: str = "none"  # none: the relative bias alone; sincos: fixed ones are added to the tokens (data2vec 2.0, and small budgets)
+    positions: str = "none"  # none: the relative bias alone; sincos: fixed, added to the patches (data2vec 2.0); learned: for the class token too
     mask_token: bool = True  # false: what is hidden is zero, or left out (data2vec 2.0)
     init: str = "normal"  # normal: N(0, init_std), cut at one std; xavier: uniform patches and a class token N(0, 1) (data2vec 2.0)
     init_std: float = 0.02
 
     def __post_init__(self):
-        """ValueError: unknown positions, or an unknown init."""
+        """ValueError: unknown positions, an unknown init, or no layers for the bias."""
         if self.init not in ("normal", "xavier"):
             raise ValueError(f"frontend init={self.init!r} is not known; allowed are normal, xavier")
-        if self.positions not in ("none", "sincos"):
-            raise ValueError(f"frontend positions={self.positions!r} is not known; allowed are none, sincos")
+        if self.positions not in ("none", "sincos", "learned"):
+            raise ValueError(f"frontend positions={self.positions!r} is not known; allowed are none, sincos, learned")
+        if self.bias_layers < 1 or (self.bias_layers > 1 and not self.relative_bias):
+            raise ValueError(f"frontend bias_layers={self.bias_layers} must be at least 1, and 1 without relative_bias")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -88,7 +91,10 @@ class Frontend(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(dim)) if config.mask_token else None
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         num_offsets = (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1) + 3 * config.class_token
-        self.bias_table = nn.Parameter(torch.zeros(num_offsets, num_heads)) if config.relative_bias else None
+        layers = () if config.bias_layers == 1 else (config.bias_layers,)
+        self.bias_table = nn.Parameter(torch.zeros(*layers, num_offsets, num_heads)) if config.relative_bias else None
+        num_places = self.grid[0] * self.grid[1] + config.class_token  # the class token's place is first
+        self.position_table = nn.Parameter(torch.zeros(num_places, dim)) if config.positions == "learned" else None
 
     def init_weights(self) -> None:
         """As the config says; the bias table is zero. A normal is cut at one standard deviation, as in the reference's own helper."""
@@ -98,7 +104,7 @@ class Frontend(nn.Module):
             nn.init.uniform_(self.patch_embed.weight, -bound, bound)
             if self.class_token is not None:
                 nn.init.normal_(self.class_token)
-        for weight in (self.mask_token,) if xavier else (self.patch_embed.weight, self.mask_token, self.class_token):
+        for weight in (self.mask_token, *(() if xavier else (self.patch_embed.weight, self.class_token)), self.position_table):
             if weight is not None:
                 nn.init.trunc_normal_(weight, std=std, a=-std, b=std)
         nn.init.zeros_(self.patch_embed.bias)
@@ -124,21 +130,31 @@ class Frontend(nn.Module):
 
     def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor | None:
         """(T, D) to be added to tokens, or None where positions are in the attention bias alone."""
+        if self.position_table is not None:
+            return self.position_table[int(self.class_token is not None) :].to(tokens.dtype)
         return sincos(*self.grid, tokens.shape[-1], tokens.device).to(tokens.dtype) if self.config.positions == "sincos" else None
 
     def extra(self) -> Tensor | None:
-        """The class token, (1, 1, D)."""
-        return self.class_token
+        """The class token in its place, (1, 1, D)."""
+        if self.class_token is None or self.position_table is None:
+            return self.class_token
+        return self.class_token + self.position_table[:1]
 
     def bias(self, num_tokens: int | None = None, keep: Tensor | None = None) -> Tensor | None:
-        """(H, E + T, E + T), or (N, H, E + K, E + K) of the patches `keep` (N, K): to be added to the attention logits of every block."""
+        """(H, E + T, E + T), or (N, H, E + K, E + K) of the patches `keep` (N, K): to be added to the attention logits of every block.
+
+        With a table per block (L, N or 1, H, ...).
+        """
         if self.bias_table is None:
             return None
         index, num_extra = self.bias_index(), int(self.class_token is not None)
         if keep is not None:
             kept = F.pad(keep + num_extra, (num_extra, 0))  # (N, E + K)
             index = index[kept[:, :, None], kept[:, None, :]]  # (N, E + K, E + K)
-        return F.embedding(index, self.bias_table).movedim(-1, -3)
+        if self.bias_table.ndim == 2:
+            return F.embedding(index, self.bias_table).movedim(-1, -3)
+        index = index if index.ndim == 3 else index[None]
+        return torch.stack([F.embedding(index, table) for table in self.bias_table]).movedim(-1, -3)
 
     def bias_index(self) -> Tensor:
         """Row of the bias table for each (query, key), (E + T, E + T)."""

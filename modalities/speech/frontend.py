@@ -37,6 +37,7 @@ class FrontendConfig:
     mel_high: float | None = None  # None: half the sample rate
     mel_kernel: int = 3
     mel_stride: int = 2
+    norm_eps: float = 1e-5  # of the norm between extractor and projection
     pos_kernel: int = 19
     pos_depth: int = 5
     pos_groups: int = 16
@@ -153,7 +154,7 @@ class Frontend(nn.Module):
             raise ValueError(f"frontend pos_groups={config.pos_groups} does not divide the model's width {dim}")
         self.config, self.zero_padding = config, not config.reference_padded_input
         self.extractor = (MelExtractor if config.kind == "mel" else WaveformExtractor)(config)
-        self.norm = nn.LayerNorm(config.conv_dim)
+        self.norm = nn.LayerNorm(config.conv_dim, config.norm_eps)
         self.projection = nn.Linear(config.conv_dim, dim)
         self.mask_token = nn.Parameter(torch.empty(dim)) if config.mask_token else None
         kernel = config.pos_kernel

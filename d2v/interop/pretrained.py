@@ -1,0 +1,35 @@
+"""A folder or Hub name that transformers loads: whole, or an error that names the first weight that does not fit."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig
+
+
+def read_config(source: str | Path) -> PreTrainedConfig:
+    """The config of a folder or Hub name. ValueError: there is none, or one of no architecture that is known."""
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise ValueError(f"{source} has no config.json: it is not the folder of a model")
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{source} is no folder of a model that can be read, nor to be had from the Hub: {reason}") from None
+
+
+def load_whole(auto: Any, source: str | Path, drop: Callable[[str], bool] = lambda name: False, **arguments: Any) -> Any:
+    """What `auto.from_pretrained` makes of `source`; names for which `drop` is true may be missing or left over. ValueError: any other."""
+    arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        model, found = auto.from_pretrained(source, **arguments)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    for problem, names in (("lacks", found["missing_keys"]), ("has, and the model does not,", found["unexpected_keys"])):
+        wrong = sorted(name for name in names if not drop(name))
+        if wrong:  # from_pretrained only warns, and fills what is missing at random
+            raise ValueError(f"{source} {problem} the weight {wrong[0]} ({len(wrong)} in all)")
+    for name, given, needed in sorted(found["mismatched_keys"]):
+        raise ValueError(f"{source} has {name} of shape {tuple(given)}; its config asks for {tuple(needed)}")
+    return model
