@@ -30,7 +30,7 @@ demo: .venv/.installed
 	  echo "== $$m"; \
 	  $(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	    --num_cpu_threads_per_process $(THREADS) scripts/pretrain.py configs/$$m/demo.yaml || exit 1; \
-	  OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/evaluate.py configs/$$m/demo.yaml model=runs/demo_$$m/export,runs/demo_$$m/export/student || exit 1; \
+	  OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/evaluate.py configs/$$m/demo.yaml model=runs/demo_$$m/export,runs/demo_$$m/export/student run.overwrite=true || exit 1; \
 	done
 
 .venv/.installed: pyproject.toml

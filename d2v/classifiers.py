@@ -1,8 +1,9 @@
-"""Frozen features -> classes: k-NN, a linear probe, and folds over groups; pure functions.
+"""Frozen features -> classes: k-NN, a linear probe, logistic regression, and folds over groups; pure functions.
 
 N samples of a test set, G of a bank or training set, B of a batch, D width, C classes, L learning rates.
 """
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -53,15 +54,27 @@ def linear_probe(
     the test set chooses nothing. (G, D), (G,), (N, D), (N,).
     """
     varies = (train != train[:1]).any(axis=0)  # the others are zero once z-scored: most of a bag of tokens, say
-    x, test_x = (torch.from_numpy(a).to(device) for a in zscore(train[:, varies], test[:, varies]))
-    y, test_y = torch.from_numpy(train_labels).to(device), torch.from_numpy(test_labels).to(device)
-    num_classes = int(max(train_labels.max(), test_labels.max())) + 1
-    order = torch.from_numpy(np.random.default_rng(probe.seed).permutation(len(x))).to(device)
-    held = min(max(1, round(probe.holdout * len(x))), len(x) - 1)
-    out, rest = order[:held], order[held:]
+    x, test_x = zscore(train[:, varies], test[:, varies])
+    weights, best = fit_probe(x, train_labels, int(max(train_labels.max(), test_labels.max())) + 1, probe, device)
+    return float(_accuracies(weights, torch.from_numpy(test_x).to(device), torch.from_numpy(test_labels).to(device))[0]), best
+
+
+def fit_probe(
+    train: np.ndarray, train_labels: np.ndarray, num_classes: int, probe: Probe, device: str | torch.device = "cpu"
+) -> tuple[Tensor, float]:
+    """A linear classifier's weights with its bias last, (1, C, D + 1), and its learning rate, chosen by a holdout; z-scored (G, D), (G,)."""
+    x, y = torch.from_numpy(train).to(device), torch.from_numpy(train_labels).to(device)
+    out, rest = (torch.from_numpy(rows).to(device) for rows in holdout(len(x), probe.holdout, probe.seed))
     weights = _fit(x[rest], y[rest], num_classes, probe.lrs, probe)
     best = probe.lrs[int(_accuracies(weights, x[out], y[out]).argmax())]
-    return float(_accuracies(_fit(x, y, num_classes, [best], probe), test_x, test_y)[0]), best
+    return _fit(x, y, num_classes, [best], probe), best
+
+
+def holdout(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that are held out, at least one, and the others, at least one."""
+    order = np.random.default_rng(seed).permutation(count)
+    held = min(max(1, round(share * count)), count - 1)
+    return order[:held], order[held:]
 
 
 def _fit(x: Tensor, y: Tensor, num_classes: int, lrs: list[float], probe: Probe, batch_size: int = 4096) -> Tensor:
@@ -90,8 +103,36 @@ def _fit(x: Tensor, y: Tensor, num_classes: int, lrs: list[float], probe: Probe,
 
 def _accuracies(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """(L, C, D + 1), (N, D), (N,) -> (L,)."""
-    logits = torch.einsum("bd,lcd->lbc", F.pad(x, (0, 1), value=1.0), weights)  # (L, N, C)
-    return (logits.argmax(dim=-1) == y).float().mean(dim=1)
+    return (logits_of(weights, x).argmax(dim=-1) == y).float().mean(dim=1)
+
+
+def logits_of(weights: Tensor, x: Tensor) -> Tensor:
+    """(L, C, D + 1), (N, D) -> (L, N, C)."""
+    return torch.einsum("bd,lcd->lbc", F.pad(x, (0, 1), value=1.0), weights)
+
+
+def logistic_regression(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, *, cs: list[float], held: float, seed: int
+) -> tuple[float, float]:
+    """Test accuracy in [0, 1] of scikit-learn's logistic regression on z-scored features, and its C, chosen by the holdout of train.
+
+    The chosen one is trained again on all of train. (G, D), (G,), (N, D), (N,).
+    """
+    x, test_x = zscore(train, test)
+    out, rest = holdout(len(x), held, seed)
+    scores = [fit_logistic(x[rest], train_labels[rest], c).score(x[out], train_labels[out]) for c in cs]
+    best = cs[int(np.argmax(scores))]
+    return float(fit_logistic(x, train_labels, best).score(test_x, test_labels)), best
+
+
+def fit_logistic(x: np.ndarray, labels: np.ndarray, c: float):
+    """scikit-learn's logistic regression (L-BFGS), fitted. ValueError: one class only."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression  # takes seconds to import, and most evaluations do without
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of a large C on features that separate: its accuracy is settled long before
+        return LogisticRegression(C=c, max_iter=1000).fit(x, labels)
 
 
 def probe_other_groups(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, probe: Probe, device: str | torch.device = "cpu") -> float:

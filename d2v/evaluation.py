@@ -3,6 +3,7 @@
 D width, N samples of a split.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ class EvaluateConfig:
     max_train: int = 0  # this many samples, drawn with `seed`; 0: all
     max_test: int = 0
     layer: str = "last"  # "last" (trunk output), "local" (before the trunk), a block from 1 to depth (its end), or "all"
-    label: str = "label"  # column to be predicted
+    label: str = "label"  # column to be predicted; "": none, for reports that need no classes
     group: str = ""  # column, e.g. the speaker: adds scores within train where neighbours and probes see other groups only
     zscore: bool = True  # of k-NN's features, with train's statistics; probes always
     k: list[int] = field(default_factory=lambda: [20])
@@ -37,6 +38,12 @@ class EvaluateConfig:
     raw: bool = True  # also the raw-input baseline
     batch_size: int = 64
     seed: int = 0
+    reports: list[str] = field(default_factory=list)  # further ones by the names of their files in d2v/reports; some take minutes
+    logistic_cs: list[float] = field(default_factory=lambda: [0.0001, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0])  # of the report logistic
+    few_labels: list[str] = field(default_factory=lambda: ["1%", "5%", "10%", "100%"])  # share of each class, or "5": so many of each
+    few_draws: int = 3  # of the report few_labels
+    pictures: int = 6  # samples that the reports attention and patches show
+    masks: str = ""  # of the report dense: a folder with a mask (class numbers, 255: none) of the name of each image, ending in .png
 
     def __post_init__(self):
         """ValueError: a value that no evaluation can use."""
@@ -48,10 +55,18 @@ class EvaluateConfig:
             ("probe_holdout", 0 < self.probe_holdout < 1, "between 0 and 1"),
             ("batch_size", self.batch_size > 0, "a positive number"),
             ("random_seeds", self.random_seeds >= 0, "0 or more"),
+            ("logistic_cs", bool(self.logistic_cs) and min(self.logistic_cs) > 0, "one or more positive numbers"),
+            ("few_labels", bool(self.few_labels) and all(map(_is_amount, self.few_labels)), 'numbers such as "5" or shares such as "10%"'),
+            ("few_draws", self.few_draws > 0, "a positive number"),
+            ("pictures", self.pictures > 0, "a positive number"),
             ("layer", self.layer in ("last", "local", "all") or self.layer.isdecimal(), '"last", "local", "all" or the number of a block'),
         ):
             if not good:
                 raise ValueError(f"evaluate.{name} is {getattr(self, name)!r}; it must be {allowed}")
+
+
+def _is_amount(text: str) -> bool:
+    return re.fullmatch(r"[1-9]\d*|(?!0+(\.0+)?%)\d+(\.\d+)?%", text) is not None and (text[-1] != "%" or float(text[:-1]) <= 100)
 
 
 class Split(NamedTuple):
@@ -59,7 +74,7 @@ class Split(NamedTuple):
 
     samples: Samples
     indices: np.ndarray  # (N,) into samples
-    labels: np.ndarray  # (N,) integers from 0
+    labels: np.ndarray  # (N,) integers from 0; empty where evaluate.label is ""
     groups: np.ndarray | None  # (N,) integers
 
 
@@ -76,6 +91,9 @@ class Row(NamedTuple):
 def label_splits(train: Samples, test: Samples | None, config: EvaluateConfig) -> tuple[Split, Split | None]:
     """Splits with labels as integers, subsampled. ValueError: a column that is missing, one class only, or classes that train has not."""
     chosen = _choose(len(train), config.max_train, config.seed)
+    if not config.label:
+        none = np.zeros(0, dtype=np.int64)
+        return Split(train, chosen, none, None), test and Split(test, _choose(len(test), config.max_test, config.seed), none, None)
     classes, labels = np.unique(train.column(config.label)[chosen], return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"evaluate.label={config.label!r} has one value in split {config.train_split!r}: {classes[0]!r}; choose another column")

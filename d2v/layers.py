@@ -89,27 +89,41 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(N, T, D), additive bias or boolean mask (True may attend) that broadcasts to (N, H, T, T) -> (N, T, D)."""
-        N, T, D = x.shape  # noqa: N806
-        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self.bias == "qv" else self.qkv.bias
-        qkv = F.linear(x, self.qkv.weight, qkv_bias)  # (N, T, 3D)
-        q, k, v = qkv.view(N, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)  # (N, H, T, D / H)
+        q, k, v = self._heads(x)
         if bias is not None and bias.dtype != torch.bool:
             bias = bias.to(q.dtype)
         dropout = self.dropout if self.training else 0.0
         attend = attend_with_dropout if dropout and x.device.type == "cpu" else F.scaled_dot_product_attention
         out = attend(q, k, v, bias, dropout)
-        return self.proj(out.transpose(1, 2).reshape(N, T, D))
+        return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+    def weights(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """What each token of each head attends to, (N, H, T, T), rows of sum 1: what `forward` computes inside a kernel."""
+        q, k, _ = self._heads(x)
+        return attention_weights(q, k, bias)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, (N, H, T, D / H) each."""
+        N, T, D = x.shape  # noqa: N806
+        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self.bias == "qv" else self.qkv.bias
+        qkv = F.linear(x, self.qkv.weight, qkv_bias)  # (N, T, 3D)
+        return qkv.view(N, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
     """`scaled_dot_product_attention` for devices that have no kernel with dropout, keeping half as much for the backward pass."""
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (N, H, T, T)
-    if bias is not None:
-        logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
-    weights = logits.softmax(-1)
+    weights = attention_weights(q, k, bias)  # (N, H, T, T)
     dropped, kept = torch.native_dropout(weights, dropout, True)
     with recomputed(dropped, lambda: weights * kept / (1 - dropout)):
         return dropped @ v
+
+
+def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """Softmax of the scaled products of queries and keys (N, H, T, D / H) plus the bias, or where the mask is True -> (N, H, T, T)."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if bias is not None:
+        logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
+    return logits.softmax(-1)
 
 
 class MLP(nn.Module):

@@ -1,4 +1,4 @@
-"""Imports a modality or an objective by its module's name and checks that it exports its contract."""
+"""Imports a modality, an objective or a report by its module's name and checks that it exports its contract."""
 
 import importlib
 import pkgutil
@@ -7,6 +7,7 @@ from types import ModuleType
 CONTRACTS = {
     "modalities": ("FrontendConfig", "DataConfig", "Frontend", "Samples", "batches", "prepare", "save_preprocessor"),
     "d2v.objectives": ("Config", "build"),
+    "d2v.reports": ("report",),
 }
 
 

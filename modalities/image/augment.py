@@ -20,7 +20,7 @@ from torchvision.tv_tensors import Image as TensorImage
 
 # What Pillow and numpy raise for a file that is cut off, corrupt, a bomb, or no image at all.
 UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
-BICUBIC = v2.InterpolationMode.BICUBIC
+BICUBIC, NEAREST = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.NEAREST
 
 
 def decode(source: bytes | Path, channels: int) -> Image.Image | TensorImage:
@@ -46,6 +46,21 @@ def size(source: bytes | Path | Image.Image | Tensor) -> tuple[int, int]:
         return height, width
     with Image.open(file) as image:
         return image.height, image.width
+
+
+def decode_mask(path: Path, wanted: tuple[int, int]) -> Image.Image:
+    """Class numbers of 8 bits, grey or by palette, of an image of height and width `wanted`. ValueError: there are none, or of another size."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode not in ("L", "P"):
+                raise ValueError(f"mask {path} is of mode {image.mode}; class numbers are grey (L) or a palette's (P) of 8 bits")
+            mask = Image.fromarray(np.array(image))
+    except OSError as error:
+        raise ValueError(f"mask {path} cannot be read: {type(error).__name__}: {error}") from None
+    if size(mask) != wanted:
+        raise ValueError(f"mask {path} has {mask.width} x {mask.height} pixels, its image {wanted[1]} x {wanted[0]}")
+    return mask
 
 
 def _is_array(source: bytes | Path) -> bool:
@@ -91,9 +106,9 @@ def training(image_size: int, *, crop_scale: Sequence[float], crop_ratio: Sequen
     return v2.Compose([*jitter, v2.RandomHorizontalFlip(flip), crop])
 
 
-def evaluation(image: Any, image_size: int, eval_crop: float) -> Any:
+def evaluation(image: Any, image_size: int, eval_crop: float, interpolation: v2.InterpolationMode = BICUBIC) -> Any:
     """Shorter side to image_size / eval_crop, then the centre, S x S; offsets are cut off as transformers' image processors do."""
-    image = F.resize(image, [round(image_size / eval_crop)], interpolation=BICUBIC, antialias=True)
+    image = F.resize(image, [round(image_size / eval_crop)], interpolation=interpolation, antialias=True)
     height, width = size(image)
     return F.crop(image, (height - image_size) // 2, (width - image_size) // 2, image_size, image_size)
 

@@ -171,6 +171,15 @@ class Samples:
             raise ValueError(_reason(error)) from error
         return View(MODALITY, {"pixel_values": augment.normalise(images, self.config.mean, self.config.std)})
 
+    def masks(self, indices: Iterable[int], folder: str) -> np.ndarray:
+        """Class numbers of the pixels of the evaluation view, (B, S, S) uint8, from a PNG in `folder` of the same name as each image.
+
+        ValueError: there is none, it has no class numbers, or it is of another size than the image.
+        """
+        places = [(index, (Path(folder) / self.ids[index]).with_suffix(".png")) for index in indices]
+        masks = [augment.decode_mask(place, augment.size(self.image(index))) for index, place in places]
+        return np.stack([np.asarray(augment.evaluation(mask, self.frontend.image_size, self.config.eval_crop, augment.NEAREST)) for mask in masks])
+
     def raw(self, indices: Iterable[int]) -> np.ndarray:
         """Pixels of the evaluation view averaged to 8 x 8, (B, C * 64)."""
         return augment.pool(self.view(indices).inputs["pixel_values"]).numpy()

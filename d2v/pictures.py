@@ -1,0 +1,71 @@
+"""Pictures of an evaluation: curves over a common axis, and rows of small images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from d2v.shards import written
+
+if TYPE_CHECKING:  # matplotlib takes a second to import
+    from matplotlib.figure import Figure
+
+
+class Curve(NamedTuple):
+    """Points, and what they spread about their mean if several runs are behind each."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] | None = None
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """PNG, whole or not at all."""
+    with written(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def lines_figure(curves: Mapping[str, Curve], *, title: str, xlabel: str, ylabel: str, log: bool = False) -> "Figure":
+    """One line a curve; `log`: of the x axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name, curve in curves.items():
+        (line,) = axes.plot(curve.x, curve.y, marker="o", markersize=3, linewidth=1.4, label=name, linestyle=":" if "random init" in name else "-")
+        if curve.spread is not None:
+            low, high = np.array(curve.y) - curve.spread, np.array(curve.y) + curve.spread
+            axes.fill_between(curve.x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    if log:
+        places = sorted({x for curve in curves.values() for x in curve.x})
+        axes.set(xscale="log", xticks=places, xticklabels=[f"{x:g}" for x in places])
+        axes.minorticks_off()
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def tiles_figure(rows: Sequence[Sequence[np.ndarray]], headings: Sequence[str], title: str) -> "Figure":
+    """Images in a grid: (H, W, 3) in 0 to 1 as they are, (H, W) from its smallest to its largest value; a heading for each column."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 * len(headings) + 0.2, 1.5 * len(rows) + 0.7), layout="constrained")
+    grid = figure.subplots(len(rows), len(headings), squeeze=False)
+    for number, row in enumerate(rows):
+        for axes, tile, heading in zip(grid[number], row, headings, strict=True):
+            axes.imshow(tile, cmap="viridis", interpolation="nearest")
+            axes.set_axis_off()
+            if number == 0:
+                axes.set_title(heading, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def shown(values: np.ndarray) -> np.ndarray:
+    """(H, W, C) of any range -> (H, W, 3) in 0 to 1; one channel becomes grey, of more than three the first three are taken."""
+    values = np.repeat(values, 3, axis=2) if values.shape[2] < 3 else values[..., :3]
+    low, high = values.min(axis=(0, 1), keepdims=True), values.max(axis=(0, 1), keepdims=True)
+    return (values - low) / np.maximum(high - low, 1e-12)
