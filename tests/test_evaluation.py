@@ -336,3 +336,46 @@ def test_script_says_what_is_wrong_in_one_line(evaluate, photos, tmp_path, argum
     result = evaluate(photos.config, *argument.format(model=photos.model, other=tmp_path).split())
     assert result.code == 2, result
     assert result.err.splitlines()[-1].startswith("error: ") and message in result.err.splitlines()[-1]
+
+
+def test_script_makes_reports_and_overwrites_nothing(evaluate, photos, tmp_path):
+    folder = tmp_path / "run" / "evaluation"
+    quick = ["evaluate.random_seeds=1", "evaluate.raw=false", "evaluate.pictures=2", "evaluate.k=[3]", f"run.dir={tmp_path}/run"]
+    command = [photos.config, f"model={photos.model},{photos.model}", *quick, "evaluate.reports=[knn_sweep,attention]"]
+    result = evaluate(*command)
+    assert result.code == 0, result.err
+    assert "k-NN of random init: " in result.out and "attention of the class token" in result.out
+    name = "export_layer-last_knn_sweep_attention"
+    pictures = ["2/attention.png", "2/knn_sweep.png", "attention.png", "knn_sweep.png"]
+    assert sorted(str(path.relative_to(folder / name)) for path in (folder / name).rglob("*.png")) == pictures
+    written = json.loads((folder / f"{name}.json").read_text())
+    assert set(written["reports"][photos.model]) == {"knn_sweep", "attention"} and len(written["rows"]) == 3
+    before = (folder / f"{name}.json").read_bytes()
+    result = evaluate(*command)
+    assert result.code == 2 and f"{name}.json exists; run.overwrite=true replaces it" in result.err
+    assert (folder / f"{name}.json").read_bytes() == before
+    assert evaluate(*command, "run.overwrite=true", "evaluate.pictures=1").code == 0
+    assert json.loads((folder / f"{name}.json").read_text())["evaluate"]["pictures"] == 1
+
+
+def test_script_without_labels_makes_reports_alone(evaluate, photos, tmp_path):
+    command = [photos.config, f"model={photos.model}", "evaluate.label=''", f"run.dir={tmp_path}"]
+    result = evaluate(*command)
+    assert result.code == 2 and "evaluate.label is '' and evaluate.reports names no report" in result.err
+    result = evaluate(*command, "evaluate.reports=[patches]", "evaluate.pictures=2")
+    assert result.code == 0, result.err
+    assert "| features" not in result.out and (tmp_path / "evaluation" / "export_layer-last_patches" / "patches.png").is_file()
+    for reports, message in (("[nothing]", "d2v.reports has no 'nothing'"), ("[geometry]", "geometry needs labels"), ("[dense]", "needs evaluate.masks")):
+        result = evaluate(*command, f"evaluate.reports={reports}")
+        assert result.code == 2 and message in result.err.splitlines()[-1]
+
+
+def test_script_names_labels_that_only_the_test_split_has(evaluate, photos, tmp_path):
+    from PIL import Image
+
+    for name in ("train/dark/1.png", "train/light/1.png", "test/dusk/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    result = evaluate(photos.config, f"model={photos.model}", f"data.path={tmp_path}", f"run.dir={tmp_path}/run")
+    assert result.code == 2 and "1 classes of split 'test' are not in 'train'" in result.err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
