@@ -185,7 +185,9 @@ VISION = {**PRE_NORM, "qkv_bias": "qv", "layer_scale": 0.1, "drop_path": 0.1}
 VIT = {"relative_bias": False, "mask_token": False}
 
 
-def ours_of(modality: str, trunk: dict, task: dict | None = None, model_class: type = D2vModel, labels: dict | None = None, **frontend) -> torch.nn.Module:
+def ours_of(
+    modality: str, trunk: dict, task: dict | None = None, model_class: type = D2vModel, labels: dict | None = None, **frontend
+) -> torch.nn.Module:
     frontend = plugins.load("modalities", modality).FrontendConfig(**{**OURS[modality], **frontend})
     model = model_class(D2vConfig({modality: frontend}, TrunkConfig(**trunk), task, **(labels or {}))).eval()
     with torch.no_grad():
@@ -288,7 +290,10 @@ def test_every_setting_of_ours_leaves_and_comes_back_or_is_refused_by_name(modal
     [
         (lambda: ours_of("text", TRUNK, alibi="head"), r"Data2VecTextModel cannot hold model.frontends.text.alibi=head: its attention has no bias"),
         (lambda: ours_of("speech", TRUNK, kind="mel"), r"Data2VecAudioModel cannot hold model.frontends.speech.kind=mel: it reads the waveform"),
-        (lambda: ours_of("image", VISION, class_token=False), r"Data2VecVisionModel cannot hold model.frontends.image.class_token=False: it has a class"),
+        (
+            lambda: ours_of("image", VISION, class_token=False),
+            r"Data2VecVisionModel cannot hold model.frontends.image.class_token=False: it has a class",
+        ),
         (lambda: ours_of("image", PRE_NORM), r"ViTModel cannot hold model.frontends.image.positions=none: it adds positions"),
         (lambda: ours_of("image", {**PRE_NORM, "layer_scale": 0.1}, positions="sincos", **VIT), r"model.trunk.layer_scale=0.1: its blocks have no"),
         (lambda: ours_of("text", TRUNK, {"pooling": "mean"}, D2vForSequenceClassification, LABELS), r"cannot hold task.pooling=mean: it has first"),
