@@ -64,6 +64,9 @@ class TrunkConfig:
 @contextmanager
 def recomputed(x: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
     """Inside, autograd does not keep `x` for the backward pass; `make` gives it again there."""
+    if not torch.is_grad_enabled():  # nothing is kept; a tensor that is traced has no address
+        yield
+        return
     place, size = x.data_ptr(), x.numel()
 
     def pack(saved: Tensor) -> Tensor | torch.Size:

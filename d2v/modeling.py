@@ -100,7 +100,8 @@ class D2vModel(PreTrainedModel):
         extra = frontend.extra()
         num_extra = 0 if extra is None else extra.shape[1]
         if extra is not None:
-            x = torch.cat([extra.expand(len(x), -1, -1).to(x.dtype), x], dim=1)  # (N, E + K, D)
+            # x.shape[0]: a graph that is exported keeps it free, len(x) would fix it
+            x = torch.cat([extra.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)  # (N, E + K, D)
             padding = None if padding is None else nn.functional.pad(padding, (num_extra, 0))
         bias = attention_bias(padding, frontend.bias(num_tokens, keep))
         if only is not None:

@@ -7,6 +7,9 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
+from d2v.modeling import D2vModel
+from d2v.tasks import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
+
 
 def read_config(source: str | Path) -> PreTrainedConfig:
     """The config of a folder or Hub name. ValueError: there is none, or one of no architecture that is known."""
@@ -33,3 +36,12 @@ def load_whole(auto: Any, source: str | Path, drop: Callable[[str], bool] = lamb
     for name, given, needed in sorted(found["mismatched_keys"]):
         raise ValueError(f"{source} has {name} of shape {tuple(given)}; its config asks for {tuple(needed)}")
     return model
+
+
+def load_ours(source: str | Path) -> Any:
+    """The D2vModel or task model that the config of a folder or Hub name names. ValueError: none of them, or not whole."""
+    known = {kind.__name__: kind for kind in (D2vModel, D2vForCTC, D2vForImageClassification, D2vForSequenceClassification)}
+    named = (read_config(source).architectures or [D2vModel.__name__])[0]
+    if named not in known:
+        raise ValueError(f"{source} holds a {named}; this reads {', '.join(known)}")
+    return load_whole(known[named], source)

@@ -67,7 +67,7 @@ def lengths(config: FrontendConfig, samples: Any) -> Any:
     """Tokens that `samples` audio samples give, at least 0; a number, an integer array or an integer tensor, and the same comes back."""
     for kernel, stride in _windows(config):
         samples = (samples - kernel) // stride + 1
-    return samples.clip(min=0) if isinstance(samples, np.ndarray | Tensor) else max(0, int(samples))
+    return samples.clip(min=0) if isinstance(samples, np.ndarray | Tensor) else max(0, samples)
 
 
 def receptive_field(config: FrontendConfig, tokens: int = 1) -> int:
@@ -200,7 +200,8 @@ class Frontend(nn.Module):
 
     def padding(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
         """(B, T) bool, True past a clip's own tokens; None if nothing is padded."""
-        if attention_mask is None or bool(attention_mask.all()):
+        # a graph that is exported has values later: it cannot ask
+        if attention_mask is None or (not torch.compiler.is_exporting() and bool(attention_mask.all())):
             return None
         tokens = lengths(self.config, attention_mask.long().sum(-1))  # (B,)
         return torch.arange(lengths(self.config, input_values.shape[-1]), device=tokens.device) >= tokens[:, None]

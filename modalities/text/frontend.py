@@ -120,4 +120,5 @@ class Frontend(nn.Module):
     def padding(self, input_ids: Tensor, attention_mask: Tensor | None = None, corrupted_ids: Tensor | None = None) -> Tensor | None:
         """Where there is no token, (B, T) bool, or None: by the attention mask, or else by the pad id."""
         padding = input_ids == self.config.pad_token_id if attention_mask is None else attention_mask == 0
-        return padding if padding.any() else None
+        # a graph that is exported has values later: it cannot ask
+        return padding if torch.compiler.is_exporting() or padding.any() else None

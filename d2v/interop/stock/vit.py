@@ -79,7 +79,7 @@ def common(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
 
 def write(ours: dict[str, Any]) -> dict[str, Any]:
     """Biases and sizes."""
-    return {"qkv_bias": ours["trunk.qkv_bias"] == "qkv", **sides(ours)}
+    return {"qkv_bias": ours["trunk.qkv_bias"] == "qkv", "pooler_output_size": ours["trunk.dim"], **sides(ours)}
 
 
 def sides(ours: dict[str, Any]) -> dict[str, Any]:

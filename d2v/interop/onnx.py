@@ -1,0 +1,91 @@
+"""A model as an ONNX file with free batch and length, written only if onnxruntime computes from it what torch does.
+
+B samples, T content tokens, E extra tokens, D width.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2v import plugins
+from d2v.modeling import D2vModel
+
+TOLERANCE = 1e-4  # of the largest difference, where features are of the order of 1
+
+
+def export_onnx(model: Any, path: str | Path) -> float:
+    """Writes a D2vModel or task model; returns the largest difference to it, measured at two lengths and batch sizes, with padding.
+
+    Inputs have Hugging Face's names. Outputs of an encoder: last_hidden_state (B, T, D) and, with a class token, extra (B, E, D); of a task: logits.
+    ValueError: a package is absent, the model reads several modalities, or the file computes something else.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  # which torch.onnx imports when it is too late for a good message
+    except ImportError as error:
+        raise ValueError(f"ONNX needs the package {error.name}, which is not installed: pip install 'd2v[onnx]'") from None
+    path, graph = Path(path), _Graph(model.eval())
+    short, long = _example(model, rows=2, tokens=5), _example(model, rows=3, tokens=12)
+    with torch.no_grad():
+        expected = [[x.cpu().numpy() for x in graph(*inputs.values())] for inputs in (short, long)]  # also fills caches with real tensors
+        names = ["logits"] if graph.task else ["last_hidden_state", "extra"][: len(expected[0])]
+        free = tuple(dict.fromkeys(range(x.ndim if x.ndim < 4 else 1), torch.export.Dim.DYNAMIC) for x in long.values())  # images have one size
+        program = torch.onnx.export(
+            graph.eval(), tuple(long.values()), dynamo=True, input_names=list(long), output_names=names, dynamic_shapes=(free,), verbose=False
+        )
+    assert program is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as draft:
+        program.save(Path(draft) / path.name)  # and beside it, if the weights are large, their own file
+        session = onnxruntime.InferenceSession(Path(draft) / path.name)
+        worst = 0.0
+        for inputs, wanted in zip((short, long), expected, strict=True):
+            found = session.run(None, {name: value.cpu().numpy() for name, value in inputs.items()})
+            worst = max(worst, *(float(abs(x - y).max() / max(1, abs(y).max())) for x, y in zip(found, wanted, strict=True)))
+        if not worst <= TOLERANCE:
+            raise ValueError(f"{path} is not written: onnxruntime's features differ from torch's by {worst:.1e}, more than {TOLERANCE}")
+        for file in Path(draft).iterdir():
+            file.replace(path.with_name(file.name))
+    return worst
+
+
+class _Graph(nn.Module):
+    """The model with inputs by position and plain outputs."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model, self.task = model, not isinstance(model, D2vModel)
+        encoder = model.encoder if self.task else model
+        if len(encoder.config.frontends) != 1:
+            raise ValueError(f"an ONNX file takes the inputs of one modality; this model reads {', '.join(encoder.config.frontends)}")
+        self.names = list(_example(model, rows=1, tokens=1))
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Logits, or the features of content tokens and, if there are some, of extra tokens."""
+        found = self.model(**dict(zip(self.names, inputs, strict=True)))
+        if self.task:
+            return (found.logits,)
+        return (found.x,) if found.extra is None else (found.x, found.extra)
+
+
+def _example(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
+    """Inputs that give `tokens` tokens, the first row half as many, or images, which have a size."""
+    encoder = model if isinstance(model, D2vModel) else model.encoder
+    (modality,) = encoder.config.frontends
+    config, generator = encoder.frontend(modality).config, torch.Generator().manual_seed(0)
+    if modality == "image":
+        inputs = {"pixel_values": torch.randn(rows, config.channels, config.image_size, config.image_size, generator=generator)}
+    else:
+        tokens = min(tokens, config.max_positions) if modality == "text" else tokens
+        length = tokens if modality == "text" else plugins.load("modalities", modality).frontend.receptive_field(config, tokens)
+        attention_mask = torch.ones(rows, length, dtype=torch.long)
+        attention_mask[0, -(-length // 2) :] = 0
+        if modality == "text":
+            inputs = {"input_ids": torch.randint(config.vocab_size, (rows, length), generator=generator)}
+        else:
+            inputs = {"input_values": torch.randn(rows, length, generator=generator)}
+        inputs["attention_mask"] = attention_mask
+    return {name: value.to(model.device) for name, value in inputs.items()}

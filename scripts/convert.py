@@ -1,0 +1,61 @@
+"""Turns transformers' Data2Vec and ViT models into d2v's, d2v's into those, and either into an ONNX file.
+
+python scripts/convert.py SOURCE TARGET [run.overwrite=true]
+
+SOURCE is a folder, a run's folder or a name on the Hub; what it holds says the direction. TARGET is a new folder, with the preprocessor or
+tokenizer of SOURCE, or a file that ends in .onnx.
+"""
+
+import shutil
+from pathlib import Path
+
+from transformers.utils.hub import cached_file
+
+from d2v.config import run_cli
+from d2v.configuration import D2vConfig
+from d2v.export import replaced
+from d2v.interop.huggingface import from_transformers, to_transformers
+from d2v.interop.onnx import export_onnx
+from d2v.interop.pretrained import load_ours, read_config
+
+OPTIONS = {"run.overwrite=true": True, "run.overwrite=false": False}
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                 "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+    """`argv`: SOURCE TARGET [run.overwrite=true]. ValueError: whatever the user can mend."""
+    paths, options = [a for a in argv if a not in OPTIONS], [OPTIONS[a] for a in argv if a in OPTIONS]
+    if len(paths) != 2:
+        raise ValueError(f"usage: convert.py SOURCE TARGET [run.overwrite=true]; {len(paths)} of two paths were given: {' '.join(paths)}")
+    source, target = _model_of(paths[0]), Path(paths[1])
+    if target.exists() and not any(options):
+        raise ValueError(f"{target} exists; run.overwrite=true replaces it")
+    is_ours = isinstance(read_config(source), D2vConfig)
+    model = load_ours(source) if is_ours else from_transformers(source)
+    if target.suffix == ".onnx":
+        print(f"{target}: onnxruntime and torch differ by at most {export_onnx(model, target):.1e}")
+        return
+    converted = to_transformers(model) if is_ours else model
+    with replaced(target) as draft:
+        converted.save_pretrained(draft)
+        files = copy_preprocessor(source, draft)
+    print(f"{target}: {type(converted).__name__}, with {', '.join(files) or 'no preprocessor or tokenizer: SOURCE has none'}")
+
+
+def copy_preprocessor(source: str, folder: Path) -> list[str]:
+    """Copies the preprocessor's and tokenizer's files of a folder or Hub name; their names."""
+    found = {name: cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in PREPROCESSORS}
+    for name, path in found.items():
+        if path is not None:
+            shutil.copyfile(path, folder / name)
+    return [name for name, path in found.items() if path is not None]
+
+
+def _model_of(source: str) -> str:
+    export = Path(source) / "export"
+    return str(export) if (export / "config.json").is_file() else source
+
+
+if __name__ == "__main__":
+    run_cli(main)
