@@ -65,3 +65,16 @@ def test_runs_are_compared_in_a_picture(root: Path, tmp_path: Path, monkeypatch:
             compare_runs.main(wrong)
     with pytest.raises(SystemExit, match="no labels"):
         compare_runs.curve(folder, "teacher")
+
+
+@pytest.mark.parametrize(("modality", "mixed"), [("image", False), ("speech", False), ("speech", True), ("text", False), ("text", True)])
+def test_embeddings_of_both_sides_are_the_same(root: Path, monkeypatch: pytest.MonkeyPatch, modality: str, mixed: bool):
+    """No claim about speed: that is for a quiet machine."""
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import embed
+    from work import TINY
+
+    found = embed.compare(modality, mixed, TINY, num=6, batch_size=4, rounds=1)
+    assert found["difference"] < 1e-5 and found["ratio"] == pytest.approx(found["d2v"] / found["transformers"]) and found["ratio"] > 0
+    lengths = embed.lengths_of(modality, mixed, TINY, 6)
+    assert (len(set(lengths)) > 1) == mixed

@@ -365,7 +365,11 @@ def test_script_without_labels_makes_reports_alone(evaluate, photos, tmp_path):
     result = evaluate(*command, "evaluate.reports=[patches]", "evaluate.pictures=2")
     assert result.code == 0, result.err
     assert "| features" not in result.out and (tmp_path / "evaluation" / "export_layer-last_patches" / "patches.png").is_file()
-    for reports, message in (("[nothing]", "d2v.reports has no 'nothing'"), ("[geometry]", "geometry needs labels"), ("[dense]", "needs evaluate.masks")):
+    for reports, message in (
+        ("[nothing]", "d2v.reports has no 'nothing'"),
+        ("[geometry]", "geometry needs labels"),
+        ("[dense]", "needs evaluate.masks"),
+    ):
         result = evaluate(*command, f"evaluate.reports={reports}")
         assert result.code == 2 and message in result.err.splitlines()[-1]
 

@@ -1,0 +1,117 @@
+"""Samples per second that become features, ours against the same weights in stock transformers.
+
+    python benchmarks/embed.py [image speech text] [threads=2] [rounds=5] [depth=4]
+
+Models of the published Base width, random weights (d2v.interop.huggingface.to_transformers makes the stock one of ours). Inputs are in memory.
+Ours is d2v.embedding.embed, which scripts/embed.py calls; theirs is batches of as many samples in the order they come, padded to the longest, and
+the masked mean of last_hidden_state, as in transformers' feature extraction. They take turns, round by round; the medians are compared.
+
+"equal": samples of one length. "mixed": log-normal lengths about a median of 3 s of audio (half of them within 2.1 and 4.2 s, at most 15 s)
+or 16 tokens (within 11 and 24, at most 128). Features are compared to 1e-5: with those of the stock model in the same batches, and where speech
+is padded, which the stock class lets into its features, with the stock model's for each clip alone.
+"""
+
+import statistics
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from step_time import our_encoder
+from torch import Tensor
+from work import MAIN_INPUT, MODALITIES, Size
+
+from d2v.embedding import EmbedConfig, embed
+from d2v.heads import mean_of_tokens
+from d2v.interop.huggingface import to_transformers
+
+NUM, BATCH = 64, 8
+MEDIAN, LEAST, MOST = {"speech": 48000, "text": 16}, {"speech": 8000, "text": 4}, {"speech": 240000, "text": 128}
+
+
+class InMemory:
+    """Rows of random numbers of given lengths, as a modality's samples."""
+
+    def __init__(self, modality: str, lengths: np.ndarray, size: Size, encoder: Any):
+        generator = torch.Generator().manual_seed(0)
+        self.modality, self.lengths, self.encoder = modality, lengths, encoder
+        self.ids, self.cut, self.report = [str(n) for n in range(len(lengths))], None, SimpleNamespace(unreadable=[], too_short=[])
+        shapes = [(3, size.image, size.image) if modality == "image" else (int(length),) for length in lengths]
+        if modality == "text":
+            self.rows = [torch.randint(4, size.vocab - 1, shape, generator=generator) for shape in shapes]
+        else:
+            self.rows = [torch.randn(shape, generator=generator) for shape in shapes]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def inputs(self, indices: Any) -> dict[str, Tensor]:
+        """A padded batch by Hugging Face's names; no attention mask where nothing is padded."""
+        rows = [self.rows[index] for index in indices]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=1 if self.modality == "text" else 0)
+        inputs = {MAIN_INPUT[self.modality]: padded}
+        if len({len(row) for row in rows}) > 1:
+            inputs["attention_mask"] = (torch.arange(padded.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]).long()
+        return inputs
+
+    def view(self, indices: Any) -> Any:
+        """The same as a View."""
+        return self.encoder.view(**self.inputs(indices))
+
+
+@torch.no_grad()
+def stock(model: Any, samples: InMemory, batch_size: int) -> np.ndarray:
+    """Features (N, D) by transformers."""
+    parts = []
+    for start in range(0, len(samples), batch_size):
+        inputs = samples.inputs(range(start, min(start + batch_size, len(samples))))
+        x = model(**inputs).last_hidden_state
+        x = x[:, 1:] if samples.modality == "image" else x  # without the class token
+        padding = samples.encoder.view(**inputs).padding
+        parts.append(mean_of_tokens(x, padding).numpy())
+    return np.concatenate(parts)
+
+
+def lengths_of(modality: str, mixed: bool, size: Size, num: int) -> np.ndarray:
+    """Audio samples or tokens of each sample."""
+    if not mixed:
+        return np.full(num, {"image": 1, "speech": size.samples, "text": size.tokens}[modality])
+    drawn = MEDIAN[modality] * np.exp(np.random.default_rng(0).normal(0, 0.5, num))
+    return np.clip(drawn, LEAST[modality], MOST[modality]).astype(int)
+
+
+def compare(modality: str, mixed: bool, size: Size, *, num: int = NUM, batch_size: int = BATCH, rounds: int = 5) -> dict[str, float]:
+    """Samples per second of both, their ratio, and how far features are apart."""
+    torch.manual_seed(0)
+    ours = our_encoder(modality, size).eval()
+    theirs = to_transformers(ours).eval()
+    samples = InMemory(modality, lengths_of(modality, mixed, size, num), size, ours)
+    config = EmbedConfig(batch_size=batch_size)
+    features = embed(ours, samples, config).features  # the first of each is warm-up
+    expected = stock(theirs, samples, 1 if modality == "speech" and mixed else batch_size)
+    seconds: dict[str, list[float]] = {"d2v": [], "transformers": []}
+    for _ in range(rounds):
+        for name, run in (("d2v", lambda: embed(ours, samples, config)), ("transformers", lambda: stock(theirs, samples, batch_size))):
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    speed = {name: num / statistics.median(times) for name, times in seconds.items()}
+    return {**speed, "ratio": speed["d2v"] / speed["transformers"], "difference": float(np.abs(features - expected).max())}
+
+
+def main(arguments: list[str]) -> None:
+    """One line for each modality and kind of lengths."""
+    options = {"threads": 2, "rounds": 5, "depth": 4} | {key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value}
+    torch.set_num_threads(options["threads"])
+    print("| samples per second | lengths | d2v | transformers | ratio | largest difference |\n|---|---|---|---|---|---|")
+    for modality in [a for a in arguments if "=" not in a] or MODALITIES:
+        for mixed in (False, True) if modality in MEDIAN else (False,):
+            found = compare(modality, mixed, Size(depth=options["depth"]), rounds=options["rounds"])
+            numbers = f"{found['d2v']:.2f} | {found['transformers']:.2f} | {found['ratio']:.2f} | {found['difference']:.1e}"
+            print(f"| {modality} | {'mixed' if mixed else 'equal'} | {numbers} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
