@@ -27,7 +27,7 @@ class EmbedConfig:
 
     layers: list[str] = field(default_factory=lambda: ["last"])  # "last", "local" or a block from 1 to depth; of several the mean is taken
     pool: str = "mean"  # mean: over content tokens; class: the class token; first: the first content token (of a sentence: <s>)
-    batch_size: int = 16  # rows; samples of similar length share a batch
+    batch_size: int = 16  # rows of the longest samples; of shorter ones as many as take the same room, and similar lengths together
     chunk: int = 1024  # samples that are sorted by length, and then written, together
     overlap: float = 0.1  # what is longer than a model reads at once is read in windows; share that neighbours have in common
 
@@ -102,7 +102,7 @@ Batch = tuple[np.ndarray, View, Tensor | None]  # (B,) indices of the samples, t
 def _views(samples: Stream, config: EmbedConfig, bad: list[tuple[str, str]]) -> Iterator[Batch]:
     """Every sample once: whole ones by length, then those that are cut into windows; what cannot be read is noted in `bad`."""
     cut = np.zeros(len(samples), dtype=bool) if samples.cut is None else samples.cut
-    for indices in by_length(samples.lengths, config.batch_size, np.flatnonzero(~cut)):
+    for indices in by_room(samples.lengths, config.batch_size, np.flatnonzero(~cut)):
         yield from _read(samples, indices, bad)
     for index in np.flatnonzero(cut):
         try:
@@ -110,6 +110,22 @@ def _views(samples: Stream, config: EmbedConfig, bad: list[tuple[str, str]]) -> 
                 yield np.full(len(counted), index), view, counted
         except ValueError as error:
             bad.append((samples.ids[index], str(error)))
+
+
+def by_room(lengths: np.ndarray | None, batch_size: int, indices: np.ndarray) -> list[np.ndarray]:
+    """`indices` by length, shortest first, in batches that take, padded, no more room than `batch_size` of the longest.
+
+    A batch has more rows than that only of lengths within a tenth: where samples are few, padding costs more than a small batch.
+    """
+    if lengths is None or not len(indices):
+        return by_length(lengths, batch_size, indices)
+    order = indices[np.argsort(lengths[indices], kind="stable")]
+    room, borders, start = batch_size * lengths[order[-1]], [], 0
+    for place, length in enumerate(lengths[order]):
+        if (place + 1 - start) * length > room or (place - start >= batch_size and length > 1.1 * lengths[order[start]]):
+            borders.append(place)
+            start = place
+    return np.split(order, borders)
 
 
 def _read(samples: Stream, indices: np.ndarray, bad: list[tuple[str, str]]) -> Iterator[Batch]:

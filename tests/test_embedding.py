@@ -16,7 +16,7 @@ from PIL import Image
 
 from d2v import plugins
 from d2v.configuration import D2vConfig
-from d2v.embedding import EmbedConfig, Part, embed
+from d2v.embedding import EmbedConfig, Part, by_room, embed
 from d2v.modeling import D2vModel
 from d2v.opening import open_encoder
 from d2v.shards import Shards
@@ -123,6 +123,21 @@ def test_settings_that_make_no_sense(models, tmp_path):
         embed(encoder, samples, EmbedConfig(pool="class"))
     with pytest.raises(ValueError, match=r"embed.layers is '3'; this encoder has local, 1, 2, last"):
         embed(encoder, samples, EmbedConfig(["3"]))
+
+
+def test_batches_take_the_room_of_the_longest():
+    lengths = np.random.default_rng(0).integers(5, 40, 1000)
+    indices = np.arange(0, 1000, 2)
+    batches = by_room(lengths, 4, indices)
+    longest = lengths[indices].max()
+    assert np.array_equal(np.sort(np.concatenate(batches)), indices)
+    assert all(len(batch) * lengths[batch].max() <= 4 * longest for batch in batches)
+    for batch, following in pairwise(batches):
+        shortest, longest_here, next_length = lengths[batch].min(), lengths[batch].max(), lengths[following].min()
+        assert longest_here <= next_length and (len(batch) <= 4 or longest_here <= 1.1 * shortest)
+        assert (len(batch) + 1) * next_length > 4 * longest or next_length > 1.1 * shortest  # no more fit
+    assert len(batches[0]) > 10 and len(batches[-2]) in (4, 5)
+    assert [len(batch) for batch in by_room(None, 4, np.arange(10))] == [4, 4, 2] and by_room(lengths, 4, np.arange(0)) == []
 
 
 # Windows.
