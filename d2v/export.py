@@ -1,7 +1,8 @@
 """Writes what `from_pretrained` loads: the teacher, beside it the student, and a short model card with the measured numbers."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from d2v.config import Config, save_yaml
@@ -11,17 +12,25 @@ from d2v.objective import Objective
 
 def export(objective: Objective, folder: Path, config: Config, save_preprocessor: Callable[[Path], None], card: str) -> None:
     """Replaces `folder` by a new export, whole or not at all: the teacher in it, the student in its sub-folder `student`."""
-    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    for leftover in (temporary, old):
+    with replaced(folder) as draft:
+        for name, place in (("teacher", draft), ("student", draft / "student")):
+            getattr(objective, name)["encoder"].save_pretrained(place)
+            save_preprocessor(place)
+            (place / "README.md").write_text(card.replace("{which}", name))
+        save_yaml(config.as_dict(), draft / "pretraining.yaml")
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A folder to be filled that then takes the place of `folder`, whole or not at all."""
+    draft, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    for leftover in (draft, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    for name, place in (("teacher", temporary), ("student", temporary / "student")):
-        getattr(objective, name)["encoder"].save_pretrained(place)
-        save_preprocessor(place)
-        (place / "README.md").write_text(card.replace("{which}", name))
-    save_yaml(config.as_dict(), temporary / "pretraining.yaml")
+    draft.mkdir(parents=True)
+    yield draft
     if folder.exists():
         folder.rename(old)
-    temporary.rename(folder)
+    draft.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
