@@ -1,9 +1,11 @@
 """Fine-tuning as a user starts it: what a run leaves, resuming to the bit, freezing, averaging, early stopping, and what is refused."""
 
 import csv
+import functools
 import importlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ from PIL import Image
 from tiny import ROOT
 from transformers import AutoModelForImageClassification, AutoTokenizer
 
-from d2v.finetune import build_model, load
+from d2v.finetune import adopt, build_model, load
 from d2v.loop import Loop
 from d2v.supervised import Supervised
 from d2v.tasks import D2vForImageClassification, D2vForSequenceClassification
 from modalities.image import labelled
+from modalities.image.data import demo as image_demo
+from modalities.text.corpus import demo as text_demo
 
 CONFIGS = sorted((ROOT / "configs").glob("*/finetune_*.yaml"))
 TRUNK = ("model.trunk.dim=32", "model.trunk.depth=2", "model.trunk.num_heads=2", "model.trunk.mlp_dim=64")
@@ -26,16 +30,36 @@ SHORT = ("train.steps=20", "train.warmup_steps=2", "train.batch_size=4", "train.
 DEMO = {
     "image": (
         *(f"model.frontends.image.{setting}" for setting in ("image_size=8", "patch_size=2", "channels=1")),
-        *(f"data.{setting}" for setting in ("path=demo", "split=train", "test_split=test", "mean=[0.3]", "std=[0.38]", "flip=0")),
+        *(f"data.{setting}" for setting in ("split=train", "test_split=test", "mean=[0.3]", "std=[0.38]", "flip=0")),
     ),
-    "text": ("data.path=demo", "data.vocab_size=400", "data.block_size=24", "model.frontends.text.max_positions=128"),
+    "text": ("data.vocab_size=400", "data.block_size=24", "model.frontends.text.max_positions=128"),
 }
 
 
+@pytest.fixture(autouse=True)
+def without_curves(request, monkeypatch):
+    """Matplotlib takes seconds; one test looks at its pictures."""
+    if "pictures" not in request.node.name:
+        monkeypatch.setattr(Loop, "plot", lambda self: None)
+        monkeypatch.setattr("d2v.finetune.plot_confusion", lambda *_: None)
+
+
+@functools.cache
+def small(modality: str) -> Path:
+    """A folder with a few samples of the modality's demo, as tables."""
+    folder = tiny.scratch() / f"small_{modality}"
+    folder.mkdir()
+    demo = {"image": image_demo, "text": text_demo}[modality]
+    for split, count in (("train", 80), ("test", 20)):
+        rows = demo(split).shuffle(seed=0)
+        rows.select(range(count)).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
 def arguments(modality: str, folder, *more: str) -> list[str]:
-    """The command line of a run of 20 steps on the modality's demo."""
+    """The command line of a run of 20 steps on a little of the modality's demo."""
     config = str(ROOT / "configs" / modality / "finetune_tiny.yaml")
-    return [config, *TRUNK, *SHORT, *DEMO[modality], f"run.dir={folder}", *more]
+    return [config, *TRUNK, *SHORT, *DEMO[modality], f"data.path={small(modality)}", f"run.dir={folder}", *more]
 
 
 def main(modality: str, argv: list[str]) -> dict:
@@ -74,8 +98,6 @@ def test_a_run_from_an_export_leaves_a_model_scores_predictions_and_pictures(mod
 def test_the_weights_of_the_export_are_the_start_and_the_head_is_new(tmp_path):
     source = tiny.finished("image") / "export"
     config = load([*arguments("image", tmp_path, "train.seed=3"), f"model={source}"], "image", labelled, D2vForImageClassification)
-    from d2v.finetune import adopt
-
     encoder = adopt(config, tmp_path)
     model = build_model(config, D2vForImageClassification, {"num_labels": 4}, encoder)
     expected = tiny.load(source / "model.safetensors")
@@ -87,7 +109,6 @@ def test_the_weights_of_the_export_are_the_start_and_the_head_is_new(tmp_path):
 @pytest.mark.parametrize("modality", DEMO)
 def test_an_interrupted_run_ends_as_one_that_was_not(modality, tmp_path, monkeypatch):
     """Student, average, optimizer moments, best score and step, curves and predictions, to the bit."""
-    monkeypatch.setattr(Loop, "plot", lambda self: None)
     more = ("train.ema_decay=0.9", "train.freeze_steps=5", "model.trunk.dropout=0.1", "train.validate_every=5", "train.patience=10")
     more += ("data.mixup=0.8", "data.random_erase=0.5") if modality == "image" else ()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -125,8 +146,7 @@ def trained_names(objective: Supervised) -> set[str]:
     return {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
 
 
-def test_frozen_parts_stay_and_the_rest_moves(tmp_path, monkeypatch):
-    monkeypatch.setattr(Loop, "plot", lambda self: None)
+def test_frozen_parts_stay_and_the_rest_moves(tmp_path):
     source = tiny.finished("image") / "export"
     start = tiny.load(source / "model.safetensors")
     for more, moves in (
@@ -166,7 +186,6 @@ def test_the_loss_is_the_sum_over_samples_whatever_the_parts(tmp_path):
 
 @pytest.mark.parametrize("decay", [0.0, 0.7])
 def test_the_average_of_the_weights_is_the_result_if_asked_for(decay, tmp_path, monkeypatch):
-    monkeypatch.setattr(Loop, "plot", lambda self: None)
     seen: list[dict[str, torch.Tensor]] = []
     step = Loop._step
 
@@ -177,7 +196,8 @@ def test_the_average_of_the_weights_is_the_result_if_asked_for(decay, tmp_path, 
         seen.append({name: value.clone() for name, value in self.objective.student["model"].state_dict().items()})
 
     monkeypatch.setattr(Loop, "_step", watched)
-    main("image", arguments("image", tmp_path / "run", f"train.ema_decay={decay}", "train.steps=4", "data.validation_share=0", "train.validate_every=0"))
+    more = (f"train.ema_decay={decay}", "train.steps=4", "data.validation_share=0", "train.validate_every=0")
+    main("image", arguments("image", tmp_path / "run", *more))
     average = seen[0]
     for weights in seen[1:]:
         average = {name: decay * average[name] + (1 - decay) * weights[name] for name in average}
@@ -189,11 +209,10 @@ def test_the_average_of_the_weights_is_the_result_if_asked_for(decay, tmp_path, 
 
 
 def test_early_stopping_keeps_the_best_and_stops_after_patience(tmp_path, monkeypatch):
-    monkeypatch.setattr(Loop, "plot", lambda self: None)
     found = iter([0.3, 0.5, 0.4, 0.5, 0.2, 0.9])
     score = lambda outputs, labels: {"accuracy": next(found), "loss": 1.0}  # noqa: E731
     monkeypatch.setattr("modalities.labels.classification", score)
-    with pytest.raises(StopIteration):  # the sixth score is the report's; a seventh run would have asked for 0.9 in training
+    with pytest.raises(StopIteration):  # five are asked for in training, the sixth by the report, which then lacks one
         main("image", arguments("image", tmp_path / "run", "train.validate_every=2", "train.patience=3"))
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["validation_accuracy"] for record in records if "validation_accuracy" in record] == [0.3, 0.5, 0.4, 0.5, 0.2]
@@ -239,12 +258,11 @@ def test_every_mode_of_an_image_becomes_what_the_model_reads(tmp_path):
     assert model.config.id2label == {0: "a", 1: "b"}
 
 
-def test_nothing_is_overwritten_unless_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(Loop, "plot", lambda self: None)
+def test_nothing_is_overwritten_unless_asked_for(tmp_path):
     command = arguments("image", tmp_path / "run", "train.steps=4", "train.validate_every=2")
     main("image", command)
     before = (tmp_path / "run" / "results.json").read_text()
-    with pytest.raises(ValueError, match="holds a finished run; choose another run.dir, or run.overwrite=true"):
+    with pytest.raises(ValueError, match=r"holds a finished run; choose another run.dir, or run.overwrite=true"):
         main("image", command)
     main("image", [*command, "train.seed=1", "run.overwrite=true"])
     assert (tmp_path / "run" / "results.json").read_text() != before
@@ -285,7 +303,7 @@ def tables(tmp_path_factory):
         ("text", ("data.label=answer", "data.validation_split=dev"), "data.validation_share 0.1 and data.validation_split 'dev': give one"),
         ("text", ("data.label=answer", "data.block_size=500"), "data.block_size 500 must lie in 4"),
         ("text", ("data.label=answer", "train.metric=wer", "data.test_split=''"), "train.metric is 'wer'; the scores of this task are accuracy"),
-        ("text", ("data.label=answer", "data.test_split=''", "data.validation_share=0"), "train.validate_every is 10, but there is no validation split"),
+        ("text", ("data.label=answer", "data.test_split=''", "data.validation_share=0"), "train.validate_every is 10, but there is no validation"),
     ],
 )
 def test_bad_tables_are_refused_in_one_line(modality, more, message, tables, tmp_path):
@@ -340,8 +358,7 @@ def test_a_config_of_another_modality_and_no_config(tmp_path):
             main("image", argv)
 
 
-def test_a_resumed_run_does_not_need_what_it_started_from(tmp_path, monkeypatch):
-    monkeypatch.setattr(Loop, "plot", lambda self: None)
+def test_a_resumed_run_does_not_need_what_it_started_from(tmp_path):
     source = tmp_path / "export"
     shutil.copytree(tiny.finished("text") / "export", source)
     command = arguments("text", tmp_path / "run", f"model={source}")
@@ -352,8 +369,7 @@ def test_a_resumed_run_does_not_need_what_it_started_from(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_every_config_says_what_it_is_and_trains_when_made_tiny(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(Loop, "plot", lambda self: None)
+def test_every_config_says_what_it_is_and_trains_when_made_tiny(path, tmp_path):
     header = path.read_text().split("model:")[0]
     assert all(word in header for word in ("# command:", "# hardware:", "hours:", "expected:"))
     modality = path.parent.name
@@ -361,7 +377,7 @@ def test_every_config_says_what_it_is_and_trains_when_made_tiny(path, tmp_path, 
         pytest.skip(f"{modality} is tried in its own tests")
     raw = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(raw, dict)
-    more = [str(path), *TRUNK, *SHORT, *DEMO[modality], f"run.dir={tmp_path / 'run'}", "train.steps=2", "train.validate_every=1", "run.workers=0"]
+    more = [str(path), *arguments(modality, tmp_path / "run", "train.steps=2", "train.validate_every=1", "run.workers=0")[1:]]
     more += ["train.mixed_precision=no", "data.split=train", "data.test_split=test", "data.validation_split=test", "data.validation_share=0"]
     more += ["data.auto_augment=''"] if modality == "image" else ["data.text=text"]
     main(modality, more)

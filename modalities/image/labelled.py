@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
-from timm.data.mixup import Mixup
+from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
@@ -44,6 +45,9 @@ def check(data: DataConfig, frontend: FrontendConfig, batch_size: int) -> None:
     """ValueError: settings that contradict one another."""
     check_reading(data, frontend)
     labels.check(data)
+    for name in ("mixup", "cutmix"):
+        if getattr(data, name) < 0:
+            raise ValueError(f"data.{name} is {getattr(data, name)}; it must be 0 (none) or more")
     for name in ("random_erase", "mix_prob", "cutmix_prob", "label_smoothing"):
         if not 0 <= getattr(data, name) <= 1:
             raise ValueError(f"data.{name} is {getattr(data, name)}; it must lie between 0 and 1")
@@ -51,7 +55,7 @@ def check(data: DataConfig, frontend: FrontendConfig, batch_size: int) -> None:
         raise ValueError(f"data.auto_augment takes the place of data.color_jitter, which is {data.color_jitter}: set it to 0")
     if data.auto_augment and frontend.channels != 3:
         raise ValueError(f"data.auto_augment needs images of 3 channels; model.frontends.{MODALITY}.channels is {frontend.channels}")
-    mixes = data.mixup > 0 or data.cutmix > 0
+    mixes = data.mixup or data.cutmix
     if mixes and batch_size % 2:
         raise ValueError(f"train.batch_size is {batch_size}; data.mixup and data.cutmix mix pairs of images and need an even number")
     if data.regression and (mixes or data.label_smoothing):
@@ -68,38 +72,30 @@ class Batches:
         self.sampler = sampling.Sampler(len(opened.indices), batch_size, seed)
         self._opened, self._data, self._seed, self._bad_log = opened, data, seed, bad_log
         self._transform = transform(data, frontend)
-        self._rand_augment = _rand_augment(data) if data.auto_augment else None
+        self._rand_augment = _rand_augment(data, frontend.image_size) if data.auto_augment else None
         self._erase = RandomErasing(data.random_erase, mode="pixel", device="cpu") if data.random_erase else None
-        self._num_classes = len(opened.names or [])
-        self._mixes = data.mixup > 0 or data.cutmix > 0
-        self._mixup = Mixup(
-            data.mixup,
-            data.cutmix,
-            prob=data.mix_prob if self._mixes else 0.0,
-            switch_prob=data.cutmix_prob,
-            label_smoothing=data.label_smoothing,
-            num_classes=self._num_classes,
-        )
+        self._mixup = None
+        if data.mixup or data.cutmix:
+            shares = {"prob": data.mix_prob, "switch_prob": data.cutmix_prob, "label_smoothing": data.label_smoothing}
+            self._mixup = Mixup(data.mixup, data.cutmix, num_classes=len(opened.names or []), **shares)
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
         """This part's rows of the step's batch: pixel_values (B, C, S, S) with labels (B,) or shares of classes (B, L); the sample ids."""
         batch = self.sampler(step)
         rows = list(range(len(batch)))[sampling.share(len(batch), part, parts)]
-        partners = [len(batch) - 1 - row for row in reversed(rows)] if self._mixes and parts > 1 else []  # of a row: the one as far from the end
-        generators = masking.generators(self._seed, step, range(len(batch)))
+        # timm mixes each image with that as far from the other end; here of the whole batch, which no other part need know
+        partners = [len(batch) - 1 - row for row in reversed(rows)] if self._mixup is not None and parts > 1 else []
+        *generators, common = masking.generators(self._seed, step, range(len(batch) + 1))  # the last is no row's own
         drawn = [self._row(generators[row], int(batch[row])) for row in [*rows, *partners]]
         images, targets, ids = zip(*drawn, strict=True)
         pixels = torch.stack(images)
         target = torch.as_tensor(np.array(targets))
-        if self._mixes or self._data.label_smoothing:
-            pixels, target = self._mixed(step, len(batch), pixels, target)
+        if self._mixup is not None:
+            with sources.seeded(common):
+                pixels, target = self._mixup(pixels, target)
+        elif self._data.label_smoothing:
+            target = mixup_target(target, len(self._opened.names), smoothing=self._data.label_smoothing)  # timm's way to write them, unmixed
         return [View(MODALITY, {"pixel_values": pixels[: len(rows)]}, labels=target[: len(rows)])], list(ids[: len(rows)])
-
-    def _mixed(self, step: int, batch_size: int, pixels: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and smoothed labels (B, L), each mixed with that as far from the other end, by shares that the whole batch has in common."""
-        (common,) = masking.generators(self._seed, step, [batch_size])  # no row's own
-        with sources.seeded(common):
-            return self._mixup(pixels, target)
 
     def _row(self, generator: np.random.Generator, place: int) -> tuple[Tensor, Any, str]:
         """Augmented image (C, S, S), its label, sample id."""
@@ -113,10 +109,12 @@ class Batches:
         return pixels, self._opened.labels[index], self._opened.train.ids[index]
 
 
-def _rand_augment(data: DataConfig) -> Callable[[Any], Any]:
-    fill = tuple(min(255, round(255 * value)) for value in (data.mean * 3)[:3])
+def _rand_augment(data: DataConfig, image_size: int) -> Callable[[Any], Any]:
+    """With what timm's own training transform gives it: the mean colour as filling, and at most 0.45 of the side as translation."""
+    fill = tuple(min(255, round(255 * value)) for value in (list(data.mean) * 3)[:3])
+    settings = {"img_mean": fill, "translate_const": int(image_size * 0.45), "interpolation": Image.Resampling.BICUBIC}
     try:
-        return rand_augment_transform(data.auto_augment, {"img_mean": fill, "translate_const": 100})
+        return rand_augment_transform(data.auto_augment, settings)
     except (AssertionError, ValueError, KeyError) as error:
         raise ValueError(f"data.auto_augment is {data.auto_augment!r}; timm reads strings such as rand-m9-mstd0.5-inc1 ({error})") from None
 
