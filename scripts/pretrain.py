@@ -1,25 +1,24 @@
 """Pretrains an encoder: accelerate launch scripts/pretrain.py CONFIG key=value ...; parse, build, call."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import datasets
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
-from omegaconf import OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
 from d2v import plugins
 from d2v.checkpoint import found
-from d2v.config import Config, differences, load_config, run_cli, save_yaml
+from d2v.config import Config, load_config, run_cli, save_yaml
 from d2v.configuration import D2vConfig
 from d2v.export import export, model_card
+from d2v.folder import BadSamples, check_folder, clear
 from d2v.health import HealthCheck
 from d2v.loop import Loop
 from d2v.modeling import D2vModel
 from d2v.probe import OnlineProbe
-from d2v.start import start_from
+from d2v.start import bring_tokenizer, start_from
 
 
 def main(arguments: list[str]) -> None:
@@ -40,11 +39,14 @@ def main(arguments: list[str]) -> None:
         # a dropped layer has no gradient
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.model.trunk.drops_layers)],
     )
+    if config.run.overwrite:
+        with accelerator.main_process_first():
+            clear(folder)
     bring_tokenizer(config, folder)
     with accelerator.main_process_first():
         folder.mkdir(parents=True, exist_ok=True)
         modality.prepare(config.data, config.frontend, folder, config.train.seed)
-        check_folder(folder, config)
+        check_folder(folder, config.as_dict(), config.run.resume)
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
     report = samples.report.lines()
     accelerator.print("\n".join(report))
@@ -78,34 +80,6 @@ def main(arguments: list[str]) -> None:
     accelerator.end_training()
 
 
-def bring_tokenizer(config: Config, folder: Path) -> None:
-    """Weights of train.init_from are of its tokens: fills data.tokenizer where the modality has one. ValueError: it brings none."""
-    if not config.train.init_from or "tokenizer" not in vars(config.data) or config.data.tokenizer:
-        return
-    saved = folder / "config.yaml"
-    if saved.is_file():  # a resumed run has its own copy, and what it started from may be gone
-        config.data.tokenizer = OmegaConf.load(saved).data.tokenizer
-        return
-    source = Path(config.train.init_from)
-    places = [place for place in (source / "export", source, source / "tokenizer") if (place / "tokenizer.json").is_file()]
-    if not places:
-        raise ValueError(f"train.init_from: {source} brings no tokenizer; name the one that it was trained with, data.tokenizer=FOLDER or a Hub name")
-    config.data.tokenizer = str(places[0])
-
-
-def check_folder(folder: Path, config: Config) -> None:
-    """ValueError: the folder holds a run of another config, or checkpoints that run.resume=never forbids to go on from."""
-    path = folder / "config.yaml"
-    if path.is_file():
-        changed = differences(OmegaConf.to_container(OmegaConf.load(path)), config.as_dict())  # type: ignore[arg-type]
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run of another config ({'; '.join(changed[:8])}); choose another run.dir, or the old settings to resume"
-            )
-    if config.run.resume == "never" and found(folder / "checkpoints"):
-        raise ValueError(f"{folder} has checkpoints and run.resume is never; choose another run.dir, or run.resume=auto to go on")
-
-
 def health_check(config: Config, modality, samples, folder: Path) -> HealthCheck:
     """On the training samples, or on evaluate.path where that names labelled data."""
     evaluate = config.evaluate
@@ -121,17 +95,6 @@ def online_probe(config: Config, modality, folder: Path) -> OnlineProbe:
     data = dataclasses.replace(config.data, path=probe.path)
     splits = [modality.Samples(data, config.frontend, split=split, folder=folder) for split in (probe.train_split, probe.test_split) if split]
     return OnlineProbe(splits[0], splits[1] if probe.test_split else None, probe)
-
-
-class BadSamples:
-    """Appends samples that could not be read during training to a file; picklable, for data loading processes."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __call__(self, sample: str, reason: str) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"sample": sample, "reason": reason}) + "\n")
 
 
 if __name__ == "__main__":
