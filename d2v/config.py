@@ -39,6 +39,8 @@ class TrainConfig:
     hold: float = 0.9  # tri_stage: share of the run at the full rate
     weight_decay: float = 0.01
     decay_all: bool = False  # fairseq decays norms and biases too
+    layer_decay: float = 1.0  # the rate of a block is this times that of the block above it
+    layer_decay_frontends: bool = True  # what comes before the blocks is one below the first (BEiT); false: at the full rate (data2vec 2.0)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     eps: float = 1e-6
     clip: float = 0.0  # global gradient norm; 0 never clips
@@ -59,6 +61,10 @@ class TrainConfig:
             self.mixed_precision = "no"
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"train.mixed_precision is {self.mixed_precision!r}; it may be no, bf16, fp16")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"train.layer_decay is {self.layer_decay}; it must lie above 0 and be at most 1")
+        if self.schedule == "tri_stage" and not 0 < self.floor <= 1:
+            raise ValueError(f"train.floor is {self.floor}; tri_stage falls exponentially to a share above 0")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"train.warmup_steps is {self.warmup_steps}; it must lie between 0 and train.steps, {self.steps}")
 
@@ -69,6 +75,7 @@ class RunConfig:
 
     dir: str = ""  # required
     resume: str = "auto"  # auto: go on if the folder has a checkpoint; never: such a folder is an error
+    overwrite: bool = False  # results that exist already are replaced; of a script that would else refuse to
     log_every: int = 20
     save_every: int = 1000
     keep: int = 2  # checkpoints
@@ -126,6 +133,11 @@ class Config:
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """The Config of a YAML file and `key=value` overrides. ValueError: whatever is wrong with them, with a suggestion."""
+    return from_dict(load_values(path, overrides), str(path))
+
+
+def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:
+    """A YAML file and `key=value` overrides as plain dictionaries. ValueError: whatever is wrong with their form."""
     values = OmegaConf.create(_read_yaml(Path(path)))
     for override in overrides or []:
         key, equals, value = override.partition("=")
@@ -139,18 +151,13 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
             raise ValueError(f"argument {override!r}: {' '.join(str(error).split())}") from None
     plain = OmegaConf.to_container(values)
     assert isinstance(plain, dict)
-    return from_dict(plain, str(path))
+    return plain
 
 
 def from_dict(values: dict, path: str = "config.yaml") -> Config:
     """The Config of plain dictionaries; `path` is named in errors. ValueError as in load_config."""
-    _check_keys(values, SECTIONS, "", path)
-    model = values.get("model") if isinstance(values.get("model"), dict) else {}
-    frontends = model.get("frontends") or {}
-    if not isinstance(frontends, dict) or len(frontends) != 1:
-        names = ", ".join(plugins.available("modalities"))
-        raise ValueError(f"{path}: model.frontends must name one modality ({names}) and its settings; it is {frontends!r}")
-    name = next(iter(frontends))
+    check_keys(values, SECTIONS, "", path)
+    name = modality_of(values, path)
     modality = plugins.load("modalities", name)
     objective = plugins.load("d2v.objectives", (values.get("objective") or {}).get("name", "data2vec"))
     parts = {
@@ -161,8 +168,18 @@ def from_dict(values: dict, path: str = "config.yaml") -> Config:
         "run": RunConfig,
         "evaluate": EvaluateConfig,
     }
-    built = _build(parts, OmegaConf.create(values), "", path)
+    built = typed(parts, OmegaConf.create(values), "", path)
     return Config(**{**built, "model": ModelConfig(**built["model"])})
+
+
+def modality_of(values: dict, path: str) -> str:
+    """The one modality that model.frontends names. ValueError: none, or several."""
+    model = values.get("model") if isinstance(values.get("model"), dict) else {}
+    frontends = model.get("frontends") or {}
+    if not isinstance(frontends, dict) or len(frontends) != 1:
+        names = ", ".join(plugins.available("modalities"))
+        raise ValueError(f"{path}: model.frontends must name one modality ({names}) and its settings; it is {frontends!r}")
+    return next(iter(frontends))
 
 
 def save_yaml(values: dict, path: Path) -> None:
@@ -202,18 +219,18 @@ def _read_yaml(path: Path) -> dict:
     return values
 
 
-def _build(parts: Any, values: Any, where: str, path: str) -> Any:
+def typed(parts: Any, values: Any, where: str, path: str) -> Any:
     """Dataclasses from nested `parts` (dicts of dataclasses) and the values given for them."""
     if isinstance(parts, dict):
         values = {} if values is None else values
         if not isinstance(values, dict | DictConfig):
             raise ValueError(f"{path}: {where} must hold the keys {', '.join(parts)}; it is {values!r}")
-        _check_keys(values, tuple(parts), where, path)
-        return {name: _build(part, values.get(name), f"{where}.{name}".lstrip("."), path) for name, part in parts.items()}
+        check_keys(values, tuple(parts), where, path)
+        return {name: typed(part, values.get(name), f"{where}.{name}".lstrip("."), path) for name, part in parts.items()}
     values = {} if values is None else values
     if not isinstance(values, dict | DictConfig):
         raise ValueError(f"{path}: {where} must hold keys of {parts.__name__}; it is {values!r}")
-    _check_keys(values, tuple(f.name for f in dataclasses.fields(parts)), where, path)
+    check_keys(values, tuple(f.name for f in dataclasses.fields(parts)), where, path)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(parts), values))
     except OmegaConfBaseException as error:
@@ -223,7 +240,8 @@ def _build(parts: Any, values: Any, where: str, path: str) -> Any:
         raise ValueError(f"{path}: {where}.{error.full_key or '?'}: {reason}") from None
 
 
-def _check_keys(values: Any, allowed: tuple[str, ...], where: str, path: Any) -> None:
+def check_keys(values: Any, allowed: tuple[str, ...], where: str, path: Any) -> None:
+    """ValueError: a key that is not among `allowed`, with a suggestion."""
     for key in values:
         if key not in allowed:
             close = difflib.get_close_matches(str(key), allowed, n=1)

@@ -34,6 +34,14 @@ class Batches(Protocol):
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]: ...
 
 
+class Validation(Protocol):
+    """What a run measures at intervals to choose the best model and when to stop: see d2v/validation.py."""
+
+    def due(self, step: int) -> bool: ...
+    def __call__(self, step: int, accelerator: Accelerator) -> dict[str, float]: ...
+    def stops(self, step: int) -> bool: ...
+
+
 class MicroBatches(Dataset):
     """The micro-batches of one process, by number; a DataLoader may make them in other processes."""
 
@@ -57,12 +65,19 @@ class Loop:
         run: RunConfig,
         accelerator: Accelerator,
         health: HealthCheck | None = None,
+        validation: Validation | None = None,
     ):
-        self.train, self.run, self.accelerator, self.health = train, run, accelerator, health
+        self.train, self.run, self.accelerator, self.health, self.validation = train, run, accelerator, health, validation
         self.folder = Path(run.dir)
         self.objective = objective
         optimizer = torch.optim.AdamW(
-            parameter_groups(objective, train.weight_decay, decay_all=train.decay_all),
+            parameter_groups(
+                objective,
+                train.weight_decay,
+                decay_all=train.decay_all,
+                layer_decay=train.layer_decay,
+                frontends=train.layer_decay_frontends,
+            ),
             lr=train.lr,
             betas=tuple(train.betas),
             eps=train.eps,
@@ -88,7 +103,7 @@ class Loop:
         batches = self._batches()
         bar = tqdm(total=self.train.steps, initial=self.progress.step, disable=not self.accelerator.is_main_process, mininterval=1.0, unit="step")
         self.model.train()
-        while self.progress.step < self.train.steps:
+        while self.progress.step < self.train.steps and not self._stopped():
             self._step(batches)
             bar.update()
             step, last_step = self.progress.step, self.progress.step == self.train.steps
@@ -99,7 +114,9 @@ class Loop:
                 if self.run.stop_on_collapse and self._collapsed():
                     self._say(f"stopping at step {step}: {self.verdict.reason}")
                     break
-            if step % self.run.save_every == 0 or last_step:
+            if self.validation is not None and (self.validation.due(step) or last_step):
+                self.history.add({"step": step, **self.validation(step, self.accelerator)})
+            if step % self.run.save_every == 0 or last_step or self._stopped():
                 checkpoint.save(self.accelerator, self.folder / "checkpoints", step, self.run.keep)
         bar.close()
         self.plot()
@@ -110,7 +127,8 @@ class Loop:
         train, world, step = self.train, self.accelerator.num_processes, self.progress.step
         lr = train.lr * self._rate(step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
+        self.objective.begin_step(step)
         sums = torch.zeros(2, device=self.accelerator.device)
         guess = torch.ones((), device=self.accelerator.device)
         ids: list[str] = []
@@ -168,7 +186,8 @@ class Loop:
         self.history.add({"step": self.progress.step, **record, **rate})
         self.accelerator.log({k: v for k, v in record.items()} | rate, step=self.progress.step)
         shown = {"loss": f"{record['loss']:.4g}", "lr": f"{record['lr']:.2e}", "samples/s": f"{rate['samples_per_second']:.1f}"}
-        bar.set_postfix(shown | {"data": f"{rate['data_wait']:.0%}", "health": self.verdict.state}, refresh=False)
+        state = {"health": self.verdict.state} if self.health is not None else {}
+        bar.set_postfix(shown | {"data": f"{rate['data_wait']:.0%}"} | state, refresh=False)
         if error:
             raise ValueError(error)
 
@@ -184,6 +203,9 @@ class Loop:
 
     def _health_every(self) -> int:
         return self.run.health_every or max(1, self.train.steps // 10)
+
+    def _stopped(self) -> bool:
+        return self.validation is not None and self.validation.stops(self.progress.step)
 
     def _collapsed(self) -> bool:
         mine = torch.tensor(float(self.verdict.state == "collapsed"), device=self.accelerator.device)

@@ -1,6 +1,7 @@
 """Objective: student, teacher and update_teacher; all that training changes lives here."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,24 +26,20 @@ class Objective(nn.Module):
     """What sits in `student` is averaged into `teacher`; predictors and decoders sit beside it.
 
     `copied`: prefixes of names in `student` that the teacher shares with it: copied at each update instead of averaged.
+    `teacher` false: there is none, and nothing to update.
     """
 
-    def __init__(self, copied: tuple[str, ...] = (), **averaged: nn.Module):
+    def __init__(self, copied: tuple[str, ...] = (), *, teacher: bool = True, **averaged: nn.Module):
         """ValueError: a prefix in `copied` that no parameter has."""
         super().__init__()
         self.student = nn.ModuleDict(averaged)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
-        names = [name for name, _ in self.student.named_parameters()]
-        for prefix in copied:
-            if not any(_within(name, prefix) for name in names):
-                raise ValueError(
-                    f"no parameter of the encoder begins with {prefix!r}; they begin with {', '.join(sorted({n.rsplit('.', 2)[0] for n in names}))}"
-                )
+        self.teacher = copy.deepcopy(self.student if teacher else nn.ModuleDict()).requires_grad_(False).eval()
+        check_prefixes(copied, self.student)
         self.copied = copied
 
     def is_copied(self, name: str) -> bool:
         """Whether the teacher shares the student's parameter of this name."""
-        return any(_within(name, prefix) for prefix in self.copied)
+        return any(within(name, prefix) for prefix in self.copied)
 
     def train(self, mode: bool = True) -> "Objective":
         """The teacher stays in evaluation mode."""
@@ -52,6 +49,9 @@ class Objective(nn.Module):
 
     def check(self, views: list[View]) -> None:
         """ValueError: batches of this form cannot be trained on; asked once, before a run begins."""
+
+    def begin_step(self, step: int) -> None:
+        """What a method changes before optimizer step `step` (0 is the first)."""
 
     def forward(self, views: list[View]) -> Loss:
         """The loss of one batch of views."""
@@ -66,20 +66,30 @@ class Objective(nn.Module):
         """teacher <- decay * teacher + (1 - decay) * student, in the parameters' float32; shared parts and all buffers are copied."""
         averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
         shared: tuple[list[Tensor], list[Tensor]] = ([], [])
-        teacher = dict(self.teacher.named_parameters())
-        for name, parameter in self.student.named_parameters():
+        student = dict(self.student.named_parameters())
+        for name, parameter in self.teacher.named_parameters():
             pair = shared if self.is_copied(name) else averaged
-            pair[0].append(teacher[name])
-            pair[1].append(parameter)
-        buffers = dict(self.teacher.named_buffers())
-        for name, buffer in self.student.named_buffers():
-            shared[0].append(buffers[name])
-            shared[1].append(buffer)
+            pair[0].append(parameter)
+            pair[1].append(student[name])
+        buffers = dict(self.student.named_buffers())
+        for name, buffer in self.teacher.named_buffers():
+            shared[0].append(buffer)
+            shared[1].append(buffers[name])
         if averaged[0]:
             torch._foreach_lerp_(averaged[0], averaged[1], 1 - decay)
         if shared[0]:
             torch._foreach_copy_(shared[0], shared[1])
 
 
-def _within(name: str, prefix: str) -> bool:
+def within(name: str, prefix: str) -> bool:
+    """Whether a parameter's name is, or begins with, the whole parts of `prefix`."""
     return name == prefix or name.startswith(f"{prefix}.")
+
+
+def check_prefixes(prefixes: Iterable[str], module: nn.Module) -> None:
+    """ValueError: a prefix that no parameter's name begins with."""
+    names = [name for name, _ in module.named_parameters()]
+    for prefix in prefixes:
+        if not any(within(name, prefix) for name in names):
+            parts = sorted({name.rsplit(".", 2)[0] for name in names})
+            raise ValueError(f"no parameter of the encoder begins with {prefix!r}; they begin with {', '.join(parts)}")

@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves as small multiples, and the singular-value spectrum of features."""
+"""Pictures of a run: its curves as small multiples, the singular-value spectrum of features, and a confusion matrix."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,13 @@ PANELS = (
     ("Spread of targets and predictions", "std", "linear", {"target_std": "target", "prediction_std": "prediction"}),
     ("Effective rank of pooled features", "effective rank", "linear", {"student_rank": "student", "teacher_rank": "teacher", "local_rank": "local"}),
     ("k-NN of pooled features", "accuracy (%)", "linear", {"student_knn": "student", "teacher_knn": "teacher"}),
+    (
+        "Scores of the validation split",
+        "score",
+        "linear",
+        {f"validation_{name}": name for name in ("accuracy", "top5", "f1", "matthews", "pearson", "spearman", "wer", "cer")},
+    ),
+    ("Loss of the validation split", "loss", "linear", {"validation_loss": "validation loss"}),
     ("Gradient norm", "norm before clipping", "log", {"grad_norm": "gradient norm"}),
     ("Learning rate", "learning rate", "linear", {"lr": "learning rate"}),
     ("EMA decay of the teacher", "decay", "linear", {"ema_decay": "EMA decay"}),
@@ -31,6 +38,32 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path, title: s
 def plot_spectrum(spectra: Mapping[str, Any], path: str | Path, title: str = "Singular values of the features' covariance") -> None:
     """Writes {name: singular values, largest first} on a log scale; a cliff is dimensional collapse. ValueError: there is nothing to draw."""
     spectrum_figure(spectra, title).savefig(path, dpi=120)
+
+
+def plot_confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
+    """Writes the confusion matrix of classes (N,) and predictions (N,); shades are shares of a true class, counts are written into small ones."""
+    confusion_figure(labels, predicted, classes).savefig(path, dpi=120)
+
+
+def confusion_figure(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> "Figure":
+    """True classes down, predicted ones across."""
+    from matplotlib.figure import Figure
+    from sklearn.metrics import confusion_matrix
+
+    counts = confusion_matrix(labels, predicted, labels=np.arange(len(classes)))  # (C, C)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    side = min(16, max(4, 0.35 * len(classes) + 2))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    places = range(len(classes)) if len(classes) <= 80 else []
+    axes.set(title="Confusion matrix", xlabel="predicted", ylabel="true class", xticks=places, yticks=places)
+    axes.set_xticklabels([classes[place] for place in places], rotation=90, fontsize=7)
+    axes.set_yticklabels([classes[place] for place in places], fontsize=7)
+    if len(classes) <= 20:
+        for (row, column), count in np.ndenumerate(counts):
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color="white" if shares[row, column] > 0.5 else "black")
+    return figure
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "") -> "Figure":
@@ -64,7 +97,7 @@ def _curve(axes, history: Sequence[Mapping[str, Any]], name: str, legend: str) -
         return
     if name.endswith("_knn"):
         values = 100 * values
-    colour = COLOURS.get(legend, "#0072b2")
+    colour = COLOURS.get(legend, f"C{len(axes.lines)}" if axes.lines else "#0072b2")
     axes.plot(steps, values, color=colour, linewidth=1.4, label=legend, marker="o" if len(steps) < 30 else None, markersize=3)
     if name in ("student_rank", "student_knn") and steps[0] == 0:
         axes.axhline(values[0], color=colour, linewidth=1, linestyle=":", label="student at init")

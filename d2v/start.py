@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel
@@ -22,7 +23,7 @@ def start_from(objective: Objective, path: str | Path, config: Config) -> list[s
     ValueError: no such file, another architecture, or the first weight that is missing, left over or of another shape; nothing is half loaded.
     """
     path = Path(path)
-    encoder, state, source = _read(path)
+    encoder, state, source = read(path)
     _compare(encoder, config, path)
     own = objective.state_dict()
     heads = {name for name in own if not name.startswith(("student.encoder.", "teacher.encoder."))}
@@ -41,19 +42,34 @@ def start_from(objective: Objective, path: str | Path, config: Config) -> list[s
     ]
 
 
-def _read(path: Path) -> tuple[D2vModel, dict[str, Tensor], Any]:
-    """The encoder of `path`, tensors by an objective's names, and the objective if it has one."""
+def bring_tokenizer(config: Any, folder: Path) -> None:
+    """Weights of train.init_from are of its tokens: fills data.tokenizer where the modality has one. ValueError: it brings none."""
+    if not config.train.init_from or "tokenizer" not in vars(config.data) or config.data.tokenizer:
+        return
+    saved = folder / "config.yaml"
+    if saved.is_file():  # a resumed run has its own copy, and what it started from may be gone
+        config.data.tokenizer = OmegaConf.load(saved).data.tokenizer
+        return
+    source = Path(config.train.init_from)
+    places = [place for place in (source / "export", source, source / "tokenizer") if (place / "tokenizer.json").is_file()]
+    if not places:
+        raise ValueError(f"train.init_from: {source} brings no tokenizer; name the one that it was trained with, data.tokenizer=FOLDER or a Hub name")
+    config.data.tokenizer = str(places[0])
+
+
+def read(path: Path, said: str = "train.init_from") -> tuple[D2vModel, dict[str, Tensor], Any]:
+    """The encoder of `path`, tensors by an objective's names, and the objective if it has one. ValueError: it cannot be had; begins with `said`."""
     folder = path / "export" if (path / "export" / "config.json").is_file() else path
     if (folder / "config.json").is_file():
         try:
             encoder, loading = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         except (SafetensorError, OSError, RuntimeError) as error:
-            raise ValueError(f"train.init_from: {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+            raise ValueError(f"{said}: {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
         if not isinstance(encoder, D2vModel):
-            raise ValueError(f"train.init_from: {folder} holds a {type(encoder).__name__}, not a d2v encoder")
+            raise ValueError(f"{said}: {folder} holds a {type(encoder).__name__}, not a d2v encoder")
         for problem, names in (("lacks", loading["missing_keys"]), ("has, and the model does not,", loading["unexpected_keys"])):
             if names:  # from_pretrained only warns, and fills what is missing at random
-                raise ValueError(f"train.init_from: {folder} {problem} the weight {sorted(names)[0]} ({len(names)} in all)")
+                raise ValueError(f"{said}: {folder} {problem} the weight {sorted(names)[0]} ({len(names)} in all)")
         weights = encoder.state_dict()
         return encoder, {f"{side}.encoder.{name}": value for side in ("student", "teacher") for name, value in weights.items()}, None
     if path.is_file():
@@ -61,7 +77,7 @@ def _read(path: Path) -> tuple[D2vModel, dict[str, Tensor], Any]:
         encoder = source.student["encoder"]
         assert isinstance(encoder, D2vModel)
         return encoder, source.state_dict(), source
-    raise ValueError(f"train.init_from is {path}: no export or run folder (with config.json) and no checkpoint file")
+    raise ValueError(f"{said} is {path}: no export or run folder (with config.json) and no checkpoint file")
 
 
 def _compare(encoder: D2vModel, config: Config, path: Path) -> None:

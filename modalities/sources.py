@@ -292,17 +292,6 @@ def classes(dataset: datasets.Dataset, name: str) -> list[str] | None:
     return None
 
 
-def encode(values: np.ndarray, names: list[str] | None) -> np.ndarray:
-    """Integer labels of `values` by the class names of the training split; integers stay. ValueError: a value that is no class."""
-    if values.dtype.kind in "iu":
-        return values.astype(np.int64)
-    code = {name: number for number, name in enumerate(names or sorted(set(map(str, values))))}
-    unknown = sorted({str(value) for value in values} - set(code))
-    if unknown:
-        raise ValueError(f"label {unknown[0]!r} is none of the classes {', '.join(list(code)[:20])}")
-    return np.asarray([code[str(value)] for value in values], dtype=np.int64)
-
-
 @dataclass
 class Report:
     """What a scan of one split found, and what of it can be used."""

@@ -1,24 +1,23 @@
 """Pretrains an encoder: accelerate launch scripts/pretrain.py CONFIG key=value ...; parse, build, call."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import datasets
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
-from omegaconf import OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
 from d2v import plugins
 from d2v.checkpoint import found
-from d2v.config import Config, differences, load_config, run_cli, save_yaml
+from d2v.config import Config, load_config, run_cli, save_yaml
 from d2v.configuration import D2vConfig
 from d2v.export import export, model_card
+from d2v.folder import BadSamples, check_folder
 from d2v.health import HealthCheck
 from d2v.loop import Loop
 from d2v.modeling import D2vModel
-from d2v.start import start_from
+from d2v.start import bring_tokenizer, start_from
 
 
 def main(arguments: list[str]) -> None:
@@ -43,7 +42,7 @@ def main(arguments: list[str]) -> None:
     with accelerator.main_process_first():
         folder.mkdir(parents=True, exist_ok=True)
         modality.prepare(config.data, config.frontend, folder, config.train.seed)
-        check_folder(folder, config)
+        check_folder(folder, config.as_dict(), config.run.resume)
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
     report = samples.report.lines()
     accelerator.print("\n".join(report))
@@ -76,34 +75,6 @@ def main(arguments: list[str]) -> None:
     accelerator.end_training()
 
 
-def bring_tokenizer(config: Config, folder: Path) -> None:
-    """Weights of train.init_from are of its tokens: fills data.tokenizer where the modality has one. ValueError: it brings none."""
-    if not config.train.init_from or "tokenizer" not in vars(config.data) or config.data.tokenizer:
-        return
-    saved = folder / "config.yaml"
-    if saved.is_file():  # a resumed run has its own copy, and what it started from may be gone
-        config.data.tokenizer = OmegaConf.load(saved).data.tokenizer
-        return
-    source = Path(config.train.init_from)
-    places = [place for place in (source / "export", source, source / "tokenizer") if (place / "tokenizer.json").is_file()]
-    if not places:
-        raise ValueError(f"train.init_from: {source} brings no tokenizer; name the one that it was trained with, data.tokenizer=FOLDER or a Hub name")
-    config.data.tokenizer = str(places[0])
-
-
-def check_folder(folder: Path, config: Config) -> None:
-    """ValueError: the folder holds a run of another config, or checkpoints that run.resume=never forbids to go on from."""
-    path = folder / "config.yaml"
-    if path.is_file():
-        changed = differences(OmegaConf.to_container(OmegaConf.load(path)), config.as_dict())  # type: ignore[arg-type]
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run of another config ({'; '.join(changed[:8])}); choose another run.dir, or the old settings to resume"
-            )
-    if config.run.resume == "never" and found(folder / "checkpoints"):
-        raise ValueError(f"{folder} has checkpoints and run.resume is never; choose another run.dir, or run.resume=auto to go on")
-
-
 def health_check(config: Config, modality, samples, folder: Path) -> HealthCheck:
     """On the training samples, or on evaluate.path where that names labelled data."""
     evaluate = config.evaluate
@@ -111,17 +82,6 @@ def health_check(config: Config, modality, samples, folder: Path) -> HealthCheck
         data = dataclasses.replace(config.data, path=evaluate.path)
         samples = modality.Samples(data, config.frontend, split=evaluate.train_split, folder=folder)
     return HealthCheck(samples, limit=config.run.health_samples, label=evaluate.label, group=evaluate.group, batch_size=evaluate.batch_size)
-
-
-class BadSamples:
-    """Appends samples that could not be read during training to a file; picklable, for data loading processes."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __call__(self, sample: str, reason: str) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"sample": sample, "reason": reason}) + "\n")
 
 
 if __name__ == "__main__":

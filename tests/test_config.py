@@ -9,7 +9,7 @@ from tiny import MODALITIES, ROOT
 
 from d2v.config import differences, from_dict, load_config, run_cli, save_yaml
 
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+FILES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if not path.stem.startswith("finetune"))  # of pretraining
 DEMO = str(ROOT / "configs" / MODALITIES[0] / "demo.yaml")
 
 

@@ -75,8 +75,8 @@ def test_there_is_something_to_walk():
     assert CORE and {"image", "speech", "text"} <= MODALITIES
 
 
-# Task classes of the Hugging Face world carry a modality in their name; they are named after the task, and users look for exactly them.
-TASK_CLASS = re.compile(r"^(D2vFor|AutoModelFor)\w+$")
+# Task classes of the Hugging Face world, and their outputs, carry a modality in their name; users look for exactly them.
+TASK_CLASS = re.compile(r"^((D2vFor|AutoModelFor)\w+|\w+ClassifierOutput)$")
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,6 +1,7 @@
 """Which parameters are decayed, and gradients scaled and clipped in one pass."""
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
@@ -69,3 +70,38 @@ def test_what_is_not_finite_shows_in_the_norm():
         assert not scale_and_clip([parameter], torch.tensor(0.5), 1.0).isfinite()
     parameter.grad = torch.zeros(3)
     assert scale_and_clip([parameter], torch.tensor(0.5), 1.0) == 0 and parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("frontends", [True, False])
+def test_rates_fall_from_the_head_down_by_layer(frontends):
+    """BEiT's fine-tuning: decay ** (depth + 1 - layer); data2vec 2.0's: what is not a block keeps the full rate."""
+    net = nn.ModuleDict(
+        {"encoder": nn.ModuleDict({"frontends": nn.ModuleDict({"eye": nn.Linear(3, 4)}), "trunk": nn.Module()}), "head": nn.Linear(4, 2)}
+    )
+    net["encoder"]["frontends"]["eye"].bias_table = nn.Parameter(torch.zeros(5, 2))
+    net["encoder"]["trunk"].blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(11))  # more than ten: 10 is not 1
+    net["encoder"]["trunk"].input_norm, net["encoder"]["trunk"].final_norm = nn.LayerNorm(4), nn.LayerNorm(4)
+    model = nn.ModuleDict({"model": net})
+    scale = {}
+    for group in parameter_groups(model, 0.1, layer_decay=0.5, frontends=frontends):
+        inside = {id(p) for p in group["params"]}
+        for name, p in model.named_parameters():
+            if id(p) in inside:
+                assert name not in scale and group["weight_decay"] == (0.1 if p.ndim > 1 else 0.0)
+                scale[name.removeprefix("model.")] = group["scale"]
+    assert scale.keys() == {name for name, _ in net.named_parameters()}
+    for name, found in scale.items():
+        layer = 12
+        if "blocks" in name:
+            layer = int(name.split(".")[3]) + 1
+        elif frontends and ("frontends" in name or "input_norm" in name) and "bias_table" not in name:
+            layer = 0
+        assert found == 0.5 ** (12 - layer), name
+
+
+def test_the_loop_scales_each_groups_rate(tmp_path):
+    config = tiny.config_of(tiny.MODALITIES[0], tmp_path, "train.layer_decay=0.5", "train.steps=2", "train.schedule=constant", "train.lr=1e-3")
+    loop = tiny.loop_of(config)
+    loop()
+    rates = sorted({round(group["lr"] / 1e-3, 6) for group in loop.optimizer.param_groups})
+    assert rates == [0.125, 0.25, 0.5, 1.0]

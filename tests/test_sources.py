@@ -238,14 +238,6 @@ def test_cells():
             sources.read_bytes(empty)
 
 
-def test_encode():
-    assert sources.encode(np.array(["b", "a"]), ["a", "b", "c"]).tolist() == [1, 0]
-    assert sources.encode(np.array(["z", "x"]), None).tolist() == [1, 0]
-    assert sources.encode(np.array([5, 2]), None).tolist() == [5, 2]
-    with pytest.raises(ValueError, match="label 'd' is none of the classes a, b"):
-        sources.encode(np.array(["d"]), ["a", "b"])
-
-
 # Report.
 
 

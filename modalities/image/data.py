@@ -26,8 +26,8 @@ MASK_KINDS = ("beit", "block", "inverse_block", "random")
 
 
 @dataclass
-class DataConfig:
-    """Where images are, how they are read, augmented and masked."""
+class ReadConfig:
+    """Where images are, how they are read and cropped."""
 
     path: Any = ""  # folder, table, Hub name, a list of these, or "demo": scikit-learn's 8 x 8 digits
     split: str = "train"
@@ -42,6 +42,12 @@ class DataConfig:
     eval_crop: float = 0.875
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+
+
+@dataclass
+class DataConfig(ReadConfig):
+    """The same for pretraining, and how images are masked."""
+
     mask_kind: str = "beit"  # beit: rectangles, counts vary (1.0); block, inverse_block, random: equal counts, what is hidden is left out (2.0)
     masks: int = 1  # masks per image, of the kinds with equal counts
     mask_ratio: float = 120 / 196
@@ -54,6 +60,14 @@ class DataConfig:
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
     """ValueError: settings that contradict one another."""
+    check_reading(data, frontend)
+    if not 0 < data.mask_ratio <= 1 or not 0 < data.min_aspect <= 1:
+        raise ValueError(f"data.mask_ratio {data.mask_ratio} and data.min_aspect {data.min_aspect} must lie between 0 and 1")
+    _check_mask(data, frontend.grid)
+
+
+def check_reading(data: ReadConfig, frontend: FrontendConfig) -> None:
+    """ValueError: settings of reading and cropping that contradict one another."""
     for name, values in (("mean", data.mean), ("std", data.std)):
         if len(values) not in (1, frontend.channels):
             raise ValueError(f"data.{name} has {len(values)} values for {frontend.channels} channels: give one, or one per channel")
@@ -64,10 +78,9 @@ def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int)
     for name, values, top in (("crop_scale", data.crop_scale, 1.0), ("crop_ratio", data.crop_ratio, float("inf"))):
         if len(values) != 2 or not 0 < values[0] <= values[1] <= top:
             raise ValueError(f"data.{name} {list(values)} must be [low, high] with 0 < low <= high{' <= 1' if top == 1 else ''}")
-    for name, value in (("flip", data.flip), ("eval_crop", data.eval_crop), ("mask_ratio", data.mask_ratio), ("min_aspect", data.min_aspect)):
+    for name, value in (("flip", data.flip), ("eval_crop", data.eval_crop)):
         if not 0 <= value <= 1 or (value == 0 and name != "flip"):
             raise ValueError(f"data.{name} {value} must lie between 0 and 1")
-    _check_mask(data, frontend.grid)
 
 
 def _check_mask(data: DataConfig, grid: tuple[int, int]) -> None:
@@ -129,7 +142,7 @@ class Samples:
     raw_name = "pixels 8x8"
     lengths = None
 
-    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path):
+    def __init__(self, config: ReadConfig, frontend: FrontendConfig, *, split: str, folder: Path):
         """ValueError: the source cannot be opened, or too many of its images are bad."""
         self.config, self.frontend = config, frontend
         dataset = demo(split) if config.path == "demo" else sources.open_source(config.path, split, sources.IMAGES, "image")
@@ -221,13 +234,7 @@ class ImageBatches:
         self.sampler = sampling.Sampler(len(samples), batch_size, seed)
         self.steps_per_epoch = len(self.sampler)
         self._samples, self._data, self._grid, self._seed, self._bad_log = samples, data, frontend.grid, seed, bad_log
-        self._transform = augment.training(
-            frontend.image_size,
-            crop_scale=data.crop_scale,
-            crop_ratio=data.crop_ratio,
-            flip=data.flip,
-            color_jitter=data.color_jitter,
-        )
+        self._transform = transform(data, frontend)
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
         """This part's rows of the step's batch: one view, pixel_values (B, C, S, S) and M masks of each; the sample ids."""
@@ -250,18 +257,28 @@ class ImageBatches:
     def _row(self, generator: np.random.Generator, index: int) -> tuple[Any, list[np.ndarray], str]:
         """S x S image, M of hidden (T,) bool, sample id."""
         hidden = [_hidden(generator, self._data, self._grid) for _ in range(self._data.masks)]
-        index, image = self._readable(index)
+        index, image = readable(self._samples, np.arange(index, index + 100) % len(self._samples), self._bad_log)
         with sources.seeded(generator):
             return self._transform(image), hidden, self._samples.ids[index]
 
-    def _readable(self, index: int) -> tuple[int, Any]:
-        """The sample, or the next that can be read. ValueError: the next 100 cannot."""
-        for candidate in (np.arange(index, index + 100) % len(self._samples)).tolist():
-            try:
-                return candidate, self._samples.image(candidate)
-            except augment.UNREADABLE as error:
-                self._bad_log(self._samples.ids[candidate], _reason(error))
-        raise ValueError(f"100 images in a row cannot be read, the first is {self._samples.ids[index]}: was data.path changed or unmounted?")
+
+def transform(data: ReadConfig, frontend: FrontendConfig) -> Callable[[Any], Any]:
+    """The random training transform of an image."""
+    return augment.training(
+        frontend.image_size, crop_scale=data.crop_scale, crop_ratio=data.crop_ratio, flip=data.flip, color_jitter=data.color_jitter
+    )
+
+
+def readable(samples: Samples, candidates: np.ndarray, bad_log: Callable[[str, str], None]) -> tuple[int, Any]:
+    """The first of the candidates that can be read, and its image; `bad_log` hears of the others. ValueError: none can."""
+    for candidate in candidates.tolist():
+        try:
+            return candidate, samples.image(candidate)
+        except augment.UNREADABLE as error:
+            bad_log(samples.ids[candidate], _reason(error))
+    raise ValueError(
+        f"{len(candidates)} images in a row cannot be read, the first is {samples.ids[int(candidates[0])]}: was data.path changed or unmounted?"
+    )
 
 
 def batches(
@@ -276,7 +293,7 @@ def batches(
     return ImageBatches(samples, data, frontend, batch_size=batch_size, seed=seed, bad_log=bad_log)
 
 
-def save_preprocessor(folder: Path, samples_folder: Path, data: DataConfig, frontend: FrontendConfig) -> None:
+def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, frontend: FrontendConfig) -> None:
     """Writes preprocessor_config.json: the evaluation transform, for `AutoImageProcessor.from_pretrained(folder)`."""
     ViTImageProcessor(
         size={"shortest_edge": round(frontend.image_size / data.eval_crop)},

@@ -76,8 +76,8 @@ def lines(dataset: datasets.Dataset, column: str) -> Iterator[str]:
         yield from (text for text in texts[start : start + CHUNK][column] if not _fault(text))
 
 
-def tokenize(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerFast) -> Corpus:
-    """All rows as ids. An empty line is the border of a document where lines are all there is; in a table it is a bad sample."""
+def tokenize(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerFast, shortest: int = 2) -> Corpus:
+    """All rows of at least `shortest` tokens as ids. An empty line is the border of a document, or, in a table, a bad sample."""
     table = len(dataset.column_names) > 1
     pieces, lengths, documents, rows = [], [], [], []
     corpus = Corpus(*(np.zeros(0),) * 4, found=0, unreadable=[], too_short=[])
@@ -93,7 +93,7 @@ def tokenize(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokeni
             corpus.found += 1
             if reason:
                 corpus.unreadable.append((row, reason))
-            elif len(ids) < 2:
+            elif len(ids) < shortest:
                 corpus.too_short.append((row, f"{len(ids)} tokens"))
             else:
                 pieces.append(np.array([*ids, eos], dtype=np.int32))

@@ -24,7 +24,7 @@ MASK_KINDS = ("span", "random")
 
 
 @dataclass
-class DataConfig:
+class ReadConfig:
     """Text files (one line or paragraph each line, an empty line between documents), tables with a text column, Hub data sets, or "demo"."""
 
     path: Any = ""
@@ -35,6 +35,12 @@ class DataConfig:
     tokenizer: str | None = None  # a folder or a Hub name; None: a byte-level BPE is trained on the data
     vocab_size: int = 8192  # of the BPE that is trained
     block_size: int = 512  # tokens, with <s>
+
+
+@dataclass
+class DataConfig(ReadConfig):
+    """The same for pretraining, how rows are joined into blocks, and what is hidden in them."""
+
     break_mode: str = "complete_doc"  # blocks hold whole lines of one document; none: the stream is cut every block_size tokens
     mask_kind: str = "span"  # span: overlapping spans (1.0); random: counts fixed by the length, and what is hidden is left out (2.0)
     masks: int = 1  # masks per block, of random
@@ -196,11 +202,20 @@ def batches(
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
+    """As prepare_tokenizer. ValueError: also settings of masks that contradict one another."""
+    check(data)
+    prepare_tokenizer(data, frontend, folder)
+
+
+def prepare_tokenizer(data: ReadConfig, frontend: FrontendConfig, folder: Path) -> None:
     """Trains or adapts the tokenizer into folder/tokenizer unless `folder` has one, and fills the frontend's fields from it.
 
-    ValueError: settings that contradict one another, no data, or no such tokenizer.
+    ValueError: no data, blocks longer than the model reads, or no such tokenizer.
     """
-    check(data, frontend)
+    if not data.path:
+        raise ValueError('data.path is required: text files, a table (parquet, csv, jsonl), a Hub data set, a list of these, or "demo"')
+    if not 4 <= data.block_size <= frontend.max_positions:
+        raise ValueError(f"data.block_size {data.block_size} must lie in 4 ... frontend.max_positions, which is {frontend.max_positions}")
     if tokenizers.find(folder) is None:
         if not data.tokenizer:
             tokenizer = tokenizers.train(corpora.lines(*corpora.open_rows(data.path, data.split, data.text)), data.vocab_size)
@@ -216,14 +231,10 @@ def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int)
         setattr(frontend, name, getattr(tokenizer, name))
 
 
-def check(data: DataConfig, frontend: FrontendConfig) -> None:
-    """ValueError: a setting out of range, or two that contradict each other."""
-    if not data.path:
-        raise ValueError('data.path is required: text files, a table (parquet, csv, jsonl), a Hub data set, a list of these, or "demo"')
+def check(data: DataConfig) -> None:
+    """ValueError: a setting of blocks or masks out of range, or two that contradict each other."""
     if data.break_mode not in BREAK_MODES:
         raise ValueError(f"data.break_mode {data.break_mode!r} is none of {', '.join(BREAK_MODES)}")
-    if not 4 <= data.block_size <= frontend.max_positions:
-        raise ValueError(f"data.block_size {data.block_size} must lie in 4 ... frontend.max_positions, which is {frontend.max_positions}")
     if data.mask_kind not in MASK_KINDS:
         raise ValueError(f"data.mask_kind {data.mask_kind!r} is none of {', '.join(MASK_KINDS)}")
     if data.masks < 1 or (data.masks > 1 and data.mask_kind == "span"):
@@ -239,6 +250,6 @@ def check(data: DataConfig, frontend: FrontendConfig) -> None:
         raise ValueError(f"data.random_token_prob {random} and data.keep_token_prob {keep} must be 0 or more and sum to less than 1")
 
 
-def save_preprocessor(folder: Path, samples_folder: Path, data: DataConfig, frontend: FrontendConfig) -> None:
+def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, frontend: FrontendConfig) -> None:
     """The tokenizer's files, so that AutoTokenizer.from_pretrained(folder) works."""
     tokenizers.copy(samples_folder, folder)

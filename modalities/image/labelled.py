@@ -1,0 +1,134 @@
+"""Labelled images for fine-tuning: RandAugment, random erasing, mixup and cutmix by timm; labels smoothed and mixed with their images.
+
+B samples of a batch, C channels, S image size, L classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.mixup import Mixup, mixup_target
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+
+from d2v.finetune import FinetuneConfig, Labelled
+from d2v.types import View
+from modalities import labels, masking, sampling, sources
+from modalities.image import augment
+from modalities.image.data import ReadConfig, Samples, check_reading, readable, save_preprocessor, transform
+from modalities.image.frontend import MODALITY, FrontendConfig
+
+
+@dataclass
+class DataConfig(ReadConfig):
+    """Where labelled images are, and how they are augmented; `split` is the one to train on."""
+
+    validation_split: str = ""  # chooses the best model
+    validation_share: float = 0.0  # of the training split, held out in its place
+    test_split: str = ""  # scored once, at the end
+    regression: bool = False  # the label is a number
+    auto_augment: str = ""  # RandAugment as timm writes it: rand-m9-mstd0.5-inc1; it takes the place of color_jitter
+    random_erase: float = 0.0  # probability that a box of an image becomes noise
+    mixup: float = 0.0  # parameter of the Beta distribution of shares; 0: none
+    cutmix: float = 0.0  # the same of areas
+    mix_prob: float = 1.0  # probability that a batch is mixed
+    cutmix_prob: float = 0.5  # and then by cutmix, where both are given
+    label_smoothing: float = 0.0
+
+
+def check(data: DataConfig, frontend: FrontendConfig, batch_size: int) -> None:
+    """ValueError: settings that contradict one another."""
+    check_reading(data, frontend)
+    labels.check(data)
+    for name in ("mixup", "cutmix"):
+        if getattr(data, name) < 0:
+            raise ValueError(f"data.{name} is {getattr(data, name)}; it must be 0 (none) or more")
+    for name in ("random_erase", "mix_prob", "cutmix_prob", "label_smoothing"):
+        if not 0 <= getattr(data, name) <= 1:
+            raise ValueError(f"data.{name} is {getattr(data, name)}; it must lie between 0 and 1")
+    if data.auto_augment and data.color_jitter:
+        raise ValueError(f"data.auto_augment takes the place of data.color_jitter, which is {data.color_jitter}: set it to 0")
+    if data.auto_augment and frontend.channels != 3:
+        raise ValueError(f"data.auto_augment needs images of 3 channels; model.frontends.{MODALITY}.channels is {frontend.channels}")
+    mixes = data.mixup or data.cutmix
+    if mixes and batch_size % 2:
+        raise ValueError(f"train.batch_size is {batch_size}; data.mixup and data.cutmix mix pairs of images and need an even number")
+    if data.regression and (mixes or data.label_smoothing):
+        raise ValueError("data.regression=true: data.mixup, data.cutmix and data.label_smoothing are for classes")
+
+
+class Batches:
+    """Augmented, labelled batches: a pure function of (seed, step, part, parts)."""
+
+    def __init__(
+        self, opened: labels.Opened, data: DataConfig, frontend: FrontendConfig, *, batch_size: int, seed: int, bad_log: Callable[[str, str], None]
+    ):
+        """ValueError: fewer samples than one batch, or a RandAugment that timm does not know."""
+        self.sampler = sampling.Sampler(len(opened.indices), batch_size, seed)
+        self._opened, self._data, self._seed, self._bad_log = opened, data, seed, bad_log
+        self._transform = transform(data, frontend)
+        self._rand_augment = _rand_augment(data, frontend.image_size) if data.auto_augment else None
+        self._erase = RandomErasing(data.random_erase, mode="pixel", device="cpu") if data.random_erase else None
+        self._mixup = None
+        if data.mixup or data.cutmix:
+            shares = {"prob": data.mix_prob, "switch_prob": data.cutmix_prob, "label_smoothing": data.label_smoothing}
+            self._mixup = Mixup(data.mixup, data.cutmix, num_classes=len(opened.names or []), **shares)
+
+    def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
+        """This part's rows of the step's batch: pixel_values (B, C, S, S) with labels (B,) or shares of classes (B, L); the sample ids."""
+        batch = self.sampler(step)
+        rows = list(range(len(batch)))[sampling.share(len(batch), part, parts)]
+        # timm mixes each image with that as far from the other end; here of the whole batch, which no other part need know
+        partners = [len(batch) - 1 - row for row in reversed(rows)] if self._mixup is not None and parts > 1 else []
+        *generators, common = masking.generators(self._seed, step, range(len(batch) + 1))  # the last is no row's own
+        drawn = [self._row(generators[row], int(batch[row])) for row in [*rows, *partners]]
+        images, targets, ids = zip(*drawn, strict=True)
+        pixels = torch.stack(images)
+        target = torch.as_tensor(np.array(targets))
+        if self._mixup is not None:
+            with sources.seeded(common):
+                pixels, target = self._mixup(pixels, target)
+        elif self._data.label_smoothing:
+            target = mixup_target(target, len(self._opened.names), smoothing=self._data.label_smoothing)  # timm's way to write them, unmixed
+        return [View(MODALITY, {"pixel_values": pixels[: len(rows)]}, labels=target[: len(rows)])], list(ids[: len(rows)])
+
+    def _row(self, generator: np.random.Generator, place: int) -> tuple[Tensor, Any, str]:
+        """Augmented image (C, S, S), its label, sample id."""
+        indices = self._opened.indices
+        index, image = readable(self._opened.train, indices[np.arange(place, place + 100) % len(indices)], self._bad_log)
+        with sources.seeded(generator):
+            image = self._transform(image)
+            image = image if self._rand_augment is None else self._rand_augment(image)
+            pixels = augment.normalise([image], self._data.mean, self._data.std)[0]
+            pixels = pixels if self._erase is None else self._erase(pixels)
+        return pixels, self._opened.labels[index], self._opened.train.ids[index]
+
+
+def _rand_augment(data: DataConfig, image_size: int) -> Callable[[Any], Any]:
+    """With what timm's own training transform gives it: the mean colour as filling, and at most 0.45 of the side as translation."""
+    fill = tuple(min(255, round(255 * value)) for value in (list(data.mean) * 3)[:3])
+    settings = {"img_mean": fill, "translate_const": int(image_size * 0.45), "interpolation": Image.Resampling.BICUBIC}
+    try:
+        return rand_augment_transform(data.auto_augment, settings)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise ValueError(f"data.auto_augment is {data.auto_augment!r}; timm reads strings such as rand-m9-mstd0.5-inc1 ({error})") from None
+
+
+def open_data(config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
+    """The batches and splits of a run. ValueError: as `check`, Samples and labels.open_splits."""
+    data, frontend, train = config.data, config.frontend, config.train
+    check(data, frontend, train.batch_size)
+
+    def make(split: str) -> Samples:
+        samples = Samples(data, frontend, split=split, folder=folder)
+        say("\n".join(samples.report.lines()))
+        return samples
+
+    opened = labels.open_splits(data, train.seed, make)
+    batches = Batches(opened, data, frontend, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log)
+    return labels.labelled(opened, batches, lambda place: save_preprocessor(place, folder, data, frontend))

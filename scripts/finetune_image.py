@@ -1,0 +1,15 @@
+"""Fine-tunes an encoder of images on labels: accelerate launch scripts/finetune_image.py CONFIG [model=PATH] key=value ..."""
+
+from d2v.config import run_cli
+from d2v.finetune import finetune, load
+from d2v.tasks import D2vForImageClassification
+from modalities.image import MODALITY, labelled
+
+
+def main(argv: list[str]) -> dict[str, dict[str, float]]:
+    """One run; the scores by split. ValueError: whatever the user can mend."""
+    return finetune(load(argv, MODALITY, labelled, D2vForImageClassification), labelled, D2vForImageClassification)
+
+
+if __name__ == "__main__":
+    run_cli(main)
