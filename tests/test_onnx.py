@@ -1,0 +1,87 @@
+"""ONNX files compute what torch does, at batch sizes and lengths that were not traced; a wrong one is not written."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from test_huggingface import LABELS, TRUNK, VISION, ours_of
+
+from d2v.interop import onnx
+from d2v.tasks import D2vForSequenceClassification
+from scripts import convert
+
+SMALL = {**TRUNK, "depth": 1}
+SPEECH = {"conv_kernels": [10, 8], "conv_strides": [5, 8], "pos_depth": 1}
+MODELS = {
+    "image": lambda: ours_of("image", {**VISION, "depth": 1}),
+    "speech": lambda: ours_of("speech", SMALL, **SPEECH),
+    "spectrogram": lambda: ours_of("speech", SMALL, kind="mel", alibi="head", **SPEECH),
+    "text": lambda: ours_of("text", SMALL, alibi="head"),
+    "sentences": lambda: ours_of("text", SMALL, {}, D2vForSequenceClassification, LABELS),
+}
+SLOW = ("spectrogram", "sentences")
+
+
+def inputs_of(modality: str, rows: int, length: int) -> dict[str, torch.Tensor]:
+    if modality == "image":
+        return {"pixel_values": torch.randn(rows, 3, 24, 24)}
+    real = (torch.arange(length) < torch.linspace(length, length // 2, rows).long()[:, None]).long()
+    if modality == "text":
+        return {"input_ids": torch.randint(4, 50, (rows, length)), "attention_mask": real}
+    return {"input_values": torch.randn(rows, length), "attention_mask": real}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS])
+def test_onnx_equals_torch_at_two_lengths(name, tmp_path, capsys):
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"needs {package}: pip install 'd2v[onnx]'")
+    import onnxruntime
+
+    model = MODELS[name]()
+    if name == "text":
+        model.save_pretrained(tmp_path / "folder")
+        convert.main([str(tmp_path / "folder"), str(tmp_path / "model.onnx")])
+        assert "model.onnx: onnxruntime and torch differ by at most" in capsys.readouterr().out
+    else:
+        assert onnx.export_onnx(model, tmp_path / "model.onnx") < 1e-4
+    assert {path.name for path in tmp_path.iterdir()} <= {"model.onnx", "folder"}
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (modality,) = model.config.frontends
+    for rows, length in ((1, 9), (4, 31)):
+        inputs = inputs_of(modality, rows, length * 100 if modality == "speech" else length)
+        with torch.no_grad():
+            wanted = model(**inputs)
+        named = {"logits": wanted.logits} if name == "sentences" else {"last_hidden_state": wanted.x, "extra": wanted.extra}
+        found = session.run(None, {key: value.numpy() for key, value in inputs.items()})
+        assert [output.name for output in session.get_outputs()] == [key for key, value in named.items() if value is not None]
+        for x, y in zip(found, [value for value in named.values() if value is not None], strict=True):
+            assert y.std() > 1e-3
+            np.testing.assert_allclose(x, y.numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnx, "TOLERANCE", -1.0)
+    (tmp_path / "old.onnx").write_text("old")
+    with pytest.raises(ValueError, match=r"old.onnx is not written: onnxruntime's features differ from torch's by"):
+        onnx.export_onnx(MODELS["text"](), tmp_path / "old.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.onnx"] and (tmp_path / "old.onnx").read_text() == "old"
+
+
+@pytest.mark.parametrize("package", ["onnxscript", "onnxruntime"])
+def test_absent_packages_are_named(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf"ONNX needs the package (onnxruntime|{package}), .*pip install 'd2v\[onnx\]'"):
+        onnx.export_onnx(MODELS["text"](), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_script_overwrites_nothing_unasked(tmp_path):
+    MODELS["text"]().save_pretrained(tmp_path / "model")
+    (tmp_path / "model.onnx").write_text("mine")
+    with pytest.raises(ValueError, match=r"model.onnx exists; run.overwrite=true replaces it"):
+        convert.main([str(tmp_path / "model"), str(tmp_path / "model.onnx")])
+    assert (tmp_path / "model.onnx").read_text() == "mine"
