@@ -16,9 +16,14 @@ from d2v.monitors import knn_votes
 
 def zscore(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     """All arrays (N, D) by the mean and standard deviation of the first; a feature that is constant there becomes 0."""
-    mean, std = train.mean(axis=0), train.std(axis=0)
-    scale = np.where(std > 1e-6 * np.maximum(1e-6, np.abs(mean)), 1 / np.maximum(std, 1e-30), 0)
+    mean, scale = moments(train)
     return [((x - mean) * scale).astype(np.float32) for x in (train, *others)]
+
+
+def moments(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, D) -> mean (D,), and 1 / standard deviation (D,), 0 of a feature that is constant."""
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    return mean, np.where(std > 1e-6 * np.maximum(1e-6, np.abs(mean)), 1 / np.maximum(std, 1e-30), 0)
 
 
 def knn(

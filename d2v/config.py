@@ -21,6 +21,7 @@ from d2v.evaluation import EvaluateConfig
 from d2v.layers import TrunkConfig
 from d2v.probe import ProbeConfig
 from d2v.schedules import SCHEDULES
+from d2v.writing import written
 
 RESULT_SECTIONS = ("model", "data", "objective", "train")
 SECTIONS = (*RESULT_SECTIONS, "run", "evaluate", "embed")
@@ -190,9 +191,8 @@ def modality_of(values: dict, path: str) -> str:
 
 def save_yaml(values: dict, path: Path) -> None:
     """Plain dictionaries as YAML, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
-    temporary.replace(path)
+    with written(path) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
 
 
 def differences(old: dict, new: dict, sections: tuple[str, ...] = RESULT_SECTIONS) -> list[str]:

@@ -101,7 +101,7 @@ def load(argv: list[str], modality: str, labelled: ModuleType, model: type[TaskM
     config = FinetuneConfig(**{**built, "model": ModelConfig(**built["model"])})
     if not config.run.dir:
         raise ValueError("run.dir is required: the folder that this run writes to, e.g. run.dir=runs/first")
-    for setting in ("health_every", "health_samples", "stop_on_collapse"):
+    for setting in ("health_every", "health_samples", "stop_on_collapse", "probe"):
         if getattr(config.run, setting) != getattr(RunConfig(), setting):
             raise ValueError(f"run.{setting} is {getattr(config.run, setting)}; it is a setting of pretraining")
     return config

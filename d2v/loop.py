@@ -27,6 +27,7 @@ from d2v.plots import plot_curves, plot_spectrum
 from d2v.probe import OnlineProbe
 from d2v.schedules import SCHEDULES
 from d2v.types import View
+from d2v.writing import written
 
 
 class Batches(Protocol):
@@ -299,9 +300,8 @@ class History:
             lines = (_parse(line) for line in path.read_text().splitlines())
             self.records = [record for record in lines if record is not None and record["step"] <= step and step > 0]
         if write:
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-            temporary.replace(path)
+            with written(path) as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in self.records))
 
     def add(self, record: dict[str, Any]) -> None:
         """One more record."""

@@ -4,10 +4,7 @@ n rows of a part, N of all, D width.
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from d2v.differences import changes
+from d2v.writing import written
 
 FORMATS = (".parquet", ".npy")
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A place to write to that becomes `path` at the end, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Shards:

@@ -20,7 +20,7 @@ from d2v.evaluation import Row, Split, average, evaluate_encoder, evaluate_raw, 
 from d2v.modeling import D2vModel
 from d2v.opening import open_encoder
 from d2v.reporting import Finding, Subject, make_reports
-from d2v.shards import written
+from d2v.writing import written
 
 
 def main(argv: list[str]) -> None:

@@ -21,6 +21,7 @@ from d2v.modeling import D2vModel
 from d2v.objective import Objective
 from d2v.objectives.data2vec import Data2Vec
 from d2v.objectives.data2vec2 import Data2Vec2
+from d2v.writing import written
 
 # what a setting of the reference must be, because nothing else was ever published with data2vec
 REQUIRED = {
@@ -77,10 +78,8 @@ def save_fairseq(objective: Objective, path: str | Path) -> None:
     if write is None:
         raise ValueError(f"fairseq has no format for {type(objective).__name__} of {modality}")
     checkpoint = _checked(objective, write)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(checkpoint, temporary)
-    temporary.replace(path)
+    with written(Path(path)) as temporary:
+        torch.save(checkpoint, temporary)
 
 
 def _checked(objective: Any, write: Callable[[Any], dict]) -> dict:

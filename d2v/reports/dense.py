@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2v.classifiers import Probe, fit_probe, logits_of, zscore
+from d2v.classifiers import Probe, fit_probe, logits_of, moments
 from d2v.evaluation import Split
 from d2v.features import frozen, layer_tokens
 from d2v.reporting import Finding, Subject
@@ -31,11 +31,12 @@ def report(subject: Subject) -> Finding:
         classes, labels = np.unique(values, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"evaluate.masks {config.masks}: the tokens of split {config.train_split!r} have one class, {classes[0]}")
-        weights, _ = fit_probe(zscore(x)[0], labels, len(classes), probe, subject.device)
+        mean, scale = moments(x)
+        weights, _ = fit_probe(((x - mean) * scale).astype(np.float32), labels, len(classes), probe, subject.device)
         confusion = np.zeros((256, 256), dtype=np.int64)
         for tokens, masks in batches(subject, encoder, test):
-            scaled = zscore(x, tokens.reshape(-1, tokens.shape[-1]))[1]
-            logits = logits_of(weights, torch.from_numpy(scaled).to(subject.device))[0].cpu()  # (B * T, C)
+            scaled = torch.from_numpy(((tokens - mean) * scale).astype(np.float32)).flatten(0, 2)  # (B * T, D)
+            logits = logits_of(weights, scaled.to(subject.device))[0].cpu()  # (B * T, C)
             predicted = classes[interpolated(logits.unflatten(0, tokens.shape[:3]), masks.shape[-1])]
             real = masks != IGNORED
             confusion += np.bincount(256 * masks[real].astype(np.int64) + predicted[real], minlength=256 * 256).reshape(256, 256)
