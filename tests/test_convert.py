@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_huggingface import LABELS, PRE_NORM, TEXT, TRUNK, VISION, VIT, assert_same_state, ours_of
+from test_huggingface import IMAGE, LABELS, PRE_NORM, TEXT, TRUNK, VISION, VIT, assert_same_state, ours_of
 
 from d2v.interop.pretrained import load_ours
 from d2v.modeling import D2vModel
@@ -172,6 +172,15 @@ def test_one_message_names_what_is_wrong_with_a_folder(theirs, tmp_path, spoil, 
     with pytest.raises(ValueError, match=message) as error:
         convert.main([str(theirs), str(tmp_path / "ours")])
     assert "\n" not in str(error.value) and not (tmp_path / "ours").exists()
+
+
+def test_buffers_that_older_files_hold_are_no_left_overs(theirs, tmp_path):
+    change(theirs, lambda s: s | {"embeddings.position_ids": torch.arange(34)[None]})
+    hf.Data2VecVisionModel(hf.Data2VecVisionConfig(**IMAGE, use_shared_relative_position_bias=True)).save_pretrained(tmp_path / "vision")
+    change(tmp_path / "vision", lambda s: s | {"encoder.relative_position_bias.relative_position_index": torch.zeros(37, 37)})
+    for name in ("theirs", "vision"):
+        convert.main([str(tmp_path / name), str(tmp_path / f"ours_{name}")])
+        assert type(load_ours(tmp_path / f"ours_{name}")) is D2vModel
 
 
 def test_names_that_are_no_models_and_wrong_arguments(theirs, tmp_path):
