@@ -195,9 +195,19 @@ def test_nothing_is_overwritten_unasked_and_a_head_without_counterpart_is_left_o
     target = tmp_path / "ours"
     target.mkdir()
     (target / "precious.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"ours exists; run.overwrite=true replaces it"):
-        convert.main([str(theirs), str(target)])
+    for overwrite, message in ((False, "ours exists; run.overwrite=true replaces it"), (True, r"ours is not what would be written there")):
+        with pytest.raises(ValueError, match=message):
+            convert.main([str(theirs), str(target), f"run.overwrite={str(overwrite).lower()}"])
+    with pytest.raises(ValueError, match=r"theirs holds SOURCE, .*theirs; run.overwrite does not remove it"):
+        convert.main([str(theirs), str(theirs), "run.overwrite=true"])
+    with pytest.raises(ValueError, match=r"holds SOURCE"):
+        convert.main([str(theirs), str(tmp_path), "run.overwrite=true"])
+    (tmp_path / "x.onnx").mkdir()
+    with pytest.raises(ValueError, match=r"x.onnx is not what would be written there"):
+        convert.main([str(theirs), str(tmp_path / "x.onnx"), "run.overwrite=true"])
+    (tmp_path / "x.onnx").rmdir()
     assert [path.name for path in target.iterdir()] == ["precious.txt"]
+    (target / "config.json").write_text("{}")
     hf.Data2VecTextForMaskedLM(hf.Data2VecTextConfig(**TEXT)).save_pretrained(theirs)
     convert.main([str(theirs), str(target), "run.overwrite=true"])
     assert type(load_ours(target)) is D2vModel and not (target / "precious.txt").exists()
