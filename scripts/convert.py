@@ -60,7 +60,9 @@ def _check_target(target: Path, source: str, overwrite: bool) -> None:
     if target.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
         raise ValueError(f"{target} holds SOURCE, {source}; run.overwrite does not remove it")
     if target.is_dir() != (target.suffix != ".onnx") or (target.is_dir() and not (target / "config.json").is_file()):
-        raise ValueError(f"{target} is not what would be written there (a folder with config.json, or an .onnx file); run.overwrite does not remove it")
+        raise ValueError(
+            f"{target} is not what would be written there (a folder with config.json, or an .onnx file); run.overwrite does not remove it"
+        )
 
 
 def _model_of(source: str) -> str:
