@@ -142,7 +142,7 @@ def finetune(config: FinetuneConfig, labelled: ModuleType, model_class: type[Tas
     loop()
     scores = {}
     if accelerator.is_main_process:
-        if validation is None:
+        if not (folder / "export").exists():  # nothing chose a model: no validation split, or no score that is a number
             _export(objective.result, folder / "export", config, data)
         scores = report(folder, model_class, data, loop.progress.step, accelerator.device)
     accelerator.wait_for_everyone()

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel
 
 from d2v.config import Config
 from d2v.interop.fairseq import load_fairseq
 from d2v.interop.fidelity import FREE
+from d2v.interop.pretrained import load_whole
 from d2v.modeling import D2vModel
 from d2v.objective import Objective
 
@@ -62,14 +62,11 @@ def read(path: Path, said: str = "train.init_from") -> tuple[D2vModel, dict[str,
     folder = path / "export" if (path / "export" / "config.json").is_file() else path
     if (folder / "config.json").is_file():
         try:
-            encoder, loading = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise ValueError(f"{said}: {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+            encoder = load_whole(AutoModel, folder, local_files_only=True)
+        except ValueError as error:
+            raise ValueError(f"{said}: {error}") from None
         if not isinstance(encoder, D2vModel):
             raise ValueError(f"{said}: {folder} holds a {type(encoder).__name__}, not a d2v encoder")
-        for problem, names in (("lacks", loading["missing_keys"]), ("has, and the model does not,", loading["unexpected_keys"])):
-            if names:  # from_pretrained only warns, and fills what is missing at random
-                raise ValueError(f"{said}: {folder} {problem} the weight {sorted(names)[0]} ({len(names)} in all)")
         weights = encoder.state_dict()
         return encoder, {f"{side}.encoder.{name}": value for side in ("student", "teacher") for name, value in weights.items()}, None
     if path.is_file():

@@ -29,8 +29,7 @@ def main(argv: list[str]) -> None:
     if len(paths) != 2:
         raise ValueError(f"usage: convert.py SOURCE TARGET [run.overwrite=true]; {len(paths)} of two paths were given: {' '.join(paths)}")
     source, target = _model_of(paths[0]), Path(paths[1])
-    if target.exists() and not any(options):
-        raise ValueError(f"{target} exists; run.overwrite=true replaces it")
+    _check_target(target, source, any(options))
     is_ours = isinstance(read_config(source), D2vConfig)
     model = load_ours(source) if is_ours else from_transformers(source)
     if target.suffix == ".onnx":
@@ -50,6 +49,20 @@ def copy_preprocessor(source: str, folder: Path) -> list[str]:
         if path is not None:
             shutil.copyfile(path, folder / name)
     return [name for name, path in found.items() if path is not None]
+
+
+def _check_target(target: Path, source: str, overwrite: bool) -> None:
+    """ValueError: something is there that may not be replaced; a folder may be if it is a model's, and not the source's own."""
+    if not target.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{target} exists; run.overwrite=true replaces it")
+    if target.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
+        raise ValueError(f"{target} holds SOURCE, {source}; run.overwrite does not remove it")
+    if target.is_dir() != (target.suffix != ".onnx") or (target.is_dir() and not (target / "config.json").is_file()):
+        raise ValueError(
+            f"{target} is not what would be written there (a folder with config.json, or an .onnx file); run.overwrite does not remove it"
+        )
 
 
 def _model_of(source: str) -> str:

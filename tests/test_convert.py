@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_huggingface import LABELS, PRE_NORM, TEXT, TRUNK, VISION, VIT, assert_same_state, ours_of
+from test_huggingface import IMAGE, LABELS, PRE_NORM, TEXT, TRUNK, VISION, VIT, assert_same_state, ours_of
 
 from d2v.interop.pretrained import load_ours
 from d2v.modeling import D2vModel
@@ -174,6 +174,15 @@ def test_one_message_names_what_is_wrong_with_a_folder(theirs, tmp_path, spoil, 
     assert "\n" not in str(error.value) and not (tmp_path / "ours").exists()
 
 
+def test_buffers_that_older_files_hold_are_no_left_overs(theirs, tmp_path):
+    change(theirs, lambda s: s | {"embeddings.position_ids": torch.arange(34)[None]})
+    hf.Data2VecVisionModel(hf.Data2VecVisionConfig(**IMAGE, use_shared_relative_position_bias=True)).save_pretrained(tmp_path / "vision")
+    change(tmp_path / "vision", lambda s: s | {"encoder.relative_position_bias.relative_position_index": torch.zeros(37, 37)})
+    for name in ("theirs", "vision"):
+        convert.main([str(tmp_path / name), str(tmp_path / f"ours_{name}")])
+        assert type(load_ours(tmp_path / f"ours_{name}")) is D2vModel
+
+
 def test_names_that_are_no_models_and_wrong_arguments(theirs, tmp_path):
     with pytest.raises(ValueError, match=r"no/such is no folder of a model that can be read, nor to be had from the Hub"):
         convert.main(["no/such", str(tmp_path / "ours")])
@@ -186,9 +195,19 @@ def test_nothing_is_overwritten_unasked_and_a_head_without_counterpart_is_left_o
     target = tmp_path / "ours"
     target.mkdir()
     (target / "precious.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"ours exists; run.overwrite=true replaces it"):
-        convert.main([str(theirs), str(target)])
+    for overwrite, message in ((False, "ours exists; run.overwrite=true replaces it"), (True, r"ours is not what would be written there")):
+        with pytest.raises(ValueError, match=message):
+            convert.main([str(theirs), str(target), f"run.overwrite={str(overwrite).lower()}"])
+    with pytest.raises(ValueError, match=r"theirs holds SOURCE, .*theirs; run.overwrite does not remove it"):
+        convert.main([str(theirs), str(theirs), "run.overwrite=true"])
+    with pytest.raises(ValueError, match=r"holds SOURCE"):
+        convert.main([str(theirs), str(tmp_path), "run.overwrite=true"])
+    (tmp_path / "x.onnx").mkdir()
+    with pytest.raises(ValueError, match=r"x.onnx is not what would be written there"):
+        convert.main([str(theirs), str(tmp_path / "x.onnx"), "run.overwrite=true"])
+    (tmp_path / "x.onnx").rmdir()
     assert [path.name for path in target.iterdir()] == ["precious.txt"]
+    (target / "config.json").write_text("{}")
     hf.Data2VecTextForMaskedLM(hf.Data2VecTextConfig(**TEXT)).save_pretrained(theirs)
     convert.main([str(theirs), str(target), "run.overwrite=true"])
     assert type(load_ours(target)) is D2vModel and not (target / "precious.txt").exists()

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from tiny import ROOT
-from transformers import AutoModelForImageClassification, AutoTokenizer
+from transformers import AutoModelForImageClassification, AutoTokenizer, pipeline
 
 from d2v.finetune import adopt, build_model, load
 from d2v.loop import Loop
@@ -89,6 +89,9 @@ def test_a_run_from_an_export_leaves_a_model_scores_predictions_and_pictures(mod
     for picture in ("confusion_test.png", "confusion_validation.png", "curves.png"):
         pixels = np.asarray(Image.open(folder / picture).convert("L"))
         assert min(pixels.shape) > 200 and pixels.std() > 5
+    if modality == "text":
+        (answer,) = pipeline("text-classification", model=str(folder / "export"), device="cpu")("def f(x): return x")
+        assert answer["label"] in names.values() and 0 < answer["score"] < 1
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "validation_accuracy" in record] == [10, 20]
     best = max(record["validation_accuracy"] for record in records if "validation_accuracy" in record)

@@ -372,5 +372,32 @@ def test_sincos_positions():
         rates = [1.0, 10000**-0.5]
         expected = [f(axis * rate) for axis in (column, row) for f in (math.sin, math.cos) for rate in rates]
         assert torch.allclose(table[token], torch.tensor(expected), atol=1e-6)
-    with pytest.raises(ValueError, match="sincos"):
-        FrontendConfig(positions="learned")
+    with pytest.raises(ValueError, match="sincos, learned"):
+        FrontendConfig(positions="rotary")
+
+
+def test_learned_positions_have_a_place_for_the_class_token():
+    config = FrontendConfig(image_size=12, patch_size=4, positions="learned", relative_bias=False)
+    frontend = Frontend(config, 8, 2)
+    frontend.init_weights()
+    assert frontend.position_table.shape == (10, 8) and 0.005 < frontend.position_table.std() < 0.02
+    places = frontend.positions(torch.zeros(1, 9, 8), None)
+    assert torch.equal(places, frontend.position_table[1:])
+    assert torch.equal(frontend.extra(), frontend.class_token + frontend.position_table[0])
+    alone = Frontend(FrontendConfig(image_size=12, patch_size=4, positions="learned", class_token=False), 8, 2)
+    assert torch.equal(alone.positions(torch.zeros(1, 9, 8), None), alone.position_table) and len(alone.position_table) == 9
+
+
+def test_a_bias_for_each_block_is_that_blocks_own_table():
+    config = FrontendConfig(image_size=12, patch_size=4, bias_layers=3)
+    frontend, shared = Frontend(config, 8, 2), Frontend(FrontendConfig(image_size=12, patch_size=4), 8, 2)
+    torch.nn.init.normal_(frontend.bias_table)
+    keep = torch.tensor([[0, 4, 8], [7, 1, 2]])
+    for kept, shape in ((None, (3, 1, 2, 10, 10)), (keep, (3, 2, 2, 4, 4))):
+        biases = frontend.bias(9, kept)
+        assert biases.shape == shape
+        for bias, table in zip(biases, frontend.bias_table, strict=True):
+            shared.bias_table.data = table.data
+            assert torch.equal(bias, shared.bias(9, kept).expand_as(bias))
+    with pytest.raises(ValueError, match="bias_layers=2 must be at least 1, and 1 without relative_bias"):
+        FrontendConfig(bias_layers=2, relative_bias=False)

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 KINDS = {"data2vec-audio": audio, "data2vec-text": text, "data2vec-vision": vision, "vit": vit}
 OPTIONAL = ("pooler.", "embeddings.mask_token")  # weights that a stock class may have or not
 BY_WEIGHTS = {"frontend.mask_token", "frontend.positions"}  # settings that are read off the tensors
-# settings that give no weight another meaning, beside those of d2v.interop.fidelity: known to tokenizer or feature extractor, or only to training
-OURS_ALONE = {"frontend.mask_token_id", "frontend.sample_rate", "trunk.prenet_depth", "task.mask_noise"}
+# Settings that may travel in `origin`, beside those of d2v.interop.fidelity: of tokenizers, of feature extractors, of training, where a table begins.
+OURS_ALONE = {"frontend.mask_token_id", "frontend.sample_rate", "trunk.prenet_depth", "task.mask_noise", "frontend.position_offset"}
 LABELS = ("id2label", "label2id", "problem_type")
 OF_A_FILE = {"architectures", "dtype", "transformers_version", "_name_or_path", "origin"}  # entries of a config that are not the model's
 
@@ -170,7 +170,7 @@ def _labels(head: Head | None, config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _differences(given: dict[str, Any], found: dict[str, Any], without: set[str]) -> dict[str, Any]:
-    """What of `given`, but for the names `without`, is missing in `found` or another value there."""
+    """What of `given`, without the names `without`, is missing in `found` or another value there."""
     given, found = _plain(given), _plain(found)
     return {name: value for name, value in given.items() if name not in without and (name not in found or found[name] != value)}
 
@@ -181,7 +181,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_free(name: str) -> bool:
-    """Whether a setting of ours gives no weight another meaning."""
+    """Whether a setting of ours may travel in `origin`."""
     return name in OURS_ALONE or not counts(name)
 
 

@@ -52,11 +52,8 @@ def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def write(ours: dict[str, Any]) -> dict[str, Any]:
-    """One token type; positions are counted from the padding id. ValueError: ours are counted from another number."""
-    if ours["frontend.position_offset"] != ours["frontend.pad_token_id"]:
-        values = f"{ours['frontend.position_offset']} with pad_token_id={ours['frontend.pad_token_id']}"
-        raise ValueError(f"Data2VecTextModel cannot hold model.frontends.text.position_offset={values}: it counts positions from the padding id")
-    return {"max_position_embeddings": ours["frontend.max_positions"] + ours["frontend.position_offset"] + 1, "type_vocab_size": 1}
+    """One token type; positions are counted from the padding id."""
+    return {"max_position_embeddings": ours["frontend.max_positions"] + ours["frontend.pad_token_id"] + 1, "type_vocab_size": 1}
 
 
 def names(ours: dict[str, Any]) -> Table:
@@ -83,13 +80,20 @@ def names(ours: dict[str, Any]) -> Table:
 
 def arrive(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
     """Token type 0, which every token has, becomes part of the positions; the others have no place."""
-    types, first = state[TYPES], ours["frontend.position_offset"] + 1
+    types, pad = state[TYPES], ours["frontend.pad_token_id"]
     if (types[1:] != 0).any():
         log.warning("the token types 1 to %d are left out: d2v gives every token type 0, as data2vec's tokenizer does", len(types) - 1)
-    positions = torch.cat([state[POSITIONS][:first], state[POSITIONS][first:] + types[0]])
-    return {**{key: value for key, value in state.items() if key != TYPES}, POSITIONS: positions}
+    positions = torch.cat([state[POSITIONS][: pad + 1], state[POSITIONS][pad + 1 :] + types[0]])
+    others = {key: value for key, value in state.items() if key != TYPES}
+    return {**others, POSITIONS: _moved(positions, pad, ours["frontend.position_offset"])}
 
 
 def leave(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
     """The one token type is zero."""
-    return {**state, TYPES: torch.zeros(1, ours["trunk.dim"])}
+    positions = _moved(state[POSITIONS], ours["frontend.position_offset"], ours["frontend.pad_token_id"])
+    return {**state, TYPES: torch.zeros(1, ours["trunk.dim"]), POSITIONS: positions}
+
+
+def _moved(positions: Tensor, old: int, new: int) -> Tensor:
+    """The table with the row of padding at `new` instead of `old`; nothing reads the rows before it."""
+    return positions if old == new else torch.cat([positions.new_zeros(new, positions.shape[1]), positions[old:]])

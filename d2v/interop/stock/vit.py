@@ -73,7 +73,7 @@ def common(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
         found[f"frontend.{name}"] = side.pop()
     if POSITIONS in state:
         fixed = _sincos(found["frontend.image_size"] // found["frontend.patch_size"], config.hidden_size)
-        found["frontend.positions"] = "sincos" if torch.equal(state[POSITIONS].flatten(0, -2), fixed) else "learned"
+        found["frontend.positions"] = "sincos" if torch.equal(state[POSITIONS].float().cpu().flatten(0, -2), fixed) else "learned"
     return found
 
 
