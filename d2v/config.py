@@ -75,7 +75,7 @@ class RunConfig:
 
     dir: str = ""  # required
     resume: str = "auto"  # auto: go on if the folder has a checkpoint; never: such a folder is an error
-    overwrite: bool = False  # results that exist already are replaced; of a script that would else refuse to
+    overwrite: bool = False  # start anew: what the folder holds of a run is replaced
     log_every: int = 20
     save_every: int = 1000
     keep: int = 2  # checkpoints

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from d2v.checkpoint import found
 from d2v.config import ModelConfig, RunConfig, check_keys, load_values, modality_of, save_yaml, typed
 from d2v.configuration import D2vConfig
 from d2v.export import replaced
-from d2v.folder import BadSamples, check_folder, make_room
+from d2v.folder import BadSamples, check_folder, clear
 from d2v.interop.fidelity import FREE
 from d2v.layers import TrunkConfig
 from d2v.loop import Batches, Loop
@@ -126,8 +127,8 @@ def finetune(config: FinetuneConfig, labelled: ModuleType, model_class: type[Tas
     )
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            make_room(folder, RESULTS, config.run.overwrite)
-        encoder = adopt(config, folder)
+            make_room(folder, config.run.overwrite)
+        encoder = adopt(config, folder, accelerator.print)
         bring_tokenizer(config, folder)
         folder.mkdir(parents=True, exist_ok=True)
         data = labelled.open_data(config, folder, BadSamples(folder / "bad_samples.jsonl"), accelerator.print)
@@ -148,7 +149,7 @@ def finetune(config: FinetuneConfig, labelled: ModuleType, model_class: type[Tas
     loop()
     scores = {}
     if accelerator.is_main_process:
-        if validation is None:
+        if not (folder / "export").exists():  # nothing chose a model: no validation split, or no score that is a number
             _export(objective.result, folder / "export", config, data)
         scores = report(folder, model_class, data, loop.progress.step, accelerator.device)
     accelerator.wait_for_everyone()
@@ -156,7 +157,17 @@ def finetune(config: FinetuneConfig, labelled: ModuleType, model_class: type[Tas
     return scores
 
 
-def adopt(config: FinetuneConfig, folder: Path) -> D2vModel | None:
+def make_room(folder: Path, overwrite: bool) -> None:
+    """A run that is there may be gone on from, or replaced if `overwrite`. ValueError: it is finished, or the folder is no run's."""
+    if overwrite:
+        clear(folder)
+    if (folder / RESULTS).exists():
+        raise ValueError(f"{folder} holds a finished run; choose another run.dir, or run.overwrite=true to replace it")
+    if not (folder / "config.yaml").is_file():  # a command that failed may have left the tokenizer of another encoder
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+
+
+def adopt(config: FinetuneConfig, folder: Path, say: Callable[[str], None]) -> D2vModel | None:
     """The encoder to start from, whose architecture becomes the config's; its rates of dropout stay the config's. None: from scratch, or resuming.
 
     ValueError: there is none at train.init_from, or it reads another modality.
@@ -174,10 +185,14 @@ def adopt(config: FinetuneConfig, folder: Path) -> D2vModel | None:
         frontends, trunk = encoder.config.frontends, encoder.config.trunk
     if name not in frontends:
         raise ValueError(f"model={config.train.init_from} reads {', '.join(frontends)}; this script fine-tunes {name}")
-    for ours, theirs in ((config.frontend, frontends[name]), (config.model.trunk, trunk)):
+    changed = []
+    for where, ours, theirs in ((f"frontends.{name}", config.frontend, frontends[name]), ("trunk", config.model.trunk, trunk)):
         for field, value in theirs.items():
-            if not any(word in field for word in FREE):
+            if not any(word in field for word in FREE) and vars(ours)[field] != value:
+                changed.append(f"{where}.{field}={value} instead of {vars(ours)[field]}")
                 setattr(ours, field, value)
+    if changed:
+        say(f"the model of {config.train.init_from}: {', '.join(changed)}")
     return encoder
 
 

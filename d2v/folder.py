@@ -23,16 +23,12 @@ def check_folder(folder: Path, config: dict, resume: str, sections: tuple[str, .
         raise ValueError(f"{folder} has checkpoints and run.resume is never; choose another run.dir, or run.resume=auto to go on")
 
 
-def make_room(folder: Path, results: str, overwrite: bool) -> None:
-    """A finished run, which has its file `results`, is removed if it may be. ValueError: it may not, or the folder is no run's."""
-    if not (folder / "config.yaml").is_file():  # a command that failed may have left what belongs to another encoder
-        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-    if overwrite and folder.exists() and any(folder.iterdir()):
+def clear(folder: Path) -> None:
+    """Removes a run's folder, as run.overwrite=true asks for. ValueError: it is no run's."""
+    if folder.exists() and any(folder.iterdir()):
         if not (folder / "config.yaml").is_file():
             raise ValueError(f"{folder} is no run's folder (it has no config.yaml); run.overwrite does not remove it")
         shutil.rmtree(folder)
-    if (folder / results).exists():
-        raise ValueError(f"{folder} holds a finished run; choose another run.dir, or run.overwrite=true to replace it")
 
 
 class BadSamples:

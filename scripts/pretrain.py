@@ -13,7 +13,7 @@ from d2v.checkpoint import found
 from d2v.config import Config, load_config, run_cli, save_yaml
 from d2v.configuration import D2vConfig
 from d2v.export import export, model_card
-from d2v.folder import BadSamples, check_folder
+from d2v.folder import BadSamples, check_folder, clear
 from d2v.health import HealthCheck
 from d2v.loop import Loop
 from d2v.modeling import D2vModel
@@ -38,6 +38,9 @@ def main(arguments: list[str]) -> None:
         # a dropped layer has no gradient
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.model.trunk.drops_layers)],
     )
+    if config.run.overwrite:
+        with accelerator.main_process_first():
+            clear(folder)
     bring_tokenizer(config, folder)
     with accelerator.main_process_first():
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from tiny import ROOT
-from transformers import AutoModelForImageClassification, AutoTokenizer
+from transformers import AutoModelForImageClassification, AutoTokenizer, pipeline
 
 from d2v.finetune import adopt, build_model, load
 from d2v.loop import Loop
@@ -23,6 +23,7 @@ from d2v.tasks import D2vForImageClassification, D2vForSequenceClassification
 from modalities.image import labelled
 from modalities.image.data import demo as image_demo
 from modalities.text.corpus import demo as text_demo
+from scripts import finetune_image
 
 CONFIGS = sorted((ROOT / "configs").glob("*/finetune_*.yaml"))
 TRUNK = ("model.trunk.dim=32", "model.trunk.depth=2", "model.trunk.num_heads=2", "model.trunk.mlp_dim=64")
@@ -88,6 +89,9 @@ def test_a_run_from_an_export_leaves_a_model_scores_predictions_and_pictures(mod
     for picture in ("confusion_test.png", "confusion_validation.png", "curves.png"):
         pixels = np.asarray(Image.open(folder / picture).convert("L"))
         assert min(pixels.shape) > 200 and pixels.std() > 5
+    if modality == "text":
+        (answer,) = pipeline("text-classification", model=str(folder / "export"), device="cpu")("def f(x): return x")
+        assert answer["label"] in names.values() and 0 < answer["score"] < 1
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "validation_accuracy" in record] == [10, 20]
     best = max(record["validation_accuracy"] for record in records if "validation_accuracy" in record)
@@ -98,12 +102,14 @@ def test_a_run_from_an_export_leaves_a_model_scores_predictions_and_pictures(mod
 def test_the_weights_of_the_export_are_the_start_and_the_head_is_new(tmp_path):
     source = tiny.finished("image") / "export"
     config = load([*arguments("image", tmp_path, "train.seed=3"), f"model={source}"], "image", labelled, D2vForImageClassification)
-    encoder = adopt(config, tmp_path)
+    said: list[str] = []
+    encoder = adopt(config, tmp_path, said.append)
     model = build_model(config, D2vForImageClassification, {"num_labels": 4}, encoder)
     expected = tiny.load(source / "model.safetensors")
     assert expected.keys() >= set(model.encoder.state_dict())
     tiny.assert_same(model.encoder.state_dict(), {name: value for name, value in expected.items() if name in model.encoder.state_dict()})
     assert config.model.trunk.dim == encoder.config.trunk["dim"] and config.frontend.mask_token and config.model.trunk.drop_path == 0.1
+    assert len(said) == 1 and "frontends.image.mask_token=True instead of False" in said[0]
 
 
 @pytest.mark.parametrize("modality", DEMO)
@@ -366,6 +372,18 @@ def test_a_resumed_run_does_not_need_what_it_started_from(tmp_path):
     (tmp_path / "run" / "results.json").unlink()
     shutil.rmtree(source)
     assert main("text", command)
+
+
+def test_two_processes_train_and_choose_as_one(tmp_path):
+    more = ("train.validate_every=5", "train.patience=9", "data.mixup=0.8", "model.trunk.drop_path=0", "train.lr=1e-4", "train.ema_decay=0.9")
+    main("image", arguments("image", tmp_path / "one", *more))
+    command = arguments("image", tmp_path / "two", *more)
+    assert tiny.wait(tiny.start(finetune_image.main, command, world=2)) == [0, 0]
+    one, two = tiny.losses(tmp_path / "one"), tiny.losses(tmp_path / "two")
+    assert one.keys() == two.keys() and [one[step] for step in one] == pytest.approx([two[step] for step in one], rel=1e-4)
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert results[0]["scores"]["test"]["loss"] == pytest.approx(results[1]["scores"]["test"]["loss"], rel=1e-3)
+    assert results[0]["steps"] == results[1]["steps"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
