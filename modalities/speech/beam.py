@@ -37,7 +37,7 @@ class DecodeConfig:
 def build(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) -> Callable[[np.ndarray], str]:
     """A function from logits (T, V) to text; `texts` are those that were trained on.
 
-    ValueError: the decoder is not installed, no such file, or a lexicon of no word that the vocabulary can spell.
+    ValueError: the decoder is not installed, a file that is missing or no language model, or a lexicon of no word that can be spelled.
     """
     try:
         from torchaudio.models.decoder import ctc_decoder
@@ -54,7 +54,10 @@ def build(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) ->
     with tempfile.TemporaryDirectory() as folder:  # the decoder reads a file
         spelled = Path(folder) / "lexicon.txt"
         spelled.write_text("".join(f"{word} {' '.join(word)} {SPACE}\n" for word in words(config, vocabulary, texts)), encoding="utf-8")
-        decoder = ctc_decoder(lexicon=str(spelled), lm=config.lm, lm_weight=config.lm_weight, word_score=config.word_score, **options)
+        try:
+            decoder = ctc_decoder(lexicon=str(spelled), lm=config.lm, lm_weight=config.lm_weight, word_score=config.word_score, **options)
+        except RuntimeError as error:
+            raise ValueError(f"data.decode.lm is {config.lm!r}, which KenLM cannot read: {' '.join(str(error).split())[:300]}") from None
     return lambda logits: " ".join(_best(decoder, logits).words)
 
 
