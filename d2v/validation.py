@@ -51,8 +51,8 @@ class Validation:
 
     def __init__(self, objective: Supervised, split: Split, score: Score, *, metric: str, batch_size: int, keep: Callable[[TaskModel], None]):
         self.objective, self.split, self.score, self.metric, self.batch_size, self.keep = objective, split, score, metric, batch_size, keep
-        self.train = objective.config
-        self.every = self.train.validate_every or max(1, self.train.steps // 20)
+        self.config = objective.config
+        self.every = self.config.validate_every or max(1, self.config.steps // 20)
         worst = float("inf") if metric in LOWER_IS_BETTER else float("-inf")
         objective.register_buffer("best_score", torch.tensor(worst))
         objective.register_buffer("best_step", torch.tensor(0))
@@ -81,4 +81,4 @@ class Validation:
 
     def stops(self, step: int) -> bool:
         """Whether `train.patience` validations have passed since the best; known at those steps only."""
-        return self.train.patience > 0 and self.due(step) and step - int(self.objective.best_step) >= self.train.patience * self.every
+        return self.config.patience > 0 and self.due(step) and step - int(self.objective.best_step) >= self.config.patience * self.every
