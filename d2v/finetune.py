@@ -78,15 +78,22 @@ class Labelled:
     rows: Callable[[Split, list[np.ndarray]], list[dict]]  # of the predictions file
     classes: list[str] | None  # of the confusion matrix
     save_preprocessor: Callable[[Path], None]
+    row_scores: Callable[[list[dict]], dict[str, float]] | None = None  # of what costs too much for `score` and is in the rows
 
 
-def load(argv: list[str], modality: str, labelled: ModuleType, model: type[TaskModel]) -> FinetuneConfig:
-    """The config of `CONFIG [model=PATH] key=value ...`. ValueError: whatever is wrong with it, or another modality than the script's."""
+def read_values(argv: list[str]) -> dict:
+    """The settings of `CONFIG [model=PATH] key=value ...` as plain dictionaries. ValueError: whatever is wrong with their form."""
     if not argv or "=" in argv[0]:
         raise ValueError("usage: CONFIG [model=PATH] key=value ...; model= names an export of pretraining, without it training is from scratch")
     arguments = [f"train.init_from={arg.removeprefix('model=')}" if arg.startswith("model=") else arg for arg in argv[1:]]
     values = load_values(argv[0], arguments)
     check_keys(values, SECTIONS, "", argv[0])
+    return values
+
+
+def load(argv: list[str], modality: str, labelled: ModuleType, model: type[TaskModel]) -> FinetuneConfig:
+    """The config of `CONFIG [model=PATH] key=value ...`. ValueError: whatever is wrong with it, or another modality than the script's."""
+    values = read_values(argv)
     name = modality_of(values, argv[0])
     if name != modality:
         raise ValueError(f"{argv[0]} is a config for {name}; this script fine-tunes {modality}")
@@ -230,8 +237,9 @@ def report(folder: Path, model_class: type[TaskModel], data: Labelled, step: int
     scores = {}
     for name, split in data.splits.items():
         logits = outputs(model, split, BATCH_SIZE, device)
-        scores[name] = data.score(logits, split.labels)
-        _write_csv(folder / f"predictions_{name}.csv", data.rows(split, logits))
+        rows = data.rows(split, logits)
+        scores[name] = data.score(logits, split.labels) | (data.row_scores(rows) if data.row_scores else {})
+        _write_csv(folder / f"predictions_{name}.csv", rows)
         if data.classes:
             predicted = np.array([x.argmax() for x in logits])
             plot_confusion(np.asarray(split.labels), predicted, data.classes, folder / f"confusion_{name}.png")

@@ -34,6 +34,7 @@ class D2vModel(PreTrainedModel):
             # a dot would split the key of a state dict: the user's own package is known by its last part there
             self.frontends[_key(name)] = modality.Frontend(build_config(modality.FrontendConfig, fields, name), trunk.dim, trunk.num_heads)
         self.trunk = Trunk(trunk)
+        self.main_input_name = next(frontend.main_input for frontend in self.frontends.values())  # pipelines ask for it
         self.post_init()
 
     @torch.no_grad()

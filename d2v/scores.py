@@ -1,12 +1,14 @@
-"""Scores of predictions: GLUE's for classes and numbers, by scikit-learn and scipy; which way each is better; a table over runs.
+"""Scores of predictions: GLUE's of classes and numbers, error rates of transcripts; which way each is better; a table over runs.
 
 N samples, C classes.
 """
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import jiwer
 import numpy as np
 from scipy.special import log_softmax
 from scipy.stats import pearsonr, spearmanr
@@ -37,6 +39,11 @@ def regression(values: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         warnings.simplefilter("ignore")  # constant input, as in the first steps
         correlations = {"pearson": pearsonr(values, labels)[0], "spearman": spearmanr(values, labels)[0]}
     return {name: float(np.nan_to_num(value)) for name, value in correlations.items()} | {"loss": float(np.mean((values - labels) ** 2))}
+
+
+def transcription(wanted: Sequence[str], found: Sequence[str]) -> dict[str, float]:
+    """Word and character error rate: substitutions, insertions and deletions as a share of what is wanted, over all texts together."""
+    return {"wer": jiwer.wer(list(wanted), list(found)), "cer": jiwer.cer(list(wanted), list(found))}
 
 
 def table(folder: Path, results: str) -> str:

@@ -76,6 +76,7 @@ class TaskModel(PreTrainedModel):
         self.task: Any = build_config(self.task_class, config.task, "task")
         config.task = vars(self.task).copy()
         self.encoder = D2vModel(config)
+        self.main_input_name = self.encoder.main_input_name
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

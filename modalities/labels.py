@@ -1,6 +1,6 @@
 """Labels of a data set: class names from the training split, numbers by those names elsewhere, or numbers to be regressed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,31 +17,59 @@ class Opened(NamedTuple):
 
     train: Any  # a modality's Samples
     indices: np.ndarray  # (N,) of the samples that are trained on
-    labels: np.ndarray  # (len(train),) classes or numbers
+    labels: Sequence[Any]  # of each of `train`: classes, numbers, or codes of letters
     names: list[str] | None
     splits: dict[str, Split]
 
 
-def open_splits(data: Any, seed: int, make: Callable[[str], Any]) -> Opened:
-    """The splits that `data` names, by `make(split)`; without a validation split, data.validation_share of train is held out.
+def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str = "") -> Opened:
+    """The labelled splits that `data` names. ValueError: as divide; labels that are missing, of no use, or of another split and not in train."""
+    train, indices, parts = divide(data, seed, make, group=group)
+    names, labels = learn(train, data.label, numbers=data.regression)
+    splits = {}
+    for name, (samples, rows) in parts.items():
+        known = labels if samples is train else encode(samples, data.label, names, getattr(data, f"{name}_split"))
+        splits[name] = Split(samples, rows, known[rows])
+    return Opened(train, indices, labels, names, splits)
 
-    ValueError: as `make`; labels that are missing, or of no use; a label of another split that train does not have.
+
+def divide(data: Any, seed: int, make: Callable[[str], Any], *, group: str = "") -> tuple[Any, np.ndarray, dict[str, tuple[Any, np.ndarray]]]:
+    """Training samples by `make(split)`, which of them are trained on, and (samples, which of them) of each split that is scored.
+
+    Without a validation split, data.validation_share of train is held out, whole groups where `group` is a column; then no split that is
+    scored keeps samples of a group that is trained on. ValueError: as `make`; no such column, or groups that leave nothing.
     """
     train = make(data.split)
-    names, labels = learn(train, data.label, numbers=data.regression)
-    indices, splits = np.arange(len(train)), {}
+    indices, parts = np.arange(len(train)), {}
     if data.validation_split:
         samples = make(data.validation_split)
-        splits["validation"] = Split(samples, np.arange(len(samples)), encode(samples, data.label, names, data.validation_split))
+        parts["validation"] = samples, np.arange(len(samples))
     elif data.validation_share:
-        order = np.random.default_rng((seed, 0x5A11D)).permutation(len(train))
-        count = max(1, round(data.validation_share * len(train)))
-        indices, held = np.sort(order[count:]), np.sort(order[:count])
-        splits["validation"] = Split(train, held, labels[held])
+        held = _held_out(np.random.default_rng((seed, 0x5A11D)), len(train), data.validation_share, _column(train, group, "group") if group else None)
+        indices = np.setdiff1d(indices, held)
+        parts["validation"] = train, held
     if data.test_split:
         samples = make(data.test_split)
-        splits["test"] = Split(samples, np.arange(len(samples)), encode(samples, data.label, names, data.test_split))
-    return Opened(train, indices, labels, names, splits)
+        parts["test"] = samples, np.arange(len(samples))
+    if group:
+        seen = _column(train, group, "group")[indices]
+        for name, (samples, rows) in parts.items():
+            parts[name] = samples, rows[~np.isin(_column(samples, group, "group")[rows], seen)]
+            if not len(parts[name][1]):
+                raise ValueError(f"data.group {group!r}: the {name} split has no sample of a group that is not trained on")
+    return train, indices, parts
+
+
+def _held_out(generator: np.random.Generator, count: int, share: float, groups: np.ndarray | None) -> np.ndarray:
+    """Numbers of the samples that are held out, sorted: the share of them, or as many whole groups as reach it."""
+    if groups is None:
+        return np.sort(generator.permutation(count)[: max(1, round(share * count))])
+    names, sizes = np.unique(groups, return_counts=True)
+    order = generator.permutation(len(names))
+    taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), share * count)) + 1]
+    if len(taken) == len(names):
+        raise ValueError(f"data.validation_share {share} of {len(names)} groups leaves none to train on; the first is {names[0]!r}")
+    return np.flatnonzero(np.isin(groups, names[taken]))
 
 
 def check(data: Any) -> None:
@@ -74,11 +102,11 @@ def encode(samples: Any, column: str, names: list[str] | None, split: str) -> np
     return _numbers(values, column, split) if names is None else _codes(_names(values, samples.classes), names, column, split)
 
 
-def _column(samples: Any, column: str) -> np.ndarray:
+def _column(samples: Any, column: str, setting: str = "label") -> np.ndarray:
     try:
         return samples.column(column)
     except ValueError as error:
-        raise ValueError(f"data.label is {column!r}: {error}") from None
+        raise ValueError(f"data.{setting} is {column!r}: {error}") from None
 
 
 def _numbers(values: np.ndarray, column: str, split: str) -> np.ndarray:

@@ -278,15 +278,15 @@ def identifiers(dataset: datasets.Dataset, path: Any, split: str, first: int = 0
     return [os.path.relpath(file, root) if root and Path(file).is_relative_to(root) and root.is_dir() else file for file in dataset["file"]]
 
 
-def column(dataset: datasets.Dataset, name: str, rows: np.ndarray, ids: Sequence[str]) -> np.ndarray:
-    """Values of `name` for `rows`. ValueError: no such column (names those that exist), or rows without a value."""
+def column(dataset: datasets.Dataset, name: str, rows: np.ndarray, ids: Sequence[str], *, empty: Any = None) -> np.ndarray:
+    """Values of `name` for `rows`, `empty` in place of missing ones. ValueError: no such column, or rows without a value and no `empty`."""
     if name not in dataset.column_names:
         raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(dataset.column_names)}")
     values = list(dataset.select_columns([name]).select(rows)[name])
-    empty = [sample for sample, value in zip(ids, values, strict=True) if value is None]
-    if empty:
-        raise ValueError(f"{len(empty)} of {len(values)} samples have no {name!r}, the first is {empty[0]}")
-    return np.asarray(values)
+    missing = [sample for sample, value in zip(ids, values, strict=True) if value is None]
+    if missing and empty is None:
+        raise ValueError(f"{len(missing)} of {len(values)} samples have no {name!r}, the first is {missing[0]}")
+    return np.asarray([empty if value is None else value for value in values])
 
 
 def classes(dataset: datasets.Dataset, name: str) -> list[str] | None:

@@ -28,8 +28,8 @@ MASK_KINDS = ("span", "block", "random")
 
 
 @dataclass
-class DataConfig:
-    """Where speech is, how it is read and masked; defaults are data2vec Base's."""
+class ReadConfig:
+    """Where speech is and how it is read; defaults are data2vec Base's."""
 
     path: Any = ""  # folder, table, Hub name, a list of these, or "demo": synthetic vowels
     split: str = "train"
@@ -40,6 +40,21 @@ class DataConfig:
     min_seconds: float = 0.1
     max_seconds: float = 20.0  # longer clips are cropped: at random in training, in the middle in evaluation
     normalize: bool = True  # each clip to zero mean and unit variance
+
+    def __post_init__(self):
+        """ValueError: a value that makes no sense."""
+        check_settings(
+            self,
+            ("cache_hours", self.cache_hours >= 0, "0 or more"),
+            ("min_seconds", self.min_seconds >= 0, "0 or more"),
+            ("max_seconds", self.max_seconds >= self.min_seconds and self.max_seconds > 0, f"at least data.min_seconds, {self.min_seconds}"),
+        )
+
+
+@dataclass
+class DataConfig(ReadConfig):
+    """The same for pretraining, and how clips are joined and masked."""
+
     pack_seconds: float = 0.0  # > 0: clips are joined and cut into streams of this length; for corpora of very short clips
     mask_kind: str = "span"  # span: overlapping spans (1.0); block, random: counts fixed by the length, and what is hidden is left out (2.0)
     masks: int = 1  # masks per clip, of block and random
@@ -51,19 +66,23 @@ class DataConfig:
 
     def __post_init__(self):
         """ValueError: a value that makes no sense."""
-        for name, good, allowed in (
-            ("cache_hours", self.cache_hours >= 0, "0 or more"),
-            ("min_seconds", self.min_seconds >= 0, "0 or more"),
-            ("max_seconds", self.max_seconds >= self.min_seconds and self.max_seconds > 0, f"at least data.min_seconds, {self.min_seconds}"),
+        super().__post_init__()
+        check_settings(
+            self,
             ("pack_seconds", self.pack_seconds >= 0, "0 (off) or more"),
             ("mask_kind", self.mask_kind in MASK_KINDS, ", ".join(MASK_KINDS)),
             ("masks", self.masks == 1 or (self.masks > 1 and self.mask_kind != "span"), "1, or more with data.mask_kind block or random"),
             ("mask_prob", 0 < self.mask_prob < 1, "between 0 and 1"),
             ("mask_length", self.mask_length >= 1, "at least 1"),
             ("min_masks", self.min_masks >= 1, "at least 1"),
-        ):
-            if not good:
-                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be {allowed}")
+        )
+
+
+def check_settings(config: Any, *settings: tuple[str, bool, str]) -> None:
+    """ValueError: the first setting of (name, whether it is good, what is allowed) that is not good."""
+    for name, good, allowed in settings:
+        if not good:
+            raise ValueError(f"data.{name} is {getattr(config, name)}; it must be {allowed}")
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
@@ -81,11 +100,11 @@ class Samples:
     raw_name = "mean log-mel 40"
 
     @staticmethod
-    def open(config: DataConfig, split: str) -> datasets.Dataset:
+    def open(config: ReadConfig, split: str) -> datasets.Dataset:
         """The rows of a split, not read yet. ValueError: there are none."""
         return synth.dataset(split) if config.path == "demo" else sources.open_source(config.path, split, sources.AUDIO, "audio")
 
-    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path, rows: sources.Rows | None = None):
+    def __init__(self, config: ReadConfig, frontend: FrontendConfig, *, split: str, folder: Path, rows: sources.Rows | None = None):
         """ValueError: the source cannot be opened, or too many of its clips are bad. `rows`: these only, of which the headers are checked."""
         self.config, self.frontend, self.rate = config, frontend, frontend.sample_rate
         dataset, first = (self.open(config, split), 0) if rows is None else rows
@@ -121,9 +140,9 @@ class Samples:
                 self._cache[row] = wave
         return audio.normalise(wave) if self.config.normalize else wave
 
-    def column(self, name: str) -> np.ndarray:
-        """Values of a data column per usable sample. ValueError: there is none of that name."""
-        return sources.column(self._dataset, name, self._rows, self.ids)
+    def column(self, name: str, *, empty: Any = None) -> np.ndarray:
+        """Values of a data column per usable sample; `empty`: what stands for a missing one. ValueError: no such column, or a missing value."""
+        return sources.column(self._dataset, name, self._rows, self.ids, empty=empty)
 
     def view(self, indices: Iterable[int]) -> View:
         """Whole clips, unmasked; those above max_seconds keep their middle; input_values (B, S)."""
@@ -218,8 +237,13 @@ def collate(waves: Sequence[np.ndarray], frontend: FrontendConfig, size: int = 0
     return inputs, padding if padding.any() else None
 
 
-def save_preprocessor(folder: Path, samples_folder: Path, data: DataConfig, frontend: FrontendConfig) -> None:
+def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, frontend: FrontendConfig) -> None:
     """Writes preprocessor_config.json, for `AutoFeatureExtractor.from_pretrained(folder)`."""
-    Wav2Vec2FeatureExtractor(
+    feature_extractor(data, frontend).save_pretrained(folder)
+
+
+def feature_extractor(data: ReadConfig, frontend: FrontendConfig) -> Wav2Vec2FeatureExtractor:
+    """What pads and normalises waveforms as `Samples.view` does."""
+    return Wav2Vec2FeatureExtractor(
         feature_size=1, sampling_rate=frontend.sample_rate, padding_value=0.0, do_normalize=data.normalize, return_attention_mask=True
-    ).save_pretrained(folder)
+    )

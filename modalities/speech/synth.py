@@ -24,19 +24,21 @@ CLIPS = {"train": 420, "test": 120}
 
 
 def dataset(split: str) -> datasets.Dataset:
-    """Columns audio (WAV bytes), label (the word), speaker. ValueError: another split than train, test."""
+    """Columns audio (WAV bytes), label and text (the word), speaker. ValueError: another split than train, test."""
     if split not in CLIPS:
         raise ValueError(f"data.split {split!r}: the demo has the splits {', '.join(CLIPS)}")
     voices = list(VOICES[split])
-    rows = {"audio": [], "label": [], "speaker": []}
+    rows = {"audio": [], "label": [], "text": [], "speaker": []}
     for number in range(CLIPS[split]):
         label, speaker = number % len(WORDS), voices[number // len(WORDS) % len(voices)]
         generator = np.random.default_rng((list(CLIPS).index(split), number))
         rows["audio"].append({"bytes": _wav(say(WORDS[label], *VOICES[split][speaker], generator)), "path": None})
         rows["label"].append(label)
+        rows["text"].append(WORDS[label])
         rows["speaker"].append(speaker)
     audio = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # datasets.Audio would ask for torchcodec here
-    features = datasets.Features({"audio": audio, "label": datasets.ClassLabel(names=list(WORDS)), "speaker": datasets.Value("string")})
+    string = datasets.Value("string")
+    features = datasets.Features({"audio": audio, "label": datasets.ClassLabel(names=list(WORDS)), "text": string, "speaker": string})
     return datasets.Dataset.from_dict(rows, features=features)
 
 

@@ -1,0 +1,76 @@
+"""Beam search over CTC's output, with an n-gram language model of words if there is one, by flashlight-text through torchaudio.
+
+T tokens, V letters.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import log_softmax
+
+from modalities.speech.letters import BLANK, SPACE, UNKNOWN, Vocabulary
+
+
+@dataclass
+class DecodeConfig:
+    """How the splits are read at the end of a run; validation in between is greedy."""
+
+    beam: int = 0  # hypotheses that are kept; 0: greedy only
+    lm: str = ""  # a word n-gram that KenLM reads, ARPA or binary; "": none
+    lexicon: str = ""  # a file with one word a line, those that may be found with a model; "": the words that were trained on
+    lm_weight: float = 2.0
+    word_score: float = 0.0  # added for each word; above 0 favours more words
+
+    def __post_init__(self):
+        """ValueError: a beam of less than nothing, or settings that have no effect."""
+        if self.beam < 0:
+            raise ValueError(f"data.decode.beam is {self.beam}; it must be 0 (greedy) or more")
+        for name, needed in (("lm", "beam"), ("lexicon", "lm")):
+            if getattr(self, name) and not getattr(self, needed):
+                raise ValueError(f"data.decode.{name} is {getattr(self, name)!r}, which needs data.decode.{needed}")
+
+
+def build(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) -> Callable[[np.ndarray], str]:
+    """A function from logits (T, V) to text; `texts` are those that were trained on.
+
+    ValueError: the decoder is not installed, a file that is missing or no language model, or a lexicon of no word that can be spelled.
+    """
+    try:
+        from torchaudio.models.decoder import ctc_decoder
+    except (ImportError, RuntimeError):
+        raise ValueError("data.decode.beam needs the package flashlight-text: pip install 'd2v[beam]', or data.decode.beam=0") from None
+    for name in ("lm", "lexicon"):
+        given = getattr(config, name)
+        if given and not Path(given).is_file():
+            raise ValueError(f"data.decode.{name} is {given!r}: no such file (looked for {Path(given).absolute()})")
+    options = {"tokens": vocabulary.letters, "blank_token": BLANK, "sil_token": SPACE, "unk_word": UNKNOWN, "beam_size": config.beam}
+    if not config.lm:
+        decoder = ctc_decoder(lexicon=None, lm=None, log_add=True, **options)
+        return lambda logits: vocabulary.decode(_best(decoder, logits).tokens.tolist())
+    with tempfile.TemporaryDirectory() as folder:  # the decoder reads a file
+        spelled = Path(folder) / "lexicon.txt"
+        spelled.write_text("".join(f"{word} {' '.join(word)} {SPACE}\n" for word in words(config, vocabulary, texts)), encoding="utf-8")
+        try:
+            decoder = ctc_decoder(lexicon=str(spelled), lm=config.lm, lm_weight=config.lm_weight, word_score=config.word_score, **options)
+        except RuntimeError as error:
+            raise ValueError(f"data.decode.lm is {config.lm!r}, which KenLM cannot read: {' '.join(str(error).split())[:300]}") from None
+    return lambda logits: " ".join(_best(decoder, logits).words)
+
+
+def words(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) -> list[str]:
+    """The words that may be found. ValueError: none that the vocabulary can spell."""
+    lines = Path(config.lexicon).read_text("utf-8").splitlines() if config.lexicon else texts
+    found = sorted({word for line in lines for word in line.split() if not vocabulary.unknown(word)})
+    if not found:
+        raise ValueError(f"data.decode.lexicon {config.lexicon!r} has no word of the letters {' '.join(vocabulary.letters[3:])}")
+    return found
+
+
+def _best(decoder, logits: np.ndarray):
+    scores = log_softmax(logits.astype(np.float32), axis=1)
+    (hypotheses,) = decoder(torch.from_numpy(scores)[None])
+    return hypotheses[0]
