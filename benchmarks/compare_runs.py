@@ -1,9 +1,10 @@
 """One picture of several runs: k-NN of the health checks against minutes of training.
 
-    python benchmarks/compare_runs.py OUT.png "NAME=RUN_DIR[,RUN_DIR...]" ...  [of=student|teacher] [against=minutes|step]
+    python benchmarks/compare_runs.py OUT.png "NAME[@SECONDS]=RUN_DIR[,RUN_DIR...]" ...  [of=student|teacher] [against=minutes|step]
 
-Runs of one name (seeds) share a colour. Minutes are added up from the logged samples per second: the seconds of health checks and of saving are
-in them, those of a pause between a kill and its resume are not. RUN_DIR is a folder of scripts/pretrain.py.
+Runs of one name (seeds) share a colour. Minutes are steps times SECONDS, as benchmarks/config_steps.py measures them side by side; without it they
+are added up from the logged samples per second: the seconds of health checks and of saving are in them, those of a pause between a kill and its
+resume are not. RUN_DIR is a folder of scripts/pretrain.py.
 """
 
 import json
@@ -17,8 +18,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#777777")
 CHOICES = {"of": ("student", "teacher"), "against": ("minutes", "step")}
 
 
-def curve(folder: Path, of: str) -> dict[str, list[float]]:
-    """Steps, minutes and accuracies (percent) of the checks of a run. SystemExit: there are none."""
+def curve(folder: Path, of: str, seconds: float = 0.0) -> dict[str, list[float]]:
+    """Steps, minutes (by `seconds` a step, or by the log if 0) and accuracies (percent) of the checks of a run. SystemExit: there are none."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise SystemExit(f"{folder} is no run folder: it has no metrics.jsonl")
@@ -30,7 +31,8 @@ def curve(folder: Path, of: str) -> dict[str, list[float]]:
             minutes += (record["step"] - last) * batch_size / record["samples_per_second"] / 60
             last = record["step"]
         if f"{of}_knn" in record:
-            for name, value in (("step", record["step"]), ("minutes", minutes), ("accuracy", 100 * record[f"{of}_knn"])):
+            elapsed = record["step"] * seconds / 60 if seconds else minutes
+            for name, value in (("step", record["step"]), ("minutes", elapsed), ("accuracy", 100 * record[f"{of}_knn"])):
                 found[name].append(value)
     if not found["step"]:
         raise SystemExit(f"{path} has no health check with k-NN: the data had no labels")
@@ -49,14 +51,15 @@ def main(arguments: list[str]) -> None:
         if name in CHOICES:
             options[name] = value
         else:
-            runs.append((name, [Path(folder) for folder in value.split(",")]))
+            name, _, seconds = name.partition("@")
+            runs.append((name, float(seconds or 0), [Path(folder) for folder in value.split(",")]))
     if not out.endswith(".png") or not runs:
         raise SystemExit(__doc__)
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.add_subplot()
-    for number, (name, folders) in enumerate(runs):
+    for number, (name, seconds, folders) in enumerate(runs):
         for folder in folders:
-            found = curve(folder, options["of"])
+            found = curve(folder, options["of"], seconds)
             label = name if folder is folders[0] else None
             axes.plot(found[options["against"]], found["accuracy"], "o-", markersize=3, color=COLOURS[number % len(COLOURS)], label=label)
     axes.set(xlabel=options["against"], ylabel=f"k-NN of the {options['of']}'s features (%)")

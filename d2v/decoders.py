@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.convolution import convolved
 from d2v.heads import perceptron
 from d2v.types import Mask
 
@@ -53,18 +54,15 @@ class ConvLayer(nn.Module):
     def __init__(self, in_dim: int, config: DecoderConfig):
         super().__init__()
         make = nn.Conv1d if config.dims == 1 else nn.Conv2d
-        self.dims = config.dims
         self.conv = make(in_dim, config.dim, config.kernel, padding=config.kernel // 2, groups=config.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C_in) -> (N, T, C)."""
-        tokens = x.shape[1]
-        if self.dims == 1:
-            y = self.conv(x.transpose(1, 2))[..., :tokens].transpose(1, 2)  # an even kernel gives a token too many
-        else:
-            side = math.isqrt(tokens)
-            y = self.conv(x.unflatten(1, (side, side)).movedim(-1, 1))[..., :side, :side]  # (N, C, side, side); channels last in memory
-            y = y.flatten(2).transpose(1, 2)
+        if isinstance(self.conv, nn.Conv1d):
+            return convolved(self.conv, x)
+        side = math.isqrt(x.shape[1])
+        y = self.conv(x.unflatten(1, (side, side)).movedim(-1, 1))[..., :side, :side]  # (N, C, side, side); channels last in memory
+        y = y.flatten(2).transpose(1, 2)
         return F.gelu(F.layer_norm(y, y.shape[-1:]))
 
 

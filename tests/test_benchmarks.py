@@ -53,7 +53,8 @@ def test_runs_are_compared_in_a_picture(root: Path, tmp_path: Path, monkeypatch:
     records = [{"step": 0, "student_knn": 0.1}, {"step": 20, "loss": 1.0, "samples_per_second": 10.0}, {"step": 20, "student_knn": 0.2}]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
     assert compare_runs.curve(folder, "student") == {"step": [0, 20], "minutes": [0, 1], "accuracy": [10, 20]}
-    compare_runs.main([str(tmp_path / "out.png"), f"ours={folder},{folder}", "against=step"])
+    assert compare_runs.curve(folder, "student", 6.0)["minutes"] == [0, 2]
+    compare_runs.main([str(tmp_path / "out.png"), f"ours={folder},{folder}", f"theirs@0.5={folder}", "against=step"])
     assert (tmp_path / "out.png").stat().st_size > 1000
     for wrong in (
         [],
@@ -78,3 +79,37 @@ def test_embeddings_of_both_sides_are_the_same(root: Path, monkeypatch: pytest.M
     assert found["difference"] < 1e-5 and found["ratio"] == pytest.approx(found["d2v"] / found["transformers"]) and found["ratio"] > 0
     lengths = embed.lengths_of(modality, mixed, TINY, 6)
     assert (len(set(lengths)) > 1) == mixed
+
+
+@pytest.mark.parametrize("modality", ["image", "speech"])
+def test_both_versions_read_the_same_samples_and_take_a_step(root: Path, monkeypatch: pytest.MonkeyPatch, modality: str):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import masks
+    import work
+
+    narrow = ["trunk.dim=48", "trunk.num_heads=4", "trunk.mlp_dim=96", "trunk.depth=2"]
+    narrow += [f"frontends.{modality}.{field}" for field in {"image": ("image_size=32", "patch_size=8"), "speech": ("conv_dim=16",)}[modality]]
+    monkeypatch.setattr(masks, "SHORT", (*masks.SHORT, "objective.top_k=2", *(f"model.{field}" for field in narrow)))
+    views = {version: masks.batch(modality, version, work.TINY) for version in (1, 2)}
+    name = work.MAIN_INPUT[modality]
+    assert torch.equal(views[1].inputs[name], views[2].inputs[name])
+    assert len(views[2].mask.hidden) == masks.MASKS * len(views[1].mask.hidden)
+    share = {"image": 0.8, "speech": 0.5}[modality]
+    assert abs(float(views[2].mask.hidden.float().mean()) - share) < 0.06
+    for version, view in views.items():
+        step = masks.Step(modality, version)
+        before = [p.detach().clone() for p in step.objective.student.parameters()]
+        step(view)
+        assert any(not torch.equal(old, new) for old, new in zip(before, step.objective.student.parameters(), strict=True))
+    assert step.decoder_seconds(view, repeats=1) > 0
+
+
+def test_steps_of_configs_are_timed_on_real_batches(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import config_steps
+
+    config_steps.main([str(root / "configs" / "text" / "demo.yaml"), "steps=1", "train.batch_size=2", "train.steps=60"])
+    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    assert row[0].endswith("demo.yaml") and row[5] == "60" and float(row[1]) > 0 and float(row[3]) > 0
+    with pytest.raises(SystemExit):
+        config_steps.main(["steps=1"])

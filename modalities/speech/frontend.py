@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v import alibi
+from d2v.convolution import convolved
 from modalities.speech.mel import LogMel, fft_size
 
 MODALITY = "speech"
@@ -183,8 +184,7 @@ class Frontend(nn.Module):
         x = tokens
         padding = None if self.config.reference_padding else padding
         for conv in self.positions_conv:
-            x = conv(x.transpose(1, 2))[..., : tokens.shape[1]].transpose(1, 2)  # (N, T, D); an even kernel gives a frame too many
-            x = F.gelu(F.layer_norm(x, x.shape[-1:]))
+            x = convolved(conv, x)  # (N, T, D)
             x = x if padding is None else x.masked_fill(padding[..., None], 0)
         return x
 

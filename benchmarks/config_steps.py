@@ -1,0 +1,78 @@
+"""Seconds of a real training step of several configs, data included, taken in turn because machines drift.
+
+    python benchmarks/config_steps.py CONFIG CONFIG ... [steps=20] [threads=1] [key=value ...]
+
+key=value holds for every config, e.g. data.path=photos/. Columns: median wall and CPU seconds of a step, samples and masked rows a second, minutes
+of all train.steps.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from d2v import plugins
+from d2v.config import load_config
+from d2v.configuration import D2vConfig
+from d2v.loop import Loop
+from d2v.modeling import D2vModel
+
+WARM_UP = 3
+
+
+class Steps:
+    """The loop's own steps of one config, without what it logs and saves."""
+
+    def __init__(self, path: str, overrides: list[str], folder: Path):
+        self.config = config = load_config(path, [*overrides, f"run.dir={folder}"])
+        modality = plugins.load("modalities", config.modality)
+        folder.mkdir()
+        modality.prepare(config.data, config.frontend, folder, config.train.seed)
+        samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
+        torch.manual_seed(config.train.seed)
+        encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
+        objective = plugins.load("d2v.objectives", config.objective.name).build(encoder, config.objective).train()
+        batches = modality.batches(samples, config.data, config.frontend, config.train.batch_size, config.train.seed, print)
+        self.loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=Accelerator(cpu=True))
+        self.batches = self.loop._batches()
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+
+    def __call__(self) -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.loop._step(self.batches)
+        self.wall.append(time.perf_counter() - wall)
+        self.cpu.append(time.process_time() - cpu)
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table."""
+    paths = [a for a in arguments if "=" not in a]
+    options = {"steps": 20, "threads": 1} | {
+        key: int(value) for key, _, value in (a.partition("=") for a in arguments) if key in ("steps", "threads")
+    }
+    overrides = [a for a in arguments if "=" in a and a.partition("=")[0] not in options]
+    if not paths:
+        raise SystemExit(__doc__)
+    torch.set_num_threads(options["threads"])
+    with tempfile.TemporaryDirectory() as folder:
+        all_steps = [Steps(path, overrides, Path(folder) / str(number)) for number, path in enumerate(paths)]
+        for _ in range(WARM_UP + options["steps"]):
+            for steps in all_steps:
+                steps()
+    print(f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}")
+    print("| config | s | CPU s | samples/s | rows/s | steps | minutes |\n" + "|---" * 7 + "|")
+    for path, steps in zip(paths, all_steps, strict=True):
+        wall, cpu = (statistics.median(times[WARM_UP:]) for times in (steps.wall, steps.cpu))
+        train, masks = steps.config.train, steps.config.data.masks
+        size = train.batch_size
+        print(f"| {path} | {wall:.3f} | {cpu:.3f} | {size / wall:.1f} | {size * masks / wall:.0f} | {train.steps} | {wall * train.steps / 60:.1f} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
