@@ -1,6 +1,6 @@
 # make test | check | lint | types | format | demo | clean.  Every target makes .venv first, once per change of pyproject.toml.
 PYTHON ?= python3
-# The demo models are tiny: more threads wait for one another
+# Of the demo, whose models are tiny (more would wait for one another), and test files at a time
 THREADS ?= 2
 BIN := .venv/bin
 CODE := d2v modalities scripts benchmarks tests
@@ -8,7 +8,7 @@ CODE := d2v modalities scripts benchmarks tests
 .PHONY: test check lint types format demo clean
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(THREADS) --dist loadfile
 
 check: lint types test
 

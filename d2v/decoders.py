@@ -39,6 +39,7 @@ class DecoderConfig:
             ("depth", self.depth >= 1, "at least 1"),
             ("kernel", self.kernel >= 1, "at least 1"),
             ("head_layers", self.head_layers >= 1, "at least 1"),
+            ("head_ratio", self.dim * self.head_ratio >= 1, f"at least 1 / objective.decoder.dim, 1/{self.dim}"),
             ("groups", self.groups >= 1 and self.dim % max(1, self.groups) == 0, f"a divisor of objective.decoder.dim, {self.dim}"),
             ("head_init", self.head_init in ("default", "trunk"), "default or trunk"),
             ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),

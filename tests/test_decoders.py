@@ -110,6 +110,7 @@ def test_decoder_settings_are_checked():
         ({"dims": 3}, "1 or 2"),
         ({"groups": 5}, "a divisor"),
         ({"noise": -1.0}, "0 or more"),
+        ({"head_ratio": 0.0}, r"head_ratio is 0.0; it must be at least"),
         ({"head_init": "x"}, "default or trunk"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -259,7 +259,7 @@ def test_demo():
     assert np.array_equal(again, synth.say("ia", 120, 1.0, np.random.default_rng(3)))
     with pytest.raises(ValueError, match="train, test"):
         samples("demo", split="validation")
-    with pytest.raises(ValueError, match="audio, label, speaker"):
+    with pytest.raises(ValueError, match="audio, label, text, speaker"):
         found.column("word")
 
 
@@ -362,7 +362,7 @@ def test_crop_is_inside():
 
 
 def test_settings_are_checked(tmp_path):
-    for name, value in (("mask_prob", 1.5), ("max_seconds", 0.05), ("mask_length", 0)):
+    for name, value in (("mask_prob", 1.5), ("max_seconds", 0.05), ("mask_length", 0), ("mask_adjust", -0.1)):
         with pytest.raises(ValueError, match=f"data.{name} is {value}"):
             speech.DataConfig(path="demo", **{name: value})
     with pytest.raises(ValueError, match=r"data\.pack_seconds is 0\.02"):

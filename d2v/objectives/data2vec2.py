@@ -40,12 +40,14 @@ class Config:
     reference_padding: bool = False  # the reference's quirk: padded tokens count in instance norm, and the decoder reads them
 
     def __post_init__(self):
-        """ValueError: a choice that does not exist, or a decay outside [0, 1]."""
+        """ValueError: a choice that does not exist, a number that makes no sense, or one that nothing reads."""
         norms = tuple(NORMS)
         check_choices(self, layers=("ffn", "block"), layer_norms=norms, final_norms=norms, loss_scale=tuple(SCALES))
         for name in ("cls_loss", "cls_rows"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.cls_rows and not self.cls_loss:
+            raise ValueError(f"objective.cls_rows is {self.cls_rows}, but objective.cls_loss is 0: there is no sum that it would scale")
 
 
 class Data2Vec2(Objective):

@@ -89,6 +89,8 @@ def _check_mask(data: DataConfig, grid: tuple[int, int]) -> None:
     for name, value in (("masks", data.masks), ("mask_length", data.mask_length)):
         if value < 1:
             raise ValueError(f"data.{name} {value} must be at least 1")
+    if data.mask_adjust < 0:
+        raise ValueError(f"data.mask_adjust {data.mask_adjust} must be 0 or more: it is added to the share that squares cover")
     if data.masks > 1 and data.mask_kind == "beit":
         raise ValueError(f"data.masks {data.masks} needs a data.mask_kind with equal counts: {', '.join(MASK_KINDS[1:])}")
     rows, columns = grid

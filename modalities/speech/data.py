@@ -74,6 +74,7 @@ class DataConfig(ReadConfig):
             ("masks", self.masks == 1 or (self.masks > 1 and self.mask_kind != "span"), "1, or more with data.mask_kind block or random"),
             ("mask_prob", 0 < self.mask_prob < 1, "between 0 and 1"),
             ("mask_length", self.mask_length >= 1, "at least 1"),
+            ("mask_adjust", self.mask_adjust >= 0, "0 or more"),
             ("min_masks", self.min_masks >= 1, "at least 1"),
         )
 
