@@ -110,17 +110,10 @@ class ModelConfig:
     trunk: TrunkConfig
 
 
-@dataclass
-class Config:
-    """All settings of a run; `data` and the frontend are the modality's own dataclasses, `objective` the objective's."""
+class OneModality:
+    """What the configs of pretraining and of fine-tuning, which are dataclasses, have in common."""
 
     model: ModelConfig
-    data: Any
-    objective: Any
-    train: TrainConfig
-    run: RunConfig
-    evaluate: EvaluateConfig
-    embed: EmbedConfig
 
     @property
     def modality(self) -> str:
@@ -134,7 +127,20 @@ class Config:
 
     def as_dict(self) -> dict:
         """Plain dictionaries, as written to config.yaml."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+@dataclass
+class Config(OneModality):
+    """All settings of a run; `data` and the frontend are the modality's own dataclasses, `objective` the objective's."""
+
+    model: ModelConfig
+    data: Any
+    objective: Any
+    train: TrainConfig
+    run: RunConfig
+    evaluate: EvaluateConfig
+    embed: EmbedConfig
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:

@@ -1,7 +1,6 @@
 """Fine-tuning from a config to an exported task model with its scores, predictions and pictures; what a script does is parse, build, call."""
 
 import csv
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from d2v import plugins
 from d2v.checkpoint import found
-from d2v.config import ModelConfig, RunConfig, check_keys, load_values, modality_of, save_yaml, typed
+from d2v.config import ModelConfig, OneModality, RunConfig, check_keys, load_values, modality_of, save_yaml, typed
 from d2v.configuration import D2vConfig
 from d2v.export import replaced
 from d2v.folder import BadSamples, check_folder, clear
@@ -42,7 +41,7 @@ BATCH_SIZE = 64  # of scoring; changes no result
 
 
 @dataclass
-class FinetuneConfig:
+class FinetuneConfig(OneModality):
     """All settings of fine-tuning; `data` is the modality's for labelled data, `task` the task model's."""
 
     model: ModelConfig
@@ -50,20 +49,6 @@ class FinetuneConfig:
     data: Any
     train: TuneConfig
     run: RunConfig
-
-    @property
-    def modality(self) -> str:
-        """The one modality that this config trains."""
-        return next(iter(self.model.frontends))
-
-    @property
-    def frontend(self) -> Any:
-        """That modality's FrontendConfig."""
-        return self.model.frontends[self.modality]
-
-    def as_dict(self) -> dict:
-        """Plain dictionaries, as written to config.yaml."""
-        return dataclasses.asdict(self)
 
 
 @dataclass
