@@ -259,7 +259,7 @@ def test_demo():
     assert np.array_equal(again, synth.say("ia", 120, 1.0, np.random.default_rng(3)))
     with pytest.raises(ValueError, match="train, test"):
         samples("demo", split="validation")
-    with pytest.raises(ValueError, match="audio, label, speaker"):
+    with pytest.raises(ValueError, match="audio, label, text, speaker"):
         found.column("word")
 
 
