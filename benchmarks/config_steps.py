@@ -18,9 +18,8 @@ from accelerate import Accelerator
 
 from d2v import plugins
 from d2v.config import load_config
-from d2v.configuration import D2vConfig
 from d2v.loop import Loop
-from d2v.modeling import D2vModel
+from d2v.start import build_objective
 
 WARM_UP = 3
 
@@ -35,8 +34,7 @@ class Steps:
         modality.prepare(config.data, config.frontend, folder, config.train.seed)
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
         torch.manual_seed(config.train.seed)
-        encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
-        objective = plugins.load("d2v.objectives", config.objective.name).build(encoder, config.objective).train()
+        objective = build_objective(config).train()
         batches = modality.batches(samples, config.data, config.frontend, config.train.batch_size, config.train.seed, print)
         self.loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=Accelerator(cpu=True))
         self.batches = self.loop._batches()

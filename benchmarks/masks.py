@@ -20,11 +20,9 @@ import torch
 from step_time import WARM_UP, memory
 from work import MAIN_INPUT, Size, make_batch
 
-from d2v import plugins
 from d2v.config import Config, load_config
-from d2v.configuration import D2vConfig
-from d2v.modeling import D2vModel
 from d2v.optim import parameter_groups
+from d2v.start import build_objective
 from d2v.types import Mask, View
 from modalities import masking
 
@@ -61,9 +59,7 @@ class Step:
 
     def __init__(self, modality: str, version: int):
         torch.manual_seed(0)
-        config = settings(modality, version)
-        encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
-        self.objective = plugins.load("d2v.objectives", config.objective.name).build(encoder, config.objective).train()
+        self.objective = build_objective(settings(modality, version)).train()
         self.optimizer = torch.optim.AdamW(parameter_groups(self.objective, 0.01), 1e-4, fused=True)
 
     def __call__(self, view: View) -> None:

@@ -9,13 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 from omegaconf import OmegaConf
-from transformers.utils.logging import disable_progress_bar
 
 from d2v import plugins
 from d2v.checkpoint import found
@@ -29,10 +26,11 @@ from d2v.loop import Batches, Loop
 from d2v.modeling import D2vModel
 from d2v.plots import plot_confusion
 from d2v.scores import table
-from d2v.start import bring_tokenizer, read
+from d2v.start import bring_tokenizer, open_accelerator, read
 from d2v.supervised import Supervised, TuneConfig
 from d2v.tasks import TaskModel
 from d2v.validation import Score, Split, Validation, outputs
+from d2v.writing import written
 
 SECTIONS = ("model", "task", "data", "train", "run")
 RESULT_SECTIONS = SECTIONS[:-1]
@@ -102,14 +100,7 @@ def load(argv: list[str], modality: str, labelled: ModuleType, model: type[TaskM
 def finetune(config: FinetuneConfig, labelled: ModuleType, model_class: type[TaskModel]) -> dict[str, dict[str, float]]:
     """One run, from files to export/; the scores by split. ValueError: whatever the user can mend."""
     folder = Path(config.run.dir)
-    datasets.disable_progress_bars()  # one bar a run is enough
-    disable_progress_bar()
-    accelerator = Accelerator(
-        mixed_precision=config.train.mixed_precision,
-        log_with=config.run.trackers or None,
-        project_dir=str(folder),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # what is frozen, dropped layers, the mask token
-    )
+    accelerator = open_accelerator(config.train, config.run, unused=True)  # what is frozen, dropped layers, the mask token
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             make_room(folder, config.run.overwrite)
@@ -228,9 +219,8 @@ def report(folder: Path, model_class: type[TaskModel], data: Labelled, step: int
         if data.classes:
             predicted = np.array([x.argmax() for x in logits])
             plot_confusion(np.asarray(split.labels), predicted, data.classes, folder / f"confusion_{name}.png")
-    draft = folder / f".{RESULTS}.tmp"
-    draft.write_text(json.dumps({"steps": step, "scores": scores}, indent=1) + "\n")
-    draft.replace(folder / RESULTS)
+    with written(folder / RESULTS) as draft:
+        draft.write_text(json.dumps({"steps": step, "scores": scores}, indent=1) + "\n")
     for name, values in scores.items():
         print(f"{name}: {', '.join(f'{score} {value:.4f}' for score, value in values.items())}")
     print(f"model in {folder / 'export'}; runs beside this one:\n{table(folder.parent, RESULTS)}")
@@ -238,9 +228,7 @@ def report(folder: Path, model_class: type[TaskModel], data: Labelled, step: int
 
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
-    draft = path.with_name(f".{path.name}.tmp")
-    with draft.open("w", newline="", encoding="utf-8") as file:
+    with written(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    draft.replace(path)

@@ -1,19 +1,43 @@
-"""`train.init_from`: an objective starts from weights that were trained before, all of them or none."""
+"""How a run starts: its processes, a new objective, and with `train.init_from` weights that were trained before, all of them or none."""
 
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers import AutoModel
+from transformers.utils.logging import disable_progress_bar
 
-from d2v.config import Config
+from d2v import plugins
+from d2v.config import Config, RunConfig, TrainConfig
+from d2v.configuration import D2vConfig
 from d2v.interop.fairseq import load_fairseq
 from d2v.interop.fidelity import FREE
 from d2v.interop.pretrained import load_whole
 from d2v.modeling import D2vModel
 from d2v.objective import Objective
+
+
+def open_accelerator(train: TrainConfig, run: RunConfig, *, unused: bool) -> Accelerator:
+    """The processes of a run, whose loop shows the only bar. `unused`: some parameters have no gradient in some steps."""
+    datasets.disable_progress_bars()
+    disable_progress_bar()
+    return Accelerator(
+        mixed_precision=train.mixed_precision,
+        log_with=run.trackers or None,
+        project_dir=run.dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+    )
+
+
+def build_objective(config: Config) -> Objective:
+    """A new objective with its encoder. ValueError: settings that contradict one another."""
+    encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
+    encoder.trunk.gradient_checkpointing = config.train.checkpoint_activations
+    return plugins.load("d2v.objectives", config.objective.name).build(encoder, config.objective)
 
 
 def start_from(objective: Objective, path: str | Path, config: Config) -> list[str]:

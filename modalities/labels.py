@@ -1,6 +1,7 @@
 """Labels of a data set: class names from the training split, numbers by those names elsewhere, or numbers to be regressed."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,22 @@ from d2v.scores import classification, regression
 from d2v.validation import Split
 
 REGRESSION, CLASSES = "regression", "single_label_classification"
+
+
+@dataclass
+class SplitConfig:
+    """Which labelled samples choose the best model and which score it."""
+
+    validation_split: str = ""  # chooses the best model
+    validation_share: float = 0.0  # of the training split, held out in its place
+    test_split: str = ""  # scored once, at the end
+
+    def check_splits(self) -> None:
+        """ValueError: a share that makes no sense, or that has no effect."""
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"data.validation_share is {self.validation_share}; it must be at least 0 (nothing is held out) and below 1")
+        if self.validation_share and self.validation_split:
+            raise ValueError(f"data.validation_share {self.validation_share} and data.validation_split {self.validation_split!r}: give one of them")
 
 
 class Opened(NamedTuple):
@@ -70,14 +87,6 @@ def _held_out(generator: np.random.Generator, count: int, share: float, groups: 
     if len(taken) == len(names):
         raise ValueError(f"data.validation_share {share} of {len(names)} groups leaves none to train on; the first is {names[0]!r}")
     return np.flatnonzero(np.isin(groups, names[taken]))
-
-
-def check(data: Any) -> None:
-    """ValueError: a share that makes no sense, or that has no effect."""
-    if not 0 <= data.validation_share < 1:
-        raise ValueError(f"data.validation_share is {data.validation_share}; it must be at least 0 (nothing is held out) and below 1")
-    if data.validation_share and data.validation_split:
-        raise ValueError(f"data.validation_share {data.validation_share} and data.validation_split {data.validation_split!r}: give one of them")
 
 
 def learn(samples: Any, column: str, *, numbers: bool) -> tuple[list[str] | None, np.ndarray]:

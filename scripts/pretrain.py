@@ -3,22 +3,17 @@
 import dataclasses
 from pathlib import Path
 
-import datasets
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
-from transformers.utils.logging import disable_progress_bar
 
 from d2v import plugins
 from d2v.checkpoint import found
 from d2v.config import Config, load_config, run_cli, save_yaml
-from d2v.configuration import D2vConfig
 from d2v.export import export, model_card
 from d2v.folder import BadSamples, check_folder, clear
 from d2v.health import HealthCheck
 from d2v.loop import Loop
-from d2v.modeling import D2vModel
 from d2v.probe import OnlineProbe
-from d2v.start import bring_tokenizer, start_from
+from d2v.start import bring_tokenizer, build_objective, open_accelerator, start_from
 
 
 def main(arguments: list[str]) -> None:
@@ -30,15 +25,7 @@ def main(arguments: list[str]) -> None:
         raise ValueError("run.dir is required: the folder that this run writes to, e.g. run.dir=runs/first")
     folder = Path(config.run.dir)
     modality = plugins.load("modalities", config.modality)
-    datasets.disable_progress_bars()  # one bar a run is enough
-    disable_progress_bar()
-    accelerator = Accelerator(
-        mixed_precision=config.train.mixed_precision,
-        log_with=config.run.trackers or None,
-        project_dir=str(folder),
-        # a dropped layer has no gradient
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.model.trunk.drops_layers)],
-    )
+    accelerator = open_accelerator(config.train, config.run, unused=config.model.trunk.drops_layers)
     if config.run.overwrite:
         with accelerator.main_process_first():
             clear(folder)
@@ -54,13 +41,11 @@ def main(arguments: list[str]) -> None:
         accelerator.init_trackers("d2v", config={key: str(value) for key, value in config.as_dict().items()})
 
     set_seed(config.train.seed)
-    encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
-    encoder.trunk.gradient_checkpointing = config.train.checkpoint_activations
-    objective = plugins.load("d2v.objectives", config.objective.name).build(encoder, config.objective)
+    objective = build_objective(config)
     if config.train.init_from and not found(folder / "checkpoints"):
         accelerator.print("\n".join(start_from(objective, config.train.init_from, config)))
     set_seed(config.train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
-    parameters = sum(p.numel() for p in encoder.parameters())
+    parameters = sum(p.numel() for p in objective.student["encoder"].parameters())
     accelerator.print(f"encoder: {parameters / 1e6:.2f} M parameters; {config.train.steps} steps of {config.train.batch_size} samples")
     bad_log = BadSamples(folder / "bad_samples.jsonl")
     batches = modality.batches(samples, config.data, config.frontend, config.train.batch_size, config.train.seed, bad_log)

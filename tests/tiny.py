@@ -26,11 +26,10 @@ from torch import Tensor
 
 from d2v import plugins
 from d2v.config import Config, load_config
-from d2v.configuration import D2vConfig
 from d2v.health import HealthCheck
 from d2v.loop import Loop
-from d2v.modeling import D2vModel
 from d2v.objective import Objective
+from d2v.start import build_objective
 from scripts import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,8 +87,7 @@ def objective_of(config: Config, prepared: Path | None = None) -> Objective:
     """Seeded as scripts/pretrain.py does it."""
     samples_of(config, prepared)
     set_seed(config.train.seed)
-    encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
-    return plugins.load("d2v.objectives", config.objective.name).build(encoder, config.objective)
+    return build_objective(config)
 
 
 def batches_of(config: Config, prepared: Path | None = None) -> Any:

@@ -25,12 +25,9 @@ from modalities.image.frontend import MODALITY, FrontendConfig
 
 
 @dataclass
-class DataConfig(ReadConfig):
+class DataConfig(ReadConfig, labels.SplitConfig):
     """Where labelled images are, and how they are augmented; `split` is the one to train on."""
 
-    validation_split: str = ""  # chooses the best model
-    validation_share: float = 0.0  # of the training split, held out in its place
-    test_split: str = ""  # scored once, at the end
     regression: bool = False  # the label is a number
     auto_augment: str = ""  # RandAugment as timm writes it: rand-m9-mstd0.5-inc1; it takes the place of color_jitter
     random_erase: float = 0.0  # probability that a box of an image becomes noise
@@ -44,7 +41,7 @@ class DataConfig(ReadConfig):
 def check(data: DataConfig, frontend: FrontendConfig, batch_size: int) -> None:
     """ValueError: settings that contradict one another."""
     check_reading(data, frontend)
-    labels.check(data)
+    data.check_splits()
     for name in ("mixup", "cutmix"):
         if getattr(data, name) < 0:
             raise ValueError(f"data.{name} is {getattr(data, name)}; it must be 0 (none) or more")

@@ -22,12 +22,9 @@ from modalities.speech.frontend import MODALITY, FrontendConfig, lengths
 
 
 @dataclass
-class LabelledConfig(ReadConfig):
+class LabelledConfig(ReadConfig, labels.SplitConfig):
     """Where labelled speech is, and what of it is hidden in training; `split` is the one to train on."""
 
-    validation_split: str = ""  # chooses the best model
-    validation_share: float = 0.0  # of the training split, held out in its place
-    test_split: str = ""  # scored once, at the end
     group: str = ""  # a column such as speaker: validation and test are of groups that are not trained on
     mask_prob: float = 0.0  # share of a training clip's tokens in spans that are hidden, before overlap; 0: none
     mask_length: int = 10  # tokens
@@ -37,7 +34,7 @@ class LabelledConfig(ReadConfig):
     def __post_init__(self):
         """ValueError: a value that makes no sense."""
         super().__post_init__()
-        labels.check(self)
+        self.check_splits()
         check_settings(
             self,
             ("mask_prob", 0 <= self.mask_prob < 1, "at least 0 (nothing is hidden) and below 1"),

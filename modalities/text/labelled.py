@@ -21,13 +21,10 @@ from modalities.text.frontend import FrontendConfig
 
 
 @dataclass
-class DataConfig(ReadConfig):
+class DataConfig(ReadConfig, labels.SplitConfig):
     """Where labelled text is; `split` is the one to train on."""
 
     text_pair: str = ""  # the column with the second text of a pair
-    validation_split: str = ""  # chooses the best model
-    validation_share: float = 0.0  # of the training split, held out in its place
-    test_split: str = ""  # scored once, at the end
     regression: bool = False  # the label is a number
 
 
@@ -105,7 +102,7 @@ class Batches:
 def open_data(config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
     """The batches and splits of a run; nothing can turn out unreadable later. ValueError: as prepare_tokenizer, Samples and labels.open_splits."""
     data, frontend, train = config.data, config.frontend, config.train
-    labels.check(data)
+    data.check_splits()
     prepare_tokenizer(data, frontend, folder)
 
     def make(split: str) -> Samples:
