@@ -10,6 +10,7 @@ from tiny import MODALITIES
 from torch import Tensor
 
 from d2v import plugins
+from d2v.configuration import D2vConfig
 from d2v.layers import Attention, DropPath, PostNormBlock, PreNormBlock, Trunk, TrunkConfig, attend_with_dropout, attention_bias
 from d2v.modeling import D2vModel
 
@@ -255,7 +256,7 @@ def test_initialisation_forgets_no_parameter(modality, init, tmp_path):
         module.init_weights()
         assert not [name for name, parameter in module.named_parameters() if not parameter.isfinite().all()]
     with torch.device("meta"):
-        model = D2vModel(tiny.D2vConfig(frontends={modality: config.frontend}, trunk=trunk))
+        model = D2vModel(D2vConfig(frontends={modality: config.frontend}, trunk=trunk))
     parts = ((f"frontends.{modality}", frontend), ("trunk", Trunk(trunk)))
     assert {name for name, _ in model.named_parameters()} == {f"{part}.{name}" for part, module in parts for name, _ in module.named_parameters()}
 
