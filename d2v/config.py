@@ -24,17 +24,19 @@ from d2v.schedules import SCHEDULES
 from d2v.writing import written
 
 RESULT_SECTIONS = ("model", "data", "objective", "train")
+OPTIMIZERS = ("adamw", "sgd", "lars")
 SECTIONS = (*RESULT_SECTIONS, "run", "evaluate", "embed")
 
 
 @dataclass
 class TrainConfig:
-    """Optimisation; AdamW. Batch sizes are global: all processes and micro-batches of one optimizer step together."""
+    """Optimisation. Batch sizes are global: all processes and micro-batches of one optimizer step together."""
 
     steps: int = 10000
     batch_size: int = 64
     accumulate: int = 1  # micro-batches per step and process
     seed: int = 0
+    optimizer: str = "adamw"  # adamw, sgd, lars (trust ratio 0.001, matrices only)
     lr: float = 5e-4
     schedule: str = "cosine"
     warmup_steps: int = 0
@@ -42,12 +44,15 @@ class TrainConfig:
     start: float = 0.0  # the first rate, as a share of lr
     hold: float = 0.9  # tri_stage: share of the run at the full rate
     weight_decay: float = 0.01
+    end_weight_decay: float | None = None  # reached by half a cosine; None: it stays
     decay_all: bool = False  # fairseq decays norms and biases too
     layer_decay: float = 1.0  # the rate of a block is this times that of the block above it
     layer_decay_frontends: bool = True  # what comes before the blocks is one below the first (BEiT); false: at the full rate (data2vec 2.0)
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    eps: float = 1e-6
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])  # of adamw
+    eps: float = 1e-6  # of adamw
+    momentum: float = 0.9  # of sgd and lars
     clip: float = 0.0  # global gradient norm; 0 never clips
+    clip_each: bool = False  # clip is of the norm of each tensor by itself (DINO)
     mixed_precision: str = "no"  # no, bf16, fp16
     checkpoint_activations: bool = False  # recompute blocks in the backward pass: less memory, a third more time
     max_bad_steps: int = 10  # stop after so many non-finite steps in a row
@@ -59,8 +64,9 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"train.schedule is {self.schedule!r}; it may be {', '.join(SCHEDULES)}")
+        for name, allowed in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"train.{name} is {getattr(self, name)!r}; it may be {', '.join(allowed)}")
         if self.mixed_precision == "False":  # YAML reads a bare `no` as false
             self.mixed_precision = "no"
         if self.mixed_precision not in ("no", "bf16", "fp16"):

@@ -1,4 +1,9 @@
-"""Reductions across processes; each works alone too."""
+"""Reductions and gathering across processes; each works alone too.
+
+n rows of a process, N = world * n rows of all. Rows of the global batch fall to the processes in turn, as modalities/sampling.py deals them.
+"""
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,3 +44,48 @@ def mean_of_metrics(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     names = sorted(metrics)
     values = all_mean(torch.stack([metrics[name].float() for name in names]))
     return dict(zip(names, values, strict=True))
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows (n, ...) of all processes, in the order of the global batch, (N, ...), without gradient."""
+    if world_size() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1)
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """The same; each process's rows get the gradients of what all processes compute from them."""
+    return _Gather.apply(x) if world_size() > 1 else x
+
+
+def sum_with_gradient(x: Tensor) -> Tensor:
+    """The sum of `x` over processes, with gradients from all of them."""
+    return _Sum.apply(x) if world_size() > 1 else x
+
+
+def mine(num_rows: int, device: torch.device) -> Tensor:
+    """Where this process's `num_rows` rows lie among those of all, (n,)."""
+    rank = dist.get_rank() if world_size() > 1 else 0
+    return torch.arange(num_rows, device=device) * world_size() + rank
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return all_sum(gradients[0])[dist.get_rank() :: world_size()]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return all_sum(gradients[0])

@@ -13,8 +13,9 @@ from d2v.objective import Objective
 def export(objective: Objective, folder: Path, config: Config, save_preprocessor: Callable[[Path], None], card: str) -> None:
     """Replaces `folder` by a new export, whole or not at all: the teacher in it, the student in its sub-folder `student`."""
     with replaced(folder) as draft:
-        for name, place in (("teacher", draft), ("student", draft / "student")):
-            getattr(objective, name)["encoder"].save_pretrained(place)
+        student, teacher = objective.encoders
+        for name, encoder, place in (("teacher", teacher, draft), ("student", student, draft / "student")):
+            encoder.save_pretrained(place)
             save_preprocessor(place)
             (place / "README.md").write_text(card.replace("{which}", name))
         save_yaml(config.as_dict(), draft / "pretraining.yaml")

@@ -30,14 +30,15 @@ class Samples(Protocol):
 
 @contextmanager
 def frozen(encoder: torch.nn.Module) -> Iterator[None]:
-    """Inside, the encoder is in eval mode and nothing has gradients; afterwards its mode is as before."""
-    training = encoder.training
+    """Inside, the encoder is in eval mode and nothing has gradients; afterwards the mode of each part is as before."""
+    modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        encoder.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def by_length(lengths: np.ndarray | None, batch_size: int, indices: np.ndarray) -> list[np.ndarray]:

@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from d2v.batchnorm import GroupedBatchNorm
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "none": lambda x: x}
 
 
@@ -18,6 +20,24 @@ def perceptron(widths: list[int]) -> nn.Sequential:
     for inner, outer in pairwise(widths):
         parts += [nn.Linear(inner, outer), nn.GELU()]
     return nn.Sequential(*parts[:-1])
+
+
+def projector(widths: list[int], *, norm: bool = True, bias: bool = False, last: str = "linear", groups: int = 1) -> nn.Sequential:
+    """Linear layers from width to width, with batch norm if `norm`, and ReLU, between them: (B, widths[0]) -> (B, widths[-1]).
+
+    `bias` is that of the hidden linear layers. `last`: what ends it: "linear" (with a bias), "bare" (without one), "norm" (a batch norm
+    without weights after a bare one; MoCo v3, SimSiam) or "scale" (a batch norm with a weight and no bias; SimCLR). `groups`: of the batch norms.
+    """
+    parts: list[nn.Module] = []
+    for inner, outer in pairwise(widths[:-1]):
+        parts += [nn.Linear(inner, outer, bias=bias), GroupedBatchNorm(outer, groups=groups) if norm else nn.Identity(), nn.ReLU()]
+    parts.append(nn.Linear(widths[-2], widths[-1], bias=last == "linear"))
+    if last in ("norm", "scale"):
+        parts.append(GroupedBatchNorm(widths[-1], groups=groups, affine=last == "scale"))
+    if last == "scale":
+        assert isinstance(parts[-1], GroupedBatchNorm)
+        parts[-1].bias = None
+    return nn.Sequential(*parts)
 
 
 class RegressionHead(nn.Module):

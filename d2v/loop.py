@@ -22,10 +22,10 @@ from d2v.dist import all_sum, mean_of_metrics
 from d2v.health import HealthCheck
 from d2v.monitors import Verdict, judge, singular_values
 from d2v.objective import Objective
-from d2v.optim import parameter_groups, scale_and_clip
+from d2v.optim import make_optimizer, scale_and_clip, skip_unless
 from d2v.plots import plot_curves, plot_spectrum
 from d2v.probe import OnlineProbe
-from d2v.schedules import SCHEDULES
+from d2v.schedules import SCHEDULES, cosine_between
 from d2v.types import View
 from d2v.writing import written
 
@@ -74,20 +74,8 @@ class Loop:
         self.health, self.validation, self.probe = health, validation, probe
         self.folder = Path(run.dir)
         self.objective = objective
-        optimizer = torch.optim.AdamW(
-            parameter_groups(
-                objective,
-                train.weight_decay,
-                decay_all=train.decay_all,
-                layer_decay=train.layer_decay,
-                frontends=train.layer_decay_frontends,
-            ),
-            lr=train.lr,
-            betas=tuple(train.betas),
-            eps=train.eps,
-            fused=True,
-        )
-        self.model, self.optimizer = accelerator.prepare(objective, optimizer)
+        objective.check_batch(train.batch_size, accelerator.num_processes * train.accumulate)
+        self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.progress = checkpoint.Progress()
         accelerator.register_for_checkpointing(self.progress)
@@ -132,10 +120,11 @@ class Loop:
     def _step(self, batches: Iterator[tuple[list[View], list[str], float]]) -> None:
         """One optimizer step. Losses are sums: what is divided by is the count of predictions of all processes and micro-batches."""
         train, world, step = self.train, self.accelerator.num_processes, self.progress.step
-        lr = train.lr * self._rate(step)
+        lr, weight_decay = train.lr * self._rate(step), cosine_between(step, train.steps, train.weight_decay, train.end_weight_decay)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
-        self.objective.begin_step(step)
+            group["lr"] = group["scale"] * (train.lr if group["constant"] else lr)
+            group["weight_decay"] = weight_decay if group["decays"] else 0.0
+        self.objective.begin_step(step, train.steps)
         sums = torch.zeros(2, device=self.accelerator.device)
         guess = torch.ones((), device=self.accelerator.device)
         ids: list[str] = []
@@ -152,13 +141,14 @@ class Loop:
             self.meter.add_micro(loss.metrics, waited, sum(len(next(iter(view.inputs.values()))) for view in views[:1]))
         total, count = all_sum(sums)
         self.accelerator.unscale_gradients()
-        norm = scale_and_clip(self.parameters, world * guess / count, train.clip)
+        self.objective.adjust_gradients(step, train.steps)
+        norm = scale_and_clip(self.parameters, world * guess / count, train.clip, each=train.clip_each)
         finite = torch.isfinite(norm) & torch.isfinite(total)
-        if self.accelerator.scaler is None:  # fp16's scaler tells the optimizer itself; AdamW then leaves weights and moments as they are
-            self.optimizer.optimizer.found_inf = (~finite).float()
+        if self.accelerator.scaler is None:  # fp16's scaler tells the optimizer itself
+            skip_unless(finite, self.optimizer.optimizer)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        decay = self.objective.ema_decay(step + 1)
+        decay = self.objective.ema_decay(step + 1, train.steps)
         if train.update_teacher:
             self.objective.update_teacher(decay)
         self.progress.step += 1
@@ -201,8 +191,7 @@ class Loop:
     def _check_health(self) -> None:
         """Measures on the main process; the model's mode and all random states stay as they are."""
         if self.health is not None and self.accelerator.is_main_process:
-            encoders = self.objective.student["encoder"], self.objective.teacher["encoder"]
-            metrics, self.features = self.health(*encoders, self.accelerator.device)
+            metrics, self.features = self.health(*self.objective.encoders, self.accelerator.device)
             self.history.add({"step": self.progress.step, "total_steps": self.train.steps, **metrics})
             self.verdict = judge(self.history.records)
             self.accelerator.log(metrics, step=self.progress.step)
@@ -211,7 +200,7 @@ class Loop:
     def _run_probe(self) -> None:
         """As a health check: on the main process, and nothing of the training changes."""
         if self.probe is not None and self.accelerator.is_main_process:
-            metrics = self.probe(self.objective.student["encoder"], self.objective.teacher["encoder"], self.accelerator.device)
+            metrics = self.probe(*self.objective.encoders, self.accelerator.device)
             self.history.add({"step": self.progress.step, **metrics})
             self.accelerator.log(metrics, step=self.progress.step)
             self.plot()

@@ -56,9 +56,9 @@ def _centred_singular_values(features: Tensor) -> Tensor:
     return torch.where(sigma > torch.finfo(torch.float32).eps * features.norm(), sigma, 0.0)
 
 
-def normalised_std(features: Tensor) -> float:
-    """Spread of the directions: mean_d std of L2-normalised rows, times sqrt(D). (N, D) -> about 1 if isotropic, 0 if collapsed."""
-    return float(F.normalize(features.detach().float(), dim=1).std(dim=0).mean() * features.shape[1] ** 0.5)
+def normalised_std(features: Tensor) -> Tensor:
+    """Spread of the directions: mean_d std of L2-normalised rows, times sqrt(D). (N, D) -> () about 1 if isotropic, 0 if collapsed."""
+    return F.normalize(features.detach().float(), dim=1).std(dim=0).mean() * features.shape[1] ** 0.5
 
 
 def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> Tensor:
@@ -75,7 +75,7 @@ def health(features: dict[str, Tensor]) -> dict[str, float]:
     """Effective rank and normalised std of pooled features by name: {name: (N, D)} -> {name_rank, name_std, health_samples}."""
     metrics: dict[str, float] = {}
     for name, x in features.items():
-        metrics[f"{name}_rank"], metrics[f"{name}_std"] = effective_rank(x), normalised_std(x)
+        metrics[f"{name}_rank"], metrics[f"{name}_std"] = effective_rank(x), float(normalised_std(x))
         metrics["health_samples"] = len(x)  # the verdict's standard error needs it
     return metrics
 

@@ -2,10 +2,11 @@
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from d2v.types import Loss, View
 
@@ -17,7 +18,7 @@ def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
         wrong = [value for value in ([given] if isinstance(given, str) else given) if value not in allowed]
         if wrong:
             raise ValueError(f"objective.{name} is {wrong[0]!r}; it may be {', '.join(allowed)}")
-    for name in ("ema_decay", "ema_end_decay"):
+    for name in (name for name in ("ema_decay", "ema_end_decay") if hasattr(config, name)):
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"objective.{name} is {getattr(config, name)}; a decay lies between 0 and 1 (1 never updates the teacher)")
 
@@ -28,6 +29,9 @@ class Objective(nn.Module):
     `copied`: prefixes of names in `student` that the teacher shares with it: copied at each update instead of averaged.
     `teacher` false: there is none, and nothing to update.
     """
+
+    # parts beside the student whose learning rate stays at its peak (prefixes of names)
+    constant_rate: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, copied: tuple[str, ...] = (), *, teacher: bool = True, **averaged: nn.Module):
         """ValueError: a prefix in `copied` that no parameter has."""
@@ -42,28 +46,46 @@ class Objective(nn.Module):
         return any(within(name, prefix) for prefix in self.copied)
 
     def train(self, mode: bool = True) -> "Objective":
-        """The teacher stays in evaluation mode."""
+        """The teacher stays in evaluation mode, but for its batch norms: as published, they normalise by the batch, like the student's."""
         super().train(mode)
         self.teacher.eval()
+        for module in self.teacher.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(mode)
         return self
+
+    @property
+    def encoders(self) -> tuple[nn.Module, nn.Module]:
+        """The student's and the teacher's encoder; the student's twice where there is no teacher."""
+        student = self.student["encoder"]
+        return student, self.teacher["encoder"] if len(self.teacher) else student
 
     def check(self, views: list[View]) -> None:
         """ValueError: batches of this form cannot be trained on; asked once, before a run begins."""
 
-    def begin_step(self, step: int) -> None:
-        """What a method changes before optimizer step `step` (0 is the first)."""
+    def check_batch(self, batch_size: int, parts: int) -> None:
+        """ValueError: the method cannot be trained on global batches of this size, cut into so many parts (processes times micro-batches)."""
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """What a method changes before optimizer step `step` (0 is the first) of `steps`."""
+
+    def adjust_gradients(self, step: int, steps: int) -> None:
+        """What a method changes in the gradients of step `step`, before they are clipped."""
 
     def forward(self, views: list[View]) -> Loss:
         """The loss of one batch of views."""
         raise NotImplementedError
 
-    def ema_decay(self, step: int) -> float:
-        """Decay of the teacher after optimizer step `step` (1 is the first)."""
+    def ema_decay(self, step: int, steps: int) -> float:
+        """Decay of the teacher after optimizer step `step` (1 is the first) of `steps`."""
         raise NotImplementedError
 
     @torch.no_grad()
     def update_teacher(self, decay: float) -> None:
-        """teacher <- decay * teacher + (1 - decay) * student, in the parameters' float32; shared parts and all buffers are copied."""
+        """teacher <- decay * teacher + (1 - decay) * student, in the parameters' float32; shared parts and all buffers are copied.
+
+        Not the statistics of batch norms: the teacher's are its own.
+        """
         averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
         shared: tuple[list[Tensor], list[Tensor]] = ([], [])
         student = dict(self.student.named_parameters())
@@ -71,10 +93,12 @@ class Objective(nn.Module):
             pair = shared if self.is_copied(name) else averaged
             pair[0].append(parameter)
             pair[1].append(student[name])
+        own = tuple(f"{name}." for name, module in self.teacher.named_modules() if isinstance(module, _BatchNorm))
         buffers = dict(self.student.named_buffers())
         for name, buffer in self.teacher.named_buffers():
-            shared[0].append(buffer)
-            shared[1].append(buffers[name])
+            if not name.startswith(own):
+                shared[0].append(buffer)
+                shared[1].append(buffers[name])
         if averaged[0]:
             torch._foreach_lerp_(averaged[0], averaged[1], 1 - decay)
         if shared[0]:

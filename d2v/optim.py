@@ -1,27 +1,73 @@
-"""Parameter groups and the arithmetic on gradients."""
+"""The optimizer, its parameter groups, and the arithmetic on gradients."""
 
 import re
+from typing import Any, Protocol
 
 import torch
+from timm.optim import Lars
 from torch import Tensor, nn
+
+from d2v.objective import Objective, within
+
+
+class Settings(Protocol):
+    """What is asked of train.* here."""
+
+    optimizer: str
+    lr: float
+    betas: list[float]
+    eps: float
+    momentum: float
+    weight_decay: float
+    decay_all: bool
+    layer_decay: float
+    layer_decay_frontends: bool
+
+
+def make_optimizer(objective: Objective, train: Settings) -> torch.optim.Optimizer:
+    """AdamW, SGD with momentum, or LARS (You et al., arXiv 1708.03888), which adapts the rate of what decays and of nothing else."""
+    groups = parameter_groups(
+        objective,
+        train.weight_decay,
+        decay_all=train.decay_all,
+        layer_decay=train.layer_decay,
+        frontends=train.layer_decay_frontends,
+        constant=objective.constant_rate,
+    )
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=train.lr, betas=(train.betas[0], train.betas[1]), eps=train.eps, fused=True)
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, fused=True)
+    adapted = [{**group, "always_adapt": group["decays"]} for group in groups]
+    return Lars(adapted, lr=train.lr, momentum=train.momentum, trust_coeff=0.001)
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, *, decay_all: bool = False, layer_decay: float = 1.0, frontends: bool = True
+    module: nn.Module,
+    weight_decay: float,
+    *,
+    decay_all: bool = False,
+    layer_decay: float = 1.0,
+    frontends: bool = True,
+    constant: tuple[str, ...] = (),
 ) -> list[dict]:
     """Trained parameters in groups of one decay and one `scale` of the learning rate (see layer_scale).
 
-    Vectors (biases, norms, tokens) are not decayed, unless `decay_all`: fairseq decays everything.
+    Vectors (biases, norms, tokens) are not decayed, unless `decay_all`: fairseq decays everything. `constant`: prefixes of names whose rate
+    stays at its peak.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     depth = 1 + max((number for number in map(_block, trained) if number is not None), default=-1)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for is_vector in (False, True):
         for name, p in trained.items():
             if is_vector == (not decay_all and p.squeeze().ndim <= 1):
-                key = 0.0 if is_vector else weight_decay, layer_scale(name, depth, layer_decay, frontends)
+                key = not is_vector, layer_scale(name, depth, layer_decay, frontends), any(within(name, prefix) for prefix in constant)
                 groups.setdefault(key, []).append(p)
-    return [{"params": params, "weight_decay": decay, "scale": scale} for (decay, scale), params in groups.items()]
+    return [
+        {"params": params, "weight_decay": weight_decay if decays else 0.0, "decays": decays, "scale": scale, "constant": stays}
+        for (decays, scale, stays), params in groups.items()
+    ]
 
 
 def layer_scale(name: str, depth: int, layer_decay: float, frontends: bool) -> float:
@@ -44,10 +90,24 @@ def _block(name: str) -> int | None:
 
 
 @torch.no_grad()
-def scale_and_clip(parameters: list[nn.Parameter], scale: Tensor, max_norm: float) -> Tensor:
-    """Multiplies gradients by `scale`, clips their global norm to `max_norm` (0: never) in one pass, and returns the norm before clipping."""
+def scale_and_clip(parameters: list[nn.Parameter], scale: Tensor, max_norm: float, *, each: bool = False) -> Tensor:
+    """Multiplies gradients by `scale`, clips their global norm, or `each` one's, to `max_norm` (0: never), and returns the norm before clipping."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True) * scale
-    factor = scale if max_norm == 0 else scale * (max_norm / norm).clamp(max=1.0)
-    torch._foreach_mul_(gradients, factor)
+    norms = torch.stack(torch._foreach_norm(gradients)) * scale  # type: ignore[arg-type]
+    norm = norms.norm()
+    if max_norm and each:
+        torch._foreach_mul_(gradients, list((scale * (max_norm / norms).clamp(max=1.0)).unbind()))
+    else:
+        torch._foreach_mul_(gradients, scale * (max_norm / norm).clamp(max=1.0) if max_norm else scale)
     return norm
+
+
+@torch.no_grad()
+def skip_unless(finite: Tensor, optimizer: Any) -> None:
+    """The next step of AdamW and SGD changes nothing unless `finite` (); that of LARS, which cannot be told, follows its momentum alone."""
+    optimizer.found_inf = (~finite).float()
+    if isinstance(optimizer, Lars):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.copy_(torch.where(finite, parameter.grad, 0.0))

@@ -39,6 +39,16 @@ def constant(step: int, total: int, warmup: int, *, floor: float = 0.0, start: f
 SCHEDULES = {"cosine": cosine, "polynomial": polynomial, "tri_stage": tri_stage, "constant": constant}
 
 
+def cosine_between(step: int, steps: int, start: float, end: float | None) -> float:
+    """Half a cosine from `start` at step 0 to `end` at `steps` (None: `start` throughout).
+
+    EMA decay of BYOL, MoCo v3 and DINO, 1 - (1 - start) (1 + cos(pi step / steps)) / 2 with end 1, and DINO's weight decay.
+    """
+    if end is None:
+        return start
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+
 def linear_decay(step: int, start: float, end: float, anneal_steps: int) -> float:
     """EMA decay: linear from `start` to `end` over `anneal_steps`, then `end` (data2vec, arXiv 2202.03555 section 3.3)."""
     return end if step >= anneal_steps else end - (end - start) * (1 - step / anneal_steps)

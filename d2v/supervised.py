@@ -67,7 +67,7 @@ class Supervised(Objective):
             self.student["model"].encoder.eval()
         return self
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, steps: int) -> None:
         """The encoder thaws at step `freeze_steps`."""
         if self.config.freeze_steps:
             for parameter in self.thawing:
@@ -81,6 +81,6 @@ class Supervised(Objective):
         total, count = model.loss(model(view._replace(labels=None)).logits, view.labels, view.padding)
         return Loss(total, count, {})
 
-    def ema_decay(self, step: int) -> float:
+    def ema_decay(self, step: int, steps: int) -> float:
         """The same at every step."""
         return self.config.ema_decay

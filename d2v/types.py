@@ -24,6 +24,7 @@ class View(NamedTuple):
     padding: Tensor | None = None  # (B, T) bool in token units, True where there is no data
     mask: Mask | None = None
     labels: Tensor | None = None  # of fine-tuning: (B,) classes, (B,) or (B, C) numbers, or (B, L) token ids followed by -100
+    indices: Tensor | None = None  # (B,) numbers of the samples in their split, for methods that remember each sample
 
     def to(self, device) -> "View":
         """Every tensor of the view on `device`."""
@@ -33,7 +34,7 @@ class View(NamedTuple):
 
         mask = self.mask and Mask(*map(move, self.mask))
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
-        return View(self.modality, inputs, move(self.padding), mask, move(self.labels))
+        return View(self.modality, inputs, move(self.padding), mask, move(self.labels), move(self.indices))
 
 
 class Features(NamedTuple):

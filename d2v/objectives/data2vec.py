@@ -94,7 +94,7 @@ class Data2Vec(Objective):
         target = mean_of_layers(layers, config.layer_norms, config.final_norms, None if config.norm_over_padding else view.padding)
         return target if only is None or apart else target[only]
 
-    def ema_decay(self, step: int) -> float:
+    def ema_decay(self, step: int, steps: int = 0) -> float:
         """Linear from ema_decay to ema_end_decay over ema_anneal_steps."""
         return linear_decay(step, self.config.ema_decay, self.config.ema_end_decay, self.config.ema_anneal_steps)
 

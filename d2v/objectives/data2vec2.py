@@ -120,7 +120,7 @@ class Data2Vec2(Objective):
         error = regression(extra[:, -1], mean.repeat_interleave(rows // len(mean), dim=0), self.config.loss_beta, self.config.loss_scale)
         return self.config.cls_loss * (self.config.cls_rows or rows) / rows * error
 
-    def ema_decay(self, step: int) -> float:
+    def ema_decay(self, step: int, steps: int = 0) -> float:
         """Linear from ema_decay to ema_end_decay over ema_anneal_steps."""
         return linear_decay(step, self.config.ema_decay, self.config.ema_end_decay, self.config.ema_anneal_steps)
 

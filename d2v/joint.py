@@ -1,0 +1,88 @@
+"""Joint embedding: methods that compare one vector per view, after the encoder and a projection head.
+
+V views, B samples of this process, D width.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from d2v.batchnorm import group_batch_norms
+from d2v.dist import world_size
+from d2v.heads import mean_of_tokens
+from d2v.modeling import D2vModel
+from d2v.objective import Objective
+from d2v.types import Mask, View
+
+
+class Joint(Objective):
+    """An Objective that reads at least `Config.num_views` whole views, and whose statistics are those of the global batch."""
+
+    def __init__(self, encoder: D2vModel, *, teacher: bool = True, groups: int = 1, hides: bool = False, **averaged: nn.Module):
+        """`groups`: of the batch norms (see d2v/batchnorm.py). `hides` false: no token is ever hidden, and mask tokens are not trained."""
+        if not hides:
+            for frontend in encoder.frontends.values():
+                for name, parameter in frontend.named_parameters():
+                    if name == "mask_token":
+                        parameter.requires_grad_(False)
+        super().__init__(teacher=teacher, encoder=group_batch_norms(encoder, groups), **averaged)
+        self.groups = groups
+
+    def check(self, views: list[View]) -> None:
+        """ValueError: too few views."""
+        config = self.config
+        if len(views) < config.num_views:
+            raise ValueError(f"{config.name} compares {config.num_views} views of a sample; data.views makes {len(views)}: name as many there")
+
+    def check_batch(self, batch_size: int, parts: int) -> None:
+        """ValueError: batches that processes do not share evenly, are too small for a batch norm, or are cut into micro-batches."""
+        name, world = self.config.name, world_size()
+        if parts > world:
+            raise ValueError(f"train.accumulate is {parts // world}; {name} compares the samples of a whole batch: it must be 1")
+        if batch_size % world:
+            raise ValueError(f"train.batch_size {batch_size} must be a multiple of the number of processes, {world}")
+        norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules())
+        if norms and (batch_size % self.groups or batch_size < 2 * self.groups):
+            what = f" of which batch norm takes {self.groups} equal groups (objective.norm_groups)" if self.groups > 1 else ""
+            raise ValueError(f"train.batch_size is {batch_size}{what}: a batch norm needs at least two samples")
+
+
+def summary(encoder: nn.Module, view: View, mask: Mask | None = None) -> Tensor:
+    """One vector per sample, (B, D): the class token where the encoder has one, else the mean over content tokens."""
+    features = encoder(view, mask)
+    return mean_of_tokens(features.x, view.padding) if features.extra is None else features.extra[:, 0]
+
+
+def embedding(side: nn.ModuleDict, view: View) -> Tensor:
+    """The projection (B, P) of a view by the student or the teacher."""
+    return side["projector"](summary(side["encoder"], view))
+
+
+def by_shape(views: list[View]) -> Iterator[View]:
+    """Views with neighbours of the same shape joined along the samples, so that each resolution is one forward pass."""
+    start = 0
+    for stop in range(1, len(views) + 1):
+        if stop == len(views) or _shapes(views[stop]) != _shapes(views[start]):
+            yield joined(views[start:stop])
+            start = stop
+
+
+def joined(views: list[View]) -> View:
+    """Views of one shape as one view of all their samples, one view after another."""
+    first = views[0]
+    if len(views) == 1:
+        return first
+    inputs = {name: torch.cat([view.inputs[name] for view in views]) for name in first.inputs}
+    padding = None if first.padding is None else torch.cat([view.padding for view in views if view.padding is not None])
+    return View(first.modality, inputs, padding)
+
+
+def each(views: list[View], function: Callable[[View], Tensor]) -> list[Tensor]:
+    """`function` of every view, (B, ...) each, one call per shape."""
+    outputs = torch.cat([function(view) for view in by_shape(views)])  # (V * B, ...)
+    return list(outputs.chunk(len(views)))
+
+
+def _shapes(view: View) -> tuple:
+    return view.padding is None, *((name, value.shape) for name, value in sorted(view.inputs.items()))
