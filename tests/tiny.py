@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -50,10 +51,38 @@ SMALL = {"data2vec2": ("objective.decoder.dim=16", "objective.decoder.groups=2",
 def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:
     """The command line of a run of 20 steps; `objective={name: ...}` among `more` takes that objective's config."""
     folder_of, names = ROOT / "configs" / modality, [match[1] for key in more if (match := re.fullmatch(r"objective=\{name: (\w+)\}", key))]
-    if not names or names[0] == "data2vec":
+    name = names[0] if names else "data2vec"
+    if name == "data2vec":
         return [str(folder_of / "demo.yaml"), *TRUNK, *SHORT, f"run.dir={folder}", *more]
-    path, small = str(folder_of / f"{names[0]}_tiny.yaml"), SMALL.get(names[0], ())
-    return [path, *TRUNK, *SHORT, *DEMO_DATA, *small, f"run.dir={folder}", *more]
+    if compares_views(name):
+        return [str(demo_of(modality, name)), *TRUNK[:-1], *SHORT, *small_heads(name), *SMALL.get(name, ()), f"run.dir={folder}", *more]
+    return [str(folder_of / f"{name}_tiny.yaml"), *TRUNK, *SHORT, *DEMO_DATA, *SMALL.get(name, ()), f"run.dir={folder}", *more]
+
+
+def compares_views(objective: str) -> bool:
+    """Whether an objective compares whole views instead of predicting hidden tokens."""
+    return hasattr(plugins.load("d2v.objectives", objective).Config, "num_views")
+
+
+def small_heads(objective: str) -> list[str]:
+    """Overrides that make every large number of an objective's settings (widths, queues, prototypes) 64."""
+    settings = vars(plugins.load("d2v.objectives", objective).Config())
+    return [f"objective.{name}=64" for name, value in settings.items() if type(value) is int and value > 64]
+
+
+@functools.cache
+def demo_of(modality: str, objective: str) -> Path:
+    """The demo's config with another objective and as many views of the modality's ordinary kind as that compares."""
+    values = OmegaConf.load(ROOT / "configs" / modality / "demo.yaml")
+    views = [plugins.load("modalities", modality).VIEWS[0]] * plugins.load("d2v.objectives", objective).Config.num_views
+    values.objective, values.data = {"name": objective}, {"path": "demo", "views": views, **kept(values.data)}
+    OmegaConf.save(values, path := scratch() / f"{modality}_{objective}.yaml")
+    return path
+
+
+def kept(data: Any) -> dict[str, Any]:
+    """The settings of a demo's data that views leave in force: not those of masks and packing."""
+    return {name: value for name, value in data.items() if "mask" not in name and "pack" not in name and name != "path"}
 
 
 def using(objective: str) -> str:
@@ -126,7 +155,7 @@ def checkpoint_tensors(folder: Path, step: int) -> dict[str, Tensor]:
     optimizer = torch.load(place / "optimizer.bin", weights_only=True)
     for number, state in optimizer["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-    assert any(name.startswith("teacher.") for name in tensors) and any("exp_avg_sq" in name for name in tensors)
+    assert any("exp_avg_sq" in name for name in tensors)
     return tensors
 
 
