@@ -113,3 +113,12 @@ def test_steps_of_configs_are_timed_on_real_batches(root: Path, monkeypatch: pyt
     assert row[0].endswith("demo.yaml") and row[5] == "60" and float(row[1]) > 0 and float(row[3]) > 0
     with pytest.raises(SystemExit):
         config_steps.main(["steps=1"])
+
+
+@pytest.mark.parametrize("modality", ["image", "speech", "text"])
+def test_fine_tuning_steps_are_compared_on_equal_models(benchmarks, modality: str):
+    import finetune_step
+
+    _, work = benchmarks
+    found = finetune_step.compare(modality, work.TINY, steps=1)
+    assert found["difference"] < 1e-5 and min(found.values()) >= 0 < found["ratio"]
