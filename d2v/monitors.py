@@ -120,6 +120,7 @@ def knn_leave_one_out(
 
 EARLY = 0.1  # share of the steps before which nothing is judged but a loss that is not finite: warm-up
 MIN_TARGET_STD, MIN_PREDICTION_STD = 0.1, 0.01  # fairseq's stop conditions
+MIN_SPREAD, MIN_PERPLEXITY = 0.05, 1.5  # of embeddings, 1 where their directions are even; of prototypes, 1 where a single one is used
 DEAD_RANK, LOST_RANK, LOW_RANK = 1.5, 0.15, 0.5  # effective rank: absolute; shares of the random init's
 KNN_STEPS = 0.2  # share of the steps from which k-NN below the random init counts
 PREDICTION_STEPS = 1 / 3  # ... and constant predictions: a hard target is first answered by its mean
@@ -153,13 +154,16 @@ def judge(history: list[dict]) -> Verdict:
     checks = [r for r in history if r["step"] > 0 and "student_rank" in r]
     gain = _knn_gain(init, checks[-1]) if init and checks else None
     learns = gain is not None and gain > 2
-    if (dead := _dead_outputs(history, checks, init, progress)) and not learns:
+    if (dead := _dead_embeddings(history) or _dead_outputs(history, checks, init, progress)) and not learns:
         return Verdict("collapsed", dead, _advice(history))
     if init is None or len(checks) < 2:
         missing = "no health check at step 0 to compare with" if init is None else f"{len(checks)} health checks after step 0; two are needed"
         return Verdict("too early", missing)
     reason = _numbers(init, checks[-1])
     state = _state(init, checks, gain, progress)
+    if state != "healthy" and not learns and checks[-1]["student_rank"] < LOW_RANK * init["student_rank"]:
+        kind = "complete collapse: features of all samples lie on one line" if checks[-1]["student_rank"] < DEAD_RANK else "dimensional collapse"
+        reason = f"{kind}; {reason}"
     if state == "healthy" and not learns and _relative_loss_ratio(history) > 2:
         state, reason = "collapsing", f"loss is {_relative_loss_ratio(history):.1f} times that of the first steps; {reason}"
     return Verdict(state, reason, "" if state == "healthy" else _advice(history))
@@ -200,6 +204,18 @@ def _knn_difference(name: str, before: dict, after: dict) -> float:
     return (q - p) / max(error, 1e-9)
 
 
+def _dead_embeddings(history: list[dict]) -> str:
+    """Why a method that compares embeddings, or shares of prototypes, has collapsed completely, or "" if it has not."""
+    for name, who in (("prediction_spread", "student"), ("target_spread", "teacher")):
+        spread = _recent(history, name)
+        if spread is not None and spread < min(MIN_SPREAD, 0.5 * _values(history, name)[0]):  # some begin that narrow
+            return f"complete collapse: the {who} gives all samples nearly the same embedding (spread {spread:.2g}; 1 where directions are even)"
+    used = _recent(history, "prototype_perplexity")
+    if used is not None and used < MIN_PERPLEXITY:
+        return f"complete collapse: the targets of all samples are one prototype (perplexity {used:.2f})"
+    return ""
+
+
 def _dead_outputs(history: list[dict], checks: list[dict], init: dict | None, progress: float) -> str:
     """Why targets or predictions are constant by now, or "" if they are not."""
     prediction, target = _recent(history, "prediction_std"), _recent(history, "target_std")
@@ -225,6 +241,8 @@ def _numbers(init: dict, check: dict) -> str:
 def _advice(history: list[dict]) -> str:
     """The change for the cause that the records show, most certain first."""
     target, decays, hidden = _values(history, "target_std"), _values(history, "ema_decay"), _values(history, "hidden_share")
+    if _dead_embeddings(history):
+        return "keep the batch norms of the heads, raise objective.ema_decay, sharpen or centre the targets as published, or lower train.lr"
     lr = max(_values(history, "lr"), default=None)
     lower = "lower train.lr" + (f" (its peak was {lr:.1e})" if lr else "") + " or lengthen train.warmup_steps"
     if not all(math.isfinite(r.get("loss", 0.0)) for r in history):

@@ -23,8 +23,19 @@ def shrunk(path: Path, folder: Path) -> list[str]:
         overrides.append("model.trunk.prenet_depth=0")
     if "decoder" in raw["objective"]:
         overrides += ["objective.decoder.dim=16", "objective.decoder.groups=2"]
-    small = {"tokenizer": "null", "min_seconds": "0.1", "masks": "2"}  # of those that a config sets
-    return overrides + [f"data.{name}={value}" for name, value in small.items() if raw["data"].get(name)]
+    small = {"tokenizer": "null", "min_seconds": "0.1", "masks": "2", "local_size": "16"}  # of those that a config sets
+    overrides += [f"data.{name}={value}" for name, value in small.items() if raw["data"].get(name)]
+    return [*overrides, *shrunk_views(raw)] if tiny.compares_views(raw["objective"]["name"]) else overrides
+
+
+def shrunk_views(raw: dict) -> list[str]:
+    """The same for what methods that compare views have besides: heads, queues, and a backbone in the trunk's place."""
+    name, frontend = raw["objective"]["name"], next(iter(raw["model"]["frontends"].values()))
+    overrides = [*tiny.small_heads(name, raw["objective"]), *tiny.SMALL.get(name, ())]
+    overrides += ["model.frontends.image.image_size=32"] if "image_size" in frontend else []
+    if frontend.get("backbone"):
+        overrides += ["model.frontends.image.backbone=resnet18", "model.trunk.depth=0", "model.trunk.dim=512", "model.trunk.num_heads=1"]
+    return overrides
 
 
 def test_there_are_configs():

@@ -209,6 +209,13 @@ COLLAPSED = {
     "nan": ([*run(ranks=[10, 9, 8]), {"step": 1001, "loss": math.nan}], "train.lr"),
     "inf within the warm-up": ([{"step": 1, "loss": math.inf, "lr": 0.1, "total_steps": 100}], "train.lr"),
 }
+JOINT = {"target_std": 0.7, "prediction_std": 0.5}  # such methods have none; here they look well
+COMPLETE = {
+    "embeddings of all samples alike": run(ranks=[10, 9, 8], prediction_spread=(0.9, 0.01), target_spread=(0.9, 0.02), **JOINT),
+    "targets of all samples alike": run(ranks=[10, 9, 8], target_spread=(0.9, 0.02), **JOINT),
+    "one prototype for all": run(ranks=[10, 9, 8], prototype_perplexity=(40.0, 1.01), prediction_spread=0.8, **JOINT),
+    "features on a line": run(ranks=[10, 3, 1.2], prediction_spread=0.8, **JOINT),
+}
 EARLY = {
     "nothing yet": [],
     "the random init only": [{"step": 0, "student_rank": 10.0, "total_steps": 100}],
@@ -232,6 +239,22 @@ def test_unhealthy_with_advice(state, name):
     assert verdict.state == state, verdict
     assert verdict.advice and advice in verdict.advice, verdict
     assert any(c.isdigit() for c in verdict.reason) or "nan" in verdict.reason
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_complete_collapse_is_named(name):
+    verdict = judge(COMPLETE[name])
+    assert verdict.state == "collapsed" and verdict.reason.startswith("complete collapse") and verdict.advice, verdict
+
+
+def test_dimensional_collapse_is_told_from_complete_collapse():
+    """Directions are spread, but in few dimensions."""
+    verdict = judge(run(ranks=[40, 10, 4], prediction_spread=0.8, target_spread=0.8))
+    assert verdict.state == "collapsed" and verdict.reason.startswith("dimensional collapse; student effective rank 4.0 vs 40.0"), verdict
+
+
+def test_embeddings_that_were_narrow_from_the_start_are_no_collapse():
+    assert judge(run(ranks=[10, 9, 8], prediction_spread=0.03, target_spread=(0.03, 0.2), prototype_perplexity=30.0)).state == "healthy"
 
 
 @pytest.mark.parametrize("name", EARLY)

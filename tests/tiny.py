@@ -64,9 +64,9 @@ def compares_views(objective: str) -> bool:
     return hasattr(plugins.load("d2v.objectives", objective).Config, "num_views")
 
 
-def small_heads(objective: str) -> list[str]:
-    """Overrides that make every large number of an objective's settings (widths, queues, prototypes) 64."""
-    settings = vars(plugins.load("d2v.objectives", objective).Config())
+def small_heads(objective: str, given: dict[str, Any] | None = None) -> list[str]:
+    """Overrides that make every large number of an objective's settings, default or `given`, 64: widths, queues, prototypes."""
+    settings = vars(plugins.load("d2v.objectives", objective).Config()) | (given or {})
     return [f"objective.{name}=64" for name, value in settings.items() if type(value) is int and value > 64]
 
 
