@@ -148,8 +148,8 @@ def evaluate_encoder(name: str, encoder, train: Split, test: Split | None, confi
     """One row for each layer that `config.layer` asks for."""
     near = pooled_features(encoder, train.samples, config.batch_size, device, indices=train.indices, layer=config.layer)
     far = {} if test is None else pooled_features(encoder, test.samples, config.batch_size, device, indices=test.indices, layer=config.layer)
-    if config.layer == "all" and np.array_equal(near["last"], near[str(len(near) - 2)]):
-        del near["last"]  # no final norm: the last block's end once more
+    if config.layer == "all" and np.array_equal(near["last"], near[list(near)[-2]]):
+        del near["last"]  # no final norm: what comes before it once more
     return [Row(name, layer, x.shape[1], evaluate_features(x, far.get(layer), train, test, config, device)) for layer, x in near.items()]
 
 

@@ -41,7 +41,7 @@ class TrunkConfig:
 
     def __post_init__(self):
         """ValueError: widths that do not divide, unknown choices, rates outside [0, 1)."""
-        if self.dim % self.num_heads:
+        if self.depth and self.dim % self.num_heads:  # without blocks there are no heads
             raise ValueError(f"model.trunk.dim {self.dim} is not a multiple of model.trunk.num_heads {self.num_heads}")
         choices = {"qkv_bias": ("qkv", "qv", "none"), "init": ("normal", "depth_scaled", "default")}
         for name, allowed in choices.items():

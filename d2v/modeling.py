@@ -32,7 +32,11 @@ class D2vModel(PreTrainedModel):
         for name, fields in config.frontends.items():
             modality = plugins.load("modalities", name)
             # a dot would split the key of a state dict: the user's own package is known by its last part there
-            self.frontends[_key(name)] = modality.Frontend(build_config(modality.FrontendConfig, fields, name), trunk.dim, trunk.num_heads)
+            frontend = modality.Frontend(build_config(modality.FrontendConfig, fields, name), trunk.dim, trunk.num_heads)
+            if getattr(frontend, "is_encoder", False) and (trunk.depth or trunk.input_norm):
+                given = f"model.trunk.depth is {trunk.depth} and model.trunk.input_norm {str(trunk.input_norm).lower()}"
+                raise ValueError(f"the frontend of {name} is a whole encoder: {given}; they must be 0 and false")
+            self.frontends[_key(name)] = frontend
         self.trunk = Trunk(trunk)
         self.main_input_name = next(frontend.main_input for frontend in self.frontends.values())  # pipelines ask for it
         self.post_init()

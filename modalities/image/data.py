@@ -1,6 +1,6 @@
-"""Image files -> checked samples -> masked training views.
+"""Image files -> checked samples: settings, the samples of a split, their evaluation view.
 
-B samples of a batch, C channels, S image size, T patches.
+B samples of a batch, C channels, S image size.
 """
 
 import io
@@ -13,16 +13,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from d2v.types import Mask, View
-from modalities import masking, sampling, sources
-from modalities.image import augment
+from d2v.types import View
+from modalities import sources
+from modalities.image import augment, masks, views
 from modalities.image.frontend import MODALITY, FrontendConfig
-
-MASK_KINDS = ("beit", "block", "inverse_block", "random")
 
 
 @dataclass
@@ -45,25 +42,15 @@ class ReadConfig:
 
 
 @dataclass
-class DataConfig(ReadConfig):
-    """The same for pretraining, and how images are masked."""
-
-    mask_kind: str = "beit"  # beit: rectangles, counts vary (1.0); block, inverse_block, random: equal counts, what is hidden is left out (2.0)
-    masks: int = 1  # masks per image, of the kinds with equal counts
-    mask_ratio: float = 120 / 196
-    min_block: int = 16  # patches; of beit
-    max_block: int | None = None
-    min_aspect: float = 0.3
-    mask_length: int = 3  # side of the squares; of block and inverse_block
-    mask_adjust: float = 0.0  # added to the share that squares cover; of block and inverse_block
+class DataConfig(ReadConfig, masks.MaskConfig, views.ViewConfig):
+    """The same for pretraining, and how images are masked or which views are made of them."""
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
     """ValueError: settings that contradict one another."""
     check_reading(data, frontend)
-    if not 0 < data.mask_ratio <= 1 or not 0 < data.min_aspect <= 1:
-        raise ValueError(f"data.mask_ratio {data.mask_ratio} and data.min_aspect {data.min_aspect} must lie between 0 and 1")
-    _check_mask(data, frontend.grid)
+    views.check(data, frontend)
+    masks.check(data, frontend)
 
 
 def check_reading(data: ReadConfig, frontend: FrontendConfig) -> None:
@@ -81,41 +68,6 @@ def check_reading(data: ReadConfig, frontend: FrontendConfig) -> None:
     for name, value in (("flip", data.flip), ("eval_crop", data.eval_crop)):
         if not 0 <= value <= 1 or (value == 0 and name != "flip"):
             raise ValueError(f"data.{name} {value} must lie between 0 and 1")
-
-
-def _check_mask(data: DataConfig, grid: tuple[int, int]) -> None:
-    if data.mask_kind not in MASK_KINDS:
-        raise ValueError(f"data.mask_kind {data.mask_kind!r} is none of {', '.join(MASK_KINDS)}")
-    for name, value in (("masks", data.masks), ("mask_length", data.mask_length)):
-        if value < 1:
-            raise ValueError(f"data.{name} {value} must be at least 1")
-    if data.mask_adjust < 0:
-        raise ValueError(f"data.mask_adjust {data.mask_adjust} must be 0 or more: it is added to the share that squares cover")
-    if data.masks > 1 and data.mask_kind == "beit":
-        raise ValueError(f"data.masks {data.masks} needs a data.mask_kind with equal counts: {', '.join(MASK_KINDS[1:])}")
-    rows, columns = grid
-    wanted = round(data.mask_ratio * rows * columns)
-    if not 0 < wanted < rows * columns:
-        raise ValueError(f"data.mask_ratio {data.mask_ratio} hides {wanted} of {rows * columns} patches: some must be hidden and some visible")
-    if data.mask_kind != "beit":
-        return
-    drawn = np.mean([_hidden(g, data, grid).sum() for g in masking.generators(0, 0, range(64))])
-    if drawn < 0.75 * wanted:
-        raise ValueError(
-            f"data.mask_ratio asks for {wanted} of {rows} x {columns} patches, but blocks of data.min_block {data.min_block} to data.max_block "
-            f"{data.max_block} patches hide {drawn:.1f} on average: lower data.min_block"
-        )
-
-
-def _hidden(generator: np.random.Generator, data: DataConfig, grid: tuple[int, int]) -> np.ndarray:
-    """One mask, (T,) bool."""
-    if data.mask_kind == "random":
-        return masking.scattered(generator, grid[0] * grid[1], data.mask_ratio)
-    if data.mask_kind != "beit":
-        inverse = data.mask_kind == "inverse_block"
-        return masking.block_2d(generator, grid, data.mask_ratio, data.mask_length, data.mask_adjust, inverse=inverse)
-    wanted = round(data.mask_ratio * grid[0] * grid[1])
-    return masking.block(generator, grid, wanted, min_block=data.min_block, max_block=data.max_block, min_aspect=data.min_aspect)
 
 
 def demo(split: str) -> datasets.Dataset:
@@ -243,47 +195,6 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def _ignore(sample: str, reason: str) -> None:
-    """No log was asked for."""
-
-
-class ImageBatches:
-    """Augmented, block-masked batches: a pure function of (seed, step, part, parts)."""
-
-    def __init__(
-        self, samples: Samples, data: DataConfig, frontend: FrontendConfig, *, batch_size: int, seed: int, bad_log: Callable[[str, str], None]
-    ):
-        self.sampler = sampling.Sampler(len(samples), batch_size, seed)
-        self.steps_per_epoch = len(self.sampler)
-        self._samples, self._data, self._grid, self._seed, self._bad_log = samples, data, frontend.grid, seed, bad_log
-        self._transform = transform(data, frontend)
-
-    def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
-        """This part's rows of the step's batch: one view, pixel_values (B, C, S, S) and M masks of each; the sample ids."""
-        batch = self.sampler(step)
-        rows = sampling.share(len(batch), part, parts)
-        drawn = [
-            self._row(generator, int(index))
-            for index, generator in zip(batch[rows], masking.generators(self._seed, step, range(len(batch))[rows]), strict=True)
-        ]
-        images, hidden, ids = zip(*drawn, strict=True)
-        pixels = augment.normalise(images, self._data.mean, self._data.std)  # (B, C, S, S)
-        return [View(MODALITY, {"pixel_values": pixels}, None, self._mask([row for rows in hidden for row in rows]))], list(ids)
-
-    def _mask(self, rows: list[np.ndarray]) -> Mask:
-        """N = B * M masks; what the student encodes, where all hide as many."""
-        hidden = np.stack(rows)  # (N, T)
-        keep = None if self._data.mask_kind == "beit" else torch.from_numpy(masking.visible(hidden, int((~hidden[0]).sum())))
-        return Mask(torch.from_numpy(hidden), keep)
-
-    def _row(self, generator: np.random.Generator, index: int) -> tuple[Any, list[np.ndarray], str]:
-        """S x S image, M of hidden (T,) bool, sample id."""
-        hidden = [_hidden(generator, self._data, self._grid) for _ in range(self._data.masks)]
-        index, image = readable(self._samples, np.arange(index, index + 100) % len(self._samples), self._bad_log)
-        with sources.seeded(generator):
-            return self._transform(image), hidden, self._samples.ids[index]
-
-
 def transform(data: ReadConfig, frontend: FrontendConfig) -> Callable[[Any], Any]:
     """The random training transform of an image."""
     return augment.training(
@@ -301,18 +212,6 @@ def readable(samples: Samples, candidates: np.ndarray, bad_log: Callable[[str, s
     raise ValueError(
         f"{len(candidates)} images in a row cannot be read, the first is {samples.ids[int(candidates[0])]}: was data.path changed or unmounted?"
     )
-
-
-def batches(
-    samples: Samples,
-    data: DataConfig,
-    frontend: FrontendConfig,
-    batch_size: int,
-    seed: int,
-    bad_log: Callable[[str, str], None] = _ignore,
-) -> ImageBatches:
-    """Training batches of `samples`; `bad_log(id, reason)` hears of images that can no longer be read."""
-    return ImageBatches(samples, data, frontend, batch_size=batch_size, seed=seed, bad_log=bad_log)
 
 
 def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, frontend: FrontendConfig) -> None:

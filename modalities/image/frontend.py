@@ -1,18 +1,23 @@
 """Pixels -> patch tokens: a strided convolution, a mask token, a class token, and a relative position bias or absolute positions.
 
+Or a whole network of timm, whose feature map is the tokens: see modalities/image/backbone.py.
 B samples, N masked rows, C channels, S image size, R patches along a side, T = R * R patches, E extra tokens, D width, H heads, L blocks.
 Source: data2vec 1.0's vision code (BEiT), which has no absolute positions; learned ones as in ViT (arXiv 2010.11929).
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isqrt
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modalities.image import backbone
+
 MODALITY = "image"
+ALONE = "model.trunk.depth=0 and model.trunk.input_norm=false"
 
 
 @dataclass
@@ -29,15 +34,26 @@ class FrontendConfig:
     mask_token: bool = True  # false: what is hidden is zero, or left out (data2vec 2.0)
     init: str = "normal"  # normal: N(0, init_std), cut at one std; xavier: uniform patches and a class token N(0, 1) (data2vec 2.0)
     init_std: float = 0.02
+    backbone: str = ""  # a network by timm's name (resnet50, vit_small_patch16_224) in place of all this, and of the trunk; never pretrained
+    small_stem: bool = False  # of a ResNet: its first convolution is 3 x 3 without stride and nothing is pooled after it, for images of 32 pixels
 
     def __post_init__(self):
-        """ValueError: unknown positions, an unknown init, or no layers for the bias."""
+        """ValueError: unknown positions, an unknown init, no layers for the bias, or what a backbone cannot have. A backbone has no extra parts."""
         if self.init not in ("normal", "xavier"):
             raise ValueError(f"frontend init={self.init!r} is not known; allowed are normal, xavier")
         if self.positions not in ("none", "sincos", "learned"):
             raise ValueError(f"frontend positions={self.positions!r} is not known; allowed are none, sincos, learned")
         if self.bias_layers < 1 or (self.bias_layers > 1 and not self.relative_bias):
             raise ValueError(f"frontend bias_layers={self.bias_layers} must be at least 1, and 1 without relative_bias")
+        if self.small_stem and not self.backbone:
+            raise ValueError("frontend small_stem=True is of a ResNet: set backbone, e.g. backbone=resnet18")
+        if self.backbone:
+            for name, value in (("bias_layers", 1), ("positions", "none"), ("init", "normal")):
+                if getattr(self, name) != value:
+                    raise ValueError(
+                        f"frontend {name}={getattr(self, name)!r} is of patches that are embedded here; backbone={self.backbone} has its own"
+                    )
+            self.relative_bias = self.class_token = self.mask_token = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -74,20 +90,35 @@ def sincos(rows: int, columns: int, dim: int, device: torch.device) -> Tensor:
         return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
 
 
+def resized(table: Tensor, old: int, new: int) -> Tensor:
+    """Learned positions (old * old, D) -> (new * new, D), bicubic, in float32. The 0.1 keeps the size from being rounded down (DINO's code)."""
+    image = table.float().unflatten(0, (old, old)).permute(2, 0, 1)[None]  # (1, D, R, R)
+    return F.interpolate(image, scale_factor=(new + 0.1) / old, mode="bicubic")[0].flatten(1).T
+
+
 class Frontend(nn.Module):
-    """Patch embedding of images of one size."""
+    """Patch embedding of square images of one size; while it is trained, of other sizes too (multi-crop)."""
 
     main_input: ClassVar[str] = "pixel_values"
     zero_padding: ClassVar[bool] = True
     positions_read_tokens: ClassVar[bool] = False
 
     def __init__(self, config: FrontendConfig, dim: int, num_heads: int):
-        """ValueError: the patches do not tile the image, or a width that sincos positions cannot have."""
+        """ValueError: the patches do not tile the image, a width that sincos positions cannot have, or another than the backbone's."""
         super().__init__()
         if config.positions == "sincos" and dim % 4:
             raise ValueError(f"sincos positions need a width that is a multiple of 4; model.trunk.dim is {dim}")
-        self.config, self.grid = config, config.grid
-        self.patch_embed = nn.Conv2d(config.channels, dim, config.patch_size, stride=config.patch_size)
+        self.config = config
+        self.backbone = self._make_backbone() if config.backbone else None
+        if self.backbone is None:
+            self.grid = config.grid
+            self.patch_embed = nn.Conv2d(config.channels, dim, config.patch_size, stride=config.patch_size)
+        else:
+            *grid, width = backbone.survey(self.backbone, config.channels, config.image_size)
+            self.grid = (grid[0], grid[1])
+            self.backbone.to(torch.get_default_device())
+            if width != dim:
+                raise ValueError(f"backbone={config.backbone} gives {width} features: set model.trunk.dim={width} (it is {dim}), {ALONE}")
         self.mask_token = nn.Parameter(torch.zeros(dim)) if config.mask_token else None
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         num_offsets = (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1) + 3 * config.class_token
@@ -98,6 +129,9 @@ class Frontend(nn.Module):
 
     def init_weights(self) -> None:
         """As the config says; the bias table is zero. A normal is cut at one standard deviation, as in the reference's own helper."""
+        if self.backbone is not None:
+            backbone.reset(self.backbone, self._make_backbone())
+            return
         std, xavier = self.config.init_std, self.config.init == "xavier"
         if xavier:
             bound = (6 / (len(self.patch_embed.weight) + self.patch_embed.weight[0].numel())) ** 0.5
@@ -114,25 +148,58 @@ class Frontend(nn.Module):
         if self.bias_table is not None:
             nn.init.zeros_(self.bias_table)
 
+    def _make_backbone(self) -> nn.Module:
+        config = self.config
+        return backbone.make(config.backbone, channels=config.channels, image_size=config.image_size, small_stem=config.small_stem)
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether its tokens are features already, to which a trunk has nothing to add."""
+        return self.backbone is not None
+
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, S, S) -> (B, T, D), patches row by row. ValueError: another number of channels or another size."""
-        size = self.config.image_size
-        if pixel_values.shape[1:] != (self.config.channels, size, size):
-            shape = tuple(pixel_values.shape)
-            raise ValueError(f"pixel_values of shape {shape}: this model reads (batch, {self.config.channels}, {size}, {size})")
+        """(B, C, S, S) -> (B, T, D), patches row by row. ValueError: another number of channels or another size; in training see `_reads`."""
+        if not self._reads(pixel_values):
+            size, patch, shape = self.config.image_size, self.config.patch_size, tuple(pixel_values.shape)
+            others = "" if not self.training or self.backbone is not None else f", and in training other squares of {patch} x {patch} pixels"
+            others += " that are smaller" if others and self.bias_table is not None else ""
+            raise ValueError(f"pixel_values of shape {shape}: this model reads (batch, {self.config.channels}, {size}, {size}){others}")
+        if self.backbone is not None:
+            return backbone.feature_map(self.backbone, pixel_values).flatten(1, 2)
         return self.patch_embed(pixel_values).flatten(2).transpose(1, 2)  # (B, T, D)
 
+    def _reads(self, pixel_values: Tensor) -> bool:
+        """Images of the model's size; in training, where a batch may hold smaller crops, other squares too: if positions are relative, no larger."""
+        size = self.config.image_size
+        channels, *sides = pixel_values.shape[1:]
+        if channels != self.config.channels or len(set(sides)) != 1 or len(sides) != 2:
+            return False
+        if sides[0] == size or not self.training:
+            return sides[0] == size
+        fits = sides[0] >= self.config.patch_size and sides[0] % self.config.patch_size == 0
+        return self.backbone is not None or (fits and (self.bias_table is None or sides[0] < size))
+
     def hide(self, tokens: Tensor, hidden: Tensor, **inputs: Tensor) -> Tensor:
-        """(N, T, D), (N, T) bool -> (N, T, D) with the mask token, or zero, where hidden."""
+        """(N, T, D), (N, T) bool -> (N, T, D) with the mask token, or zero, where hidden. ValueError: a backbone has mixed the tokens."""
+        if self.backbone is not None:
+            raise ValueError(f"backbone={self.config.backbone} mixes all tokens: nothing can be hidden behind it; objectives with masks need patches")
         if self.mask_token is None:
             return tokens.masked_fill(hidden[..., None], 0)
         return torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
 
     def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor | None:
         """(T, D) to be added to tokens, or None where positions are in the attention bias alone."""
+        grid = self._grid_of(tokens.shape[1])
         if self.position_table is not None:
-            return self.position_table[int(self.class_token is not None) :].to(tokens.dtype)
-        return sincos(*self.grid, tokens.shape[-1], tokens.device).to(tokens.dtype) if self.config.positions == "sincos" else None
+            table = self.position_table[int(self.class_token is not None) :]
+            return (table if grid == self.grid else resized(table, self.grid[0], grid[0])).to(tokens.dtype)
+        return sincos(*grid, tokens.shape[-1], tokens.device).to(tokens.dtype) if self.config.positions == "sincos" else None
+
+    def _grid_of(self, num_tokens: int | None) -> tuple[int, int]:
+        """Patches along the sides of a square image of `num_tokens`; None: of an image of the model's size."""
+        if num_tokens is None or num_tokens == self.grid[0] * self.grid[1]:
+            return self.grid
+        return isqrt(num_tokens), isqrt(num_tokens)
 
     def extra(self) -> Tensor | None:
         """The class token in its place, (1, 1, D)."""
@@ -147,7 +214,7 @@ class Frontend(nn.Module):
         """
         if self.bias_table is None:
             return None
-        index, num_extra = self.bias_index(), int(self.class_token is not None)
+        index, num_extra = self.bias_index(num_tokens), int(self.class_token is not None)
         if keep is not None:
             kept = F.pad(keep + num_extra, (num_extra, 0))  # (N, E + K)
             index = index[kept[:, :, None], kept[:, None, :]]  # (N, E + K, E + K)
@@ -156,9 +223,17 @@ class Frontend(nn.Module):
         index = index if index.ndim == 3 else index[None]
         return torch.stack([F.embedding(index, table) for table in self.bias_table]).movedim(-1, -3)
 
-    def bias_index(self) -> Tensor:
-        """Row of the bias table for each (query, key), (E + T, E + T)."""
-        return relative_index(*self.grid, self.class_token is not None, self.patch_embed.weight.device)
+    def bias_index(self, num_tokens: int | None = None) -> Tensor:
+        """Row of the bias table for each (query, key), (E + T, E + T); a smaller image has the offsets of a corner of the model's own."""
+        index = relative_index(*self.grid, self.class_token is not None, self.patch_embed.weight.device)
+        rows, columns = self._grid_of(num_tokens)
+        if (rows, columns) == self.grid:
+            return index
+        num_extra = int(self.class_token is not None)
+        row, column = (torch.arange(side, device=index.device) for side in (rows, columns))
+        corner = num_extra + (row[:, None] * self.grid[1] + column).flatten()  # (T,)
+        corner = F.pad(corner, (num_extra, 0))  # the class token is number 0
+        return index[corner[:, None], corner]
 
     def padding(self, pixel_values: Tensor) -> None:
         """Images are never padded."""

@@ -32,6 +32,7 @@ SETTINGS = shared.SETTINGS | {
 }
 REQUIRED = shared.REQUIRED
 PATCHES = {
+    "frontend.backbone": (("",), "it embeds patches"),
     "trunk.pre_norm": ((True,), "its blocks are pre-norm"),
     "trunk.input_norm": ((False,), "it has no norm before the first block"),
     "frontend.class_token": ((True,), "it has a class token"),
