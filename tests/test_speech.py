@@ -13,7 +13,7 @@ from transformers import AutoFeatureExtractor, Data2VecAudioConfig, Data2VecAudi
 
 from modalities import speech
 from modalities.speech import audio, synth
-from modalities.speech.data import crop
+from modalities.speech.audio import crop
 from modalities.speech.frontend import lengths, receptive_field
 from modalities.speech.mel import LogMel
 

@@ -1,7 +1,10 @@
 """Speech: waveforms of any format and rate, read as frames of 20 ms."""
 
-from modalities.speech.batches import Batches, batches
+from modalities.speech.batches import Batches, ViewBatches, batches
 from modalities.speech.data import DataConfig, Samples, prepare, save_preprocessor
 from modalities.speech.frontend import MODALITY, Frontend, FrontendConfig
+from modalities.speech.views import VIEWS
 
-__all__ = ["MODALITY", "Batches", "DataConfig", "Frontend", "FrontendConfig", "Samples", "batches", "prepare", "save_preprocessor"]
+__all__ = [
+    "MODALITY", "VIEWS", "Batches", "DataConfig", "Frontend", "FrontendConfig", "Samples", "ViewBatches", "batches", "prepare", "save_preprocessor",
+]  # fmt: skip

@@ -53,6 +53,16 @@ def normalise(wave: np.ndarray) -> np.ndarray:
     return ((wave - mean) / math.sqrt(variance + 1e-5)).astype(np.float32)
 
 
+def crop(wave: np.ndarray, size: int, start: int) -> np.ndarray:
+    """`size` samples from `start` of a longer wave; a shorter one as it is."""
+    return wave if len(wave) <= size else wave[start : start + size]
+
+
+def anywhere(wave: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """`size` samples from a random place of a longer wave; a shorter one as it is."""
+    return crop(wave, size, int(generator.integers(max(0, len(wave) - size) + 1)))
+
+
 def _file(media: bytes | Path) -> io.BytesIO | str:
     if isinstance(media, bytes):
         return io.BytesIO(media)

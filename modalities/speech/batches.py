@@ -1,4 +1,4 @@
-"""Masked training batches of speech: pure functions of (seed, step, part, parts).
+"""Training batches of speech, masked or of several views: pure functions of (seed, step, part, parts).
 
 B samples of a batch, S audio samples, T tokens.
 """
@@ -11,8 +11,9 @@ import torch
 from d2v.types import Mask, View
 from modalities import masking, sampling
 from modalities.speech import audio
-from modalities.speech.data import DataConfig, Samples, collate, crop
-from modalities.speech.frontend import MODALITY, FrontendConfig, lengths
+from modalities.speech.data import MIN_TOKENS, DataConfig, Samples, collate
+from modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field
+from modalities.speech.views import Views
 
 ORDER = 0x57EA  # sets the shuffle of packed clips apart from the sampler's
 
@@ -23,9 +24,10 @@ def _ignore(sample: str, reason: str) -> None:
 
 def batches(
     samples: Samples, data: DataConfig, frontend: FrontendConfig, batch_size: int, seed: int, bad_log: Callable[[str, str], None] = _ignore
-) -> "Batches":
+) -> "Batches | ViewBatches":
     """Training batches of `samples`; `bad_log(id, reason)` hears of clips that can no longer be read."""
-    return Batches(samples, data, frontend, batch_size=batch_size, seed=seed, bad_log=bad_log)
+    make = ViewBatches if data.views else Batches
+    return make(samples, data, frontend, batch_size=batch_size, seed=seed, bad_log=bad_log)
 
 
 class Batches:
@@ -89,8 +91,8 @@ class Batches:
 
     def _read_clip(self, step: int, index: int, generator: np.random.Generator) -> tuple[np.ndarray, str]:
         size = int(self._sizes[index])
-        wave, name = self._readable(index, size)
-        return crop(wave, size, int(generator.integers(len(wave) - size + 1))), name
+        wave, read = readable(self._samples, index, size, self._bad_log)
+        return audio.anywhere(wave, size, generator), self._samples.ids[read]
 
     def _read_stream(self, step: int, stream: int, generator: np.random.Generator) -> tuple[np.ndarray, str]:
         """Stream `stream` of the step's epoch: a cut of all clips in that epoch's order; the ids of its clips joined by +."""
@@ -100,10 +102,10 @@ class Batches:
         waves, names = [], []
         for place in range(np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop, side="left") + 1):
             size = int(self._samples.lengths[order[place]])
-            wave, name = self._readable(int(order[place]), size)
+            wave, read = readable(self._samples, int(order[place]), size, self._bad_log)
             begin = int(ends[place]) - size  # of the clip in the epoch
             waves.append(wave[max(0, start - begin) : min(size, stop - begin)])
-            names.append(name)
+            names.append(self._samples.ids[read])
         return np.concatenate(waves), "+".join(names)
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,14 +115,50 @@ class Batches:
             self._layout = (epoch, order, np.cumsum(self._samples.lengths[order]))
         return self._layout[1:]
 
-    def _readable(self, index: int, size: int) -> tuple[np.ndarray, str]:
-        """The clip, or the next that can be read, at least `size` samples long, and its id. ValueError: the next 100 cannot be read."""
-        for candidate in (np.arange(index, index + 100) % len(self._samples)).tolist():
-            name = self._samples.ids[candidate]
-            try:
-                wave = self._samples.wave(candidate)
-            except (audio.UnreadableError, OSError) as error:
-                self._bad_log(name, str(error))
-                continue
-            return (wave if len(wave) >= size else np.resize(wave, size)), name  # a short stand-in is repeated: lengths are settled
-        raise ValueError(f"100 clips in a row cannot be read, the first is {self._samples.ids[index]}: was data.path changed or unmounted?")
+
+class ViewBatches:
+    """Clips of similar length, each read once and seen in one view for each name in data.views; a view draws from a generator of its own."""
+
+    def __init__(
+        self, samples: Samples, data: DataConfig, frontend: FrontendConfig, *, batch_size: int, seed: int, bad_log: Callable[[str, str], None]
+    ):
+        """ValueError: fewer clips than one batch."""
+        self._samples, self._frontend, self._seed, self._bad_log = samples, frontend, seed, bad_log
+        self._views = Views(data.views, data.augment, rate=frontend.sample_rate, shortest=receptive_field(frontend, MIN_TOKENS))
+        self._sizes = np.minimum(samples.lengths, round(data.max_seconds * frontend.sample_rate))
+        longest = round(data.augment.seconds * frontend.sample_rate)  # clips above it differ no more
+        self.sampler = sampling.Sampler(len(samples), batch_size, seed, lengths=np.minimum(self._sizes, longest))
+        self.steps_per_epoch = len(self.sampler)
+
+    def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
+        """This part's rows of the step's batch: input_values (B, S) of each view, S the same for all, and the clips' numbers; the sample ids."""
+        items = self.sampler(step)
+        rows = range(len(items))[sampling.share(len(items), part, parts)]
+        drawn = [self._row(int(items[row]), own) for row, own in zip(rows, masking.generators(self._seed, step, rows), strict=True)]
+        waves, read = zip(*drawn, strict=True)
+        width = self._views.width(self._sizes[items])  # of the whole batch: positions depend on it, and parts must not
+        indices = torch.tensor(read)
+        views = [View(MODALITY, *collate(of_view, self._frontend, width), indices=indices) for of_view in zip(*waves, strict=True)]
+        return views, [self._samples.ids[index] for index in read]
+
+    def _row(self, index: int, generator: np.random.Generator) -> tuple[list[np.ndarray], int]:
+        """The views of a clip, of one and the same max_seconds of it, and its number."""
+        size = int(self._sizes[index])
+        wave, read = readable(self._samples, index, size, self._bad_log)
+        return self._views(audio.anywhere(wave, size, generator), generator, self._any), read
+
+    def _any(self, generator: np.random.Generator) -> np.ndarray:
+        """Some clip of the data."""
+        return readable(self._samples, int(generator.integers(len(self._samples))), 1, self._bad_log)[0]
+
+
+def readable(samples: Samples, index: int, size: int, bad_log: Callable[[str, str], None]) -> tuple[np.ndarray, int]:
+    """The clip, or the next that can be read, at least `size` samples long, and its number. ValueError: the next 100 cannot be read."""
+    for candidate in (np.arange(index, index + 100) % len(samples)).tolist():
+        try:
+            wave = samples.wave(candidate)
+        except (audio.UnreadableError, OSError) as error:
+            bad_log(samples.ids[candidate], str(error))
+            continue
+        return (wave if len(wave) >= size else np.resize(wave, size)), candidate  # a short stand-in is repeated: lengths are settled
+    raise ValueError(f"100 clips in a row cannot be read, the first is {samples.ids[index]}: was data.path changed or unmounted?")

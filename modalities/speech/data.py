@@ -6,7 +6,7 @@ B samples of a batch, S audio samples, T tokens.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from d2v.types import View
 from modalities import sources
+from modalities.checks import check_settings, check_unread
 from modalities.speech import audio, synth
 from modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field, stride
 from modalities.speech.mel import LogMel
+from modalities.speech.views import AugmentConfig, check_augment
 from modalities.windows import counted, cut
 
 MIN_TOKENS = 2  # one to hide, one to see
@@ -63,6 +65,9 @@ class DataConfig(ReadConfig):
     mask_adjust: float = 0.0  # added to the share that blocks cover; of block
     min_masks: int = 1  # spans; of span
     equalise: bool = True  # every row of a batch hides the same share; of span
+    # one reading of each clip a name, for methods that compare them: crop, and crop with speed, reverb, noise, gain, mask or all; nothing is hidden
+    views: list[str] = field(default_factory=list)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # how views are made
 
     def __post_init__(self):
         """ValueError: a value that makes no sense."""
@@ -77,20 +82,16 @@ class DataConfig(ReadConfig):
             ("mask_adjust", self.mask_adjust >= 0, "0 or more"),
             ("min_masks", self.min_masks >= 1, "at least 1"),
         )
-
-
-def check_settings(config: Any, *settings: tuple[str, bool, str]) -> None:
-    """ValueError: the first setting of (name, whether it is good, what is allowed) that is not good."""
-    for name, good, allowed in settings:
-        if not good:
-            raise ValueError(f"data.{name} is {getattr(config, name)}; it must be {allowed}")
+        check_augment(self.views, self.augment)
+        if self.views:
+            masks = ("pack_seconds", "mask_kind", "masks", "mask_prob", "mask_length", "mask_adjust", "min_masks", "equalise")
+            check_unread(self, masks, "data.views makes views of single clips, and hides nothing in them")
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
-    """ValueError: rows of training would be too short to be masked."""
+    """ValueError: rows of training would be too short."""
     needed = receptive_field(frontend, MIN_TOKENS)
-    for name in ("max_seconds", "pack_seconds"):
-        seconds = getattr(data, name)
+    for name, seconds in (("max_seconds", data.max_seconds), ("pack_seconds", data.pack_seconds), ("augment.seconds", data.augment.seconds)):
         if seconds and round(seconds * frontend.sample_rate) < needed:
             raise ValueError(f"data.{name} is {seconds}; {MIN_TOKENS} tokens need {needed / frontend.sample_rate:.3f} seconds")
 
@@ -149,7 +150,7 @@ class Samples:
         """Whole clips, unmasked; those above max_seconds keep their middle; input_values (B, S)."""
         longest = self._longest
         waves = [self.wave(index) for index in indices]
-        inputs, padding = collate([crop(wave, longest, (len(wave) - longest) // 2) for wave in waves], self.frontend)
+        inputs, padding = collate([audio.crop(wave, longest, (len(wave) - longest) // 2) for wave in waves], self.frontend)
         return View(MODALITY, inputs, padding)
 
     def windows(self, index: int, overlap: float, batch_size: int) -> Iterator[tuple[View, Tensor]]:
@@ -219,11 +220,6 @@ class Samples:
             return None if None in counts else {str(value): counts[value] for value in sorted(counts)}
         by_code = isinstance(self._dataset.features[name], datasets.ClassLabel)
         return {value: counts[code if by_code else value] for code, value in enumerate(self.classes)}
-
-
-def crop(wave: np.ndarray, size: int, start: int) -> np.ndarray:
-    """`size` samples from `start` of a longer wave; a shorter one as it is."""
-    return wave if len(wave) <= size else wave[start : start + size]
 
 
 def collate(waves: Sequence[np.ndarray], frontend: FrontendConfig, size: int = 0) -> tuple[dict[str, Tensor], Tensor | None]:

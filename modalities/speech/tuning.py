@@ -16,8 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from d2v.types import Mask, View
 from modalities import labels, masking, sampling
+from modalities.checks import check_settings
 from modalities.speech import audio
-from modalities.speech.data import ReadConfig, check_settings, collate, crop
+from modalities.speech.data import ReadConfig, collate
 from modalities.speech.frontend import MODALITY, FrontendConfig, lengths
 
 
@@ -88,7 +89,7 @@ class Batches:
                 self._bad_log(name, str(error))
                 continue
             size = min(len(wave), int(opened.train.lengths[index]), self._longest)  # the header may have promised less
-            return crop(wave, size, int(generator.integers(len(wave) - size + 1))), opened.labels[index], name
+            return audio.anywhere(wave, size, generator), opened.labels[index], name
         raise ValueError(f"none of the {len(places)} clips of a batch can be read, the last is {name}: was data.path changed or unmounted?")
 
     def _mask(self, generators: list[np.random.Generator], own: Sequence[int], tokens: int) -> Mask | None:

@@ -1,10 +1,10 @@
-"""Text samples: rows for evaluation, blocks of rows with span masks for pretraining.
+"""Text samples: rows for evaluation; for pretraining blocks of rows with span masks, or views of single rows.
 
 B rows of a batch, T tokens of the longest of them, with <s> before and </s> after every line.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from d2v.types import Mask, View
 from modalities import masking, sources
+from modalities.checks import check_unread
 from modalities.sampling import Sampler, share
 from modalities.text import corpus as corpora
 from modalities.text import tokenizer as tokenizers
 from modalities.text.frontend import FrontendConfig
+from modalities.text.views import AugmentConfig, check_augment, made
 from modalities.windows import counted, cut
 
 NAME = "text"
@@ -52,6 +54,9 @@ class DataConfig(ReadConfig):
     random_token_prob: float = 0.0  # BERT's variant: mask_prob 0.15, mask_length 1, 0.1 and 0.1
     keep_token_prob: float = 0.0
     reference_teacher_input: bool = False  # the reference's bug (fairseq issue 4881): its teacher reads the hidden tokens only, side by side
+    # one reading of each row a name, for methods that compare them: same, deletion, crop; a sample is a row then, and nothing is hidden
+    views: list[str] = field(default_factory=list)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # how views are made
 
 
 class Samples:
@@ -92,7 +97,7 @@ class Samples:
 
     def view(self, indices: Sequence[int]) -> View:
         """Rows as <s> ... </s>, cut to block_size, nothing hidden."""
-        return collate([self._row(index) for index in indices], self.frontend)
+        return collate([self.row(index) for index in indices], self.frontend)
 
     def windows(self, index: int, overlap: float, batch_size: int) -> Iterator[tuple[View, Tensor]]:
         """A row in windows of block_size that share `overlap` of themselves, `batch_size` at a time, and their tokens that count, (B, T).
@@ -109,14 +114,15 @@ class Samples:
         """Counts of the tokens of each row, scaled to length 1, (n, vocab_size)."""
         counts = np.zeros((len(indices), self.frontend.vocab_size), dtype=np.float32)
         for count, index in zip(counts, indices, strict=True):
-            np.add.at(count, self._row(index)[1:-1], 1)
+            np.add.at(count, self.row(index)[1:-1], 1)
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
     def block(self, start: int, stop: int) -> np.ndarray:
         """<s> and the tokens of a block."""
         return np.concatenate([[self.frontend.bos_token_id], self.corpus.tokens[start:stop]])
 
-    def _row(self, index: int) -> np.ndarray:
+    def row(self, index: int) -> np.ndarray:
+        """<s> ... </s>, cut to block_size."""
         start, stop = self.corpus.offsets[index : index + 2]
         return np.append(self.block(start, min(stop - 1, start + self.config.block_size - 2)), self.frontend.eos_token_id)
 
@@ -150,7 +156,32 @@ class Batches:
         return views, [f"{self.samples.split}:block {index}" for index in batch[mine]]
 
 
-def collate(rows: list[np.ndarray], frontend: FrontendConfig, length: int = 0) -> View:
+class ViewBatches:
+    """Rows of similar length, each in one view for each name in data.views: a pure function of (seed, step, part, parts)."""
+
+    def __init__(self, samples: Samples, data: DataConfig, batch_size: int, seed: int):
+        """ValueError: fewer rows than one batch."""
+        self.samples, self.data, self.seed = samples, data, seed
+        self.sampler = Sampler(len(samples), batch_size, seed, lengths=samples.lengths)
+        self.steps_per_epoch = len(self.sampler)
+
+    def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
+        """The views of this part's rows, padded to the longest row of the whole batch, with the rows' numbers; their ids."""
+        batch = self.sampler(step)
+        places = range(len(batch))[share(len(batch), part, parts)]
+        mine, longest = batch[places], int(self.samples.lengths[batch].max())
+        drawn = [self._row(index, own) for index, own in zip(mine, masking.generators(self.seed, step, places), strict=True)]
+        indices = torch.from_numpy(mine)
+        views = [collate(rows, self.samples.frontend, longest)._replace(indices=indices) for rows in zip(*drawn, strict=True)]
+        return views, [self.samples.ids[index] for index in mine]
+
+    def _row(self, index: int, generator: np.random.Generator) -> list[np.ndarray]:
+        """The views of a row; each draws from a generator of its own."""
+        row, names = self.samples.row(index), self.data.views
+        return [made(name, row, own, self.data.augment) for name, own in zip(names, generator.spawn(len(names)), strict=True)]
+
+
+def collate(rows: Sequence[np.ndarray], frontend: FrontendConfig, length: int = 0) -> View:
     """Rows padded on the right to the longest or to `length`."""
     length = max([length, *map(len, rows)])
     ids = np.full((len(rows), length), frontend.pad_token_id, dtype=np.int64)
@@ -218,9 +249,10 @@ def batches(
     batch_size: int,
     seed: int,
     bad_log: Callable[[str, str], None] = _say_nothing,
-) -> Batches:
-    """Masked blocks of the samples; nothing can turn out unreadable here, so `bad_log` is never called."""
-    return Batches(samples, data, batch_size, seed)
+) -> Batches | ViewBatches:
+    """Masked blocks of the samples, or views of them; nothing can turn out unreadable here, so `bad_log` is never called."""
+    make = ViewBatches if data.views else Batches
+    return make(samples, data, batch_size, seed)
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
@@ -254,7 +286,11 @@ def prepare_tokenizer(data: ReadConfig, frontend: FrontendConfig, folder: Path) 
 
 
 def check(data: DataConfig) -> None:
-    """ValueError: a setting of blocks or masks out of range, or two that contradict each other."""
+    """ValueError: a setting of blocks, masks or views out of range, or two that contradict each other."""
+    check_augment(data.views, data.augment)
+    if data.views:
+        masks = ("mask_kind", "masks", "mask_prob", "mask_length", "random_token_prob", "keep_token_prob", "reference_teacher_input")
+        check_unread(data, ("break_mode", *masks), "data.views makes views of single rows, and hides nothing in them")
     if data.break_mode not in BREAK_MODES:
         raise ValueError(f"data.break_mode {data.break_mode!r} is none of {', '.join(BREAK_MODES)}")
     if data.mask_kind not in MASK_KINDS:

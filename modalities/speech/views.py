@@ -1,0 +1,142 @@
+"""Views of clips, for methods that compare them: random crops and, on top, another speed, a room, noise, another loudness, or gaps.
+
+S audio samples.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchaudio.functional import add_noise, fftconvolve, gain, resample
+
+from modalities.checks import check_settings, check_unread, check_views, in_order
+from modalities.speech.audio import anywhere
+
+VIEWS = ("crop", "speed", "reverb", "noise", "gain", "mask", "all")
+EFFECTS = VIEWS[1:-1]  # of "all" in this order: speaker, room, other sounds, microphone, transmission
+STRENGTHS = {"reverb": "reverb", "noise": "snr", "gain": "gain", "mask": "mask"}  # which setting an effect reads, besides its chance
+SLOW, FAST = 9, 11  # tenths of a clip's speed (Ko et al., Interspeech 2015)
+DIRECT = (0.0, 10.0)  # dB of direct sound over reverberation
+GAPS = 2  # as SpecAugment's time masks (arXiv 1904.08779, table 1)
+
+
+@dataclass
+class AugmentConfig:
+    """How views are cut and changed; every view draws anew, and each effect by itself."""
+
+    share: list[float] = field(default_factory=lambda: [0.5, 1.0])  # of its clip that a crop holds, drawn uniformly,
+    seconds: float = 1.0  # but never more than these (COLA, arXiv 2010.10915, has 0.96): whatever is long gives crops of one length
+    chance: float = 0.5  # of each effect that a view's name stands for
+    reverb: list[float] = field(default_factory=lambda: [0.1, 0.5])  # seconds in which a room's sound falls by 60 dB
+    snr: list[float] = field(default_factory=lambda: [5.0, 20.0])  # dB over noise, which is white or, as often, another clip of the data
+    gain: float = 6.0  # dB, up or down
+    mask: float = 0.2  # of the view, the longest of two gaps
+
+    def __post_init__(self):
+        """ValueError: a value out of range."""
+        check_settings(
+            self,
+            ("share", in_order(self.share, 0, 1) and self.share[1] > 0, "[least, most], between 0 and 1"),
+            ("seconds", self.seconds > 0, "above 0"),
+            ("chance", 0 < self.chance <= 1, "above 0 and at most 1"),
+            ("reverb", in_order(self.reverb, 0, 10) and self.reverb[0] > 0, "[least, most] in seconds, above 0 and at most 10"),
+            ("snr", in_order(self.snr, -100, 100), "[least, most] in dB, between -100 and 100"),
+            ("gain", 0 < self.gain <= 60, "above 0 and at most 60"),
+            ("mask", 0 < self.mask < 0.5, "above 0 and below 0.5"),
+            where="data.augment",
+        )
+
+
+def check_augment(views: Sequence[str], augment: AugmentConfig) -> None:
+    """ValueError: an unknown name in data.views, or a setting of an effect that none of them has."""
+    check_views(views, VIEWS)
+    effects = {effect for name in views for effect in effects_of(name)}
+    if not views:
+        check_unread(augment, ("share", "seconds"), "data.views is empty", where="data.augment")
+    if not effects:
+        check_unread(augment, ["chance"], "data.views has no effects", where="data.augment")
+    for effect in EFFECTS:
+        if effect in STRENGTHS and effect not in effects:
+            check_unread(augment, [STRENGTHS[effect]], f"data.views has neither {effect} nor all", where="data.augment")
+
+
+def effects_of(name: str) -> tuple[str, ...]:
+    """The effects that a name in data.views stands for."""
+    return EFFECTS if name == "all" else tuple(effect for effect in EFFECTS if effect == name)
+
+
+class Views:
+    """Makes the views of a wave that data.views names; what is drawn comes from the generators that are passed in, and from nothing else."""
+
+    def __init__(self, names: Sequence[str], augment: AugmentConfig, *, rate: int, shortest: int):
+        """`shortest`: fewest samples that a view may have; no clip has fewer."""
+        self.names, self.augment, self.rate = names, augment, rate
+        self._shortest = -(-shortest * FAST // 10)  # samples of a clip that are enough at any speed
+        self._longest = round(augment.seconds * rate)
+
+    def width(self, sizes: np.ndarray) -> int:
+        """The most samples that a view of clips of `sizes` (B,) can have."""
+        largest = int(sizes.max())
+        largest = min(largest, max(int(self.augment.share[1] * largest), self._shortest))
+        slowest = SLOW if any("speed" in effects_of(name) for name in self.names) else 10
+        return min(-(-10 * largest // slowest), self._longest)
+
+    def __call__(self, wave: np.ndarray, generator: np.random.Generator, other: Callable[[np.random.Generator], np.ndarray]) -> list[np.ndarray]:
+        """The views of a wave, (S,) float32 each; `other` draws a wave that may serve as noise."""
+        return [self._made(name, wave, own, other) for name, own in zip(self.names, generator.spawn(len(self.names)), strict=True)]
+
+    def _made(self, name: str, wave: np.ndarray, generator: np.random.Generator, other: Callable[[np.random.Generator], np.ndarray]) -> np.ndarray:
+        augment = self.augment
+        chosen = [effect for effect in effects_of(name) if generator.random() < augment.chance]
+        view = self._cropped(wave, generator, change_speed="speed" in chosen)
+        if "reverb" in chosen:
+            response = room(generator, generator.uniform(*augment.reverb), generator.uniform(*DIRECT), self.rate)
+            view = fftconvolve(view, response)[: len(view)]
+        if "noise" in chosen:
+            view = noisy(view, self._noise(generator, len(view), other), generator.uniform(*augment.snr))
+        if "gain" in chosen:
+            view = gain(view, generator.uniform(-augment.gain, augment.gain))
+        if "mask" in chosen:
+            view = with_gaps(view, generator, augment.mask)
+        return view.numpy()
+
+    def _cropped(self, wave: np.ndarray, generator: np.random.Generator, *, change_speed: bool) -> Tensor:
+        """A random part of a wave, at another speed if asked for, (S,); the shortest waves are only slowed down."""
+        tenths = int(generator.choice((SLOW, FAST))) if change_speed else 10
+        tenths = SLOW if tenths == FAST and len(wave) < self._shortest else tenths
+        size = max(int(generator.uniform(*self.augment.share) * len(wave)), self._shortest)
+        part = torch.from_numpy(anywhere(wave, min(size, -(-self._longest * tenths // 10)), generator))
+        return part if tenths == 10 else resample(part, tenths, 10)[: self._longest]
+
+    def _noise(self, generator: np.random.Generator, size: int, other: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
+        """`size` samples of white noise or of another clip, repeated if it is shorter."""
+        if generator.random() < 0.5:
+            return torch.from_numpy(generator.standard_normal(size, dtype=np.float32))
+        return torch.from_numpy(np.resize(anywhere(other(generator), size, generator), size))
+
+
+def room(generator: np.random.Generator, seconds: float, direct: float, rate: int) -> Tensor:
+    """Impulse response (R,) of unit energy: direct sound, and `direct` dB below it noise that falls by 60 dB in `seconds` (Polack's model)."""
+    time = np.arange(max(1, round(seconds * rate))) / (seconds * rate)
+    tail = generator.standard_normal(len(time)) * 10 ** (-3 * time)
+    response = np.concatenate([[1], tail / np.linalg.norm(tail) * 10 ** (-direct / 20)])
+    return torch.from_numpy((response / np.linalg.norm(response)).astype(np.float32))
+
+
+def noisy(wave: Tensor, noise: Tensor, snr: float) -> Tensor:
+    """A wave with noise `snr` dB below it, two (S,); as it is where either is silent, and no ratio can be taken."""
+    if not wave.any() or not noise.any():
+        return wave
+    return add_noise(wave.double(), noise.double(), torch.tensor(snr, dtype=torch.double)).float()  # squares of near silence underflow in float32
+
+
+def with_gaps(wave: Tensor, generator: np.random.Generator, most: float) -> Tensor:
+    """A wave with gaps of zeros, each up to the share `most` of it, drawn uniformly; they may overlap."""
+    wave = wave.clone()
+    for _ in range(GAPS):
+        size = int(generator.uniform(0, most) * len(wave))
+        start = int(generator.integers(len(wave) - size + 1))
+        wave[start : start + size] = 0
+    return wave

@@ -1,0 +1,60 @@
+"""Views of rows of text, for methods that compare them: a row as it is, without some of its tokens, or a part of it.
+
+T tokens of a row, with <s> before and </s> after.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from modalities import masking
+from modalities.checks import check_settings, check_unread, check_views, in_order
+
+VIEWS = ("same", "deletion", "crop")
+
+
+@dataclass
+class AugmentConfig:
+    """How rows are changed; every view draws anew."""
+
+    deletion: float = 0.2  # share of a row's tokens that deletion takes out, before overlap
+    deletion_length: int = (
+        1  # tokens that are taken out side by side: 1 for EDA's words (arXiv 1901.11196), more for CLEAR's spans (arXiv 2012.15466)
+    )
+    crop: list[float] = field(default_factory=lambda: [0.5, 1.0])  # share of a row's tokens that a crop holds, drawn uniformly
+
+    def __post_init__(self):
+        """ValueError: a value out of range."""
+        check_settings(
+            self,
+            ("deletion", 0 < self.deletion < 1, "between 0 and 1"),
+            ("deletion_length", self.deletion_length >= 1, "at least 1"),
+            ("crop", in_order(self.crop, 0, 1) and self.crop[1] > 0, "[least, most], between 0 and 1"),
+            where="data.augment",
+        )
+
+
+def check_augment(views: Sequence[str], augment: AugmentConfig) -> None:
+    """ValueError: an unknown name in data.views, or a setting of one that is not there."""
+    check_views(views, VIEWS)
+    for name, settings in (("deletion", ("deletion", "deletion_length")), ("crop", ("crop",))):
+        if name not in views:
+            check_unread(augment, settings, f"data.views has no {name}", where="data.augment")
+
+
+def made(name: str, row: np.ndarray, generator: np.random.Generator, augment: AugmentConfig) -> np.ndarray:
+    """The view `name` of a row, two (T,); <s>, </s> and at least one token between them stay.
+
+    "same" relies on the student's dropout for a difference (SimCSE, arXiv 2104.08821).
+    """
+    if name == "same":
+        return row
+    words = row[1:-1]
+    if name == "deletion":
+        words = words[~masking.span(generator, len(words), augment.deletion, augment.deletion_length, min_spans=0, last_frame=True)]
+    else:
+        size = max(1, round(generator.uniform(*augment.crop) * len(words)))
+        start = int(generator.integers(len(words) - size + 1))
+        words = words[start : start + size]
+    return np.concatenate([row[:1], words, row[-1:]])
