@@ -1,6 +1,6 @@
 """SimCLR (arXiv 2002.05709): find the other view of the same sample among both views of the whole global batch; no teacher.
 
-B samples of this process, N of all, P width of the projections.
+B samples of this process, N of all, D width, P that of the projections.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from d2v.contrast import described, info_nce, unit, within_batch
 from d2v.dist import gather_with_gradient, mine
 from d2v.heads import projector
-from d2v.joint import Joint, each, embedding
+from d2v.joint import Joint, each, summary
 from d2v.modeling import D2vModel
 from d2v.objective import check_choices, check_positive
 from d2v.types import Loss, View
@@ -52,7 +52,8 @@ class SimCLR(Joint):
         The published code shows the sum of both views' means, twice as much.
         """
         self.check(views)
-        own = [unit(x) for x in each(views[:2], lambda view: embedding(self.student, view))]  # (B, P) each
+        features = torch.cat(each(views[:2], lambda view: summary(self.student["encoder"], view)))  # (2B, D)
+        own = unit(self.student["projector"](features)).chunk(2)  # (B, P) each
         first, second = (gather_with_gradient(x) for x in own)  # (N, P) each
         similarity, labels = within_batch(first, second, mine(len(own[0]), first.device))
         total = info_nce(similarity, labels, self.config.temperature) / 2
