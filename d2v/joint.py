@@ -84,5 +84,10 @@ def each(views: list[View], function: Callable[[View], Tensor]) -> list[Tensor]:
     return list(outputs.chunk(len(views)))
 
 
+def seeded(step: int, device: torch.device) -> torch.Generator:
+    """A source of what all processes must draw alike in a step, whatever was drawn before."""
+    return torch.Generator(device).manual_seed(step)
+
+
 def _shapes(view: View) -> tuple:
     return view.padding is None, *((name, value.shape) for name, value in sorted(view.inputs.items()))

@@ -23,6 +23,13 @@ def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
             raise ValueError(f"objective.{name} is {getattr(config, name)}; a decay lies between 0 and 1 (1 never updates the teacher)")
 
 
+def check_positive(config: Any, *names: str) -> None:
+    """ValueError: a number that is not above 0."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"objective.{name} is {getattr(config, name)}; it must be above 0")
+
+
 class Objective(nn.Module):
     """What sits in `student` is averaged into `teacher`; predictors and decoders sit beside it.
 

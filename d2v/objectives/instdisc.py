@@ -1,0 +1,117 @@
+"""Instance discrimination (arXiv 1805.01978): tell every sample from the others by a memory bank of their embeddings; no teacher.
+
+B samples of this process, N of all, n of the data, K noise samples of each, P width of the embeddings.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from d2v.buffers import MemoryBank
+from d2v.contrast import cosines, described, info_nce, nce, unit
+from d2v.dist import all_mean, gather, mine, world_size
+from d2v.heads import projector
+from d2v.joint import Joint, embedding, seeded
+from d2v.modeling import D2vModel
+from d2v.objective import check_choices, check_positive
+from d2v.types import Loss, View
+
+
+@dataclass
+class Config:
+    """The published values for ImageNet; those for CIFAR-10 are loss=softmax, negatives=0, temperature=0.1."""
+
+    num_views: ClassVar[int] = 1
+
+    name: str = "instdisc"
+    num_samples: int = 0  # required: the usable samples of the data, which the bank remembers one by one
+    out_dim: int = 128
+    loss: str = "nce"  # nce: noise-contrastive estimation; softmax: cross entropy
+    negatives: int = 4096  # drawn for each sample from the whole bank; 0, with softmax: the whole bank itself
+    temperature: float = 0.07
+    bank_momentum: float = 0.5
+
+    def __post_init__(self):
+        """ValueError: an unknown loss, or numbers that make no sense."""
+        check_choices(self, loss=("nce", "softmax"))
+        check_positive(self, "out_dim", "temperature")
+        if self.negatives < (self.loss == "nce"):
+            raise ValueError(f"objective.negatives is {self.negatives}; nce needs 1 or more, softmax may take 0 (the whole bank)")
+        if not 0 <= self.bank_momentum < 1:
+            raise ValueError(f"objective.bank_momentum is {self.bank_momentum}; it must be at least 0 and below 1")
+
+
+class InstDisc(Joint):
+    """Student encoder and a linear head, the bank, and the constant that makes exponentials probabilities."""
+
+    normaliser: Tensor  # () Z of equation 8, 0 until the first batch has estimated it
+
+    def __init__(self, encoder: D2vModel, config: Config):
+        """ValueError: no number of samples."""
+        if config.num_samples < 1:
+            raise ValueError(
+                f"objective.num_samples is {config.num_samples}; instdisc remembers every sample: set it to the number of usable samples "
+                "that the report of the data counts"
+            )
+        super().__init__(encoder, teacher=False, projector=projector([encoder.trunk.config.dim, config.out_dim]))
+        self.config = config
+        self.bank = MemoryBank(config.num_samples, config.out_dim, config.bank_momentum)
+        self.register_buffer("normaliser", torch.tensor(0.0))
+        self.step = 0
+
+    def check(self, views: list[View]) -> None:
+        """ValueError: no view, one that does not number its samples, or a number beyond the bank."""
+        super().check(views)
+        indices = views[0].indices
+        if indices is None:
+            raise ValueError("instdisc remembers every sample, but these views do not number them: this data cannot be used with it")
+        if int(indices.max()) >= self.config.num_samples:
+            raise ValueError(f"objective.num_samples is {self.config.num_samples}, but a sample's number is {int(indices.max())}: there are more")
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """What is drawn in a step depends on nothing else."""
+        self.step = step
+
+    def forward(self, views: list[View]) -> Loss:
+        """The sum over samples of NCE's or cross entropy's loss of finding a sample's own row in the bank (equations 2 and 7)."""
+        config, indices = self.config, views[0].indices
+        assert indices is not None
+        feature = unit(embedding(self.student, views[0]))  # (B, P)
+        if config.negatives:
+            places = self.places(indices)  # (B, 1 + K), the own row first
+            similarity, labels = cosines(feature, self.bank.rows[places]), torch.zeros_like(indices)
+        else:
+            places = torch.arange(config.num_samples, device=indices.device)
+            similarity, labels = cosines(feature, self.bank.rows.clone()), indices  # backward reads the bank before the update
+        if config.loss == "nce":
+            logits = similarity / config.temperature
+            total = nce(logits - self.normalised(logits).log(), config.num_samples)
+        else:
+            total = info_nce(similarity, labels, config.temperature)
+        metrics = described(similarity, labels, feature, self.bank.rows[indices], again=places == indices.unsqueeze(1))
+        self.bank.update(gather(indices), gather(feature))
+        return Loss(total, torch.tensor(len(feature), device=total.device), metrics)
+
+    def places(self, indices: Tensor) -> Tensor:
+        """Rows of the bank that samples (B,) are compared with, (B, 1 + K): their own, and K of all, among which it may be again, as published."""
+        shape, device = (len(indices) * world_size(), self.config.negatives), indices.device
+        drawn = torch.randint(self.config.num_samples, shape, generator=seeded(self.step, device), device=device)  # for the global batch
+        return torch.cat([indices.unsqueeze(1), drawn[mine(len(indices), device)]], dim=1)
+
+    @torch.no_grad()
+    def normalised(self, logits: Tensor) -> Tensor:
+        """Z: the mean exponential of the first batch's (B, 1 + K) times n, from then on a constant."""
+        estimate = all_mean(logits.exp().mean()) * self.config.num_samples
+        self.normaliser.copy_(torch.where((self.normaliser == 0) & estimate.isfinite(), estimate, self.normaliser))
+        return self.normaliser.clone()
+
+    def ema_decay(self, step: int, steps: int) -> float:
+        """There is no teacher."""
+        return 1.0
+
+
+def build(encoder: D2vModel, config: Config) -> InstDisc:
+    """The objective around an encoder."""
+    return InstDisc(encoder, config)

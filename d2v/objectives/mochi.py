@@ -1,0 +1,74 @@
+"""MoCHi (arXiv 2010.01028): MoCo v2 with harder negatives, mixed from the queue's hardest and from the query.
+
+B samples of this process, N of all, K keys in the queue, S mixed negatives of a query, P width of the keys.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2v.contrast import cosines
+from d2v.dist import mine, world_size
+from d2v.modeling import D2vModel
+from d2v.objectives import moco
+
+
+@dataclass
+class Config(moco.Config):
+    """MoCo's settings, and the counts of the paper's MoCHi (1024, 1024, 128)."""
+
+    name: str = "mochi"
+    hardest: int = 1024  # N of the paper: keys of the queue nearest to a query, from which its negatives are mixed
+    mixed: int = 1024  # s: of two of them
+    mixed_with_query: int = 128  # s': of one of them and, with less than half the weight, the query
+    start_step: int = 75000  # plain MoCo before it; the paper's 15 of 200 epochs of ImageNet, in batches of 256
+
+    def __post_init__(self):
+        """ValueError: counts that are negative, nothing to mix, or more hardest keys than the queue holds."""
+        super().__post_init__()
+        for name in ("mixed", "mixed_with_query", "start_step"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be 0 or more")
+        if not self.mixed + self.mixed_with_query:
+            raise ValueError("objective.mixed and objective.mixed_with_query are both 0, which is moco: name one negative at least")
+        if not 1 <= self.hardest <= self.queue_size:
+            raise ValueError(f"objective.hardest is {self.hardest}; it must be between 1 and objective.queue_size, {self.queue_size}")
+
+
+class MoCHi(moco.MoCo):
+    """MoCo, whose queries meet mixed negatives of their own too."""
+
+    config: Config
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """ValueError: a run that ends before anything is mixed."""
+        super().begin_step(step, steps)
+        if self.config.start_step >= steps:
+            raise ValueError(f"objective.start_step is {self.config.start_step}; train.steps is {steps}: nothing would ever be mixed")
+
+    def compare(self, query: Tensor, key: Tensor, queue: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Cosines with all candidates, (B, 1 + K + S), and where the positives are, (B,)."""
+        similarity, labels = super().compare(query, key, queue, generator)
+        if self.step < self.config.start_step:
+            return similarity, labels
+        nearest = similarity[:, 1:].detach().topk(self.config.hardest, dim=1).indices  # (B, hardest)
+        return torch.cat([similarity, cosines(query, self.mix(query.detach(), queue, nearest, generator))], dim=1), labels
+
+    def mix(self, query: Tensor, queue: Tensor, nearest: Tensor, generator: torch.Generator) -> Tensor:
+        """Unit negatives (B, S) of P from each query's `nearest` rows of the queue: convex mixtures of two, or of one and the query."""
+        own, pairs = mine(len(query), query.device), self.config.mixed
+        size = (len(query) * world_size(), pairs + self.config.mixed_with_query)  # drawn for the global batch, so that processes agree: (N, S)
+        drawn = {"size": size, "generator": generator, "device": query.device}
+        first, second = (torch.randint(self.config.hardest, **drawn)[own] for _ in range(2))  # (B, S) each
+        weight = torch.rand(**drawn)[own]  # (B, S)
+        weight[:, pairs:] /= 2  # the query never outweighs the key that it is mixed with
+        one, other = queue[nearest.gather(1, first)], queue[nearest.gather(1, second[:, :pairs])]  # (B, S, P), (B, s, P)
+        other = torch.cat([other, query.unsqueeze(1).expand(-1, size[1] - pairs, -1)], dim=1)  # (B, S, P)
+        return F.normalize(one.lerp(other, weight.unsqueeze(2)), dim=2)
+
+
+def build(encoder: D2vModel, config: Config) -> MoCHi:
+    """The objective around an encoder."""
+    return MoCHi(encoder, config)

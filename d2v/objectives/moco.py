@@ -1,0 +1,121 @@
+"""MoCo v1 and v2 (arXiv 1911.05722, 2003.04297): find the EMA teacher's key of the same sample among a queue of older keys.
+
+B samples of this process, N of all, K keys in the queue, P width of the keys.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from d2v.buffers import Queue
+from d2v.contrast import against_queue, described, info_nce, unit
+from d2v.dist import gather, mine, world_size
+from d2v.heads import projector
+from d2v.joint import Joint, embedding, seeded
+from d2v.modeling import D2vModel
+from d2v.objective import check_choices, check_positive
+from d2v.types import Loss, View
+
+
+@dataclass
+class Config:
+    """The published values of v2; v1 is hidden_dim 0 and temperature 0.07."""
+
+    num_views: ClassVar[int] = 2
+
+    name: str = "moco"
+    hidden_dim: int = 2048  # of the head's ReLU layer; 0: the head is one linear layer (v1)
+    out_dim: int = 128
+    queue_size: int = 65536  # a multiple of train.batch_size, of twice that if symmetric
+    temperature: float = 0.2
+    ema_decay: float = 0.999
+    symmetric: bool = False  # each view is query and key in turn; the two losses are added, and the queue receives both keys
+    # an encoder's batch norms see so many groups of the batch apart, and keys in groups drawn anew: else the loss can be lowered by reading
+    # the batch's statistics. Published: one group a GPU, of 32 samples. 1: the whole batch
+    norm_groups: int = 1
+
+    def __post_init__(self):
+        """ValueError: a size or temperature that is not positive, a decay outside [0, 1]."""
+        check_choices(self)
+        check_positive(self, "out_dim", "queue_size", "temperature", "norm_groups")
+
+
+class MoCo(Joint):
+    """Student encoder and head, their EMA, and the queue of its keys."""
+
+    def __init__(self, encoder: D2vModel, config: Config):
+        """ValueError: groups of batch norm for an encoder that has none."""
+        widths = [encoder.trunk.config.dim, *([config.hidden_dim] if config.hidden_dim else []), config.out_dim]
+        super().__init__(encoder, groups=config.norm_groups, projector=projector(widths, norm=False, bias=True))
+        if config.norm_groups > 1 and not any(isinstance(module, _BatchNorm) for module in self.modules()):
+            raise ValueError(f"objective.norm_groups is {config.norm_groups}; this encoder has no batch norm: it must be 1")
+        self.config = config
+        self.queue = Queue(config.queue_size, config.out_dim)
+        self.step = 0
+
+    def check(self, views: list[View]) -> None:
+        """ValueError: too few views, or padded ones that would have to change places."""
+        super().check(views)
+        if self.groups > 1 and any(view.padding is not None or "attention_mask" in view.inputs for view in views[:2]):
+            raise ValueError(f"objective.norm_groups is {self.groups}, which needs samples of one length; these are padded: it must be 1")
+
+    def check_batch(self, batch_size: int, parts: int) -> None:
+        """ValueError: a batch that does not divide the queue, or that batch norm or the processes cannot share."""
+        super().check_batch(batch_size, parts)
+        keys, size = batch_size * (1 + self.config.symmetric), self.config.queue_size
+        if size % keys:
+            raise ValueError(f"objective.queue_size is {size}; it must be a multiple of the {keys} keys of a step (train.batch_size {batch_size})")
+        if self.groups % world_size() and self.groups > 1:
+            raise ValueError(f"objective.norm_groups is {self.groups}; it must be a multiple of the number of processes, {world_size()}")
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """What is drawn in a step depends on nothing else."""
+        self.step = step
+
+    def forward(self, views: list[View]) -> Loss:
+        """InfoNCE of each query with the key of its other view against the queue, summed over samples (equation 1)."""
+        self.check(views)
+        first, second = views[:2]
+        pairs = [(second, first), (first, second)] if self.config.symmetric else [(first, second)]  # query, key
+        queue, generator = self.queue.rows.clone(), seeded(self.step, self.queue.rows.device)  # backward reads the queue before the push
+        total, keys = torch.zeros((), device=queue.device), []
+        for query_view, key_view in pairs:
+            query = unit(embedding(self.student, query_view))  # (B, P)
+            keys.append(self.keys(key_view, generator))
+            key = keys[-1][mine(len(query), query.device)]  # (B, P)
+            similarity, labels = self.compare(query, key, queue, generator)
+            total = total + info_nce(similarity, labels, self.config.temperature)
+        self.queue.push(torch.cat(keys))
+        return Loss(total, torch.tensor(len(query), device=total.device), described(similarity, labels, query, key))
+
+    @torch.no_grad()
+    def keys(self, view: View, generator: torch.Generator) -> Tensor:
+        """The teacher's keys of the global batch, (N, P), in its order; batch norm's groups see it in another."""
+        if self.groups == 1:
+            return gather(unit(embedding(self.teacher, view)))
+        view, order = shuffled(view, generator)
+        return gather(unit(embedding(self.teacher, view)))[order.argsort()]
+
+    def compare(self, query: Tensor, key: Tensor, queue: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Cosines with all candidates, (B, 1 + K), and where the positives are, (B,)."""
+        return against_queue(query, key, queue)
+
+    def ema_decay(self, step: int, steps: int) -> float:
+        """The same throughout."""
+        return self.config.ema_decay
+
+
+def shuffled(view: View, generator: torch.Generator) -> tuple[View, Tensor]:
+    """This process's rows of the global batch in a random order, and that order (N,): row i there is row order[i] of the batch."""
+    num_rows = len(next(iter(view.inputs.values())))  # B
+    order = torch.randperm(num_rows * world_size(), generator=generator, device=generator.device)
+    own = order[mine(num_rows, order.device)]  # (B,)
+    return View(view.modality, {name: gather(value)[own] for name, value in view.inputs.items()}), order
+
+
+def build(encoder: D2vModel, config: Config) -> MoCo:
+    """The objective around an encoder."""
+    return MoCo(encoder, config)

@@ -1,0 +1,69 @@
+"""SimCLR (arXiv 2002.05709): find the other view of the same sample among both views of the whole global batch; no teacher.
+
+B samples of this process, N of all, D width, P that of the projections.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from d2v.contrast import described, info_nce, unit, within_batch
+from d2v.dist import gather_with_gradient, mine
+from d2v.heads import projector
+from d2v.joint import Joint, each, summary
+from d2v.modeling import D2vModel
+from d2v.objective import check_choices, check_positive
+from d2v.types import Loss, View
+
+
+@dataclass
+class Config:
+    """The published values for ImageNet; the temperature for CIFAR-10 is 0.5."""
+
+    num_views: ClassVar[int] = 2
+
+    name: str = "simclr"
+    num_layers: int = 2  # of the head; the second version of the paper (arXiv 2006.10029) has 3
+    hidden_dim: int = 0  # of the head's layers; 0: the encoder's width, as published
+    out_dim: int = 128
+    temperature: float = 0.1
+
+    def __post_init__(self):
+        """ValueError: a size or temperature that is not positive."""
+        check_choices(self)
+        check_positive(self, "num_layers", "out_dim", "temperature")
+        if self.hidden_dim and self.num_layers == 1:
+            raise ValueError(f"objective.hidden_dim is {self.hidden_dim}; a head of one layer (objective.num_layers) has no hidden one")
+
+
+class SimCLR(Joint):
+    """Student encoder and projector; every batch norm sees both views of the whole batch."""
+
+    def __init__(self, encoder: D2vModel, config: Config):
+        dim = encoder.trunk.config.dim
+        widths = [dim, *[config.hidden_dim or dim] * (config.num_layers - 1), config.out_dim]
+        super().__init__(encoder, teacher=False, projector=projector(widths, last="scale"))
+        self.config = config
+
+    def forward(self, views: list[View]) -> Loss:
+        """NT-Xent: half the sum of cross entropies of both views (equation 1), so that total / count is the mean over all 2N views.
+
+        The published code shows the sum of both views' means, twice as much.
+        """
+        self.check(views)
+        features = torch.cat(each(views[:2], lambda view: summary(self.student["encoder"], view)))  # (2B, D)
+        own = unit(self.student["projector"](features)).chunk(2)  # (B, P) each
+        first, second = (gather_with_gradient(x) for x in own)  # (N, P) each
+        similarity, labels = within_batch(first, second, mine(len(own[0]), first.device))
+        total = info_nce(similarity, labels, self.config.temperature) / 2
+        return Loss(total, torch.tensor(len(own[0]), device=total.device), described(similarity, labels, *own))
+
+    def ema_decay(self, step: int, steps: int) -> float:
+        """There is no teacher."""
+        return 1.0
+
+
+def build(encoder: D2vModel, config: Config) -> SimCLR:
+    """The objective around an encoder."""
+    return SimCLR(encoder, config)
