@@ -3,8 +3,6 @@
 n rows of a process, C channels, G groups.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,8 +17,8 @@ class GroupedBatchNorm(_BatchNorm):
     Row i of the global batch is of group i mod G, however many processes share it. Evaluation is that of any batch norm.
     """
 
-    def __init__(self, num_features: int, *, groups: int = 1, **settings: Any):
-        super().__init__(num_features, **settings)
+    def __init__(self, num_features: int, *, groups: int = 1, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
+        super().__init__(num_features, eps=eps, momentum=momentum, affine=affine)
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,14 +38,15 @@ class GroupedBatchNorm(_BatchNorm):
         mean, var = (buffer.repeat(local) for buffer in (self.running_mean, self.running_var))
         weight, bias = (None if p is None else p.repeat(local) for p in (self.weight, self.bias))
         grouped = x.reshape(len(x) // local, local * x.shape[1], *x.shape[2:])  # row i is of group i mod G
-        out = F.batch_norm(grouped, mean, var, weight, bias, True, self.momentum or 0.0, self.eps)
+        assert self.momentum is not None
+        out = F.batch_norm(grouped, mean, var, weight, bias, True, self.momentum, self.eps)
         for buffer, values in ((self.running_mean, mean), (self.running_var, var)):
             buffer.copy_(all_mean(values.view(local, -1).mean(dim=0)))
-        return out.view(x.shape)
+        return out.reshape(x.shape)
 
     def _of_all(self, x: Tensor) -> Tensor:
         """By the statistics of all processes' rows; sums in float32, squares around the mean."""
-        assert self.running_mean is not None and self.running_var is not None
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         rest = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         y = x.float()
@@ -61,8 +60,8 @@ class GroupedBatchNorm(_BatchNorm):
         if self.bias is not None:
             y = y + self.bias.view(shape)
         with torch.no_grad():
-            self.running_mean.lerp_(mean.detach(), self.momentum or 0.0)
-            self.running_var.lerp_(var.detach() * (count / (count - 1)), self.momentum or 0.0)
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_var.lerp_(var.detach() * (count / (count - 1)), self.momentum)
         return y.to(x.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -77,8 +76,9 @@ def group_batch_norms(module: nn.Module, groups: int) -> nn.Module:
             continue
         if type(child) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             raise ValueError(f"{name} is a {type(child).__name__}; only plain batch norms can be computed across processes")
-        settings = {"eps": child.eps, "momentum": child.momentum, "affine": child.affine, "track_running_stats": child.track_running_stats}
-        made = GroupedBatchNorm(child.num_features, groups=groups, **settings)
+        if child.momentum is None or not child.track_running_stats:
+            raise ValueError(f"{name} is a batch norm without running statistics, or with those of a whole run (momentum None)")
+        made = GroupedBatchNorm(child.num_features, groups=groups, eps=child.eps, momentum=child.momentum, affine=child.affine)
         made.load_state_dict(child.state_dict())
         setattr(module, name, made)
     return module

@@ -71,12 +71,29 @@ class TrainConfig:
             self.mixed_precision = "no"
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"train.mixed_precision is {self.mixed_precision!r}; it may be no, bf16, fp16")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"train.layer_decay is {self.layer_decay}; it must lie above 0 and be at most 1")
+        self._check_optimizer()
         if self.schedule == "tri_stage" and not 0 < self.floor <= 1:
             raise ValueError(f"train.floor is {self.floor}; tri_stage falls exponentially to a share above 0")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"train.warmup_steps is {self.warmup_steps}; it must lie between 0 and train.steps, {self.steps}")
+
+    def _check_optimizer(self) -> None:
+        """ValueError: a number that makes no sense, or one that nothing reads; one that has its default's value cannot be told from none."""
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"train.layer_decay is {self.layer_decay}; it must lie above 0 and be at most 1")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"train.momentum is {self.momentum}; it must be at least 0 and below 1")
+        if self.end_weight_decay is not None and self.end_weight_decay < 0:
+            raise ValueError(f"train.end_weight_decay is {self.end_weight_decay}; it must be 0 or more, or null: the decay stays")
+        if self.clip_each and not self.clip:
+            raise ValueError("train.clip_each is true, but train.clip is 0: there is no norm to clip to")
+        defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in dataclasses.fields(self)}
+        for name in ("momentum",) if self.optimizer == "adamw" else ("betas", "eps"):
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"train.{name} is {getattr(self, name)}, which train.optimizer={self.optimizer} does not read: "
+                    f"leave it out, or give it its default, {defaults[name]}"
+                )
 
 
 @dataclass

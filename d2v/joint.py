@@ -4,9 +4,11 @@ V views, B samples of this process, D width.
 """
 
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from d2v.batchnorm import group_batch_norms
 from d2v.dist import world_size
@@ -19,6 +21,8 @@ from d2v.types import Mask, View
 class Joint(Objective):
     """An Objective that reads at least `Config.num_views` whole views, and whose statistics are those of the global batch."""
 
+    exact_views: ClassVar[bool] = False  # true: more views than Config.num_views, which nothing would read, are an error
+
     def __init__(self, encoder: D2vModel, *, teacher: bool = True, groups: int = 1, hides: bool = False, **averaged: nn.Module):
         """`groups`: of the batch norms (see d2v/batchnorm.py). `hides` false: no token is ever hidden, and mask tokens are not trained."""
         if not hides:
@@ -30,22 +34,27 @@ class Joint(Objective):
         self.groups = groups
 
     def check(self, views: list[View]) -> None:
-        """ValueError: too few views."""
+        """ValueError: too few views, or some that the method does not read."""
         config = self.config
+        if self.exact_views and len(views) > config.num_views:
+            raise ValueError(f"{config.name} compares {config.num_views} views of a sample; data.views and data.local_views make {len(views)}")
         if len(views) < config.num_views:
             raise ValueError(f"{config.name} compares {config.num_views} views of a sample; data.views makes {len(views)}: name as many there")
 
     def check_batch(self, batch_size: int, parts: int) -> None:
-        """ValueError: batches that processes do not share evenly, are too small for a batch norm, or are cut into micro-batches."""
+        """ValueError: batches that processes or groups do not share evenly, are too small, or are cut into micro-batches."""
         name, world = self.config.name, world_size()
         if parts > world:
             raise ValueError(f"train.accumulate is {parts // world}; {name} compares the samples of a whole batch: it must be 1")
         if batch_size % world:
             raise ValueError(f"train.batch_size {batch_size} must be a multiple of the number of processes, {world}")
-        norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules())
-        if norms and (batch_size % self.groups or batch_size < 2 * self.groups):
-            what = f" of which batch norm takes {self.groups} equal groups (objective.norm_groups)" if self.groups > 1 else ""
-            raise ValueError(f"train.batch_size is {batch_size}{what}: a batch norm needs at least two samples")
+        norms = any(isinstance(module, _BatchNorm) for module in self.modules())
+        groups = self.groups if norms else 1
+        if groups > 1 and groups % world:
+            raise ValueError(f"objective.norm_groups is {groups}; it must be 1 or a multiple of the number of processes, {world}")
+        if batch_size % groups or batch_size < 2 * groups:
+            what = f", of which batch norm takes {groups} equal groups (objective.norm_groups)" if groups > 1 else ""
+            raise ValueError(f"train.batch_size is {batch_size}{what}: at least two samples must be together")
 
 
 def summary(encoder: nn.Module, view: View, mask: Mask | None = None) -> Tensor:

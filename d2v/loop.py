@@ -75,6 +75,8 @@ class Loop:
         self.folder = Path(run.dir)
         self.objective = objective
         objective.check_batch(train.batch_size, accelerator.num_processes * train.accumulate)
+        if not train.update_teacher and not len(objective.teacher):
+            raise ValueError("train.update_teacher is false, but this method has no teacher: leave it out")
         self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.progress = checkpoint.Progress()

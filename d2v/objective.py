@@ -23,10 +23,17 @@ def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
             raise ValueError(f"objective.{name} is {getattr(config, name)}; a decay lies between 0 and 1 (1 never updates the teacher)")
 
 
+def check_at_least(config: Any, **minima: int) -> None:
+    """ValueError: a setting below its minimum."""
+    for name, minimum in minima.items():
+        if getattr(config, name) < minimum:
+            raise ValueError(f"objective.{name} is {getattr(config, name)}; it must be at least {minimum}")
+
+
 def check_positive(config: Any, *names: str) -> None:
-    """ValueError: a number that is not above 0."""
+    """ValueError: a setting that is not above 0, such as a temperature."""
     for name in names:
-        if not getattr(config, name) > 0:
+        if getattr(config, name) <= 0:
             raise ValueError(f"objective.{name} is {getattr(config, name)}; it must be above 0")
 
 
@@ -84,8 +91,8 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def ema_decay(self, step: int, steps: int) -> float:
-        """Decay of the teacher after optimizer step `step` (1 is the first) of `steps`."""
-        raise NotImplementedError
+        """Decay of the teacher after optimizer step `step` (1 is the first) of `steps`; 1: it stands still, or there is none."""
+        return 1.0
 
     @torch.no_grad()
     def update_teacher(self, decay: float) -> None:
@@ -115,6 +122,14 @@ class Objective(nn.Module):
 def within(name: str, prefix: str) -> bool:
     """Whether a parameter's name is, or begins with, the whole parts of `prefix`."""
     return name == prefix or name.startswith(f"{prefix}.")
+
+
+def freeze(prefixes: Iterable[str], module: nn.Module) -> None:
+    """Parameters whose names begin with one of `prefixes` are never trained. ValueError: a prefix that no parameter's name begins with."""
+    check_prefixes(prefixes, module)
+    for name, parameter in module.named_parameters():
+        if any(within(name, prefix) for prefix in prefixes):
+            parameter.requires_grad_(False)
 
 
 def check_prefixes(prefixes: Iterable[str], module: nn.Module) -> None:

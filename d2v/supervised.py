@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from d2v.config import TrainConfig
-from d2v.objective import Objective, check_prefixes, within
+from d2v.objective import Objective, freeze
 from d2v.tasks import TaskModel
 from d2v.types import Loss, View
 
@@ -49,10 +49,9 @@ class Supervised(Objective):
         """ValueError: a part to freeze that the encoder does not have."""
         super().__init__(teacher=config.ema_decay > 0, model=model)
         self.config, self.probe = config, config.layers == "frozen"
-        check_prefixes(config.freeze, model.encoder)
-        for name, parameter in model.encoder.named_parameters():
-            if self.probe or any(within(name, prefix) for prefix in config.freeze):
-                parameter.requires_grad_(False)
+        freeze(config.freeze, model.encoder)
+        if self.probe:
+            model.encoder.requires_grad_(False)
         self.thawing = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
 
     @property

@@ -14,7 +14,7 @@ from d2v.heads import projector
 from d2v.joint import Joint, embedding
 from d2v.modeling import D2vModel
 from d2v.monitors import normalised_std
-from d2v.objective import check_choices
+from d2v.objective import check_at_least, check_choices
 from d2v.schedules import cosine_between
 from d2v.types import Loss, View
 
@@ -31,12 +31,15 @@ class Config:
     ema_decay: float = 0.996  # at the start; it reaches 1 at the last step by half a cosine
 
     def __post_init__(self):
-        """ValueError: a decay outside [0, 1]."""
+        """ValueError: a decay outside [0, 1], or no width."""
         check_choices(self)
+        check_at_least(self, hidden_dim=1, out_dim=1)
 
 
 class BYOL(Joint):
     """Student encoder and projector, their EMA, and a predictor on the student's side."""
+
+    exact_views = True
 
     def __init__(self, encoder: D2vModel, config: Config):
         dim, hidden, out = encoder.trunk.config.dim, config.hidden_dim, config.out_dim
@@ -47,9 +50,9 @@ class BYOL(Joint):
     def forward(self, views: list[View]) -> Loss:
         """Both directions: 2 - 2 cos(prediction of one view, teacher's projection of the other), summed over samples (equation 2)."""
         self.check(views)
-        online = [self.predictor(embedding(self.student, view)) for view in views[:2]]  # (B, P) each
+        online = [self.predictor(embedding(self.student, view)) for view in views]  # (B, P) each
         with torch.no_grad():
-            targets = [embedding(self.teacher, view) for view in views[:2]]
+            targets = [embedding(self.teacher, view) for view in views]
         total = distance(online[0], targets[1]) + distance(online[1], targets[0])
         metrics = {"target_spread": normalised_std(targets[0]), "prediction_spread": normalised_std(online[0])}
         return Loss(total, torch.tensor(len(online[0]), device=total.device), metrics)

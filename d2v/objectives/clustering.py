@@ -1,0 +1,80 @@
+"""Contrastive Clustering (arXiv 2009.09687): rows of the batch find their other view, and so do columns of the soft cluster assignments.
+
+B samples of this process, N of all, D width of the encoder, P of the projections, C clusters.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from d2v.dist import gather_with_gradient
+from d2v.heads import projector
+from d2v.joint import Joint, summary
+from d2v.losses import nt_xent
+from d2v.modeling import D2vModel
+from d2v.monitors import normalised_std
+from d2v.objective import check_at_least, check_positive
+from d2v.types import Loss, View
+
+
+@dataclass
+class Config:
+    """Heads and temperatures; the published values. The heads' hidden width is the encoder's."""
+
+    num_views: ClassVar[int] = 2
+
+    name: str = "clustering"
+    out_dim: int = 128  # of the instance head
+    num_clusters: int = 10  # of the data's classes, where they are known
+    instance_temperature: float = 0.5
+    cluster_temperature: float = 1.0
+
+    def __post_init__(self):
+        """ValueError: fewer than two clusters, no width, or a temperature that is not above 0."""
+        check_at_least(self, out_dim=1, num_clusters=2)
+        check_positive(self, "instance_temperature", "cluster_temperature")
+
+
+class Clustering(Joint):
+    """One encoder for both views, an instance head and a cluster head; no teacher, no batch norm of its own."""
+
+    exact_views = True
+
+    def __init__(self, encoder: D2vModel, config: Config):
+        dim = encoder.trunk.config.dim
+        heads = {"instance": config.out_dim, "cluster": config.num_clusters}
+        super().__init__(encoder, teacher=False, **{name: projector([dim, dim, out], norm=False, bias=True) for name, out in heads.items()})
+        self.config = config
+
+    def forward(self, views: list[View]) -> Loss:
+        """Instance loss + cluster loss + entropy term of the global batch (equation 7), times this process's samples."""
+        self.check(views)
+        features = [summary(self.student["encoder"], view) for view in views]  # (B, D) each
+        rows = [gather_with_gradient(self.student["instance"](x)) for x in features]  # (N, P)
+        logs = [gather_with_gradient(self.student["cluster"](x).float().log_softmax(dim=1)) for x in features]  # (N, C)
+        instance = nt_xent(*rows, self.config.instance_temperature)
+        cluster = nt_xent(*(log.exp().T for log in logs), self.config.cluster_temperature)
+        entropy = missing_entropy(logs[0]) + missing_entropy(logs[1])
+        samples = torch.tensor(len(features[0]), device=instance.device)
+        metrics = {
+            "instance_loss": instance.detach(),
+            "cluster_loss": cluster.detach(),
+            "missing_entropy": entropy.detach(),
+            "confidence": logs[0].detach().exp().amax(dim=1).mean(),  # 1 / C: undecided; 1: each sample is of one cluster
+            "prediction_spread": normalised_std(rows[0]),
+        }
+        return Loss((instance + cluster + entropy) * samples, samples, metrics)
+
+
+def missing_entropy(logs: Tensor) -> Tensor:
+    """What the entropy of the clusters' shares lacks to ln C, from log assignments (N, C): 0 if they are of one size, ln C if one holds all."""
+    shares = logs.logsumexp(dim=0) - math.log(len(logs))  # (C,), as logarithms: the gradient of an empty cluster stays finite
+    return math.log(logs.shape[1]) + (shares.exp() * shares).sum()
+
+
+def build(encoder: D2vModel, config: Config) -> Clustering:
+    """The objective around an encoder."""
+    return Clustering(encoder, config)

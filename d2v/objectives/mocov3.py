@@ -1,0 +1,82 @@
+"""MoCo v3 (arXiv 2104.02057): find the EMA teacher's projection of the other view among those of the whole batch; no queue.
+
+B samples of this process, N of all, P width of the projections.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from d2v.dist import gather, mine
+from d2v.heads import projector
+from d2v.joint import Joint, embedding
+from d2v.losses import cosines
+from d2v.modeling import D2vModel
+from d2v.monitors import normalised_std
+from d2v.objective import check_at_least, check_choices, check_positive, freeze
+from d2v.schedules import cosine_between
+from d2v.types import Loss, View
+
+
+@dataclass
+class Config:
+    """Heads, temperature and teacher; the published values of vision transformers, those of ResNets in brackets."""
+
+    num_views: ClassVar[int] = 2
+
+    name: str = "mocov3"
+    projector_layers: int = 3  # (2)
+    hidden_dim: int = 4096
+    out_dim: int = 256
+    predictor_norm: bool = True  # a batch norm without weights ends the predictor, as it does the projector (false)
+    temperature: float = 0.2  # (1.0)
+    ema_decay: float = 0.99  # at the start; it reaches 1 at the last step by half a cosine (0.996 for 1000 epochs)
+    freeze: list[str] = field(default_factory=list)  # parts of the encoder that stay as they were made (prefixes of names): the patch projection
+
+    def __post_init__(self):
+        """ValueError: a decay outside [0, 1], a width or depth below 1, a temperature that is not above 0."""
+        check_choices(self)
+        check_at_least(self, projector_layers=1, hidden_dim=1, out_dim=1)
+        check_positive(self, "temperature")
+
+
+class MoCoV3(Joint):
+    """Student encoder and projector, their EMA, and a predictor on the student's side."""
+
+    exact_views = True
+
+    def __init__(self, encoder: D2vModel, config: Config):
+        """ValueError: a part to freeze that the encoder does not have."""
+        freeze(config.freeze, encoder)
+        dim, hidden, out = encoder.trunk.config.dim, config.hidden_dim, config.out_dim
+        super().__init__(encoder, projector=projector([dim] + [hidden] * (config.projector_layers - 1) + [out], last="norm"))
+        self.config = config
+        self.predictor = projector([out, hidden, out], last="norm" if config.predictor_norm else "bare")
+
+    def forward(self, views: list[View]) -> Loss:
+        """Both directions: 2T times the cross entropy of a prediction's key among all keys of the other view, summed over samples (algorithm 1)."""
+        self.check(views)
+        queries = [self.predictor(embedding(self.student, view)) for view in views]  # (B, P) each
+        with torch.no_grad():
+            keys = [gather(embedding(self.teacher, view)) for view in views]  # (N, P) each
+        temperature, positive = self.config.temperature, mine(len(queries[0]), queries[0].device)  # (B,)
+        logits = torch.cat([cosines(queries[0], keys[1]), cosines(queries[1], keys[0])]) / temperature  # (2B, N)
+        positives = positive.repeat(2)
+        total = 2 * temperature * F.cross_entropy(logits, positives, reduction="sum")
+        metrics = {
+            "accuracy": (logits.argmax(dim=1) == positives).float().mean(),
+            "target_spread": normalised_std(keys[0]),
+            "prediction_spread": normalised_std(queries[0]),
+        }
+        return Loss(total, torch.tensor(len(positive), device=total.device), metrics)
+
+    def ema_decay(self, step: int, steps: int) -> float:
+        """Half a cosine from ema_decay to 1 over the run."""
+        return cosine_between(step, steps, self.config.ema_decay, 1.0)
+
+
+def build(encoder: D2vModel, config: Config) -> MoCoV3:
+    """The objective around an encoder."""
+    return MoCoV3(encoder, config)
