@@ -1,11 +1,13 @@
 """What a method remembers from step to step: persistent buffers, changed in place after the loss, equal on all processes.
 
-N rows of the global batch, K rows of a queue, n samples, P width of the embeddings.
+N rows of the global batch, n of a process, K rows of a queue or prototypes, P width of the embeddings.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from d2v.dist import all_mean
 
 
 class Queue(nn.Module):
@@ -28,7 +30,7 @@ class Queue(nn.Module):
 
 
 class MemoryBank(nn.Module):
-    """A moving average of each sample's embedding (InstDisc, arXiv 1805.01978): rows (n, P), unit once they were seen."""
+    """A moving average of each sample's embedding (InstDisc, arXiv 1805.01978): rows (samples, P), unit once they were seen."""
 
     rows: Tensor
 
@@ -43,6 +45,23 @@ class MemoryBank(nn.Module):
         """Moves the rows of samples `indices` (N,), each there once, towards their `embeddings` (N, P); not towards what is not finite."""
         moved = F.normalize(self.rows[indices].lerp(embeddings, 1 - self.momentum), dim=1)
         _write_finite(self.rows, indices, moved)
+
+
+class Center(nn.Module):
+    """The moving average of what the teacher says of a batch, zero at the start (DINO, arXiv 2104.14294, equation 4)."""
+
+    value: Tensor
+
+    def __init__(self, dim: int, momentum: float):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(dim))
+
+    @torch.no_grad()
+    def update(self, rows: Tensor) -> None:
+        """Moves towards the mean over the rows (n, K) of all ranks, which have as many each; a mean that is not finite changes nothing."""
+        mean = all_mean(rows.float().mean(dim=0))
+        self.value.lerp_(torch.where(mean.isfinite().all(), mean, self.value), 1 - self.momentum)
 
 
 def _write_finite(rows: Tensor, places: Tensor, values: Tensor) -> None:

@@ -15,7 +15,7 @@ from d2v.dist import world_size
 from d2v.heads import mean_of_tokens
 from d2v.modeling import D2vModel
 from d2v.objective import Objective
-from d2v.types import Mask, View
+from d2v.types import Features, Mask, View
 
 
 class Joint(Objective):
@@ -59,8 +59,12 @@ class Joint(Objective):
 
 def summary(encoder: nn.Module, view: View, mask: Mask | None = None) -> Tensor:
     """One vector per sample, (B, D): the class token where the encoder has one, else the mean over content tokens."""
-    features = encoder(view, mask)
-    return mean_of_tokens(features.x, view.padding) if features.extra is None else features.extra[:, 0]
+    return pooled(encoder(view, mask), view.padding)
+
+
+def pooled(features: Features, padding: Tensor | None) -> Tensor:
+    """The same of features that are there, with padding (B, T)."""
+    return mean_of_tokens(features.x, padding) if features.extra is None else features.extra[:, 0]
 
 
 def embedding(side: nn.ModuleDict, view: View) -> Tensor:
@@ -84,13 +88,19 @@ def joined(views: list[View]) -> View:
         return first
     inputs = {name: torch.cat([view.inputs[name] for view in views]) for name in first.inputs}
     padding = None if first.padding is None else torch.cat([view.padding for view in views if view.padding is not None])
-    return View(first.modality, inputs, padding)
+    masks = [view.mask for view in views if view.mask is not None]
+    mask = Mask(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*masks, strict=True))) if masks else None
+    return View(first.modality, inputs, padding, mask)
 
 
 def each(views: list[View], function: Callable[[View], Tensor]) -> list[Tensor]:
     """`function` of every view, (B, ...) each, one call per shape."""
-    outputs = torch.cat([function(view) for view in by_shape(views)])  # (V * B, ...)
-    return list(outputs.chunk(len(views)))
+    return [rows for view in by_shape(views) for rows in function(view).split(num_samples(views[0]))]
+
+
+def num_samples(view: View) -> int:
+    """B of a view."""
+    return len(next(iter(view.inputs.values())))
 
 
 def seeded(step: int, device: torch.device) -> torch.Generator:
@@ -99,4 +109,4 @@ def seeded(step: int, device: torch.device) -> torch.Generator:
 
 
 def _shapes(view: View) -> tuple:
-    return view.padding is None, *((name, value.shape) for name, value in sorted(view.inputs.items()))
+    return view.padding is None, view.mask is None, *((name, value.shape) for name, value in sorted(view.inputs.items()))

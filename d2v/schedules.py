@@ -50,5 +50,5 @@ def cosine_between(step: int, steps: int, start: float, end: float | None) -> fl
 
 
 def linear_decay(step: int, start: float, end: float, anneal_steps: int) -> float:
-    """EMA decay: linear from `start` to `end` over `anneal_steps`, then `end` (data2vec, arXiv 2202.03555 section 3.3)."""
+    """Linear from `start` to `end` over `anneal_steps`, then `end`: EMA decay of data2vec (arXiv 2202.03555 section 3.3), DINO's temperature."""
     return end if step >= anneal_steps else end - (end - start) * (1 - step / anneal_steps)

@@ -1,0 +1,101 @@
+"""DINO (arXiv 2104.14294): each view says which prototypes the EMA teacher, centred and sharpened, gives to another, global view.
+
+B samples of this process, K prototypes.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from d2v.buffers import Center
+from d2v.joint import Joint, each, summary
+from d2v.modeling import D2vModel
+from d2v.monitors import normalised_std
+from d2v.objective import check_choices
+from d2v.prototypes import PrototypeHead, across_views, check_numbers, sharpened, usage
+from d2v.schedules import cosine_between, linear_decay
+from d2v.types import Loss, View
+
+
+@dataclass
+class Config:
+    """Head, temperatures, centre and teacher; the published values. What ends in `share` is of train.steps, where the paper counts epochs."""
+
+    num_views: ClassVar[int] = 2
+
+    name: str = "dino"
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    num_prototypes: int = 65536
+    frozen_gain: bool = True  # norm_last_layer; the longer runs of ViT-S train the prototypes' norms
+    frozen_share: float = 0.01  # how long prototypes stay as they are: 1 epoch of 100
+    student_temperature: float = 0.1
+    start_temperature: float = 0.04  # the teacher's; linear to the next
+    teacher_temperature: float = 0.07
+    warmup_share: float = 0.1  # until then: 30 epochs of 300
+    center_momentum: float = 0.9
+    ema_decay: float = 0.996  # at the start; it reaches 1 at the last step by half a cosine. Batches of 256 and fewer: 0.9995
+
+    def __post_init__(self):
+        """ValueError: a decay or a share outside [0, 1], or a number that must be positive."""
+        check_choices(self)
+        temperatures = ("student_temperature", "start_temperature", "teacher_temperature")
+        positive = ("hidden_dim", "bottleneck_dim", "num_prototypes", *temperatures)
+        check_numbers(self, positive=positive, shares=("frozen_share", "warmup_share", "center_momentum"))
+
+
+class DINO(Joint):
+    """Student encoder and head, and their EMA. The first two views are global: the teacher sees them, the student all views."""
+
+    def __init__(self, encoder: D2vModel, config: Config):
+        dim = encoder.trunk.config.dim
+        head = PrototypeHead(dim, config.hidden_dim, config.bottleneck_dim, config.num_prototypes, frozen_gain=config.frozen_gain)
+        super().__init__(encoder, head=head)
+        self.config = config
+        self.center = Center(config.num_prototypes, config.center_momentum)
+        self.begin_step(0, 1)
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """The teacher's temperature: linear in the step (the paper's code: in the epoch)."""
+        config = self.config
+        self.temperature = linear_decay(step, config.start_temperature, config.teacher_temperature, round(config.warmup_share * steps))
+
+    def forward(self, views: list[View]) -> Loss:
+        """Cross entropy between each global view's target and every other view, its mean over pairs, summed over samples (equation 3)."""
+        self.check(views)
+        logits = scores(self.student, views)
+        with torch.no_grad():
+            outputs = scores(self.teacher, views[:2])
+            targets = [sharpened(rows, self.center.value, self.temperature) for rows in outputs]
+        total = across_views(targets, logits, self.config.student_temperature)
+        count = torch.tensor(len(logits[0]), device=total.device)
+        self.center.update(torch.cat(outputs))  # the next step's
+        metrics = {
+            **usage(torch.cat(targets), total / count),
+            "center_norm": self.center.value.norm(),
+            "target_spread": normalised_std(outputs[0]),
+            "prediction_spread": normalised_std(logits[0]),
+        }
+        return Loss(total, count, metrics)
+
+    def adjust_gradients(self, step: int, steps: int) -> None:
+        """At first the prototypes have none, so that the optimizer passes over them, its moments too."""
+        if step < round(self.config.frozen_share * steps):
+            self.student["head"].prototypes.zero_grad()
+
+    def ema_decay(self, step: int, steps: int) -> float:
+        """Half a cosine from ema_decay to 1 over the run."""
+        return cosine_between(step, steps, self.config.ema_decay, 1.0)
+
+
+def scores(side: nn.ModuleDict, views: list[View]) -> list[Tensor]:
+    """Logits (B, K) of each view by the student or the teacher."""
+    return list(side["head"](torch.cat(each(views, partial(summary, side["encoder"])))).chunk(len(views)))
+
+
+def build(encoder: D2vModel, config: Config) -> DINO:
+    """The objective around an encoder."""
+    return DINO(encoder, config)

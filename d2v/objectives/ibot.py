@@ -1,0 +1,145 @@
+"""iBOT (arXiv 2111.07832): DINO, and at every hidden token of a global view the prototypes that the teacher gives to it, seen whole.
+
+B samples of this process, T content tokens, n hidden ones, D width, K prototypes.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from d2v.buffers import Center
+from d2v.heads import mean_of_tokens
+from d2v.joint import Joint, each, num_samples, pooled, summary
+from d2v.modeling import D2vModel
+from d2v.monitors import normalised_std
+from d2v.objective import check_choices
+from d2v.prototypes import PrototypeHead, across_views, check_numbers, cross_entropy, sharpened, usage
+from d2v.schedules import cosine_between, linear_decay
+from d2v.types import Loss, Mask, View
+
+
+@dataclass
+class Config:
+    """Head, temperatures, centres and teacher; the published values. What ends in `share` is of train.steps, where the paper counts epochs."""
+
+    num_views: ClassVar[int] = 2
+
+    name: str = "ibot"
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    num_prototypes: int = 8192
+    shared_head: bool = True  # false: tokens have prototypes of their own behind the same MLP
+    frozen_gain: bool = False  # norm_last_layer
+    frozen_share: float = 0.00125  # how long prototypes stay as they are: 1 epoch of 800
+    class_weight: float = 1.0
+    patch_weight: float = 1.0
+    student_temperature: float = 0.1
+    start_temperature: float = 0.04  # the teacher's, linear to the two that follow
+    teacher_temperature: float = 0.07
+    patch_temperature: float = 0.07
+    warmup_share: float = 0.0375  # until then: 30 epochs of 800
+    center_momentum: float = 0.9
+    patch_center_momentum: float = 0.9
+    ema_decay: float = 0.996  # at the start; it reaches 1 at the last step by half a cosine
+
+    def __post_init__(self):
+        """ValueError: a decay or a share outside [0, 1], or a number that must be positive."""
+        check_choices(self)
+        temperatures = ("student_temperature", "start_temperature", "teacher_temperature", "patch_temperature")
+        positive = ("hidden_dim", "bottleneck_dim", "num_prototypes", "class_weight", "patch_weight", *temperatures)
+        check_numbers(self, positive=positive, shares=("frozen_share", "warmup_share", "center_momentum", "patch_center_momentum"))
+
+
+class IBOT(Joint):
+    """As DINO, with a second target for tokens. The first two views are global and carry masks, which only the student meets."""
+
+    def __init__(self, encoder: D2vModel, config: Config):
+        dim, num_outputs = encoder.trunk.config.dim, 1 if config.shared_head else 2
+        sizes = (dim, config.hidden_dim, config.bottleneck_dim, config.num_prototypes)
+        super().__init__(encoder, hides=True, head=PrototypeHead(*sizes, frozen_gain=config.frozen_gain, num_outputs=num_outputs))
+        self.config = config
+        self.center = Center(config.num_prototypes, config.center_momentum)
+        self.patch_center = Center(config.num_prototypes, config.patch_center_momentum)
+        self.begin_step(0, 1)
+
+    def check(self, views: list[View]) -> None:
+        """ValueError: too few views, or global ones without masks that replace tokens in place."""
+        super().check(views)
+        for number, view in enumerate(views[:2]):
+            if view.mask is None or view.mask.keep is not None or len(view.mask.hidden) != num_samples(view):
+                what = "no mask" if view.mask is None else "one that leaves tokens out" if view.mask.keep is not None else "several"
+                raise ValueError(f"ibot needs a mask of each sample, that replaces tokens in place, in two global views; view {number} has {what}")
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """The teacher's temperatures: linear in the step (the paper's code: in the epoch)."""
+        config = self.config
+        schedule = partial(linear_decay, step, config.start_temperature, anneal_steps=round(config.warmup_share * steps))
+        self.temperature, self.patch_temperature = schedule(end=config.teacher_temperature), schedule(end=config.patch_temperature)
+
+    def forward(self, views: list[View]) -> Loss:
+        """class_weight * DINO's loss + patch_weight * that of hidden tokens (equations 1 and 2, here summed over samples)."""
+        self.check(views)
+        config, whole = self.config, views[:2]
+        hidden = [view.mask.hidden for view in whole if view.mask is not None]  # (B, T) each
+        logits, patch_logits = self.predictions(views, hidden)
+        with torch.no_grad():
+            tokens = each(whole, partial(summary_and_tokens, self.teacher["encoder"]))  # (B, 1 + T, D) each
+            outputs = [self.teacher["head"](x[:, 0]) for x in tokens]  # (B, K) each
+            patch_outputs = [self.teacher["head"](x[:, 1:], -1) for x in tokens]  # (B, T, K) each
+            targets = [sharpened(rows, self.center.value, self.temperature) for rows in outputs]
+            chosen = [x[where] for x, where in zip(patch_outputs, hidden, strict=True)]  # (n, K) each
+            patch_targets = [sharpened(rows, self.patch_center.value, self.patch_temperature) for rows in chosen]
+        class_loss = across_views(targets, logits, config.student_temperature)
+        losses = [cross_entropy(*pair, config.student_temperature) for pair in zip(patch_targets, patch_logits, strict=True)]  # (n,) each
+        patch_loss = over_samples(losses, hidden)
+        self.center.update(torch.cat(outputs))  # the next step's
+        self.patch_center.update(torch.cat([mean_of_tokens(x, view.padding) for x, view in zip(patch_outputs, whole, strict=True)]))
+        count = torch.tensor(len(logits[0]), device=class_loss.device)
+        metrics = {
+            **usage(torch.cat(targets), class_loss / count),
+            "class_loss": class_loss / count,
+            "patch_loss": patch_loss / count,
+            "patch_target_entropy": over_samples([torch.special.entr(x).sum(dim=1) for x in patch_targets], hidden) / count,
+            "center_norm": self.center.value.norm(),
+            "patch_center_norm": self.patch_center.value.norm(),
+            "target_spread": normalised_std(outputs[0]),
+            "prediction_spread": normalised_std(logits[0]),
+        }
+        return Loss(config.class_weight * class_loss + config.patch_weight * patch_loss, count, metrics)
+
+    def predictions(self, views: list[View], hidden: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The student's logits (B, K) of every view, and (n, K) of the hidden tokens of each global one."""
+        encoder, head = self.student["encoder"], self.student["head"]
+        tokens = each(views[:2], lambda view: summary_and_tokens(encoder, view, view.mask))  # (B, 1 + T, D) each
+        summaries = [x[:, 0] for x in tokens] + each(views[2:], partial(summary, encoder))
+        logits = list(head(torch.cat(summaries)).chunk(len(views)))
+        return logits, [head(x[:, 1:][where], -1) for x, where in zip(tokens, hidden, strict=True)]
+
+    def adjust_gradients(self, step: int, steps: int) -> None:
+        """At first the prototypes have none, so that the optimizer passes over them, its moments too."""
+        if step < round(self.config.frozen_share * steps):
+            self.student["head"].prototypes.zero_grad()
+
+    def ema_decay(self, step: int, steps: int) -> float:
+        """Half a cosine from ema_decay to 1 over the run."""
+        return cosine_between(step, steps, self.config.ema_decay, 1.0)
+
+
+def summary_and_tokens(encoder: nn.Module, view: View, mask: Mask | None = None) -> Tensor:
+    """The summary of each sample in front of its content tokens, (B, 1 + T, D)."""
+    features = encoder(view, mask)
+    return torch.cat([pooled(features, view.padding).unsqueeze(1), features.x], dim=1)
+
+
+def over_samples(values: list[Tensor], hidden: list[Tensor]) -> Tensor:
+    """Of values (n,) at the hidden tokens (B, T) of each view: their mean in each sample, 0 where nothing is hidden; summed; the views' mean."""
+    shares = [where / where.sum(dim=1, keepdim=True).clamp(min=1) for where in hidden]  # (B, T) each
+    return torch.stack([(x * share[where]).sum() for x, share, where in zip(values, shares, hidden, strict=True)]).mean()
+
+
+def build(encoder: D2vModel, config: Config) -> IBOT:
+    """The objective around an encoder."""
+    return IBOT(encoder, config)

@@ -1,0 +1,114 @@
+"""SwAV (arXiv 2006.09882): each view predicts how Sinkhorn's algorithm shares out another view of the batch among prototypes; no teacher.
+
+B samples of this process, V views, P width of the projections, K prototypes, S rows of the queue.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2v.dist import gather, mine, world_size
+from d2v.heads import projector
+from d2v.joint import Joint, each, summary
+from d2v.modeling import D2vModel
+from d2v.monitors import normalised_std
+from d2v.prototypes import across_views, check_numbers, sinkhorn, usage
+from d2v.types import Loss, View
+
+
+@dataclass
+class Config:
+    """Widths, assignment and queue; the published values. What ends in `share` is of train.steps, where the paper counts epochs."""
+
+    num_views: ClassVar[int] = 2
+
+    name: str = "swav"
+    hidden_dim: int = 2048
+    out_dim: int = 128
+    num_prototypes: int = 3000
+    frozen_share: float = 0.01  # how long prototypes stay as they are: 1 epoch of 100
+    temperature: float = 0.1
+    epsilon: float = 0.05  # sharpness of the assignments; 0.03 where the loss stays at ln K
+    iterations: int = 3
+    queue_size: int = 0  # earlier samples that are assigned too, where a batch is small against K: 3840 for batches of 256
+    queue_share: float = 0.075  # when the queue begins to fill; it is used once it is full: 15 epochs of 200
+
+    def __post_init__(self):
+        """ValueError: a share outside [0, 1], or a number that must be positive."""
+        positive = ("hidden_dim", "out_dim", "num_prototypes", "temperature", "epsilon", "iterations")
+        check_numbers(self, positive=positive, shares=("frozen_share", "queue_share"))
+        if self.queue_size < 0:
+            raise ValueError(f"objective.queue_size is {self.queue_size}; it must be 0 (no queue) or more")
+
+
+class SwAV(Joint):
+    """Encoder, projector and prototypes. The first two views are assigned, all views predict."""
+
+    queue: Tensor | None
+
+    def __init__(self, encoder: D2vModel, config: Config):
+        widths = [encoder.trunk.config.dim, config.hidden_dim, config.out_dim]
+        super().__init__(encoder, teacher=False, projector=projector(widths, bias=True))
+        self.config = config
+        self.prototypes = nn.Linear(config.out_dim, config.num_prototypes, bias=False)
+        self.register_buffer("queue", torch.zeros(2, config.queue_size, config.out_dim) if config.queue_size else None)
+        self.begin_step(0, 1)
+
+    def check_batch(self, batch_size: int, parts: int) -> None:
+        """ValueError: as every method that compares views; a queue that does not hold whole batches."""
+        super().check_batch(batch_size, parts)
+        if self.config.queue_size % batch_size:
+            raise ValueError(f"objective.queue_size is {self.config.queue_size}; it must be a multiple of train.batch_size, {batch_size}, or 0")
+
+    @torch.no_grad()
+    def begin_step(self, step: int, steps: int) -> None:
+        """Prototypes become unit vectors again; how many batches are in the queue, below 0 before it starts."""
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+        self.queued = step - round(self.config.queue_share * steps)
+
+    def forward(self, views: list[View]) -> Loss:
+        """Cross entropy between the assignment of each of the first two views and every other view, its mean over pairs, summed over samples."""
+        self.check(views)
+        summaries = torch.cat(each(views, partial(summary, self.student["encoder"])))  # (V * B, D)
+        z = F.normalize(self.student["projector"](summaries).float(), dim=1)  # (V * B, P)
+        logits = list(self.prototypes(z).chunk(len(views)))  # (B, K) each
+        targets = self.assignments(logits[:2])
+        total = across_views(targets, logits, self.config.temperature)
+        count = torch.tensor(len(logits[0]), device=total.device)
+        self.remember(z.chunk(len(views))[:2])  # the next step's
+        metrics = {**usage(torch.cat(targets), total / count), "prediction_spread": normalised_std(z[: len(logits[0])])}
+        return Loss(total, count, metrics)
+
+    @torch.no_grad()
+    def assignments(self, logits: list[Tensor]) -> list[Tensor]:
+        """Sinkhorn's shares (B, K) of each view, among the batch of all ranks and, once it is full, the view's queue."""
+        config, size = self.config, len(logits[0])
+        if self.queue is not None and self.queued * size * world_size() >= config.queue_size:
+            own = self.queue[:, mine(config.queue_size // world_size(), self.queue.device)]  # each rank brings its part
+            logits = [torch.cat([self.prototypes(old), new]) for old, new in zip(own, logits, strict=True)]
+        return [sinkhorn(rows, config.epsilon, config.iterations)[-size:] for rows in logits]
+
+    @torch.no_grad()
+    def remember(self, embeddings: tuple[Tensor, ...]) -> None:
+        """Puts (B, P) of all ranks in front of each view's queue, whose end falls off."""
+        if self.queue is not None and self.queued >= 0:
+            for rows, new in zip(self.queue, embeddings, strict=True):
+                rows.copy_(torch.cat([gather(new), rows])[: len(rows)])
+
+    def adjust_gradients(self, step: int, steps: int) -> None:
+        """At first the prototypes have none."""
+        if step < round(self.config.frozen_share * steps):
+            self.prototypes.zero_grad()
+
+    def ema_decay(self, step: int, steps: int) -> float:
+        """There is no teacher: nothing moves."""
+        return 1.0
+
+
+def build(encoder: D2vModel, config: Config) -> SwAV:
+    """The objective around an encoder."""
+    return SwAV(encoder, config)
