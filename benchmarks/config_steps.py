@@ -34,7 +34,7 @@ class Steps:
         modality.prepare(config.data, config.frontend, folder, config.train.seed)
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
         torch.manual_seed(config.train.seed)
-        objective = build_objective(config).train()
+        objective = build_objective(config, len(samples)).train()
         batches = modality.batches(samples, config.data, config.frontend, config.train.batch_size, config.train.seed, print)
         self.loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=Accelerator(cpu=True))
         self.batches = self.loop._batches()

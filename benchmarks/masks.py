@@ -59,7 +59,7 @@ class Step:
 
     def __init__(self, modality: str, version: int):
         torch.manual_seed(0)
-        self.objective = build_objective(settings(modality, version)).train()
+        self.objective = build_objective(settings(modality, version), 0).train()
         self.optimizer = torch.optim.AdamW(parameter_groups(self.objective, 0.01), 1e-4, fused=True)
 
     def __call__(self, view: View) -> None:

@@ -1,5 +1,6 @@
 """How a run starts: its processes, a new objective, and with `train.init_from` weights that were trained before, all of them or none."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,17 @@ def open_accelerator(train: TrainConfig, run: RunConfig, *, unused: bool) -> Acc
     )
 
 
-def build_objective(config: Config) -> Objective:
-    """A new objective with its encoder. ValueError: settings that contradict one another."""
+def build_objective(config: Config, num_samples: int) -> Objective:
+    """A new objective with its encoder; one that remembers each sample has room for `num_samples`, if its settings name no number.
+
+    ValueError: settings that contradict one another.
+    """
     encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
     encoder.trunk.gradient_checkpointing = config.train.checkpoint_activations
-    return plugins.load("d2v.objectives", config.objective.name).build(encoder, config.objective)
+    settings = config.objective
+    if getattr(settings, "num_samples", None) == 0:
+        settings = dataclasses.replace(settings, num_samples=num_samples)
+    return plugins.load("d2v.objectives", settings.name).build(encoder, settings)
 
 
 def start_from(objective: Objective, path: str | Path, config: Config) -> list[str]:

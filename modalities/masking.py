@@ -124,6 +124,11 @@ def num_visible(num_tokens: int, ratio: float) -> int:
     return min(max(1, int(num_tokens * (1 - ratio))), max(1, num_tokens - 1))
 
 
+def sometimes(generator: Generator, chance: float, hidden: np.ndarray) -> np.ndarray:
+    """A mask (T,) with this chance, else one that hides nothing (iBOT, arXiv 2111.07832, section 3.3)."""
+    return hidden if generator.random() < chance else np.zeros_like(hidden)
+
+
 def stacked(rows: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
     """Rows (T_row,) bool -> (N, T) bool; nothing is hidden in the padding behind them."""
     hidden = np.zeros((len(rows), num_tokens), dtype=bool)

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
         accelerator.init_trackers("d2v", config={key: str(value) for key, value in config.as_dict().items()})
 
     set_seed(config.train.seed)
-    objective = build_objective(config)
+    objective = build_objective(config, len(samples))
     if config.train.init_from and not found(folder / "checkpoints"):
         accelerator.print("\n".join(start_from(objective, config.train.init_from, config)))
     set_seed(config.train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes

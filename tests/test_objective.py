@@ -25,7 +25,7 @@ def build(modality: str, name: str, folder, *more: str):
 def test_contract(modality, name, tmp_path):
     objective, views = build(modality, name, tmp_path)
     loss = objective(views)
-    assert loss.total.isfinite() and loss.total > 0 and loss.total.dtype == torch.float32
+    assert loss.total.isfinite() and loss.total.dtype == torch.float32 and loss.total.requires_grad
     assert loss.total.ndim == loss.count.ndim == 0 and loss.count > 0
     assert all(value.ndim == 0 and value.isfinite() for value in loss.metrics.values())
     loss.total.backward()

@@ -45,7 +45,11 @@ DROPOUT = ("model.trunk.dropout=0.1", "model.trunk.attention_dropout=0.1", "mode
 RUNS = [(modality, objective) for modality in MODALITIES for objective in OBJECTIVES]
 # of objectives that the demo configs do not use: their tiny config on the demo's data, and what makes it small and free of chance
 DEMO_DATA = ("data.path=demo", "data.split=train", "evaluate.path=''")
-SMALL = {"data2vec2": ("objective.decoder.dim=16", "objective.decoder.groups=2", "objective.decoder.noise=0.0", "data.masks=2")}
+SMALL = {
+    "mochi": ("objective.start_step=0", "objective.hardest=16"),
+    "ibot": ("data.mask_views=true",),
+    "data2vec2": ("objective.decoder.dim=16", "objective.decoder.groups=2", "objective.decoder.noise=0.0", "data.masks=2"),
+}
 
 
 def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:
@@ -82,7 +86,7 @@ def demo_of(modality: str, objective: str) -> Path:
 
 def kept(data: Any) -> dict[str, Any]:
     """The settings of a demo's data that views leave in force: not those of masks and packing."""
-    return {name: value for name, value in data.items() if "mask" not in name and "pack" not in name and name != "path"}
+    return {name: value for name, value in data.items() if not any(word in name for word in ("mask", "pack", "path", "min_block"))}
 
 
 def using(objective: str) -> str:
@@ -114,9 +118,9 @@ def samples_of(config: Config, prepared: Path | None = None) -> Any:
 
 def objective_of(config: Config, prepared: Path | None = None) -> Objective:
     """Seeded as scripts/pretrain.py does it."""
-    samples_of(config, prepared)
+    samples = samples_of(config, prepared)
     set_seed(config.train.seed)
-    return build_objective(config)
+    return build_objective(config, len(samples))
 
 
 def batches_of(config: Config, prepared: Path | None = None) -> Any:

@@ -26,7 +26,7 @@ class Config:
     num_views: ClassVar[int] = 1
 
     name: str = "instdisc"
-    num_samples: int = 0  # required: the usable samples of the data, which the bank remembers one by one
+    num_samples: int = 0  # rows of the bank; 0: the usable samples of the data, each of which it remembers
     out_dim: int = 128
     loss: str = "nce"  # nce: noise-contrastive estimation; softmax: cross entropy
     negatives: int = 4096  # drawn for each sample from the whole bank; 0, with softmax: the whole bank itself

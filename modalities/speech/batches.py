@@ -3,7 +3,7 @@
 B samples of a batch, S audio samples, T tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -123,7 +123,7 @@ class ViewBatches:
         self, samples: Samples, data: DataConfig, frontend: FrontendConfig, *, batch_size: int, seed: int, bad_log: Callable[[str, str], None]
     ):
         """ValueError: fewer clips than one batch."""
-        self._samples, self._frontend, self._seed, self._bad_log = samples, frontend, seed, bad_log
+        self._samples, self._data, self._frontend, self._seed, self._bad_log = samples, data, frontend, seed, bad_log
         self._views = Views(data.views, data.augment, rate=frontend.sample_rate, shortest=receptive_field(frontend, MIN_TOKENS))
         self._sizes = np.minimum(samples.lengths, round(data.max_seconds * frontend.sample_rate))
         longest = round(data.augment.seconds * frontend.sample_rate)  # clips above it differ no more
@@ -134,12 +134,28 @@ class ViewBatches:
         """This part's rows of the step's batch: input_values (B, S) of each view, S the same for all, and the clips' numbers; the sample ids."""
         items = self.sampler(step)
         rows = range(len(items))[sampling.share(len(items), part, parts)]
-        drawn = [self._row(int(items[row]), own) for row, own in zip(rows, masking.generators(self._seed, step, rows), strict=True)]
+        generators = masking.generators(self._seed, step, rows)
+        drawn = [self._row(int(items[row]), own) for row, own in zip(rows, generators, strict=True)]
         waves, read = zip(*drawn, strict=True)
         width = self._views.width(self._sizes[items])  # of the whole batch: positions depend on it, and parts must not
         indices = torch.tensor(read)
-        views = [View(MODALITY, *collate(of_view, self._frontend, width), indices=indices) for of_view in zip(*waves, strict=True)]
+        views = [
+            View(MODALITY, *collate(of_view, self._frontend, width), self._mask(of_view, generators, width), indices=indices)
+            for of_view in zip(*waves, strict=True)
+        ]
         return views, [self._samples.ids[index] for index in read]
+
+    def _mask(self, waves: Sequence[np.ndarray], generators: Sequence[np.random.Generator], width: int) -> Mask | None:
+        """Spans of a view's clips, in a share of them, if data.mask_views asks for them."""
+        data = self._data
+        if not data.mask_views:
+            return None
+        tokens = [int(lengths(self._frontend, len(wave))) for wave in waves]
+        hidden = [
+            masking.sometimes(g, data.mask_chance, masking.span(g, t, data.mask_prob, data.mask_length, min_spans=data.min_masks))
+            for g, t in zip(generators, tokens, strict=True)
+        ]
+        return Mask(torch.from_numpy(masking.stacked(hidden, int(lengths(self._frontend, width)))))
 
     def _row(self, index: int, generator: np.random.Generator) -> tuple[list[np.ndarray], int]:
         """The views of a clip, of one and the same max_seconds of it, and its number."""

@@ -18,7 +18,7 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from d2v.types import View
 from modalities import sources
-from modalities.checks import check_settings, check_unread
+from modalities.checks import check_masked_views, check_settings, check_unread
 from modalities.speech import audio, synth
 from modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field, stride
 from modalities.speech.mel import LogMel
@@ -65,8 +65,10 @@ class DataConfig(ReadConfig):
     mask_adjust: float = 0.0  # added to the share that blocks cover; of block
     min_masks: int = 1  # spans; of span
     equalise: bool = True  # every row of a batch hides the same share; of span
-    # one reading of each clip a name, for methods that compare them: crop, and crop with speed, reverb, noise, gain, mask or all; nothing is hidden
+    # one reading of each clip a name, for methods that compare them: crop, and crop with speed, reverb, noise, gain, mask or all
     views: list[str] = field(default_factory=list)
+    mask_views: bool = False  # spans are hidden in this share of each view's clips (iBOT); else views hide nothing
+    mask_chance: float = 0.5
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # how views are made
 
     def __post_init__(self):
@@ -84,8 +86,8 @@ class DataConfig(ReadConfig):
         )
         check_augment(self.views, self.augment)
         if self.views:
-            masks = ("pack_seconds", "mask_kind", "masks", "mask_prob", "mask_length", "mask_adjust", "min_masks", "equalise")
-            check_unread(self, masks, "data.views makes views of single clips, and hides nothing in them")
+            check_unread(self, ("pack_seconds", "mask_kind", "masks", "mask_adjust", "equalise"), "data.views makes views of single clips")
+        check_masked_views(self, ("mask_prob", "mask_length", "min_masks"))
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:

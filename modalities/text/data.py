@@ -15,7 +15,7 @@ from torch import Tensor
 
 from d2v.types import Mask, View
 from modalities import masking, sources
-from modalities.checks import check_unread
+from modalities.checks import check_masked_views, check_unread
 from modalities.sampling import Sampler, share
 from modalities.text import corpus as corpora
 from modalities.text import tokenizer as tokenizers
@@ -54,8 +54,10 @@ class DataConfig(ReadConfig):
     random_token_prob: float = 0.0  # BERT's variant: mask_prob 0.15, mask_length 1, 0.1 and 0.1
     keep_token_prob: float = 0.0
     reference_teacher_input: bool = False  # the reference's bug (fairseq issue 4881): its teacher reads the hidden tokens only, side by side
-    # one reading of each row a name, for methods that compare them: same, deletion, crop; a sample is a row then, and nothing is hidden
+    # one reading of each row a name, for methods that compare them: same, deletion, crop; a sample is a row then
     views: list[str] = field(default_factory=list)
+    mask_views: bool = False  # spans are hidden in this share of each view's rows (iBOT); else views hide nothing
+    mask_chance: float = 0.5
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # how views are made
 
 
@@ -170,15 +172,27 @@ class ViewBatches:
         batch = self.sampler(step)
         places = range(len(batch))[share(len(batch), part, parts)]
         mine, longest = batch[places], int(self.samples.lengths[batch].max())
-        drawn = [self._row(index, own) for index, own in zip(mine, masking.generators(self.seed, step, places), strict=True)]
+        generators = masking.generators(self.seed, step, places)
+        drawn = [self._row(index, own) for index, own in zip(mine, generators, strict=True)]
         indices = torch.from_numpy(mine)
         views = [collate(rows, self.samples.frontend, longest)._replace(indices=indices) for rows in zip(*drawn, strict=True)]
+        if self.data.mask_views:
+            views = [view._replace(mask=self._mask(rows, generators, longest)) for view, rows in zip(views, zip(*drawn, strict=True), strict=True)]
         return views, [self.samples.ids[index] for index in mine]
 
     def _row(self, index: int, generator: np.random.Generator) -> list[np.ndarray]:
         """The views of a row; each draws from a generator of its own."""
         row, names = self.samples.row(index), self.data.views
         return [made(name, row, own, self.data.augment) for name, own in zip(names, generator.spawn(len(names)), strict=True)]
+
+    def _mask(self, rows: Sequence[np.ndarray], generators: Sequence[np.random.Generator], longest: int) -> Mask:
+        """Spans of a view's rows, over every token, in a share of them."""
+        data = self.data
+        hidden = [
+            masking.sometimes(g, data.mask_chance, masking.span(g, len(row), data.mask_prob, data.mask_length, last_frame=True))
+            for row, g in zip(rows, generators, strict=True)
+        ]
+        return Mask(torch.from_numpy(masking.stacked(hidden, longest)))
 
 
 def collate(rows: Sequence[np.ndarray], frontend: FrontendConfig, length: int = 0) -> View:
@@ -289,8 +303,9 @@ def check(data: DataConfig) -> None:
     """ValueError: a setting of blocks, masks or views out of range, or two that contradict each other."""
     check_augment(data.views, data.augment)
     if data.views:
-        masks = ("mask_kind", "masks", "mask_prob", "mask_length", "random_token_prob", "keep_token_prob", "reference_teacher_input")
-        check_unread(data, ("break_mode", *masks), "data.views makes views of single rows, and hides nothing in them")
+        others = ("break_mode", "mask_kind", "masks", "random_token_prob", "keep_token_prob", "reference_teacher_input")
+        check_unread(data, others, "data.views makes views of single rows")
+    check_masked_views(data, ("mask_prob", "mask_length"))
     if data.break_mode not in BREAK_MODES:
         raise ValueError(f"data.break_mode {data.break_mode!r} is none of {', '.join(BREAK_MODES)}")
     if data.mask_kind not in MASK_KINDS:
