@@ -36,8 +36,17 @@ def open_accelerator(train: TrainConfig, run: RunConfig, *, unused: bool) -> Acc
 def build_objective(config: Config) -> Objective:
     """A new objective with its encoder. ValueError: settings that contradict one another."""
     encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
-    encoder.trunk.gradient_checkpointing = config.train.checkpoint_activations
+    checkpoint_activations(encoder, config.train.checkpoint_activations)
     return plugins.load("d2v.objectives", config.objective.name).build(encoder, config.objective)
+
+
+def checkpoint_activations(encoder: D2vModel, wanted: bool) -> None:
+    """Blocks are recomputed in the backward pass, if `wanted`. ValueError: the trunk has none."""
+    if wanted and not len(encoder.trunk.blocks):
+        raise ValueError(
+            "train.checkpoint_activations=true recomputes the trunk's blocks, and this one has none (model.trunk.depth=0): set it to false"
+        )
+    encoder.trunk.gradient_checkpointing = wanted
 
 
 def start_from(objective: Objective, path: str | Path, config: Config) -> list[str]:
