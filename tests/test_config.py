@@ -10,19 +10,34 @@ from tiny import MODALITIES, ROOT
 from d2v.config import differences, from_dict, load_config, run_cli, save_yaml
 
 FILES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if not path.stem.startswith("finetune"))  # of pretraining
+# what is as large as ImageNet in the objectives of configs, on four of the demo's images
+SMALL = {
+    "hidden_dim": 16,
+    "queue_size": 8,
+    "norm_groups": 2,
+    "num_prototypes": 16,
+    "num_samples": 1397,
+    "hardest": 4,
+    "mixed": 4,
+    "mixed_with_query": 2,
+}
 DEMO = str(ROOT / "configs" / MODALITIES[0] / "demo.yaml")
 
 
 def shrunk(path: Path, folder: Path) -> list[str]:
     """Overrides that make any config of this project train two steps on demo data."""
     raw = OmegaConf.to_container(OmegaConf.load(path))
-    overrides = [*tiny.TRUNK[:-1], "data.path=demo", "data.split=train", "train.steps=2", "train.warmup_steps=0", "train.batch_size=4"]
+    network = [f"model.frontends.image.{setting}" for setting in ("backbone=test_resnet", "small_stem=false", "image_size=96")]
+    depth = raw["model"]["trunk"].get("depth")
+    overrides = [*network, "model.trunk.dim=96"] if depth == 0 else list(tiny.TRUNK[:-1])
+    overrides += ["data.path=demo", "data.split=train", "train.steps=2", "train.warmup_steps=0", "train.batch_size=4"]
     overrides += ["train.accumulate=1", "train.mixed_precision=no", "run.log_every=1", "run.workers=0", f"run.dir={folder}", "run.trackers=[]"]
     overrides += ["objective.top_k=2"] if "top_k" in raw.get("objective", {}) or raw.get("objective", {}).get("name") == "data2vec" else []
     if "prenet_depth" in raw["model"]["trunk"]:
         overrides.append("model.trunk.prenet_depth=0")
     if "decoder" in raw["objective"]:
         overrides += ["objective.decoder.dim=16", "objective.decoder.groups=2"]
+    overrides += [f"objective.{name}={value}" for name, value in SMALL.items() if name in raw["objective"]]
     small = {"tokenizer": "null", "min_seconds": "0.1", "masks": "2"}  # of those that a config sets
     return overrides + [f"data.{name}={value}" for name, value in small.items() if raw["data"].get(name)]
 
