@@ -26,7 +26,7 @@ from d2v.loop import Batches, Loop
 from d2v.modeling import D2vModel
 from d2v.plots import plot_confusion
 from d2v.scores import table
-from d2v.start import bring_tokenizer, open_accelerator, read
+from d2v.start import bring_tokenizer, checkpoint_activations, open_accelerator, read
 from d2v.supervised import Supervised, TuneConfig
 from d2v.tasks import TaskModel
 from d2v.validation import Score, Split, Validation, outputs
@@ -176,7 +176,7 @@ def build_model(config: FinetuneConfig, model_class: type[TaskModel], head: dict
     """A task model with a new head, its encoder as it was initialised or that of `encoder`."""
     made = D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk, task=config.task, **head)
     model = model_class(made)
-    model.encoder.trunk.gradient_checkpointing = config.train.checkpoint_activations
+    checkpoint_activations(model.encoder, config.train.checkpoint_activations)
     if encoder is not None:
         own = set(model.encoder.state_dict())
         model.encoder.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in own})  # all but a final norm

@@ -40,11 +40,20 @@ def build_objective(config: Config, num_samples: int) -> Objective:
     ValueError: settings that contradict one another.
     """
     encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
-    encoder.trunk.gradient_checkpointing = config.train.checkpoint_activations
+    checkpoint_activations(encoder, config.train.checkpoint_activations)
     settings = config.objective
     if getattr(settings, "num_samples", None) == 0:
         settings = dataclasses.replace(settings, num_samples=num_samples)
     return plugins.load("d2v.objectives", settings.name).build(encoder, settings)
+
+
+def checkpoint_activations(encoder: D2vModel, wanted: bool) -> None:
+    """Blocks are recomputed in the backward pass, if `wanted`. ValueError: the trunk has none."""
+    if wanted and not len(encoder.trunk.blocks):
+        raise ValueError(
+            "train.checkpoint_activations=true recomputes the trunk's blocks, and this one has none (model.trunk.depth=0): set it to false"
+        )
+    encoder.trunk.gradient_checkpointing = wanted
 
 
 def start_from(objective: Objective, path: str | Path, config: Config) -> list[str]:

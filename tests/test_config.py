@@ -33,8 +33,10 @@ def shrunk_views(raw: dict) -> list[str]:
     name, frontend = raw["objective"]["name"], next(iter(raw["model"]["frontends"].values()))
     overrides = [*tiny.small_heads(name, raw["objective"]), *tiny.SMALL.get(name, ())]
     overrides += ["model.frontends.image.image_size=32"] if "image_size" in frontend else []
+    overrides += ["objective.norm_groups=2"] if "norm_groups" in raw["objective"] else []
     if frontend.get("backbone"):
-        overrides += ["model.frontends.image.backbone=resnet18", "model.trunk.depth=0", "model.trunk.dim=512", "model.trunk.num_heads=1"]
+        network = [f"model.frontends.image.{setting}" for setting in ("backbone=test_resnet", "small_stem=false")]
+        overrides += [*network, "model.trunk.depth=0", "model.trunk.dim=96"]
     return overrides
 
 
