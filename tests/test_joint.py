@@ -87,9 +87,9 @@ def test_views_are_counted_before_the_first_step():
     Pairs(small.encoder()).check(views)
     ExactPairs(small.encoder()).check(views[:2])
     for kind in (Pairs, ExactPairs):
-        with pytest.raises(ValueError, match="pairs compares 2 views of a sample; data.views makes 1"):
+        with pytest.raises(ValueError, match=r"pairs compares 2 views of a sample; data.views makes 1"):
             kind(small.encoder()).check(views[:1])
-    with pytest.raises(ValueError, match="pairs compares 2 views of a sample; data.views and data.local_views make 3"):
+    with pytest.raises(ValueError, match=r"pairs compares 2 views of a sample; data.views and data.local_views make 3"):
         ExactPairs(small.encoder()).check(views)
 
 
@@ -113,7 +113,7 @@ def test_batches_are_checked_before_the_first_step(monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             objective.check_batch(batch_size, 3)
-    with pytest.raises(ValueError, match="train.accumulate is 2"):
+    with pytest.raises(ValueError, match=r"train.accumulate is 2"):
         plain.check_batch(12, 6)
 
 
@@ -229,7 +229,7 @@ def test_parts_are_frozen_by_their_names():
 def test_numbers_of_a_method_are_named_where_they_make_no_sense():
     config = type("Config", (), {"clusters": 1, "temperature": 0.0})
     check_at_least(config, clusters=1)
-    with pytest.raises(ValueError, match="objective.clusters is 1; it must be at least 2"):
+    with pytest.raises(ValueError, match=r"objective.clusters is 1; it must be at least 2"):
         check_at_least(config, clusters=2)
     with pytest.raises(ValueError, match=r"objective.temperature is 0.0; it must be above 0"):
         check_positive(config, "clusters", "temperature")

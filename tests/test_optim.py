@@ -281,5 +281,5 @@ def test_a_run_by_another_optimizer_resumes_to_the_bit(optimizer, tmp_path):
 
 def test_a_frozen_teacher_that_does_not_exist_is_an_error(tmp_path):
     config = tiny.config_of(tiny.MODALITIES[0], tmp_path, "train.update_teacher=false")
-    with pytest.raises(ValueError, match="train.update_teacher is false, but this method has no teacher"):
+    with pytest.raises(ValueError, match=r"train.update_teacher is false, but this method has no teacher"):
         tiny.loop_of(config, objective=Objective(teacher=False, net=Net()))
