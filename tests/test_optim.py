@@ -1,11 +1,15 @@
-"""Which parameters are decayed, and gradients scaled and clipped in one pass."""
+"""Which parameters are decayed, and gradients scaled and clipped in one pass; each optimizer against a slow loop."""
+
+import math
 
 import pytest
 import tiny
 import torch
 from torch import nn
 
-from d2v.optim import parameter_groups, scale_and_clip
+from d2v.config import TrainConfig
+from d2v.objective import Objective
+from d2v.optim import make_optimizer, parameter_groups, scale_and_clip, skip_unless
 
 
 class Net(nn.Module):
@@ -105,3 +109,177 @@ def test_the_loop_scales_each_groups_rate(tmp_path):
     loop()
     rates = sorted({round(group["lr"] / 1e-3, 6) for group in loop.optimizer.param_groups})
     assert rates == [0.125, 0.25, 0.5, 1.0]
+
+
+def test_each_gradient_is_clipped_by_its_own_norm():
+    """DINO's clipping, the slow way: one tensor after another; what is below the limit, or zero, stays."""
+    gradients = [torch.randn(4, 3) * 30, torch.randn(3) * 0.01, torch.zeros(2)]
+    parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    norm = scale_and_clip(parameters, torch.tensor(0.5), 2.0, each=True)
+    assert float(norm) == pytest.approx(float(torch.cat([gradient.flatten() for gradient in gradients]).norm()) * 0.5, rel=1e-6)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        slow = gradient * 0.5
+        slow = slow * min(1.0, 2.0 / max(float(slow.norm()), 1e-12))
+        torch.testing.assert_close(parameter.grad, slow, rtol=1e-5, atol=1e-7)
+    assert float(parameters[0].grad.norm()) == pytest.approx(2.0, rel=1e-5)
+
+
+class Steps:
+    """An optimizer of a small network, and the same gradients at each number of a step."""
+
+    def __init__(self, optimizer: str, **settings):
+        torch.manual_seed(0)
+        self.objective = Objective(teacher=False, net=Net())
+        self.trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
+        self.optimizer = make_optimizer(self.objective, TrainConfig(optimizer=optimizer, **settings))
+
+    def gradients(self, number: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(number)
+        return {name: torch.randn(p.shape, generator=generator) for name, p in self.trained.items()}
+
+    def __call__(self, number: int, lr: float, *, bad: bool = False) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        for name, gradient in self.gradients(number).items():
+            self.trained[name].grad = gradient * float("nan") if bad else gradient
+        skip_unless(torch.tensor(not bad), self.optimizer)
+        self.optimizer.step()
+
+    def values(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in self.trained.items()}
+
+
+def slow_steps(steps: Steps, rates: list[float], trust, weight_decay: float) -> dict[str, torch.Tensor]:
+    """Momentum 0.9 on gradients that `trust` scales: matrices by their ratio, vectors neither adapted nor decayed."""
+    values, momentum = steps.values(), {}
+    for number, lr in enumerate(rates):
+        for name, gradient in steps.gradients(number).items():
+            p = values[name]
+            if p.squeeze().ndim > 1:
+                gradient = trust(p, gradient, weight_decay) * (gradient + weight_decay * p)
+            momentum[name] = 0.9 * momentum.get(name, 0.0) + gradient
+            values[name] = p - lr * momentum[name]
+    return values
+
+
+def published_ratio(p, gradient, weight_decay):
+    """MoCo v3's, BYOL's and SimCLR's code (facts/ssl_methods.md 0.5): over the norm of the decayed gradient."""
+    return 0.001 * p.norm() / (gradient + weight_decay * p).norm()
+
+
+def paper_ratio(p, gradient, weight_decay):
+    """LARS (arXiv 1708.03888) equation 6: over the sum of both norms."""
+    return 0.001 * p.norm() / (gradient.norm() + weight_decay * p.norm())
+
+
+RATES = [4.8, 2.0, 4.0]
+
+
+def apart(found: dict, expected: dict) -> float:
+    return max(float((found[name] - expected[name]).abs().max()) for name in expected)
+
+
+def test_lars_adapts_matrices_and_leaves_vectors():
+    """timm's is the paper's ratio; at the published decays it is also that of the published code."""
+    for weight_decay, tolerance in ((0.0, 1e-6), (1e-6, 1e-6), (1.5e-6, 1e-6), (0.5, 1e-6)):
+        steps = Steps("lars", weight_decay=weight_decay)
+        expected = slow_steps(steps, RATES, paper_ratio, weight_decay)
+        published = slow_steps(steps, RATES, published_ratio, weight_decay)
+        for number, lr in enumerate(RATES):
+            steps(number, lr)
+        assert apart(steps.values(), expected) < tolerance
+        assert (apart(steps.values(), published) < tolerance) == (weight_decay < 0.1)
+    first, second = steps.optimizer.param_groups
+    assert first["always_adapt"] and not second["always_adapt"] and second["weight_decay"] == 0
+
+
+def test_lars_of_zeros_does_not_divide_by_them():
+    steps = Steps("lars", weight_decay=1e-6)
+    for p in steps.trained.values():
+        nn.init.zeros_(p)
+    steps(0, 1.0)
+    for name, gradient in steps.gradients(0).items():
+        torch.testing.assert_close(steps.trained[name].detach(), -gradient)
+
+
+def test_sgd_is_momentum_with_a_decay_of_matrices():
+    steps = Steps("sgd", weight_decay=0.5)
+    expected = slow_steps(steps, [0.1, 0.05, 0.2], lambda *_: 1.0, 0.5)
+    for number, lr in enumerate([0.1, 0.05, 0.2]):
+        steps(number, lr)
+    assert apart(steps.values(), expected) < 1e-6
+    without = Steps("sgd", weight_decay=0.0, momentum=0.0)
+    before = without.values()
+    without(0, 0.1)
+    for name, gradient in without.gradients(0).items():
+        torch.testing.assert_close(without.trained[name].detach(), before[name] - 0.1 * gradient)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("bad", [0, 2])
+def test_a_step_that_is_not_finite_never_was(optimizer, bad):
+    """The first one too, in which torch would leave SGD's momentum as memory was."""
+    with_it, without = Steps(optimizer), Steps(optimizer)
+    for number in range(4):
+        with_it(number, 0.1, bad=number == bad)
+        if number != bad:
+            without(number, 0.1)
+    tiny.assert_same(with_it.values(), without.values())
+
+
+@pytest.mark.parametrize("bad", [0, 2])
+def test_lars_stays_finite_and_follows_its_momentum(bad):
+    steps = Steps("lars")
+    for number in range(4):
+        before = steps.values()
+        momentum = {p: state["momentum_buffer"].clone() for p, state in steps.optimizer.state.items()}
+        steps(number, 0.1, bad=number == bad)
+        assert all(p.isfinite().all() for p in steps.trained.values())
+        assert all(state["momentum_buffer"].isfinite().all() for state in steps.optimizer.state.values())
+        if number == bad == 2:
+            bias = steps.trained["student.net.linear.bias"]
+            torch.testing.assert_close(bias.detach(), before["student.net.linear.bias"] - 0.1 * 0.9 * momentum[bias])
+
+
+def test_parts_at_a_constant_rate_and_a_decay_that_rises(tmp_path):
+    """In the loop: SimSiam's predictor keeps the peak rate, through warm-up too; DINO's weight decay rises by half a cosine, of matrices only."""
+    more = ("train.steps=4", "train.warmup_steps=1", "train.lr=1e-3", "train.weight_decay=0.04", "train.end_weight_decay=0.4")
+    config = tiny.config_of(tiny.MODALITIES[0], tmp_path, *more)
+    objective = tiny.objective_of(config)
+    objective.constant_rate = ("predictor",)
+    loop = tiny.loop_of(config, objective=objective)
+    predictor = {id(p) for p in objective.predictor.parameters()}
+    seen, batches = [], loop._batches()
+    for step in range(4):
+        loop._step(batches)
+        decay = 0.04 + 0.36 * (1 - math.cos(math.pi * step / 4)) / 2
+        for group in loop.optimizer.param_groups:
+            assert group["constant"] == bool(predictor & {id(p) for p in group["params"]})
+            assert group["weight_decay"] == pytest.approx(decay if group["decays"] else 0.0)
+            if group["constant"]:
+                assert group["lr"] == 1e-3
+            else:
+                seen.append(group["lr"])
+    assert len(loop.optimizer.param_groups) == 4 and sorted({round(lr / 1e-3, 4) for lr in seen}) == [0, 0.25, 0.75, 1]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_a_run_by_another_optimizer_resumes_to_the_bit(optimizer, tmp_path):
+    """Momentum is saved; two steps and two more are four."""
+    more = (f"train.optimizer={optimizer}", "train.betas=[0.9, 0.98]", "train.eps=1e-6", "train.schedule=constant", "run.save_every=2")
+    ends = []
+    for name, parts in (("whole", [4]), ("parts", [2, 4])):
+        for steps in parts:
+            loop = tiny.loop_of(tiny.config_of(tiny.MODALITIES[0], tmp_path / name, *more, f"train.steps={steps}"))
+            loop()
+        ends.append(dict(loop.objective.state_dict()))
+    tiny.assert_same(*ends)
+    assert tiny.losses(tmp_path / "whole") == tiny.losses(tmp_path / "parts")
+
+
+def test_a_frozen_teacher_that_does_not_exist_is_an_error(tmp_path):
+    config = tiny.config_of(tiny.MODALITIES[0], tmp_path, "train.update_teacher=false")
+    with pytest.raises(ValueError, match=r"train.update_teacher is false, but this method has no teacher"):
+        tiny.loop_of(config, objective=Objective(teacher=False, net=Net()))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from d2v.schedules import SCHEDULES, constant, cosine, linear_decay, polynomial, tri_stage
+from d2v.schedules import SCHEDULES, constant, cosine, cosine_between, linear_decay, polynomial, tri_stage
 
 
 def test_tri_stage_of_the_published_run():
@@ -44,3 +44,13 @@ def test_ema_decay_of_the_published_run():
     assert linear_decay(0, 0.999, 0.9999, 30000) == 0.999
     assert {linear_decay(step, 0.9998, 0.9998, 10) for step in range(20)} == {0.9998}
     assert linear_decay(0, 0.9, 0.99, 0) == 0.99  # no ramp
+
+
+def test_ema_decay_of_byol_and_weight_decay_of_dino():
+    """The curve of facts/ssl_methods.md 0.2: 1 - (1 - m0) (1 + cos(pi t / T)) / 2, and between any two values."""
+    for step in range(0, 121, 10):
+        progress = min(step, 100) / 100
+        assert cosine_between(step, 100, 0.996, 1.0) == pytest.approx(1 - 0.004 * (1 + math.cos(math.pi * progress)) / 2, abs=1e-12)
+        assert cosine_between(step, 100, 0.04, 0.4) == pytest.approx(0.04 + 0.36 * (1 - math.cos(math.pi * progress)) / 2, abs=1e-12)
+        assert cosine_between(step, 100, 0.04, None) == 0.04
+    assert [cosine_between(step, 100, 0.996, 1.0) for step in (0, 50, 100)] == pytest.approx([0.996, 0.998, 1.0])
