@@ -80,7 +80,7 @@ def usage(targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
     """
     entropy = torch.special.entr(targets).sum(dim=1).mean()
     mean_entropy = torch.special.entr(all_mean(targets.mean(dim=0))).sum()
-    chosen = all_sum(torch.bincount(targets.argmax(dim=1), minlength=targets.shape[1]))  # (K,)
+    chosen = all_sum(torch.zeros_like(targets[0]).scatter_(0, targets.argmax(dim=1), 1.0))  # (K,); bincount would wait for the device
     return {
         "target_entropy": entropy,
         "divergence": loss.detach() - entropy,

@@ -100,8 +100,8 @@ class IBOT(Joint):
         count = torch.tensor(len(logits[0]), device=class_loss.device)
         metrics = {
             **usage(torch.cat(targets), class_loss / count),
-            "class_loss": class_loss / count,
-            "patch_loss": patch_loss / count,
+            "class_loss": class_loss.detach() / count,
+            "patch_loss": patch_loss.detach() / count,
             "patch_target_entropy": over_samples([torch.special.entr(x).sum(dim=1) for x in patch_targets], hidden) / count,
             "center_norm": self.center.value.norm(),
             "patch_center_norm": self.patch_center.value.norm(),
