@@ -23,11 +23,12 @@ def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
             raise ValueError(f"objective.{name} is {getattr(config, name)}; a decay lies between 0 and 1 (1 never updates the teacher)")
 
 
-def check_positive(config: Any, *names: str) -> None:
-    """ValueError: a number that is not above 0."""
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"objective.{name} is {getattr(config, name)}; it must be above 0")
+def check_numbers(config: Any, *, positive: tuple[str, ...] = (), natural: tuple[str, ...] = ()) -> None:
+    """ValueError: a number of `positive` that is not above 0, or one of `natural` that is below it."""
+    for names, good, allowed in ((positive, lambda x: x > 0, "above 0"), (natural, lambda x: x >= 0, "0 or more")):
+        for name in names:
+            if not good(getattr(config, name)):
+                raise ValueError(f"objective.{name} is {getattr(config, name)}; it must be {allowed}")
 
 
 class Objective(nn.Module):
