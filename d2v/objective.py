@@ -23,18 +23,16 @@ def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
             raise ValueError(f"objective.{name} is {getattr(config, name)}; a decay lies between 0 and 1 (1 never updates the teacher)")
 
 
-def check_at_least(config: Any, **minima: int) -> None:
-    """ValueError: a setting below its minimum."""
-    for name, minimum in minima.items():
-        if getattr(config, name) < minimum:
-            raise ValueError(f"objective.{name} is {getattr(config, name)}; it must be at least {minimum}")
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """ValueError: a setting that is not above 0, such as a temperature."""
-    for name in names:
-        if getattr(config, name) <= 0:
-            raise ValueError(f"objective.{name} is {getattr(config, name)}; it must be above 0")
+def check_numbers(config: Any, *, positive: tuple[str, ...] = (), natural: tuple[str, ...] = (), shares: tuple[str, ...] = ()) -> None:
+    """ValueError: a number of `positive` that is not above 0, of `natural` that is below it, or of `shares` outside [0, 1]."""
+    for names, good, allowed in (
+        (positive, lambda x: x > 0, "above 0"),
+        (natural, lambda x: x >= 0, "0 or more"),
+        (shares, lambda x: 0 <= x <= 1, "between 0 and 1"),
+    ):
+        for name in names:
+            if not good(getattr(config, name)):
+                raise ValueError(f"objective.{name} is {getattr(config, name)}; it must be {allowed}")
 
 
 class Objective(nn.Module):

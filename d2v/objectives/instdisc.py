@@ -15,7 +15,7 @@ from d2v.dist import all_mean, gather, mine, world_size
 from d2v.heads import projector
 from d2v.joint import Joint, embedding, seeded
 from d2v.modeling import D2vModel
-from d2v.objective import check_choices, check_positive
+from d2v.objective import check_choices, check_numbers
 from d2v.types import Loss, View
 
 
@@ -36,7 +36,7 @@ class Config:
     def __post_init__(self):
         """ValueError: an unknown loss, or numbers that make no sense."""
         check_choices(self, loss=("nce", "softmax"))
-        check_positive(self, "out_dim", "temperature")
+        check_numbers(self, positive=("out_dim", "temperature"))
         if self.negatives < (self.loss == "nce"):
             raise ValueError(f"objective.negatives is {self.negatives}; nce needs 1 or more, softmax may take 0 (the whole bank)")
         if not 0 <= self.bank_momentum < 1:

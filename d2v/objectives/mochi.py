@@ -12,6 +12,7 @@ from torch import Tensor
 from d2v.contrast import cosines
 from d2v.dist import mine, world_size
 from d2v.modeling import D2vModel
+from d2v.objective import check_numbers
 from d2v.objectives import moco
 
 
@@ -28,9 +29,7 @@ class Config(moco.Config):
     def __post_init__(self):
         """ValueError: counts that are negative, nothing to mix, or more hardest keys than the queue holds."""
         super().__post_init__()
-        for name in ("mixed", "mixed_with_query", "start_step"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be 0 or more")
+        check_numbers(self, natural=("mixed", "mixed_with_query", "start_step"))
         if not self.mixed + self.mixed_with_query:
             raise ValueError("objective.mixed and objective.mixed_with_query are both 0, which is moco: name one negative at least")
         if not 1 <= self.hardest <= self.queue_size:

@@ -16,7 +16,7 @@ from d2v.dist import gather, mine, world_size
 from d2v.heads import projector
 from d2v.joint import Joint, embedding, seeded
 from d2v.modeling import D2vModel
-from d2v.objective import check_choices, check_positive
+from d2v.objective import check_choices, check_numbers
 from d2v.types import Loss, View
 
 
@@ -40,7 +40,7 @@ class Config:
     def __post_init__(self):
         """ValueError: a size or temperature that is not positive, a decay outside [0, 1]."""
         check_choices(self)
-        check_positive(self, "out_dim", "queue_size", "temperature", "norm_groups")
+        check_numbers(self, positive=("out_dim", "queue_size", "temperature", "norm_groups"), natural=("hidden_dim",))
 
 
 class MoCo(Joint):

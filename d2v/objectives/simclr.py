@@ -13,7 +13,7 @@ from d2v.dist import gather_with_gradient, mine
 from d2v.heads import projector
 from d2v.joint import Joint, each, summary
 from d2v.modeling import D2vModel
-from d2v.objective import check_choices, check_positive
+from d2v.objective import check_numbers
 from d2v.types import Loss, View
 
 
@@ -31,8 +31,7 @@ class Config:
 
     def __post_init__(self):
         """ValueError: a size or temperature that is not positive."""
-        check_choices(self)
-        check_positive(self, "num_layers", "out_dim", "temperature")
+        check_numbers(self, positive=("num_layers", "out_dim", "temperature"), natural=("hidden_dim",))
         if self.hidden_dim and self.num_layers == 1:
             raise ValueError(f"objective.hidden_dim is {self.hidden_dim}; a head of one layer (objective.num_layers) has no hidden one")
 
