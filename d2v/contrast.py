@@ -47,6 +47,12 @@ def info_nce(similarity: Tensor, labels: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(similarity / temperature, labels, reduction="sum")
 
 
+def nt_xent(x: Tensor, y: Tensor, temperature: float) -> Tensor:
+    """SimCLR's loss of two (N, D) -> (): the mean over 2N rows, each of which must find its partner among all others."""
+    first, second = unit(x), unit(y)
+    return info_nce(*within_batch(first, second, torch.arange(len(x), device=x.device)), temperature) / (2 * len(x))
+
+
 def nce(log_probs: Tensor, num_samples: int) -> Tensor:
     """Sum over rows of noise-contrastive estimation's loss: log P of the positive, first, and of m noise samples, (B, 1 + m) -> ().
 

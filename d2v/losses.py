@@ -23,21 +23,6 @@ def regression(prediction: Tensor, target: Tensor, beta: float, scale: str) -> T
     return error * SCALES[scale](prediction.shape[-1])
 
 
-def cosines(x: Tensor, y: Tensor) -> Tensor:
-    """Cosines of all rows with all rows, (n, D) and (N, D) -> (n, N); in float32 under autocast too, which would round what an exponential reads."""
-    with torch.autocast(x.device.type, enabled=False):
-        return F.normalize(x.float(), dim=1) @ F.normalize(y.float(), dim=1).T
-
-
-def nt_xent(x: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """SimCLR's loss (arXiv 2002.05709 equation 1), two (N, D) -> (): the mean over 2N rows, each of which must find its partner among the others."""
-    rows = torch.cat([x, y])
-    logits = cosines(rows, rows) / temperature  # (2N, 2N)
-    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    partner = torch.arange(len(rows), device=rows.device).roll(len(x))
-    return F.cross_entropy(logits.masked_fill(itself, -math.inf), partner)
-
-
 def supervised(logits: Tensor, labels: Tensor, problem_type: str) -> tuple[Tensor, Tensor]:
     """The summed loss of logits (B, C) and its count, such that their ratio is transformers' loss for the `problem_type`.
 

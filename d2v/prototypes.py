@@ -3,8 +3,6 @@
 B samples and n rows of this process, V views, D width of the encoder, P of the bottleneck, K prototypes.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,13 +86,3 @@ def usage(targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
         "prototype_perplexity": mean_entropy.exp(),
         "prototypes_used": (chosen > 0).sum().float(),
     }
-
-
-def check_numbers(config: Any, *, positive: tuple[str, ...], shares: tuple[str, ...]) -> None:
-    """ValueError: a setting that is not positive, or one that does not lie between 0 and 1."""
-    for name in positive:
-        if getattr(config, name) <= 0:
-            raise ValueError(f"objective.{name} is {getattr(config, name)}; it must be positive")
-    for name in shares:
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"objective.{name} is {getattr(config, name)}; it must lie between 0 and 1 (a share is of train.steps)")

@@ -2,14 +2,13 @@
 
 import copy
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from d2v.buffers import Center
-from d2v.prototypes import PrototypeHead, across_views, check_numbers, cross_entropy, sharpened, sinkhorn, usage
+from d2v.prototypes import PrototypeHead, across_views, cross_entropy, sharpened, sinkhorn, usage
 
 
 def shares_of(*shape: int) -> torch.Tensor:
@@ -185,11 +184,3 @@ def test_center_is_a_moving_average_and_survives_a_bad_batch():
     again = Center(3, 0.9)
     again.load_state_dict(center.state_dict())
     assert torch.equal(again.value, center.value)
-
-
-def test_settings_are_checked():
-    config = SimpleNamespace(dim=0, share=1.5)
-    with pytest.raises(ValueError, match=r"objective.dim is 0; it must be positive"):
-        check_numbers(config, positive=("dim",), shares=())
-    with pytest.raises(ValueError, match=r"objective.share is 1.5; it must lie between 0 and 1"):
-        check_numbers(config, positive=(), shares=("share",))

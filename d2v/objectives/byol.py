@@ -14,7 +14,7 @@ from d2v.heads import projector
 from d2v.joint import Joint, embedding
 from d2v.modeling import D2vModel
 from d2v.monitors import normalised_std
-from d2v.objective import check_at_least, check_choices
+from d2v.objective import check_choices, check_numbers
 from d2v.schedules import cosine_between
 from d2v.types import Loss, View
 
@@ -33,7 +33,7 @@ class Config:
     def __post_init__(self):
         """ValueError: a decay outside [0, 1], or no width."""
         check_choices(self)
-        check_at_least(self, hidden_dim=1, out_dim=1)
+        check_numbers(self, positive=("hidden_dim", "out_dim"))
 
 
 class BYOL(Joint):

@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from d2v.contrast import nt_xent
 from d2v.dist import gather_with_gradient
 from d2v.heads import projector
 from d2v.joint import Joint, summary
-from d2v.losses import nt_xent
 from d2v.modeling import D2vModel
 from d2v.monitors import normalised_std
-from d2v.objective import check_at_least, check_positive
+from d2v.objective import check_numbers
 from d2v.types import Loss, View
 
 
@@ -34,8 +34,9 @@ class Config:
 
     def __post_init__(self):
         """ValueError: fewer than two clusters, no width, or a temperature that is not above 0."""
-        check_at_least(self, out_dim=1, num_clusters=2)
-        check_positive(self, "instance_temperature", "cluster_temperature")
+        check_numbers(self, positive=("out_dim", "instance_temperature", "cluster_temperature"))
+        if self.num_clusters < 2:
+            raise ValueError(f"objective.num_clusters is {self.num_clusters}; it must be at least 2")
 
 
 class Clustering(Joint):

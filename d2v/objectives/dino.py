@@ -14,8 +14,8 @@ from d2v.buffers import Center
 from d2v.joint import Joint, each, summary
 from d2v.modeling import D2vModel
 from d2v.monitors import normalised_std
-from d2v.objective import check_choices
-from d2v.prototypes import PrototypeHead, across_views, check_numbers, sharpened, usage
+from d2v.objective import check_choices, check_numbers
+from d2v.prototypes import PrototypeHead, across_views, sharpened, usage
 from d2v.schedules import cosine_between, linear_decay
 from d2v.types import Loss, View
 

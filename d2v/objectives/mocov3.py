@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 
+from d2v.contrast import cosines, info_nce, unit
 from d2v.dist import gather, mine
 from d2v.heads import projector
 from d2v.joint import Joint, embedding
-from d2v.losses import cosines
 from d2v.modeling import D2vModel
 from d2v.monitors import normalised_std
-from d2v.objective import check_at_least, check_choices, check_positive, freeze
+from d2v.objective import check_choices, check_numbers, freeze
 from d2v.schedules import cosine_between
 from d2v.types import Loss, View
 
@@ -38,8 +37,7 @@ class Config:
     def __post_init__(self):
         """ValueError: a decay outside [0, 1], a width or depth below 1, a temperature that is not above 0."""
         check_choices(self)
-        check_at_least(self, projector_layers=1, hidden_dim=1, out_dim=1)
-        check_positive(self, "temperature")
+        check_numbers(self, positive=("projector_layers", "hidden_dim", "out_dim", "temperature"))
 
 
 class MoCoV3(Joint):
@@ -58,15 +56,15 @@ class MoCoV3(Joint):
     def forward(self, views: list[View]) -> Loss:
         """Both directions: 2T times the cross entropy of a prediction's key among all keys of the other view, summed over samples (algorithm 1)."""
         self.check(views)
-        queries = [self.predictor(embedding(self.student, view)) for view in views]  # (B, P) each
+        queries = [unit(self.predictor(embedding(self.student, view))) for view in views]  # (B, P) each
         with torch.no_grad():
-            keys = [gather(embedding(self.teacher, view)) for view in views]  # (N, P) each
+            keys = [gather(unit(embedding(self.teacher, view))) for view in views]  # (N, P) each
         temperature, positive = self.config.temperature, mine(len(queries[0]), queries[0].device)  # (B,)
-        logits = torch.cat([cosines(queries[0], keys[1]), cosines(queries[1], keys[0])]) / temperature  # (2B, N)
+        similarity = torch.cat([cosines(queries[0], keys[1]), cosines(queries[1], keys[0])])  # (2B, N)
         positives = positive.repeat(2)
-        total = 2 * temperature * F.cross_entropy(logits, positives, reduction="sum")
+        total = 2 * temperature * info_nce(similarity, positives, temperature)
         metrics = {
-            "accuracy": (logits.argmax(dim=1) == positives).float().mean(),
+            "accuracy": (similarity.argmax(dim=1) == positives).float().mean(),
             "target_spread": normalised_std(keys[0]),
             "prediction_spread": normalised_std(queries[0]),
         }

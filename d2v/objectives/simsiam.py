@@ -14,7 +14,7 @@ from d2v.heads import projector
 from d2v.joint import Joint, embedding
 from d2v.modeling import D2vModel
 from d2v.monitors import normalised_std
-from d2v.objective import check_at_least
+from d2v.objective import check_numbers
 from d2v.types import Loss, View
 
 
@@ -31,7 +31,7 @@ class Config:
 
     def __post_init__(self):
         """ValueError: a width or a depth below 1."""
-        check_at_least(self, projector_layers=1, out_dim=1, predictor_dim=1)
+        check_numbers(self, positive=("projector_layers", "out_dim", "predictor_dim"))
 
 
 class SimSiam(Joint):

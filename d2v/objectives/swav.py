@@ -16,7 +16,8 @@ from d2v.heads import projector
 from d2v.joint import Joint, each, summary
 from d2v.modeling import D2vModel
 from d2v.monitors import normalised_std
-from d2v.prototypes import across_views, check_numbers, sinkhorn, usage
+from d2v.objective import check_numbers
+from d2v.prototypes import across_views, sinkhorn, usage
 from d2v.types import Loss, View
 
 
@@ -40,9 +41,7 @@ class Config:
     def __post_init__(self):
         """ValueError: a share outside [0, 1], or a number that must be positive."""
         positive = ("hidden_dim", "out_dim", "num_prototypes", "temperature", "epsilon", "iterations")
-        check_numbers(self, positive=positive, shares=("frozen_share", "queue_share"))
-        if self.queue_size < 0:
-            raise ValueError(f"objective.queue_size is {self.queue_size}; it must be 0 (no queue) or more")
+        check_numbers(self, positive=positive, natural=("queue_size",), shares=("frozen_share", "queue_share"))
 
 
 class SwAV(Joint):
