@@ -23,7 +23,7 @@ def shrunk(path: Path, folder: Path) -> list[str]:
         overrides.append("model.trunk.prenet_depth=0")
     if "decoder" in raw["objective"]:
         overrides += ["objective.decoder.dim=16", "objective.decoder.groups=2"]
-    small = {"tokenizer": "null", "min_seconds": "0.1", "masks": "2", "local_size": "16"}  # of those that a config sets
+    small = {"tokenizer": "null", "min_seconds": "0.1", "masks": "2"}  # of those that a config sets
     overrides += [f"data.{name}={value}" for name, value in small.items() if raw["data"].get(name)]
     return [*overrides, *shrunk_views(raw)] if tiny.compares_views(raw["objective"]["name"]) else overrides
 
@@ -33,6 +33,8 @@ def shrunk_views(raw: dict) -> list[str]:
     name, frontend = raw["objective"]["name"], next(iter(raw["model"]["frontends"].values()))
     overrides = [*tiny.small_heads(name, raw["objective"]), *tiny.SMALL.get(name, ())]
     overrides += ["model.frontends.image.image_size=32"] if "image_size" in frontend else []
+    overrides += ["data.local_size=16"] if raw["data"].get("local_views") else []
+    overrides += ["objective.num_samples=0"] if "num_samples" in raw["objective"] else []
     overrides += ["objective.norm_groups=2"] if "norm_groups" in raw["objective"] else []
     if frontend.get("backbone"):
         network = [f"model.frontends.image.{setting}" for setting in ("backbone=test_resnet", "small_stem=false")]
