@@ -11,16 +11,8 @@ from d2v.config import differences, from_dict, load_config, run_cli, save_yaml
 
 FILES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if not path.stem.startswith("finetune"))  # of pretraining
 # what is as large as ImageNet in the objectives of configs, on four of the demo's images
-SMALL = {
-    "hidden_dim": 16,
-    "queue_size": 8,
-    "norm_groups": 2,
-    "num_prototypes": 16,
-    "num_samples": 1397,
-    "hardest": 4,
-    "mixed": 4,
-    "mixed_with_query": 2,
-}
+SMALL = {"hidden_dim": 16, "queue_size": 8, "norm_groups": 2, "num_prototypes": 16, "num_samples": 1397}
+SMALL |= {"hardest": 4, "mixed": 4, "mixed_with_query": 2, "start_step": 1}
 DEMO = str(ROOT / "configs" / MODALITIES[0] / "demo.yaml")
 
 
