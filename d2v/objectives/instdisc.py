@@ -46,6 +46,8 @@ class Config:
 class InstDisc(Joint):
     """Student encoder and a linear head, the bank, and the constant that makes exponentials probabilities."""
 
+    exact_views = True
+
     normaliser: Tensor  # () Z of equation 8, 0 until the first batch has estimated it
 
     def __init__(self, encoder: D2vModel, config: Config):
@@ -106,10 +108,6 @@ class InstDisc(Joint):
         estimate = all_mean(logits.exp().mean()) * self.config.num_samples
         self.normaliser.copy_(torch.where((self.normaliser == 0) & estimate.isfinite(), estimate, self.normaliser))
         return self.normaliser.clone()
-
-    def ema_decay(self, step: int, steps: int) -> float:
-        """There is no teacher."""
-        return 1.0
 
 
 def build(encoder: D2vModel, config: Config) -> InstDisc:

@@ -46,6 +46,8 @@ class Config:
 class MoCo(Joint):
     """Student encoder and head, their EMA, and the queue of its keys."""
 
+    exact_views = True
+
     def __init__(self, encoder: D2vModel, config: Config):
         """ValueError: groups of batch norm for an encoder that has none."""
         widths = [encoder.trunk.config.dim, *([config.hidden_dim] if config.hidden_dim else []), config.out_dim]

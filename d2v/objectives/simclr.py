@@ -39,6 +39,8 @@ class Config:
 class SimCLR(Joint):
     """Student encoder and projector; every batch norm sees both views of the whole batch."""
 
+    exact_views = True
+
     def __init__(self, encoder: D2vModel, config: Config):
         dim = encoder.trunk.config.dim
         widths = [dim, *[config.hidden_dim or dim] * (config.num_layers - 1), config.out_dim]
@@ -57,10 +59,6 @@ class SimCLR(Joint):
         similarity, labels = within_batch(first, second, mine(len(own[0]), first.device))
         total = info_nce(similarity, labels, self.config.temperature) / 2
         return Loss(total, torch.tensor(len(own[0]), device=total.device), described(similarity, labels, *own))
-
-    def ema_decay(self, step: int, steps: int) -> float:
-        """There is no teacher."""
-        return 1.0
 
 
 def build(encoder: D2vModel, config: Config) -> SimCLR:

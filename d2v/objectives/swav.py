@@ -103,10 +103,6 @@ class SwAV(Joint):
         if step < round(self.config.frozen_share * steps):
             self.prototypes.zero_grad()
 
-    def ema_decay(self, step: int, steps: int) -> float:
-        """There is no teacher: nothing moves."""
-        return 1.0
-
 
 def build(encoder: D2vModel, config: Config) -> SwAV:
     """The objective around an encoder."""
