@@ -129,8 +129,8 @@ def test_two_processes_are_one(name, pair):
         for found, expected in zip(two["gradients"], one["gradients"], strict=True):
             assert found.keys() == expected.keys()
             for key in expected:
-                largest = float(expected[key].abs().max())  # what rounding is relative to
-                torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-3 * largest + 1e-6, msg=lambda text, key=key: f"{key}: {text}")
+                largest = float(expected[key].abs().max())  # what rounding is relative to; where a norm makes it 0, to others
+                torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-3 * largest + 1e-5, msg=lambda text, key=key: f"{key}: {text}")
         assert two["state"].keys() == one["state"].keys()
         for key, value in one["state"].items():
             torch.testing.assert_close(two["state"][key], value, rtol=1e-3, atol=2e-5, msg=key)
