@@ -34,7 +34,7 @@ CASES = {
     "instdisc": (instdisc.Config(**BANK, negatives=7), False),
     "instdisc_sampled_softmax": (instdisc.Config(**BANK, loss="softmax", negatives=7), False),
     "instdisc_softmax": (instdisc.Config(**BANK, loss="softmax", negatives=0, temperature=0.1), True),
-    "simclr": (simclr.Config(out_dim=8), False),
+    "simclr": (simclr.Config(out_dim=8, temperature=0.5), False),
     "simclr_norms": (simclr.Config(num_layers=3, hidden_dim=12, out_dim=8, temperature=0.5), True),
 }
 BUILD = {"moco": moco.build, "mochi": mochi.build, "instdisc": instdisc.build, "simclr": simclr.build}
@@ -129,7 +129,8 @@ def test_two_processes_are_one(name, pair):
         for found, expected in zip(two["gradients"], one["gradients"], strict=True):
             assert found.keys() == expected.keys()
             for key in expected:
-                torch.testing.assert_close(found[key], expected[key], rtol=1e-3, atol=2e-5, msg=key)
+                largest = float(expected[key].abs().max())  # what rounding is relative to; where a norm makes it 0, to others
+                torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-3 * largest + 1e-5, msg=lambda text, key=key: f"{key}: {text}")
         assert two["state"].keys() == one["state"].keys()
         for key, value in one["state"].items():
             torch.testing.assert_close(two["state"][key], value, rtol=1e-3, atol=2e-5, msg=key)
@@ -356,7 +357,7 @@ def test_simclr_is_the_mean_over_all_views():
     z = unit((z - z.mean(dim=0)) / (z.var(dim=0, correction=0) + 1e-5).sqrt())
     terms = []
     for i in range(2 * BATCH):
-        logits = {j: z[i] @ z[j] / 0.1 for j in range(2 * BATCH) if j != i}
+        logits = {j: z[i] @ z[j] / 0.5 for j in range(2 * BATCH) if j != i}
         terms.append(torch.stack(list(logits.values())).logsumexp(dim=0) - logits[(i + BATCH) % (2 * BATCH)])
     loss = model(views)
     torch.testing.assert_close(loss.total / loss.count, torch.stack(terms).mean(), rtol=1e-4, atol=1e-5)
