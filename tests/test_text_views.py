@@ -10,7 +10,7 @@ import torch
 
 from d2v.configuration import D2vConfig
 from d2v.modeling import D2vModel
-from d2v.objectives import byol
+from d2v.objectives import byol, data2vec
 from modalities import text
 from modalities.text.views import AugmentConfig, made
 
@@ -193,3 +193,11 @@ def test_the_two_readings_of_a_row_differ_by_dropout(samples):
     for dropout in (0.0, 0.1):
         encoder = D2vModel(D2vConfig(frontends={"text": vars(samples.frontend)}, trunk={**trunk, "dropout": dropout})).train()
         assert torch.equal(encoder(views[0]).x, encoder(views[1]).x) == (dropout == 0)
+
+
+def test_data2vec_refuses_views_in_which_nothing_is_hidden(samples):
+    encoder = D2vModel(D2vConfig(frontends={"text": vars(samples.frontend)}, trunk={"depth": 1, "dim": 16, "num_heads": 2, "mlp_dim": 16}))
+    objective = data2vec.build(encoder, data2vec.Config(top_k=1))
+    with pytest.raises(ValueError, match=r"data\.views makes views in which nothing is: leave it out"):
+        objective.check(batches(samples, "same", "crop")(0, 0, 1)[0])
+    objective.check(batches(samples)(0, 0, 1)[0])

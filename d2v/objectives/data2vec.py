@@ -60,7 +60,9 @@ class Data2Vec(Objective):
             self.predictor.init_weights(trunk.init_std, truncated=trunk.init == "depth_scaled")
 
     def check(self, views: list[View]) -> None:
-        """ValueError: masks of data2vec 2.0, which leave tokens out."""
+        """ValueError: nothing is hidden, or masks of data2vec 2.0, which leave tokens out."""
+        if views[0].mask is None:
+            raise ValueError("data2vec predicts what is hidden of one view; data.views makes views in which nothing is: leave it out")
         if any(view.mask is not None and view.mask.keep is not None for view in views):
             raise ValueError(
                 "data2vec encodes every token: the masks of this data.mask_kind leave some out; use its default, or objective.name=data2vec2"
