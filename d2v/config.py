@@ -275,7 +275,7 @@ def typed(parts: Any, values: Any, where: str, path: str) -> Any:
     values = {} if values is None else values
     if not isinstance(values, dict | DictConfig):
         raise ValueError(f"{path}: {where} must hold keys of {parts.__name__}; it is {values!r}")
-    check_keys(values, tuple(f.name for f in dataclasses.fields(parts)), where, path)
+    _check_fields(parts, values, where, path)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(parts), values))
     except OmegaConfBaseException as error:
@@ -283,6 +283,15 @@ def typed(parts: Any, values: Any, where: str, path: str) -> Any:
             raise error.__cause__ from None
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: {where}.{error.full_key or '?'}: {reason}") from None
+
+
+def _check_fields(kind: type, values: Any, where: str, path: Any) -> None:
+    """ValueError: a key that is no field of a dataclass, or of one that it holds."""
+    fields = {f.name: f.default_factory for f in dataclasses.fields(kind)}
+    check_keys(values, tuple(fields), where, path)
+    for name, inner in values.items():
+        if isinstance(inner, dict | DictConfig) and dataclasses.is_dataclass(fields[name]):
+            _check_fields(fields[name], inner, f"{where}.{name}", path)  # type: ignore[arg-type]
 
 
 def check_keys(values: Any, allowed: tuple[str, ...], where: str, path: Any) -> None:

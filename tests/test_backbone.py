@@ -200,7 +200,7 @@ def run_config(tmp_path: Path, **objective):
 @pytest.mark.parametrize("name", ["data2vec", "data2vec2"])
 def test_data2vec_needs_blocks_and_masks_need_patches(name, tmp_path):
     with pytest.raises(ValueError, match="the trunk has 0 layers"):
-        build_objective(run_config(tmp_path, name=name))
+        build_objective(run_config(tmp_path, name=name), 8)
     encoder = D2vModel(config())
     with pytest.raises(ValueError, match="backbone=test_resnet mixes all tokens: nothing can be hidden behind it"):
         encoder(encoder.view(pixel_values=torch.randn(2, 3, 32, 32)), Mask(torch.ones(2, 1, dtype=torch.bool)))
@@ -210,7 +210,7 @@ def test_blocks_that_are_not_there_cannot_be_recomputed(tmp_path):
     settings = run_config(tmp_path, name="byol")
     settings.train = dataclasses.replace(settings.train, checkpoint_activations=True)
     with pytest.raises(ValueError, match=r"train.checkpoint_activations=true recomputes the trunk's blocks, and this one has none"):
-        build_objective(settings)
+        build_objective(settings, 8)
 
 
 # Training and evaluation.
@@ -220,7 +220,7 @@ def test_byol_trains_a_backbone_with_batch_norms_of_the_global_batch(tmp_path):
     samples, data, frontend = opened(tmp_path)
     batches = image.batches(samples, data, frontend, 8, 0)
     settings = run_config(tmp_path, name="byol", hidden_dim=16, out_dim=8)
-    objective = build_objective(settings).train()
+    objective = build_objective(settings, 8).train()
     assert isinstance(objective, byol.BYOL)
     norms = [module for module in objective.student["encoder"].modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
     assert norms and all(isinstance(module, GroupedBatchNorm) for module in norms)

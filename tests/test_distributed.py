@@ -12,6 +12,8 @@ from tiny import MODALITIES, OBJECTIVES
 from d2v import dist
 from d2v.monitors import channel_std
 
+# batch norms over four samples magnify rounding, and AdamW makes any gradient, however small, a step of the same size
+SGD = ("train.optimizer=sgd", "train.lr=0.002", "train.betas=[0.9,0.98]", "train.eps=1e-6")
 PADDED = ("data.pack_seconds=0",)  # clips of unequal length, where a modality has packing
 
 
@@ -24,7 +26,8 @@ def variants(modality: str) -> dict[str, tuple[str, ...]]:
     if modality == MODALITIES[0]:
         found["accumulated"] = ("train.accumulate=2", "train.steps=6")
     for objective in (name for name in OBJECTIVES if name != config.objective.name):
-        found[objective] = (tiny.using(objective), *(PADDED if "padded" in found else ()), "train.steps=6")
+        plain = SGD if tiny.compares_views(objective) else ()
+        found[objective] = (tiny.using(objective), *(PADDED if "padded" in found else ()), *plain, "train.steps=6")
     return found
 
 
@@ -84,11 +87,11 @@ CASES = [(modality, name) for modality in MODALITIES for name in variants(modali
 @pytest.mark.parametrize(("modality", "variant"), CASES)
 def test_two_processes_follow_one(modality, variant, root):
     one, two = (root / f"{number}_{modality}_{variant}" for number in ("one", "two"))
-    assert tiny.losses(two) == pytest.approx(tiny.losses(one), rel=1e-4)
+    assert tiny.losses(two) == pytest.approx(tiny.losses(one), rel=1e-4, abs=1e-5)
     expected, found = (torch.load(folder / "end.pt", weights_only=True) for folder in (one, two))
     assert len(tiny.losses(one)) == (20 if variant == "plain" else 6)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4, msg=name)
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

@@ -109,7 +109,7 @@ def two_processes(folder: Path) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     torch.save({name: trained(name, rank, 2) for name in CASES}, folder / f"{rank}.pt")
-    with pytest.raises(ValueError, match="norm_groups is 3; it must be a multiple of the number of processes, 2"):
+    with pytest.raises(ValueError, match="norm_groups is 3; it must be 1 or a multiple of the number of processes, 2"):
         moco.build(encoder(True), moco.Config(**{**QUEUE, "queue_size": 24}, norm_groups=3)).check_batch(12, 2)
     dist.destroy_process_group()
 
@@ -413,7 +413,7 @@ def test_batches_and_views_that_do_not_fit():
             plain.check_batch(size, 1)
     with pytest.raises(ValueError, match=r"multiple of the 64 keys of a step \(train.batch_size 32\)"):
         symmetric.check_batch(32, 1)
-    with pytest.raises(ValueError, match=r"train.batch_size is 4 of which batch norm takes 4 equal groups"):
+    with pytest.raises(ValueError, match=r"train.batch_size is 4, of which batch norm takes 4 equal groups"):
         grouped.check_batch(4, 1)
     with pytest.raises(ValueError, match=r"train.accumulate is 2"):
         plain.check_batch(8, 2)

@@ -62,7 +62,7 @@ def test_errors(tmp_path):
         ("run.probe.label=topic", r"the data has no column 'topic'; its columns are"),
         ("run.probe.train_split=night", r"the demo has the splits train, test"),
         (f"run.probe.path={tmp_path}/nowhere", "nowhere' does not exist"),
-        ("run.probe.evry=3", "Did you mean: 'every'"),
+        ("run.probe.evry=3", "unknown key 'run.probe.evry'.*did you mean 'every'"),
     ):
         with pytest.raises(ValueError, match=message):
             pretrain.main([*command, more])

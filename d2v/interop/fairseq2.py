@@ -223,7 +223,8 @@ def _simplified(state: dict, objective: Data2Vec2) -> dict:
 
 def _positions(encoder: Any) -> torch.Tensor:
     """(T, D)."""
-    return encoder.frontends["image"].positions(torch.zeros(1, 1, encoder.trunk.config.dim), None).clone()
+    frontend = encoder.frontends["image"]
+    return frontend.positions(torch.zeros(1, frontend.grid[0] * frontend.grid[1], encoder.trunk.config.dim), None).clone()
 
 
 def _build(modality: str, cfg: dict, encoder: dict, state: dict, quirks: bool) -> Data2Vec2:

@@ -46,8 +46,6 @@ class Config:
 class InstDisc(Joint):
     """Student encoder and a linear head, the bank, and the constant that makes exponentials probabilities."""
 
-    exact_views = True
-
     normaliser: Tensor  # () Z of equation 8, 0 until the first batch has estimated it
 
     def __init__(self, encoder: D2vModel, config: Config):

@@ -70,8 +70,6 @@ class MoCo(Joint):
         keys, size = batch_size * (1 + self.config.symmetric), self.config.queue_size
         if size % keys:
             raise ValueError(f"objective.queue_size is {size}; it must be a multiple of the {keys} keys of a step (train.batch_size {batch_size})")
-        if self.groups % world_size() and self.groups > 1:
-            raise ValueError(f"objective.norm_groups is {self.groups}; it must be a multiple of the number of processes, {world_size()}")
 
     def begin_step(self, step: int, steps: int) -> None:
         """What is drawn in a step depends on nothing else."""

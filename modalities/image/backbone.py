@@ -17,8 +17,8 @@ def make(name: str, *, channels: int, image_size: int, small_stem: bool) -> nn.M
     """The network, randomly initialised by timm, without its classifier. ValueError: none of that name, size, or with such a stem."""
     import timm  # seconds that those who use none need not wait
 
-    if not timm.is_model(name):
-        raise ValueError(f"model.frontends.image.backbone is {name!r}, which timm does not have; try timm.list_models('*{name[:6]}*')")
+    if not timm.is_model(str(name)):
+        raise ValueError(f"model.frontends.image.backbone is {name!r}, which timm does not have; try timm.list_models('*{str(name)[:6]}*')")
     known = {"img_size": image_size, "dynamic_img_size": True}
     with torch.device("cpu"):  # also where transformers builds without memory: what is computed in constructors must exist
         for number, wanted in enumerate(SIZES):
