@@ -21,12 +21,17 @@ NUM_FILES, BATCH = 32, 8
 
 
 def write_images(folder: Path) -> None:
-    """Smooth random pictures with some grain, about 60 KB each."""
+    """About 60 KB each."""
     generator = np.random.default_rng(0)
     for number in range(NUM_FILES):
-        coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
-        grain = generator.normal(0, 8, (375, 500, 3))
-        Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=90)
+        picture(generator, 500, 375).save(folder / f"{number}.jpg", quality=90)
+
+
+def picture(generator: np.random.Generator, width: int, height: int) -> Image.Image:
+    """A smooth random picture with some grain."""
+    coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    grain = generator.normal(0, 8, (height, width, 3))
+    return Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8))
 
 
 def write_clips(folder: Path) -> None:

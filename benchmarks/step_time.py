@@ -17,16 +17,20 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from work import MAIN_INPUT, MODALITIES, SETTINGS, TINY, Batch, Size, make_batch
 
 WARM_UP = 3
+COLUMNS = "| | step | s | ratio | CPU s | ratio | peak MiB | ratio | over imports | ratio |"
 # operators that multiply matrices, with what they call
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "conv1d", "conv2d", "scaled_dot_product_flash", "linear")
 
@@ -36,7 +40,7 @@ class OurStep:
 
     def __init__(self, modality: str, size: Size):
         from d2v.objectives.data2vec import Config, Data2Vec  # only the process that measures ours pays for the import
-        from d2v.optim import parameter_groups, scale_and_clip
+        from d2v.optim import parameter_groups
 
         s = self.settings = SETTINGS[modality]
         shared = {"image": [], "speech": ["frontends.speech"], "text": ["frontends.text", "trunk.input_norm"]}[modality]
@@ -51,9 +55,8 @@ class OurStep:
             shared=shared,
             feed_tokens=modality == "speech",
         )
-        self.modality, self.scale_and_clip = modality, scale_and_clip
+        self.modality = modality
         self.objective = Data2Vec(our_encoder(modality, size), config).train()
-        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         groups = parameter_groups(self.objective, s.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, s.lr, s.betas, s.eps, fused=True)
 
@@ -61,16 +64,25 @@ class OurStep:
         """Everything but the teacher's update; the loss per hidden token."""
         from d2v.types import Mask, View
 
-        loss = self.objective([View(self.modality, {MAIN_INPUT[self.modality]: batch.inputs}, None, Mask(batch.hidden))])
-        (loss.total / loss.count).backward()
-        norm = self.scale_and_clip(self.parameters, torch.ones(()), self.settings.clip)
-        self.optimizer.found_inf = (~torch.isfinite(norm)).float()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return (loss.total / loss.count).item()
+        views = [View(self.modality, {MAIN_INPUT[self.modality]: batch.inputs}, None, Mask(batch.hidden))]
+        return optimizer_step(self.objective, self.optimizer, views, self.settings.clip)
 
     def update_teacher(self) -> None:
         self.objective.update_teacher(self.settings.ema_decay)
+
+
+def optimizer_step(objective: nn.Module, optimizer: torch.optim.Optimizer, views: list, clip: float) -> float:
+    """One step of an objective of ours, but for its teacher's update; the loss per prediction."""
+    from d2v.optim import scale_and_clip, skip_unless
+
+    loss = objective(views)
+    mean = loss.total / loss.count
+    mean.backward()
+    norm = scale_and_clip([p for group in optimizer.param_groups for p in group["params"]], torch.ones(()), clip)
+    skip_unless(torch.isfinite(norm), optimizer)
+    optimizer.step()
+    optimizer.zero_grad()
+    return mean.item()
 
 
 def our_encoder(modality: str, size: Size) -> Any:
@@ -101,12 +113,25 @@ def make_step(name: str, modality: str, size: Size) -> Any:
     return PeerStep(modality, size, fused=name.endswith("fused"))
 
 
-def worker(pipe: Connection, name: str, modality: str, size: Size, threads: int) -> None:
+class Task(NamedTuple):
+    """What a process measures: `make(name, size)` gives an implementation's step and its batch."""
+
+    make: Callable[[str, Any], tuple[Any, Any]]
+    size: Any
+    tiny: Any  # a size at which it imports what it needs, which is memory too
+
+
+def make_task(modality: str, name: str, size: Size) -> tuple[Any, Batch]:
+    """Step and batch of an implementation."""
+    return make_step(name, modality, size), make_batch(modality, size)
+
+
+def worker(pipe: Connection, name: str, task: Task, threads: int) -> None:
     """A process of one implementation: answers "step" until "end"."""
     torch.set_num_threads(threads)
-    make_step(name, modality, TINY)  # imports what it needs, which is memory too
+    task.make(name, task.tiny)
     start = memory("VmRSS")
-    step, batch = make_step(name, modality, size), make_batch(modality, size)
+    step, batch = task.make(name, task.size)
     while pipe.recv() == "step":
         began, busy = time.perf_counter(), time.process_time()
         loss = step(batch)
@@ -123,14 +148,14 @@ def memory(field: str) -> float:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
-def gflop(step: Any, batch: Batch) -> float:
+def gflop(step: Any, batch: Any) -> float:
     """Arithmetic of the products and convolutions of one step, backward included."""
     with FlopCounterMode(display=False) as counter:
         step(batch)
     return counter.get_total_flops() / 1e9
 
 
-def share_outside(step: Any, batch: Batch) -> float:
+def share_outside(step: Any, batch: Any) -> float:
     """Share of the step's operator time that is not in products, convolutions or attention kernels."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         step(batch)
@@ -153,13 +178,13 @@ def product_rate(threads: int) -> float:
     return best
 
 
-def measure(modality: str, names: list[str], size: Size, threads: int, steps: int) -> dict[str, dict]:
+def measure(names: list[str], task: Task, threads: int, steps: int) -> dict[str, dict]:
     """Medians of the steps that the implementations take in turn, and what each process says at its end."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for name in names:
         pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=worker, args=(theirs, name, modality, size, threads), daemon=True))
+        processes.append(context.Process(target=worker, args=(theirs, name, task, threads), daemon=True))
         processes[-1].start()
     times: dict[str, list] = {name: [] for name in names}
     for _ in range(WARM_UP + steps):
@@ -188,16 +213,20 @@ def import_seconds(repeats: int = 5) -> float:
     return statistics.median(float(run.stdout) for run in runs)
 
 
-def row(modality: str, name: str, result: dict, against: dict, rate: float) -> str:
-    """One line of the table; ratios are to the stock transformers row."""
-    speed = result["gflop"] / result["seconds"]
+def row(label: str, name: str, result: dict, against: dict) -> str:
+    """The columns of time and memory; ratios are to the stock row."""
+    over, over_against = (found["peak"] - found["start"] for found in (result, against))
     return (
-        f"| {modality} | {name} | {result['seconds']:.3f} | {result['seconds'] / against['seconds']:.2f} "
+        f"| {label} | {name} | {result['seconds']:.3f} | {result['seconds'] / against['seconds']:.2f} "
         f"| {result['cpu']:.3f} | {result['cpu'] / against['cpu']:.2f} "
-        f"| {result['peak']:.0f} | {result['peak'] / against['peak']:.2f} "
-        f"| {result['peak'] - result['start']:.0f} | {(result['peak'] - result['start']) / (against['peak'] - against['start']):.2f} "
-        f"| {result['gflop']:.0f} | {speed:.0f} | {speed / rate:.0%} | {result['outside']:.0%} | {result['ema']:.1%} |"
+        f"| {result['peak']:.0f} | {result['peak'] / against['peak']:.2f} | {over:.0f} | {over / over_against:.2f} |"
     )
+
+
+def arithmetic(result: dict, rate: float) -> str:
+    """The columns of arithmetic."""
+    speed = result["gflop"] / result["seconds"]
+    return f" {result['gflop']:.0f} | {speed:.0f} | {speed / rate:.0%} | {result['outside']:.0%} | {result['ema']:.1%} |"
 
 
 def main(arguments: list[str]) -> None:
@@ -210,13 +239,13 @@ def main(arguments: list[str]) -> None:
     rate = product_rate(options["threads"])
     print(f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}, {options['steps']} steps after {WARM_UP}")
     print(f"matrix product {rate:.0f} GFLOP/s; `import d2v` adds {import_seconds():.2f} s\n")
-    print("| | step | s | ratio | CPU s | ratio | peak MiB | ratio | over imports | ratio | GFLOP | GFLOP/s | of product | outside | EMA |")
+    print(f"{COLUMNS} GFLOP | GFLOP/s | of product | outside | EMA |")
     print("|---" * 15 + "|")
     for modality in modalities:
         names = ["d2v", "transformers", "transformers, fused"]
-        results = measure(modality, names, Size(), options["threads"], options["steps"])
+        results = measure(names, Task(partial(make_task, modality), Size(), TINY), options["threads"], options["steps"])
         for name in names:
-            print(row(modality, name, results[name], results["transformers"], rate), flush=True)
+            print(row(modality, name, results[name], results["transformers"]) + arithmetic(results[name], rate), flush=True)
 
 
 if __name__ == "__main__":

@@ -122,3 +122,42 @@ def test_fine_tuning_steps_are_compared_on_equal_models(benchmarks, modality: st
     _, work = benchmarks
     found = finetune_step.compare(modality, work.TINY, steps=1)
     assert found["difference"] < 1e-5 and min(found.values()) >= 0 < found["ratio"]
+
+
+@pytest.mark.parametrize("method", ["moco", "dino"])
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_steps_that_compare_views_are_those_of_lightly(benchmarks, method: str, backbone: str):
+    """As many parameters, the same first loss and the same arithmetic, also where each view is a forward pass of its own."""
+    pytest.importorskip("lightly")
+    import joint_step
+
+    step_time, _ = benchmarks
+    work = joint_step.small(joint_step.JointWork(method, backbone))
+    assert joint_step.check(work) < 1e-5
+    ours, *theirs = (step_time.gflop(*joint_step.make_task(name, work)) for name in ("d2v", "lightly", "lightly, tuned"))
+    assert theirs == pytest.approx([ours, ours], rel=1e-4)  # lightly counts the cosine with the key as a product
+
+
+def test_unknown_options_of_steps_that_compare_views_are_named(benchmarks):
+    import joint_step
+
+    works, options = joint_step.parse(["dino", "backbones=resnet18,vit_small", "batch=2", "steps=1"])
+    assert [work.backbone for work in works] == ["resnet18", "vit_small_patch16_224"] and options["steps"] == 1
+    assert {(work.method, work.batch, work.size, work.local_size) for work in works} == {("dino", 2, 112, 48)}
+    for wrong in ("byol", "step=1"):
+        with pytest.raises(SystemExit, match=wrong.partition("=")[0]):
+            joint_step.parse([wrong])
+
+
+@pytest.mark.parametrize("size", [224, 32])
+def test_views_of_both_sides_are_alike(benchmarks, size: int):
+    """Random draws differ; what all pictures and draws have in common does not."""
+    import augment
+
+    generator = augment.np.random.default_rng(0)
+    pictures = [augment.picture(generator, *augment.CASES[size])] * 24
+    torch.manual_seed(0)
+    made = [side(size)(pictures) for side in augment.SIDES.values()]
+    assert all(views.shape == (24, 3, size, size) and views.dtype == torch.float32 for views in made)
+    assert (made[0].mean((0, 2, 3)) - made[1].mean((0, 2, 3))).abs().max() < 0.3
+    assert min(augment.compare(size, rounds=1, num_images=2).values()) > 0

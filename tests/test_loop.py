@@ -1,7 +1,6 @@
-"""The loop: exact resume, accumulation, bad steps, settings that may not change a run, collapse, a frozen teacher."""
+"""The loop: accumulation, bad steps, settings that may not change a run, collapse, a frozen teacher."""
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -40,22 +39,6 @@ def everything(loop) -> dict[str, torch.Tensor]:
     for number, state in enumerate(loop.optimizer.state.values()):
         tensors |= {f"moments.{number}.{name}": value.clone() for name, value in state.items()}
     return tensors
-
-
-@pytest.mark.parametrize(("modality", "objective"), RUNS)
-def test_a_killed_run_goes_on_as_if_nothing_had_been(modality, objective, tmp_path):
-    """20 steps at once, and 13 of which 10 were saved, SIGKILL, then the rest: equal to the bit, dropout and all."""
-    command_line = tiny.arguments(modality, tmp_path, tiny.using(objective), *tiny.DROPOUT)
-    (killed,) = tiny.start(tiny.run_until_killed, command_line, 13)
-    whole = tiny.finished(modality, objective)
-    assert tiny.wait([killed]) == [-signal.SIGKILL]
-    assert [path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")] == ["00000010"]
-    assert max(tiny.losses(tmp_path)) >= 12 and not (tmp_path / "export").exists()
-    assert tiny.wait(tiny.start(tiny.run, command_line)) == [0]
-    tiny.assert_same(tiny.checkpoint_tensors(tmp_path, 20), tiny.checkpoint_tensors(whole, 20))
-    assert tiny.losses(tmp_path) == tiny.losses(whole)
-    assert sorted(tiny.losses(tmp_path)) == list(range(1, 21))
-    tiny.assert_same(tiny.load(tmp_path / "export" / "model.safetensors"), tiny.load(whole / "export" / "model.safetensors"))
 
 
 @pytest.mark.parametrize(("modality", "objective"), RUNS)

@@ -1,6 +1,7 @@
 """scripts/pretrain.py: what a run leaves, and what it says when something is wrong with the command or the data."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,34 @@ def test_the_export_reads_raw_inputs_by_hugging_faces_tools(modality, objective)
         inputs = {"pixel_values": inputs["pixel_values"][:, :channels]}
     with torch.no_grad():
         assert model(**inputs).last_hidden_state.isfinite().all()
+
+
+@pytest.mark.parametrize(("modality", "objective"), RUNS)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(modality, objective, tmp_path, monkeypatch):
+    """20 steps at once, and 13 of which 10 were saved, SIGKILL, then the rest: equal to the bit, dropout and all.
+
+    Where views are compared, an exception takes the signal's place, which spares two processes.
+    """
+    command_line = tiny.arguments(modality, tmp_path, tiny.using(objective), *tiny.DROPOUT)
+    if in_process := tiny.compares_views(objective):
+        whole = tiny.finished(modality, objective)
+        monkeypatch.setattr("d2v.loop.Loop.plot", lambda self: None)
+        with pytest.raises(KeyboardInterrupt):
+            tiny.run_until_interrupted(command_line, 13)
+    else:
+        (killed,) = tiny.start(tiny.run_until_killed, command_line, 13)
+        whole = tiny.finished(modality, objective)
+        assert tiny.wait([killed]) == [-signal.SIGKILL]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")] == ["00000010"]
+    assert max(tiny.losses(tmp_path)) >= 12 and not (tmp_path / "export").exists()
+    if in_process:
+        pretrain.main(command_line)
+    else:
+        assert tiny.wait(tiny.start(tiny.run, command_line)) == [0]
+    tiny.assert_same(tiny.checkpoint_tensors(tmp_path, 20), tiny.checkpoint_tensors(whole, 20))
+    assert tiny.losses(tmp_path) == tiny.losses(whole)
+    assert sorted(tiny.losses(tmp_path)) == list(range(1, 21))
+    tiny.assert_same(tiny.load(tmp_path / "export" / "model.safetensors"), tiny.load(whole / "export" / "model.safetensors"))
 
 
 # What is wrong with a command.

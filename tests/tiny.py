@@ -259,3 +259,19 @@ def run_until_killed(command_line: list[str], step: int) -> None:
 
     Loop._step = dying  # type: ignore[method-assign]
     run(command_line)
+
+
+def run_until_interrupted(command_line: list[str], step: int) -> None:
+    """The same in this process; ends by a KeyboardInterrupt."""
+    whole = Loop._step
+
+    def ending(self: Loop, batches: Any) -> None:
+        whole(self, batches)
+        if self.progress.step == step:
+            raise KeyboardInterrupt
+
+    Loop._step = ending  # type: ignore[method-assign]
+    try:
+        pretrain.main(command_line)
+    finally:
+        Loop._step = whole  # type: ignore[method-assign]
