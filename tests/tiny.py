@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
@@ -42,7 +43,6 @@ OBJECTIVES = plugins.available("d2v.objectives")
 TRUNK = ("model.trunk.dim=32", "model.trunk.depth=2", "model.trunk.num_heads=2", "model.trunk.mlp_dim=64", "objective.top_k=2")
 SHORT = ("train.steps=20", "train.warmup_steps=1", "train.batch_size=4", "run.log_every=1", "run.save_every=10", "run.health_samples=16")
 DROPOUT = ("model.trunk.dropout=0.1", "model.trunk.attention_dropout=0.1", "model.trunk.layer_drop=0.3", "model.trunk.drop_path=0.1")
-RUNS = [(modality, objective) for modality in MODALITIES for objective in OBJECTIVES]
 # of objectives that the demo configs do not use: their tiny config on the demo's data, and what makes it small and free of chance
 DEMO_DATA = ("data.path=demo", "data.split=train", "evaluate.path=''")
 SMALL = {
@@ -66,6 +66,12 @@ def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:
 def compares_views(objective: str) -> bool:
     """Whether an objective compares whole views instead of predicting hidden tokens."""
     return hasattr(plugins.load("d2v.objectives", objective).Config, "num_views")
+
+
+def in_turn(modality: str, objective: str) -> bool:
+    """Whether whole runs of this pair belong to the fast tests: each method that compares views has them with one modality, in turn."""
+    turn = MODALITIES[OBJECTIVES.index(objective) % len(MODALITIES)]
+    return modality == turn or not compares_views(objective)
 
 
 def small_heads(objective: str, given: dict[str, Any] | None = None) -> list[str]:
@@ -197,6 +203,10 @@ def finished(modality: str, objective: str = "data2vec") -> Path:
     folder = scratch() / f"finished_{modality}_{objective}"
     pretrain.main(arguments(modality, folder, using(objective), *DROPOUT))
     return folder
+
+
+# pairs of modality and objective; pytest -m slow has those that are not in turn
+RUNS = [pytest.param(m, o, marks=() if in_turn(m, o) else pytest.mark.slow) for m in MODALITIES for o in OBJECTIVES]
 
 
 # Other processes.
