@@ -61,7 +61,7 @@ class MoCo(Joint):
     def check(self, views: list[View]) -> None:
         """ValueError: too few views, or padded ones that would have to change places."""
         super().check(views)
-        if self.groups > 1 and any(view.padding is not None or "attention_mask" in view.inputs for view in views[:2]):
+        if self.groups > 1 and any(view.padding is not None or "attention_mask" in view.inputs for view in views):
             raise ValueError(f"objective.norm_groups is {self.groups}, which needs samples of one length; these are padded: it must be 1")
 
     def check_batch(self, batch_size: int, parts: int) -> None:
@@ -78,7 +78,7 @@ class MoCo(Joint):
     def forward(self, views: list[View]) -> Loss:
         """InfoNCE of each query with the key of its other view against the queue, summed over samples (equation 1)."""
         self.check(views)
-        first, second = views[:2]
+        first, second = views
         pairs = [(second, first), (first, second)] if self.config.symmetric else [(first, second)]  # query, key
         queue, generator = self.queue.rows.clone(), seeded(self.step, self.queue.rows.device)  # backward reads the queue before the push
         total, keys = torch.zeros((), device=queue.device), []

@@ -53,7 +53,7 @@ class SimCLR(Joint):
         The published code shows the sum of both views' means, twice as much.
         """
         self.check(views)
-        features = torch.cat(each(views[:2], lambda view: summary(self.student["encoder"], view)))  # (2B, D)
+        features = torch.cat(each(views, lambda view: summary(self.student["encoder"], view)))  # (2B, D)
         own = unit(self.student["projector"](features)).chunk(2)  # (B, P) each
         first, second = (gather_with_gradient(x) for x in own)  # (N, P) each
         similarity, labels = within_batch(first, second, mine(len(own[0]), first.device))

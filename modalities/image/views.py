@@ -12,6 +12,8 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from modalities.checks import check_views
+
 BICUBIC, BILINEAR = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR
 BLUR_SIGMA = (0.1, 2.0)
 
@@ -64,9 +66,7 @@ class ViewConfig:
 
 def check(data: Any, frontend: Any) -> None:
     """ValueError: settings of views (of a DataConfig) that contradict one another or that nothing reads."""
-    for name in data.views:
-        if name not in FAMILIES:
-            raise ValueError(f"data.views holds {name!r}; it may hold {', '.join(VIEWS)}")
+    check_views(data.views, VIEWS)
     _check_read(data)
     for name in ("view_scale", "local_scale"):
         scale = getattr(data, name)
