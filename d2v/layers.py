@@ -95,6 +95,8 @@ class Attention(nn.Module):
         q, k, v = self._heads(x)
         if bias is not None and bias.dtype != torch.bool:
             bias = bias.to(q.dtype)
+        if bias is not None and bias.ndim == 3:
+            bias = bias[None]  # the kernels of scaled_dot_product_attention take two or four dimensions
         dropout = self.dropout if self.training else 0.0
         attend = attend_with_dropout if dropout and x.device.type == "cpu" else F.scaled_dot_product_attention
         out = attend(q, k, v, bias, dropout)
