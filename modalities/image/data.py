@@ -48,8 +48,8 @@ class DataConfig(ReadConfig, masks.MaskConfig, views.ViewConfig):
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
     """ValueError: settings that contradict one another."""
-    check_reading(data, frontend)
     views.check(data, frontend)
+    check_reading(data, frontend)
     masks.check(data, frontend)
 
 

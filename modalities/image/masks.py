@@ -11,13 +11,14 @@ import torch
 
 from d2v.types import Mask
 from modalities import masking
+from modalities.checks import check_masked_views, check_unread
 
 MASK_KINDS = ("beit", "block", "inverse_block", "random")
 
 
 @dataclass
 class MaskConfig:
-    """How images are masked. With data.views nothing is, unless `mask_views`: then mask_ratio and masks have no part in it."""
+    """How images are masked. With data.views nothing is, unless `mask_views`: rectangles of a drawn share."""
 
     mask_kind: str = "beit"  # beit: rectangles, counts vary (1.0); block, inverse_block, random: equal counts, what is hidden is left out (2.0)
     masks: int = 1  # masks per image, of the kinds with equal counts
@@ -72,17 +73,13 @@ def _check_kind(config: MaskConfig) -> None:
 
 def _check_views(config: Any) -> None:
     """`config`: a DataConfig."""
+    blocks = ("min_block", "max_block", "min_aspect")  # which masked views are made of too
+    others = ("mask_kind", "masks", "mask_ratio", "mask_length", "mask_adjust")
+    check_masked_views(config, (*blocks, *others))
     if not config.mask_views:
-        for name in ("mask_chance", "mask_range"):
-            if getattr(config, name) != getattr(MaskConfig(), name):
-                raise ValueError(f"data.{name} is {getattr(config, name)}; it is of masked views only: set data.mask_views=true")
+        check_unread(config, ["mask_range"], "it is of masked views: set data.mask_views=true")
         return
-    if not config.views:
-        raise ValueError("data.mask_views=true, but data.views is empty: name views, or leave it out and set data.mask_ratio")
-    if config.mask_kind != "beit":
-        raise ValueError(f"data.mask_kind is {config.mask_kind}; masks of views, whose counts vary, are of the kind beit")
-    if not 0 <= config.mask_chance <= 1:
-        raise ValueError(f"data.mask_chance {config.mask_chance} must lie between 0 and 1")
+    check_unread(config, others, "masked views have rectangles of a share that is drawn from data.mask_range")
     if len(config.mask_range) != 2 or not 0 <= config.mask_range[0] <= config.mask_range[1] < 1:
         raise ValueError(f"data.mask_range {list(config.mask_range)} must be [low, high] with 0 <= low <= high < 1")
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from modalities.checks import check_views
+from modalities.checks import check_unread, check_views
 
 BICUBIC, BILINEAR = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR
 BLUR_SIGMA = (0.1, 2.0)
@@ -53,7 +53,7 @@ VIEWS = tuple(FAMILIES)
 
 @dataclass
 class ViewConfig:
-    """Views of the same images instead of one masked view; crop_scale, color_jitter and masks are then of no effect, flip and crop_ratio are."""
+    """Views of the same images instead of one masked view; flip and crop_ratio are theirs too, crop_scale, color_jitter and masks are not."""
 
     views: list[str] = field(default_factory=list)  # one augmentation for each view, of those in modalities/image/views.py; empty: one masked view
     view_scale: list[float] | None = None  # share of the area that crops of these views have; None: as published for each
@@ -88,11 +88,12 @@ def check(data: Any, frontend: Any) -> None:
 
 
 def _check_read(data: Any) -> None:
-    unread = {} if data.views else dict.fromkeys(("view_scale", "local_views", "color_strength", "blur"), "data.views is empty")
-    unread |= {} if data.local_views else dict.fromkeys(("local_size", "local_scale"), "data.local_views is 0")
-    for name, reason in unread.items():
-        if getattr(data, name) != getattr(ViewConfig(), name):
-            raise ValueError(f"data.{name} is {getattr(data, name)}, but {reason}: nothing would read it")
+    if data.views:
+        check_unread(data, ("crop_scale", "color_jitter"), "data.views have crops and colours of their own (data.view_scale, data.color_strength)")
+    else:
+        check_unread(data, ("view_scale", "local_views", "color_strength", "blur"), "data.views is empty")
+    if not data.local_views:
+        check_unread(data, ("local_size", "local_scale"), "data.local_views is 0")
 
 
 def _check_size(size: int, frontend: Any) -> None:
