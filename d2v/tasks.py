@@ -89,8 +89,11 @@ class TaskModel(PreTrainedModel):
         """Fills the weights of a new head."""
         raise NotImplementedError
 
-    def encode(self, view: View) -> Features:
-        """Features of a view; what its mask hides stays in the sequence, as the mask token, zeros or noise, and hidden channels are zero."""
+    def encode(self, view: View, *, first: bool = False) -> Features:
+        """Features of a view; what its mask hides stays in the sequence, as the mask token, zeros or noise, and hidden channels are zero.
+
+        `first`: of the first content token alone, (B, D), for which the last block need not compute its second half for the others.
+        """
         x = self.encoder.embed(view)  # (B, T, D)
         if view.mask is not None:
             hidden, channels = view.mask.hidden, view.mask.channels  # (B, T), (B, D)
@@ -99,7 +102,8 @@ class TaskModel(PreTrainedModel):
             else:
                 x = self.encoder.frontend(view.modality).hide(x, hidden, **view.inputs)
             x = x if channels is None else x.masked_fill(channels[:, None], 0)
-        return self.encoder(view, tokens=x)
+        only = torch.arange(x.shape[1], device=x.device).eq(0).expand(x.shape[:2]) if first else None  # (B, T)
+        return self.encoder(view, tokens=x, only=only)
 
 
 class Classifier(TaskModel):
@@ -137,16 +141,17 @@ class Classifier(TaskModel):
     def forward(self, view: View | None = None, labels: Tensor | None = None, **inputs: Tensor) -> Any:
         """Logits (B, C) of a view, or of raw inputs (`pixel_values=...`), and the loss where there are labels: see losses.supervised."""
         view = self.encoder.view(**inputs) if view is None else view
-        logits = self.head(self.pool(self.encode(view), view.padding))  # (B, C)
+        logits = self.head(self.pooled(view))  # (B, C)
         labels = view.labels if labels is None else labels
         loss = None if labels is None else torch.div(*self.loss(logits, labels))
         return self.output_class(loss=loss, logits=logits)
 
-    def pool(self, features: Features, padding: Tensor | None) -> Tensor:
-        """(B, D)."""
+    def pooled(self, view: View) -> Tensor:
+        """What the head reads, (B, D)."""
+        features = self.encode(view, first=self.task.pooling == "first")
         if self.task.pooling == "mean":
-            return mean_of_tokens(features.x, padding)
-        return features.x[:, 0] if self.task.pooling == "first" else cast(Tensor, features.extra)[:, 0]
+            return mean_of_tokens(features.x, view.padding)
+        return features.x if self.task.pooling == "first" else cast(Tensor, features.extra)[:, 0]
 
     def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum and count of the loss of config.problem_type, which is inferred from num_labels and the labels where it is None."""
