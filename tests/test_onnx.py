@@ -18,7 +18,7 @@ MODELS = {
     "speech": lambda: ours_of("speech", SMALL, **SPEECH),
     "spectrogram": lambda: ours_of("speech", SMALL, kind="mel", alibi="head", **SPEECH),
     "text": lambda: ours_of("text", SMALL, alibi="head"),
-    "sentences": lambda: ours_of("text", SMALL, {}, D2vForSequenceClassification, LABELS),
+    "sentences": lambda: ours_of("text", SMALL, {"pooling": "first", "pooled_norm": False}, D2vForSequenceClassification, LABELS),
 }
 SLOW = ("spectrogram", "sentences")
 
