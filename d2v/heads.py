@@ -14,12 +14,12 @@ from d2v.batchnorm import GroupedBatchNorm
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "none": lambda x: x}
 
 
-def perceptron(widths: list[int]) -> nn.Sequential:
-    """Linear layers from width to width with GELU between them."""
+def perceptron(widths: list[int], *, norm: bool = False) -> nn.Sequential:
+    """Linear layers from width to width with GELU, and if `norm` a batch norm before it, between them."""
     parts: list[nn.Module] = []
-    for inner, outer in pairwise(widths):
-        parts += [nn.Linear(inner, outer), nn.GELU()]
-    return nn.Sequential(*parts[:-1])
+    for inner, outer in pairwise(widths[:-1]):
+        parts += [nn.Linear(inner, outer), *([GroupedBatchNorm(outer)] if norm else []), nn.GELU()]
+    return nn.Sequential(*parts, nn.Linear(widths[-2], widths[-1]))
 
 
 def projector(widths: list[int], *, norm: bool = True, bias: bool = False, last: str = "linear", groups: int = 1) -> nn.Sequential:

@@ -15,10 +15,15 @@ from d2v.heads import perceptron
 class PrototypeHead(nn.Module):
     """DINO's head (arXiv 2104.14294, appendix C): an MLP with GELU to unit vectors of width P, and their products with K directions."""
 
-    def __init__(self, dim: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int, *, frozen_gain: bool, num_outputs: int = 1):
-        """`frozen_gain`: prototypes stay unit vectors, else each has a norm of its own, 1 at first. `num_outputs`: sets of prototypes."""
+    def __init__(
+        self, dim: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int, *, frozen_gain: bool, norm: bool = False, num_outputs: int = 1
+    ):
+        """`frozen_gain`: prototypes stay unit vectors, else each has a norm of its own, 1 at first. `num_outputs`: sets of prototypes.
+
+        `norm`: batch norms in the MLP, which then takes rows (n, D).
+        """
         super().__init__()
-        self.mlp = perceptron([dim, hidden_dim, hidden_dim, bottleneck_dim])
+        self.mlp = perceptron([dim, hidden_dim, hidden_dim, bottleneck_dim], norm=norm)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from d2v.batchnorm import GroupedBatchNorm
 from d2v.buffers import Center
 from d2v.prototypes import PrototypeHead, across_views, cross_entropy, sharpened, sinkhorn, usage
 
@@ -62,6 +63,17 @@ def test_head(frozen):
     assert all(abs(float(big.mlp[i].weight.detach().std()) - 0.02) < 2e-3 and not big.mlp[i].bias.any() for i in (0, 2, 4))
     head(x).sum().backward()
     assert (head.prototypes[0].parametrizations.weight.original0.grad is None) is frozen
+
+
+def test_head_with_batch_norms():
+    head, x = PrototypeHead(6, 16, 5, 7, frozen_gain=True, norm=True), torch.randn(8, 6)
+    z = x
+    for place in (0, 3):
+        z = F.linear(z, head.mlp[place].weight)
+        z = F.gelu((z - z.mean(dim=0)) / (z.var(dim=0, correction=0) + 1e-5).sqrt())
+    direction = F.normalize(head.prototypes[0].parametrizations.weight.original1, dim=1)
+    torch.testing.assert_close(head(x), F.normalize(F.linear(z, head.mlp[6].weight), dim=1) @ direction.T)
+    assert {type(layer) for layer in head.mlp[1::3]} == {GroupedBatchNorm}  # whose statistics are those of all processes
 
 
 def slow_sinkhorn(cosines: torch.Tensor, epsilon: float, iterations: int) -> torch.Tensor:

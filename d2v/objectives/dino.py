@@ -29,6 +29,7 @@ class Config:
     name: str = "dino"
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
+    head_norm: bool = False  # use_bn_in_head, for convolutional networks: without it their features, all alike at first, tell samples apart late
     num_prototypes: int = 65536
     frozen_gain: bool = True  # norm_last_layer; the longer runs of ViT-S train the prototypes' norms
     frozen_share: float = 0.01  # how long prototypes stay as they are: 1 epoch of 100
@@ -52,7 +53,8 @@ class DINO(Joint):
 
     def __init__(self, encoder: D2vModel, config: Config):
         dim = encoder.trunk.config.dim
-        head = PrototypeHead(dim, config.hidden_dim, config.bottleneck_dim, config.num_prototypes, frozen_gain=config.frozen_gain)
+        sizes = (dim, config.hidden_dim, config.bottleneck_dim, config.num_prototypes)
+        head = PrototypeHead(*sizes, frozen_gain=config.frozen_gain, norm=config.head_norm)
         super().__init__(encoder, head=head)
         self.config = config
         self.center = Center(config.num_prototypes, config.center_momentum)
