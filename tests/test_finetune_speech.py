@@ -24,7 +24,15 @@ from scripts import finetune_speech
 
 CONFIGS = sorted((ROOT / "configs" / "speech").glob("finetune_*.yaml"))
 TRUNK = ("model.trunk.dim=32", "model.trunk.depth=2", "model.trunk.num_heads=2", "model.trunk.mlp_dim=64")
-SHORT = ("train.steps=10", "train.warmup_steps=2", "train.batch_size=4", "train.validate_every=5", "run.log_every=1", "run.save_every=5")
+SHORT = (
+    "train.steps=10",
+    "train.warmup_steps=2",
+    "train.freeze_steps=0",
+    "train.batch_size=4",
+    "train.validate_every=5",
+    "run.log_every=1",
+    "run.save_every=5",
+)
 MASKS = ("data.mask_prob=0.5", "data.mask_length=3", "data.channel_prob=0.3", "data.channel_length=8")
 
 

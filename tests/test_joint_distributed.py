@@ -164,7 +164,10 @@ def test_batch_norm_over_processes(case, one, two):
 def test_steps_of_two_processes_are_those_of_one(name, one, two):
     assert any(key.startswith("gradient.student") and value.abs().max() > 0.1 for key, value in one[name].items())
     for found in two:
-        assert_close(found[name], one[name], rtol=1e-3, atol=2e-4)
+        assert found[name].keys() == one[name].keys()
+        for key, value in one[name].items():  # other batch sizes round otherwise, by what the largest entries of a sum are worth
+            largest = max(1.0, float(value.abs().max()))
+            assert_close({key: found[name][key]}, {key: value}, rtol=1e-3, atol=2e-4 * largest)
 
 
 @pytest.mark.parametrize("name", IN_BF16)

@@ -91,8 +91,9 @@ def demo_of(modality: str, objective: str) -> Path:
 
 
 def kept(data: Any) -> dict[str, Any]:
-    """The settings of a demo's data that views leave in force: not those of masks and packing."""
-    return {name: value for name, value in data.items() if not any(word in name for word in ("mask", "pack", "path", "min_block"))}
+    """The settings of a demo's data that views leave in force: not those of masks, packing, crops and colours."""
+    unread = ("mask", "pack", "path", "min_block", "crop_scale", "color_jitter")
+    return {name: value for name, value in data.items() if not any(word in name for word in unread)}
 
 
 def using(objective: str) -> str:
