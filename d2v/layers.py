@@ -95,8 +95,6 @@ class Attention(nn.Module):
         q, k, v = self._heads(x)
         if bias is not None and bias.dtype != torch.bool:
             bias = bias.to(q.dtype)
-        if bias is not None and bias.ndim == 3:
-            bias = bias[None]  # the kernels of scaled_dot_product_attention take two or four dimensions
         dropout = self.dropout if self.training else 0.0
         attend = attend_with_dropout if dropout and x.device.type == "cpu" else F.scaled_dot_product_attention
         out = attend(q, k, v, bias, dropout)
@@ -289,6 +287,6 @@ def _init_linear(linear: nn.Linear, config: TrunkConfig, depth: int | None) -> N
 def attention_bias(padding: Tensor | None, bias: Tensor | None) -> Tensor | None:
     """One mask for `scaled_dot_product_attention` from (N, T) padding and an additive (H, T, T), (N, H, T, T) or (L, N, H, T, T) bias."""
     if padding is None:
-        return bias
+        return bias[None] if bias is not None and bias.ndim == 3 else bias  # with three dimensions it takes a slow path
     padding = padding[:, None, None, :]  # (N, 1, 1, T)
     return ~padding if bias is None else bias.masked_fill(padding, float("-inf"))

@@ -87,11 +87,11 @@ CASES = [(modality, name) for modality in MODALITIES for name in variants(modali
 @pytest.mark.parametrize(("modality", "variant"), CASES)
 def test_two_processes_follow_one(modality, variant, root):
     one, two = (root / f"{number}_{modality}_{variant}" for number in ("one", "two"))
-    assert tiny.losses(two) == pytest.approx(tiny.losses(one), rel=1e-4, abs=1e-5)
+    assert tiny.losses(two) == pytest.approx(tiny.losses(one), rel=1e-4)
     expected, found = (torch.load(folder / "end.pt", weights_only=True) for folder in (one, two))
-    assert len(tiny.losses(one)) >= 3
+    assert len(tiny.losses(one)) == (20 if variant == "plain" else 3 if variant in OBJECTIVES and tiny.compares_views(variant) else 6)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-4, msg=name)
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize(("modality", "objective"), [*((modality, "data2vec") for modality in MODALITIES), (MODALITIES[0], "moco")])

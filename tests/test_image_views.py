@@ -233,6 +233,8 @@ def test_masks_of_views_hide_what_is_drawn():
     data.mask_chance, data.mask_range = 1.0, [0.25, 0.25]
     counts = np.array([view[0].sum() for view in masks.draw(generator, data, frontend)])
     assert (counts <= 49).all() and (counts >= 40).all()
+    data.mask_chance = 0.0
+    assert not any(view[0].any() for view in masks.draw(generator, data, frontend))
 
 
 # Errors.
