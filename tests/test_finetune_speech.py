@@ -246,7 +246,14 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, monkeypatch, quic
 def test_the_extractor_is_frozen_always_and_the_encoder_at_first(tmp_path, quick):
     source = export()
     start = tiny.load(source / "model.safetensors")
-    more = (f"model={source}", *MASKS, "train.freeze=[frontends.speech.extractor]", "data.validation_share=0", "train.validate_every=0", "train.metric=")
+    more = (
+        f"model={source}",
+        *MASKS,
+        "train.freeze=[frontends.speech.extractor]",
+        "data.validation_share=0",
+        "train.validate_every=0",
+        "train.metric=",
+    )
     more += ("train.steps=3", "data.test_split=''")
     for freeze, moves in ((3, False), (2, True)):
         folder = tmp_path / str(freeze)
