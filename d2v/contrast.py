@@ -4,6 +4,7 @@ B samples of this process, N of all, M candidates of a row, n samples of the dat
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,19 @@ def cosines(x: Tensor, y: Tensor) -> Tensor:
     """Unit rows (B, P) with candidates (M, P), or with (B, M, P) of their own -> (B, M)."""
     with torch.autocast(x.device.type, enabled=False):  # a product in bf16 is off by up to 0.4 %, and a temperature magnifies it
         return x @ y.T if y.ndim == 2 else (y @ x.unsqueeze(2)).squeeze(2)
+
+
+def at_once(loss: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+    """`loss(x)`, a scalar and what else it returns, with the gradient by x computed now: what it reads is not kept and may change before backward.
+
+    Keeping it would take a copy of the queue or the bank in each step, which can last longer than the products with it.
+    """
+    if not torch.is_grad_enabled():
+        return loss(x)
+    leaf = x.detach().requires_grad_()
+    total, *others = loss(leaf)
+    (gradient,) = torch.autograd.grad(total, leaf)
+    return total.detach() + ((x - leaf.detach()) * gradient).sum(), *(other.detach() for other in others)  # added is 0, and the gradient
 
 
 def against_queue(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:

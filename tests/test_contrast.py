@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from d2v.buffers import MemoryBank, Queue
-from d2v.contrast import against_queue, cosines, described, info_nce, nce, unit, within_batch
+from d2v.contrast import against_queue, at_once, cosines, described, info_nce, nce, unit, within_batch
 
 GRID = [(batch, size, temperature) for batch in (1, 2, 5) for size in (1, 7) for temperature in (0.07, 0.5, 1.0)]
 
@@ -96,6 +96,25 @@ def test_the_loss_starts_low_with_a_fresh_queue(temperature, cosine, expected, q
     key = cosine * query + (1 - cosine**2) ** 0.5 * unit(noise - (noise * query).sum(dim=1, keepdim=True) * query)
     loss = info_nce(*against_queue(query, key, queue.rows), temperature) / 16
     assert float(loss) == pytest.approx(expected, abs=0.05)
+
+
+def test_at_once_keeps_nothing_that_may_change():
+    query, candidates = rows(4, 8).requires_grad_(), rows(6, 8, seed=1)
+    weight = torch.linspace(0.5, 2, 8)
+
+    def loss(x: Tensor) -> tuple[Tensor, Tensor]:
+        similarity = x @ candidates.T
+        return similarity.exp().sum(), similarity
+
+    (expected,) = torch.autograd.grad(3 * loss(query * weight)[0], query)
+    total, similarity = at_once(loss, query * weight)
+    assert not similarity.requires_grad and torch.equal(similarity, (query * weight) @ candidates.T)
+    assert float(total) == float(similarity.exp().sum())
+    candidates.zero_()
+    (3 * total).backward()
+    torch.testing.assert_close(query.grad, expected)
+    with torch.no_grad():
+        assert float(at_once(loss, query)[0]) == 24 and not at_once(loss, query)[0].requires_grad
 
 
 @pytest.mark.parametrize("size", [4096, 65536])

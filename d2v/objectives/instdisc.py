@@ -4,13 +4,14 @@ B samples of this process, N of all, n of the data, K noise samples of each, P w
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from d2v.buffers import MemoryBank
-from d2v.contrast import cosines, described, info_nce, nce, unit
+from d2v.contrast import at_once, cosines, described, info_nce, nce, unit
 from d2v.dist import all_mean, gather, mine, world_size
 from d2v.heads import projector
 from d2v.joint import Joint, embedding, seeded
@@ -76,26 +77,34 @@ class InstDisc(Joint):
 
     def forward(self, views: list[View]) -> Loss:
         """The sum over samples of NCE's or cross entropy's loss of finding a sample's own row in the bank (equations 2 and 7)."""
-        config, indices = self.config, views[0].indices
+        indices = views[0].indices
         assert indices is not None
         feature = unit(embedding(self.student, views[0]))  # (B, P)
-        if config.negatives:
-            places = self.places(indices)  # (B, 1 + K), the own row first
-            similarity, labels = cosines(feature, self.bank.rows[places]), torch.zeros_like(indices)
-        else:
-            places = torch.arange(config.num_samples, device=indices.device)
-            similarity, labels = cosines(feature, self.bank.rows.clone()), indices  # backward reads the bank before the update
-        if config.loss == "nce":
-            logits = similarity / config.temperature
-            total = nce(logits - self.normalised(logits).log(), config.num_samples)
-        else:
-            total = info_nce(similarity, labels, config.temperature)
+        places = self.places(indices)  # (B, 1 + K), the own row first; or all, (n,)
+        total, similarity, labels = at_once(partial(self.contrast, indices=indices, places=places), feature)  # before the bank's update
         metrics = described(similarity, labels, feature, self.bank.rows[indices], again=places == indices.unsqueeze(1))
         self.bank.update(gather(indices), gather(feature))
         return Loss(total, torch.tensor(len(feature), device=total.device), metrics)
 
+    def contrast(self, feature: Tensor, indices: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss summed over features (B, P), their cosines with the bank's rows at `places`, (B, M), and where their own are, (B,)."""
+        config = self.config
+        if config.negatives:
+            similarity, labels = cosines(feature, self.bank.rows[places]), torch.zeros_like(indices)
+        else:
+            similarity, labels = cosines(feature, self.bank.rows), indices
+        if config.loss == "softmax":
+            return info_nce(similarity, labels, config.temperature), similarity, labels
+        logits = similarity / config.temperature
+        return nce(logits - self.normalised(logits).log(), config.num_samples), similarity, labels
+
     def places(self, indices: Tensor) -> Tensor:
-        """Rows of the bank that samples (B,) are compared with, (B, 1 + K): their own, and K of all, among which it may be again, as published."""
+        """Rows of the bank that samples (B,) are compared with, (B, 1 + K): their own, and K of all, among which it may be again, as published.
+
+        Without sampling they are all rows, (n,).
+        """
+        if not self.config.negatives:
+            return torch.arange(self.config.num_samples, device=indices.device)
         shape, device = (len(indices) * world_size(), self.config.negatives), indices.device
         drawn = torch.randint(self.config.num_samples, shape, generator=seeded(self.step, device), device=device)  # for the global batch
         return torch.cat([indices.unsqueeze(1), drawn[mine(len(indices), device)]], dim=1)

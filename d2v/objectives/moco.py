@@ -4,6 +4,7 @@ B samples of this process, N of all, K keys in the queue, P width of the keys.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from d2v.buffers import Queue
-from d2v.contrast import against_queue, described, info_nce, unit
+from d2v.contrast import against_queue, at_once, described, info_nce, unit
 from d2v.dist import gather, mine, world_size
 from d2v.heads import projector
 from d2v.joint import Joint, embedding, seeded
@@ -80,14 +81,13 @@ class MoCo(Joint):
         self.check(views)
         first, second = views
         pairs = [(second, first), (first, second)] if self.config.symmetric else [(first, second)]  # query, key
-        queue, generator = self.queue.rows.clone(), seeded(self.step, self.queue.rows.device)  # backward reads the queue before the push
-        total, keys = torch.zeros((), device=queue.device), []
+        generator, total, keys = seeded(self.step, self.queue.rows.device), torch.zeros((), device=self.queue.rows.device), []
         for query_view, key_view in pairs:
             query = unit(embedding(self.student, query_view))  # (B, P)
             keys.append(self.keys(key_view, generator))
             key = keys[-1][mine(len(query), query.device)]  # (B, P)
-            similarity, labels = self.compare(query, key, queue, generator)
-            total = total + info_nce(similarity, labels, self.config.temperature)
+            loss, similarity, labels = at_once(partial(self.contrast, key=key, generator=generator), query)  # before the push
+            total = total + loss
         self.queue.push(torch.cat(keys))
         return Loss(total, torch.tensor(len(query), device=total.device), described(similarity, labels, query, key))
 
@@ -98,6 +98,11 @@ class MoCo(Joint):
             return gather(unit(embedding(self.teacher, view)))
         view, order = shuffled(view, generator)
         return gather(unit(embedding(self.teacher, view)))[order.argsort()]
+
+    def contrast(self, query: Tensor, key: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """InfoNCE summed over queries (B, P) with their keys (B, P), and what `compare` says of them."""
+        similarity, labels = self.compare(query, key, self.queue.rows, generator)
+        return info_nce(similarity, labels, self.config.temperature), similarity, labels
 
     def compare(self, query: Tensor, key: Tensor, queue: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Cosines with all candidates, (B, 1 + K), and where the positives are, (B,)."""
