@@ -242,7 +242,10 @@ def check_new(path: Path, run: RunConfig) -> None:
 
 
 def run_cli(main: Callable[[list[str]], None]) -> None:
-    """Runs a script's `main` on the command line; a ValueError becomes one line on stderr and exit code 2."""
+    """Runs a script's `main` on the command line; a ValueError becomes one line on stderr and exit code 2; --help shows the script's docstring."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print((sys.modules[main.__module__].__doc__ or "").strip())
+        return
     try:
         main(sys.argv[1:])
     except ValueError as error:

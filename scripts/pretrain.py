@@ -1,4 +1,10 @@
-"""Pretrains an encoder: accelerate launch scripts/pretrain.py CONFIG key=value ...; parse, build, call."""
+"""Pretrains an encoder.
+
+accelerate launch scripts/pretrain.py CONFIG key=value ...
+
+CONFIG is a YAML file such as those in configs/<modality>/, whose header says what it is for; any of its settings can be given another value, e.g.
+data.path=photos/ run.dir=runs/photos. The encoder is written to the run's export/; the same command goes on after a kill.
+"""
 
 import dataclasses
 from pathlib import Path

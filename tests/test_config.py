@@ -160,3 +160,6 @@ def test_command_line_prints_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         run_cli(main)
     assert caught.value.code == 2 and capsys.readouterr().err == "error: what is this?\n"
+    monkeypatch.setattr("sys.argv", ["script", "this", "--help"])
+    run_cli(main)
+    assert capsys.readouterr().out == f"{__doc__}\n"
