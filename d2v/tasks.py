@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     PreTrainedModel,
+    initialization,
 )
 from transformers.initialization import guard_torch_init_functions
 from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput, SequenceClassifierOutput
@@ -53,6 +54,7 @@ class CTCConfig:
     """The head on every token, and which of its letters is the blank."""
 
     blank: int = 0
+    blank_bias: float = 0.0  # where a new head's bias of the blank starts; at 0, as published, a frequent letter may take the blank's part for long
     dropout: float = 0.0  # before the linear layer
     mask_noise: float = 0.0  # as in ClassifierConfig
 
@@ -189,8 +191,11 @@ class D2vForCTC(TaskModel):
         self.post_init()
 
     def init_head(self) -> None:
-        """Xavier's uniform, as in wav2vec 2.0's reference."""
+        """Xavier's uniform, as in wav2vec 2.0's reference, and zero but for the blank's bias."""
         self.head.init_weights(scale=None)
+        start = torch.zeros_like(self.head.out.bias)
+        start[self.task.blank] = self.task.blank_bias
+        initialization.copy_(self.head.out.bias, start)
 
     def forward(self, view: View | None = None, labels: Tensor | None = None, **inputs: Tensor) -> CausalLMOutput:
         """Logits (B, T, V) of a view, or of raw inputs; in padding all is blank. Labels (B, L) token ids, then -100: the loss is per sequence."""

@@ -170,6 +170,19 @@ def test_ctc_says_blank_in_padding_and_does_not_read_it(tmp_path):
     torch.testing.assert_close(output.logits[1, :tokens], alone[1].logits[0], rtol=1e-4, atol=1e-4)
 
 
+def test_the_blanks_bias_is_of_new_heads_alone(tmp_path):
+    encoder, _ = encoder_and_view("speech", tmp_path)
+    encoder.save_pretrained(tmp_path / "encoder")
+    settings = {"num_labels": 6, "task": {"blank": 2, "blank_bias": 5.0}}
+    fresh = D2vForCTC.from_pretrained(tmp_path / "encoder", **settings)
+    assert fresh.head.out.bias.tolist() == [0, 0, 5, 0, 0, 0]
+    assert not D2vForCTC.from_pretrained(tmp_path / "encoder", num_labels=6).head.out.bias.any()
+    with torch.no_grad():
+        fresh.head.out.bias.copy_(torch.arange(6.0))
+    fresh.save_pretrained(tmp_path / "tuned")
+    assert D2vForCTC.from_pretrained(tmp_path / "tuned").head.out.bias.tolist() == [0, 1, 2, 3, 4, 5]
+
+
 @torch.no_grad()
 def test_hidden_tokens_are_the_mask_token_zeros_or_noise_and_hidden_channels_zero(tmp_path):
     for more, noise in (("mask_token=true", 0.0), ("mask_token=false", 0.0), ("mask_token=false", 0.01)):
