@@ -4,9 +4,10 @@
 
 One step: student forward and backward, teacher forward, optimizer, EMA; float32; random views are made beforehand: two of `size` pixels, and for
 DINO eight of 3/7 of that. Published heads, queue and prototypes (65536 each). Ours also measures the gradient norm and what it would log, as in a
-run; theirs clips where ours does (DINO) and measures nothing. tuned=1 adds lightly's parts with views joined and a fused optimizer, which its
-examples do not do (see benchmarks/joint_peer.py). Processes, turns and memory are those of benchmarks/step_time.py, whose first columns these are;
-ratios are to lightly, and the last column is the arithmetic of products and convolutions, by which the work can be seen to be the same.
+run, and keeps freed memory (d2v/memory.py); theirs clips where ours does (DINO) and measures nothing. tuned=1 adds lightly's parts with views
+joined and a fused optimizer, which its examples do not do (see benchmarks/joint_peer.py). Processes, turns and memory are those of
+benchmarks/step_time.py, whose first columns these are; ratios are to lightly, and the last column is the arithmetic of products and convolutions,
+by which the work can be seen to be the same.
 
 First both sides are built in small with the same weights: they must have as many parameters, and the same loss of the same views.
 """
@@ -34,9 +35,11 @@ class OurStep:
         from d2v import plugins  # only the process that measures ours pays for the imports
         from d2v.config import TrainConfig
         from d2v.configuration import D2vConfig
+        from d2v.memory import keep_freed_memory
         from d2v.modeling import D2vModel
         from d2v.optim import make_optimizer
 
+        keep_freed_memory()  # as d2v/start.py does
         frontend = {"image_size": work.size, "backbone": work.backbone}
         encoder = D2vModel(D2vConfig({"image": frontend}, {"depth": 0, "dim": work.num_features, "input_norm": False}))
         method = plugins.load("d2v.objectives", work.method)

@@ -39,9 +39,11 @@ class OurStep:
     """One optimizer step, as d2v/loop.py takes it."""
 
     def __init__(self, modality: str, size: Size):
+        from d2v.memory import keep_freed_memory
         from d2v.objectives.data2vec import Config, Data2Vec  # only the process that measures ours pays for the import
         from d2v.optim import parameter_groups
 
+        keep_freed_memory()  # as d2v/start.py does
         s = self.settings = SETTINGS[modality]
         shared = {"image": [], "speech": ["frontends.speech"], "text": ["frontends.text", "trunk.input_norm"]}[modality]
         config = Config(

@@ -18,6 +18,7 @@ from d2v.configuration import D2vConfig
 from d2v.interop.fairseq import load_fairseq
 from d2v.interop.fidelity import FREE
 from d2v.interop.pretrained import load_whole
+from d2v.memory import keep_freed_memory
 from d2v.modeling import D2vModel
 from d2v.objective import Objective
 
@@ -26,12 +27,15 @@ def open_accelerator(train: TrainConfig, run: RunConfig, *, unused: bool) -> Acc
     """The processes of a run, whose loop shows the only bar. `unused`: some parameters have no gradient in some steps."""
     datasets.disable_progress_bars()
     disable_progress_bar()
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=train.mixed_precision,
         log_with=run.trackers or None,
         project_dir=run.dir,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
 
 
 def build_objective(config: Config, num_samples: int) -> Objective:

@@ -1,0 +1,26 @@
+"""Freed memory stays with the process: the same work comes to fetch no pages."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from d2v.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def step():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(5_000_000) for _ in range(4)]
+    del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print([step() for _ in range(10)][-1])  # the first ones find their places
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_steps_fetch_no_pages_in_the_end():
+    found = [int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout) for how in ("keep", "leave")]
+    assert found[0] < 100 < 1000 < found[1]
