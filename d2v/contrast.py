@@ -33,7 +33,8 @@ def at_once(loss: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Te
         return loss(x)
     leaf = x.detach().requires_grad_()
     total, *others = loss(leaf)
-    (gradient,) = torch.autograd.grad(total, leaf)
+    with torch.autocast(x.device.type, enabled=False):  # as in any backward pass: else its products would be in bf16
+        (gradient,) = torch.autograd.grad(total, leaf)
     return total.detach() + ((x - leaf.detach()) * gradient).sum(), *(other.detach() for other in others)  # added is 0, and the gradient
 
 

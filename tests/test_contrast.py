@@ -109,10 +109,18 @@ def test_at_once_keeps_nothing_that_may_change():
     (expected,) = torch.autograd.grad(3 * loss(query * weight)[0], query)
     total, similarity = at_once(loss, query * weight)
     assert not similarity.requires_grad and torch.equal(similarity, (query * weight) @ candidates.T)
-    assert float(total) == float(similarity.exp().sum())
+    assert float(total.detach()) == float(similarity.exp().sum())
     candidates.zero_()
     (3 * total).backward()
     torch.testing.assert_close(query.grad, expected)
+    candidates.normal_()
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            total, _ = at_once(lambda x: (cosines(x, candidates).exp().sum(),) * 2, query)
+        gradients += torch.autograd.grad(total, query)
+    assert torch.equal(*gradients)
+    candidates.zero_()
     with torch.no_grad():
         assert float(at_once(loss, query)[0]) == 24 and not at_once(loss, query)[0].requires_grad
 
