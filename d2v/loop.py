@@ -154,8 +154,7 @@ class Loop:
         if train.update_teacher:
             self.objective.update_teacher(decay)
         self.progress.step += 1
-        shown = {"lr": lr, "ema_decay": decay} if len(self.objective.teacher) else {"lr": lr}
-        self.meter.add_step(step, total / count, norm, finite, ids, shown)
+        self.meter.add_step(step, total / count, norm, finite, ids, {"lr": lr, "ema_decay": decay})
 
     def _rate(self, step: int) -> float:
         train = self.train
