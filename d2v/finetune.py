@@ -82,8 +82,8 @@ def load(argv: list[str], modality: str, labelled: ModuleType, model: type[TaskM
         raise ValueError(f"{argv[0]} is a config for {name}; this script fine-tunes {modality}")
     parts = {
         "model": {"frontends": {name: plugins.load("modalities", name).FrontendConfig}, "trunk": TrunkConfig},
+        "data": labelled.DataConfig,  # first: its keys say whether classes or letters were meant
         "task": model.task_class,
-        "data": labelled.DataConfig,
         "train": TuneConfig,
         "run": RunConfig,
     }

@@ -62,9 +62,8 @@ def stepped(name: str, rank: int, world: int) -> dict[str, Tensor]:
     """Losses and gradients of two steps on batches of eight, as the loop takes them, and everything an objective then keeps."""
     objective = methods.objective(name)
     model = DistributedDataParallel(objective) if world > 1 else objective
-    optimizer = torch.optim.SGD(
-        [p for p in objective.parameters() if p.requires_grad], lr=0.02
-    )  # a large step would magnify the first one's rounding
+    # a larger step would magnify the first one's rounding
+    optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.02)
     found = {}
     for step in range(2):
         views = [small.rows(small.view(seed=10 * step + number), share(rank, world)) for number in range(2)]

@@ -47,13 +47,13 @@ class MoCHi(moco.MoCo):
         if self.config.start_step >= steps:
             raise ValueError(f"objective.start_step is {self.config.start_step}; train.steps is {steps}: nothing would ever be mixed")
 
-    def compare(self, query: Tensor, key: Tensor, queue: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def compare(self, query: Tensor, key: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Cosines with all candidates, (B, 1 + K + S), and where the positives are, (B,)."""
-        similarity, labels = super().compare(query, key, queue, generator)
+        similarity, labels = super().compare(query, key, generator)
         if self.step < self.config.start_step:
             return similarity, labels
         nearest = similarity[:, 1:].detach().topk(self.config.hardest, dim=1).indices  # (B, hardest)
-        return torch.cat([similarity, cosines(query, self.mix(query.detach(), queue, nearest, generator))], dim=1), labels
+        return torch.cat([similarity, cosines(query, self.mix(query.detach(), self.queue.rows, nearest, generator))], dim=1), labels
 
     def mix(self, query: Tensor, queue: Tensor, nearest: Tensor, generator: torch.Generator) -> Tensor:
         """Unit negatives (B, S) of P from each query's `nearest` rows of the queue: convex mixtures of two, or of one and the query."""

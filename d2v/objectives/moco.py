@@ -101,12 +101,12 @@ class MoCo(Joint):
 
     def contrast(self, query: Tensor, key: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """InfoNCE summed over queries (B, P) with their keys (B, P), and what `compare` says of them."""
-        similarity, labels = self.compare(query, key, self.queue.rows, generator)
+        similarity, labels = self.compare(query, key, generator)
         return info_nce(similarity, labels, self.config.temperature), similarity, labels
 
-    def compare(self, query: Tensor, key: Tensor, queue: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def compare(self, query: Tensor, key: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Cosines with all candidates, (B, 1 + K), and where the positives are, (B,)."""
-        return against_queue(query, key, queue)
+        return against_queue(query, key, self.queue.rows)
 
     def ema_decay(self, step: int, steps: int) -> float:
         """The same throughout."""
