@@ -3,7 +3,9 @@
 import json
 import pickle
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,7 +189,7 @@ def test_demo_needs_no_files(tmp_path: Path):
 # Blocks.
 
 
-def slow_blocks(samples: text.Samples, capacity: int) -> list[list[int]]:
+def slow_blocks(samples: text.Samples | SimpleNamespace, capacity: int) -> list[list[int]]:
     """Whole rows of a document while they fit; a row that does not fit a block is cut into full pieces and a rest that goes on as a row."""
     done, current, document = [], [], 0
     for row, number in enumerate(samples.corpus.documents):
@@ -210,6 +212,23 @@ def test_blocks_hold_whole_lines_of_one_document(samples: text.Samples, capacity
 def test_stream_is_cut_regardless(samples: text.Samples):
     found = corpora.blocks(samples.corpus, 31, "none")
     assert (np.diff(found)[:-1] == 31).all() and (found[1:, 0] == found[:-1, 1]).all() and found[0, 0] == 0
+
+
+def test_shuffled_blocks_hold_each_row_once_in_another_order(samples: text.Samples):
+    def rows(corpus: corpora.Corpus) -> list[list[int]]:
+        return [corpus.tokens[start:stop].tolist() for start, stop in pairwise(corpus.offsets)]
+
+    before, mixed = samples.corpus, corpora.shuffled(samples.corpus, seed=1)
+    of = dict(zip(before.rows, rows(before), strict=True))
+    assert rows(mixed) == [of[row] for row in mixed.rows] and mixed.rows.tolist() != sorted(mixed.rows) == before.rows.tolist()
+    assert rows(corpora.shuffled(before, 1)) == rows(mixed) != rows(corpora.shuffled(before, 2))
+    batches = made(samples, break_mode="shuffled")
+    mixed = corpora.shuffled(before, batches.seed)
+    found = [mixed.tokens[start:stop].tolist() for start, stop in batches.blocks]
+    assert found == slow_blocks(SimpleNamespace(corpus=mixed), 31)
+    inputs = batches(0, 0, 1)[0][0].inputs
+    read = [ids[1:real] for ids, real in zip(inputs["input_ids"].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True)]
+    assert all(block in found for block in read)
 
 
 # Batches and masks.

@@ -6,7 +6,7 @@ R usable rows, S tokens in all of them with one </s> after each row.
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -137,11 +137,22 @@ def _short(number: int) -> str:
     return f"{number / scale:.1f}{unit}" if unit else str(number)
 
 
+def shuffled(corpus: Corpus, seed: int) -> Corpus:
+    """The rows in a random order, as one document."""
+    order = np.random.default_rng(seed).permutation(len(corpus.rows))
+    rows = [corpus.tokens[corpus.offsets[row] : corpus.offsets[row + 1]] for row in order]
+    offsets = np.cumsum([0, *map(len, rows)])
+    return replace(
+        corpus, tokens=np.concatenate([corpus.tokens[:0], *rows]), offsets=offsets, documents=np.zeros_like(corpus.documents), rows=corpus.rows[order]
+    )
+
+
 def blocks(corpus: Corpus, capacity: int, break_mode: str) -> np.ndarray:
     """Where blocks of at most `capacity` tokens begin and end in `corpus.tokens`, (num_blocks, 2).
 
-    "complete_doc": whole rows of one document; a row longer than a block is cut, and its last piece may share a block with the next row.
-    "none": the stream is cut every `capacity` tokens. Blocks of a single token are left out: nothing could be predicted in them.
+    "complete_doc", and "shuffled" for a corpus in that order: whole rows of one document; a row longer than a block is cut, and its last piece may
+    share a block with the next row. "none": the stream is cut every `capacity` tokens. Blocks of a single token are left out: nothing could be
+    predicted in them.
     """
     end = int(corpus.offsets[-1])
     if break_mode == "none":

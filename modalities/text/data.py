@@ -24,7 +24,7 @@ from modalities.text.views import AugmentConfig, check_augment, made
 from modalities.windows import counted, cut
 
 NAME = "text"
-BREAK_MODES = ("complete_doc", "none")
+BREAK_MODES = ("complete_doc", "none", "shuffled")
 MASK_KINDS = ("span", "random")
 
 
@@ -46,7 +46,9 @@ class ReadConfig:
 class DataConfig(ReadConfig):
     """The same for pretraining, how rows are joined into blocks, and what is hidden in them."""
 
-    break_mode: str = "complete_doc"  # blocks hold whole lines of one document; none: the stream is cut every block_size tokens
+    # complete_doc: blocks hold whole lines of one document; none: the stream is cut every block_size tokens; shuffled: whole rows in a random order,
+    # for rows that have nothing to do with each other. A file that is sorted by class would give the class away in every block.
+    break_mode: str = "complete_doc"
     mask_kind: str = "span"  # span: overlapping spans (1.0); random: counts fixed by the length, and what is hidden is left out (2.0)
     masks: int = 1  # masks per block, of random
     mask_prob: float = 0.35
@@ -119,9 +121,9 @@ class Samples:
             np.add.at(count, self.row(index)[1:-1], 1)
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
-    def block(self, start: int, stop: int) -> np.ndarray:
-        """<s> and the tokens of a block."""
-        return np.concatenate([[self.frontend.bos_token_id], self.corpus.tokens[start:stop]])
+    def block(self, start: int, stop: int, tokens: np.ndarray | None = None) -> np.ndarray:
+        """<s> and the tokens of a block, of the corpus or of `tokens` (S,)."""
+        return np.concatenate([[self.frontend.bos_token_id], (self.corpus.tokens if tokens is None else tokens)[start:stop]])
 
     def row(self, index: int) -> np.ndarray:
         """<s> ... </s>, cut to block_size."""
@@ -135,7 +137,8 @@ class Batches:
     def __init__(self, samples: Samples, data: DataConfig, batch_size: int, seed: int):
         """ValueError: fewer blocks than one batch."""
         self.samples, self.data, self.seed = samples, data, seed
-        self.blocks = corpora.blocks(samples.corpus, data.block_size - 1, data.break_mode)  # (num_blocks, 2)
+        corpus = corpora.shuffled(samples.corpus, seed) if data.break_mode == "shuffled" else samples.corpus
+        self.tokens, self.blocks = corpus.tokens, corpora.blocks(corpus, data.block_size - 1, data.break_mode)  # (S,), (num_blocks, 2)
         if len(self.blocks) < batch_size:
             raise ValueError(
                 f"data.path {data.path} makes {len(self.blocks)} blocks of data.block_size {data.block_size} tokens, "
@@ -149,7 +152,7 @@ class Batches:
         batch = self.sampler(step)
         mine = share(len(batch), part, parts)
         longest = int(np.diff(self.blocks[batch]).max()) + 1
-        view = collate([self.samples.block(*self.blocks[index]) for index in batch[mine]], self.samples.frontend, longest)
+        view = collate([self.samples.block(*self.blocks[index], self.tokens) for index in batch[mine]], self.samples.frontend, longest)
         generators = masking.generators(self.seed, step, range(len(batch))[mine])
         if self.data.mask_kind == "random":
             return [leave_out(view, generators, self.data)], [f"{self.samples.split}:block {index}" for index in batch[mine]]
