@@ -1,11 +1,11 @@
-"""What M masks cost: one step of data2vec 2.0 against M steps of 1.0 on the same samples, at the published widths with four layers.
+"""What M masks cost: one step of data2vec 2.0 against M steps of 1.0 on the same samples, at the published widths.
 
-    python benchmarks/masks.py [image speech] [threads=2] [steps=6]
+    python benchmarks/masks.py [image speech] [threads=2] [steps=6] [depth=4]
 
-Both sides are the Base configs of configs/, with four layers of trunk; M is 8, hidden are 80 % of the patches and half of the frames; float32,
-random inputs. Each version has a process of its own and they take steps in turn. Columns: median seconds of a step; 2.0's over M times 1.0's
-(bars: 0.25 for images, 0.22 for speech); the decoder's share of the step, forward and backward; peak memory beyond the imports, and that of a
-masked row over 1.0's.
+Both sides are the Base configs of configs/, with `depth` layers of trunk (published are 12); M is 8, hidden are 80 % of the patches and half of
+the frames; float32, random inputs. Each version has a process of its own and they take steps in turn. Columns: median seconds of a step; 2.0's
+over M times 1.0's (bars: 0.25 for images, 0.22 for speech); the decoder's share of the step, forward and backward; peak memory beyond the imports,
+and that of a masked row over 1.0's.
 """
 
 import multiprocessing
@@ -28,13 +28,17 @@ from modalities import masking
 
 MASKS = 8
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-SHORT = ("model.trunk.depth=4", "objective.top_k=4", "model.trunk.layer_drop=0", "run.dir=unused", "data.path=unused")
+DEPTH = 4
+SHORT = ("model.trunk.layer_drop=0", "run.dir=unused", "data.path=unused")
 
 
-def settings(modality: str, version: int) -> Config:
-    """The Base config with four layers."""
-    more = ("model.trunk.prenet_depth=0",) if version == 2 else ()
-    return load_config(CONFIGS / modality / f"data2vec{'' if version == 1 else version}_base.yaml", [*SHORT, *more])
+def settings(modality: str, version: int, depth: int) -> Config:
+    """The Base config with `depth` layers, none of them dropped; the average is over as many as are published, or all."""
+    path = CONFIGS / modality / f"data2vec{'' if version == 1 else version}_base.yaml"
+    published = load_config(path, ["run.dir=unused", "data.path=unused"])
+    prenet = min(published.model.trunk.prenet_depth, max(0, depth - published.objective.top_k))
+    top_k = min(published.objective.top_k, depth - prenet)
+    return load_config(path, [f"model.trunk.depth={depth}", f"model.trunk.prenet_depth={prenet}", f"objective.top_k={top_k}", *SHORT])
 
 
 def batch(modality: str, version: int, size: Size) -> View:
@@ -57,9 +61,9 @@ def batch(modality: str, version: int, size: Size) -> View:
 class Step:
     """One optimizer step with its teacher's update."""
 
-    def __init__(self, modality: str, version: int):
+    def __init__(self, modality: str, version: int, depth: int = DEPTH):
         torch.manual_seed(0)
-        self.objective = build_objective(settings(modality, version), 0).train()
+        self.objective = build_objective(settings(modality, version, depth), 0).train()
         self.optimizer = torch.optim.AdamW(parameter_groups(self.objective, 0.01), 1e-4, fused=True)
 
     def __call__(self, view: View) -> None:
@@ -82,11 +86,11 @@ class Step:
         return statistics.median(times)
 
 
-def worker(pipe: Connection, modality: str, version: int, threads: int) -> None:
+def worker(pipe: Connection, modality: str, version: int, threads: int, depth: int) -> None:
     """A process of one version: answers "step" until "end"."""
     torch.set_num_threads(threads)
     size, start = Size(), memory("VmRSS")
-    step, view = Step(modality, version), batch(modality, version, size)
+    step, view = Step(modality, version, depth), batch(modality, version, size)
     while pipe.recv() == "step":
         began = time.perf_counter()
         step(view)
@@ -96,20 +100,21 @@ def worker(pipe: Connection, modality: str, version: int, threads: int) -> None:
 
 def main(arguments: list[str]) -> None:
     """Prints the table."""
-    options = {"threads": 2, "steps": 6} | {key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value}
-    if set(options) != {"threads", "steps"}:
-        raise SystemExit(f"options are threads=2 and steps=6, not {', '.join(set(options) - {'threads', 'steps'})}")
+    allowed = {"threads": 2, "steps": 6, "depth": DEPTH}
+    options = allowed | {key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value}
+    if set(options) != set(allowed):
+        raise SystemExit(f"options are threads=2, steps=6 and depth={DEPTH}, not {', '.join(set(options) - set(allowed))}")
     modalities = [a for a in arguments if "=" not in a] or ["image", "speech"]
     if not set(modalities) <= {"image", "speech"}:
         raise SystemExit(f"modalities are image and speech, not {', '.join(modalities)}")
     context = multiprocessing.get_context("spawn")
-    print(f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}, M = {MASKS}")
+    print(f"torch {torch.__version__}, {options['threads']} threads, {options['depth']} layers, load {os.getloadavg()[0]:.1f}, M = {MASKS}")
     print("| | 1.0, s | 2.0, s | 2.0 / (M x 1.0) | decoder's share | 1.0, MiB | 2.0, MiB | MiB of a masked row, 2.0 / 1.0 |\n" + "|---" * 8 + "|")
     for modality in modalities:
         pipes, times = {}, {1: [], 2: []}
         for version in (1, 2):
             pipes[version], theirs = context.Pipe()
-            context.Process(target=worker, args=(theirs, modality, version, options["threads"]), daemon=True).start()
+            context.Process(target=worker, args=(theirs, modality, version, options["threads"], options["depth"]), daemon=True).start()
         for _ in range(WARM_UP + options["steps"]):
             for version, pipe in pipes.items():
                 pipe.send("step")
