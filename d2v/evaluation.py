@@ -24,7 +24,7 @@ class EvaluateConfig:
     test_split: str = "test"  # "": none; scores within train then: neighbours leave one out, probes in folds
     max_train: int = 0  # this many samples, drawn with `seed`; 0: all
     max_test: int = 0
-    layer: str = "last"  # "last" (trunk output), "local" (before the trunk), a block from 1 to depth (its end), or "all"
+    layer: str = "last"  # "last" (trunk output), "local" (before the trunk), a block from 1 to depth (its end), "all", or "class" (class token)
     label: str = "label"  # column to be predicted; "": none, for reports that need no classes
     group: str = ""  # column, e.g. the speaker: adds scores within train where neighbours and probes see other groups only
     zscore: bool = True  # of k-NN's features, with train's statistics; probes always

@@ -63,12 +63,20 @@ def layer_tokens(encoder, view: View, layers: Sequence[str], setting: str) -> tu
     return tokens if "all" in layers else {name: tokens[name] for name in layers}, features
 
 
+def class_token(encoder, view: View) -> Tensor:
+    """Of the trunk's output, (B, D). ValueError: the encoder has none."""
+    extra = encoder(view).extra  # (B, E, D)
+    if extra is None:
+        raise ValueError("evaluate.layer is 'class'; this encoder has no class token")
+    return extra[:, -1]
+
+
 def pooled_features(
     encoder, samples: Samples, batch_size: int, device: str | torch.device = "cpu", *, indices: np.ndarray | None = None, layer: str = "all"
 ) -> dict[str, np.ndarray]:
     """Mean over content tokens in eval mode: layer's name (as in layer_tokens) -> (N, D) in the order of `indices` (None: all samples).
 
-    `layer` keeps one of them only. ValueError: the encoder has no such layer.
+    `layer` keeps one of them only; "class" is the class token of the trunk's output in place of a mean. ValueError: the encoder has no such layer.
     """
     indices = np.arange(len(samples)) if indices is None else np.asarray(indices)
     lengths = None if samples.lengths is None else samples.lengths[indices]
@@ -77,6 +85,9 @@ def pooled_features(
     with frozen(encoder):
         for rows in batches:
             view = samples.view(indices[rows]).to(device)
+            if layer == "class":
+                parts.setdefault(layer, []).append(class_token(encoder, view).float().cpu().numpy())
+                continue
             for name, x in layer_tokens(encoder, view, [layer], "evaluate.layer")[0].items():
                 parts.setdefault(name, []).append(mean_of_tokens(x.float(), view.padding).cpu().numpy())
     order = np.argsort(np.concatenate(batches))
