@@ -115,6 +115,7 @@ def main(arguments: list[str]) -> None:
         for version in (1, 2):
             pipes[version], theirs = context.Pipe()
             context.Process(target=worker, args=(theirs, modality, version, options["threads"], options["depth"]), daemon=True).start()
+            theirs.close()  # ours of it: else a worker that died would be waited for
         for _ in range(WARM_UP + options["steps"]):
             for version, pipe in pipes.items():
                 pipe.send("step")

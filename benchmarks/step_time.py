@@ -188,6 +188,7 @@ def measure(names: list[str], task: Task, threads: int, steps: int) -> dict[str,
         pipes[name], theirs = context.Pipe()
         processes.append(context.Process(target=worker, args=(theirs, name, task, threads), daemon=True))
         processes[-1].start()
+        theirs.close()  # ours of it: else a worker that died would be waited for
     times: dict[str, list] = {name: [] for name in names}
     for _ in range(WARM_UP + steps):
         for name, pipe in pipes.items():
