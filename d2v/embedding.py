@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from d2v.features import Samples, by_length, frozen, layer_tokens
+from d2v.features import Samples, by_length, class_token, frozen, layer_tokens
 from d2v.shards import Shards
 from d2v.types import View
 
@@ -86,9 +86,7 @@ def _sums(encoder, view: View, counted: Tensor | None, config: EmbedConfig) -> t
     tokens, features = layer_tokens(encoder, view, config.layers, "embed.layers")
     x = torch.stack([tokens[name].float() for name in config.layers]).mean(dim=0)  # (B, T, D)
     if config.pool == "class":
-        if features.extra is None:
-            raise ValueError("embed.pool is class, but this model has no class token; it may be mean or first")
-        return features.extra[:, 0].float(), x.new_ones(len(x))
+        return class_token(features, "embed.pool is class, but this model has no class token; it may be mean or first"), x.new_ones(len(x))
     if counted is None:
         counted = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if view.padding is None else ~view.padding
     if config.pool == "first":

@@ -63,12 +63,11 @@ def layer_tokens(encoder, view: View, layers: Sequence[str], setting: str) -> tu
     return tokens if "all" in layers else {name: tokens[name] for name in layers}, features
 
 
-def class_token(encoder, view: View) -> Tensor:
-    """Of the trunk's output, (B, D). ValueError: the encoder has none."""
-    extra = encoder(view).extra  # (B, E, D)
-    if extra is None:
-        raise ValueError("evaluate.layer is 'class'; this encoder has no class token")
-    return extra[:, -1]
+def class_token(features: Features, message: str) -> Tensor:
+    """Of the trunk's output, (B, D). ValueError with `message`: the encoder has none."""
+    if features.extra is None:
+        raise ValueError(message)
+    return features.extra[:, 0].float()
 
 
 def pooled_features(
@@ -86,9 +85,11 @@ def pooled_features(
         for rows in batches:
             view = samples.view(indices[rows]).to(device)
             if layer == "class":
-                parts.setdefault(layer, []).append(class_token(encoder, view).float().cpu().numpy())
-                continue
-            for name, x in layer_tokens(encoder, view, [layer], "evaluate.layer")[0].items():
-                parts.setdefault(name, []).append(mean_of_tokens(x.float(), view.padding).cpu().numpy())
+                pooled = {layer: class_token(encoder(view), "evaluate.layer is 'class'; this encoder has no class token")}
+            else:
+                tokens = layer_tokens(encoder, view, [layer], "evaluate.layer")[0]
+                pooled = {name: mean_of_tokens(x.float(), view.padding) for name, x in tokens.items()}
+            for name, x in pooled.items():
+                parts.setdefault(name, []).append(x.cpu().numpy())
     order = np.argsort(np.concatenate(batches))
     return {name: np.concatenate(arrays)[order] for name, arrays in parts.items()}

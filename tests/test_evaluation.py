@@ -89,26 +89,6 @@ def test_one_layer_only_and_a_layer_that_does_not_exist():
         pooled_features(TinyEncoder(), TinySamples(4, seed=0), 2, layer="3")
 
 
-def test_the_class_token_is_a_layer_of_its_own():
-    from d2v.configuration import D2vConfig
-    from d2v.modeling import D2vModel
-
-    sizes = {"image_size": 8, "patch_size": 4, "relative_bias": False}
-    pictures = torch.randn(5, 3, 8, 8)
-    samples = SimpleNamespace(lengths=None, view=lambda indices: View("image", {"pixel_values": pictures[indices]}))
-    for has in (True, False):
-        config = D2vConfig({"image": {**sizes, "class_token": has}}, {"depth": 1, "dim": 8, "num_heads": 2, "mlp_dim": 16})
-        encoder = D2vModel(config).eval()
-        if has:
-            got = pooled_features(encoder, samples, 2, indices=np.array([4, 0, 3]), layer="class")
-            expected = [encoder(pixel_values=pictures[i][None]).extra[0, -1].detach().numpy() for i in (4, 0, 3)]
-            assert list(got) == ["class"]
-            np.testing.assert_allclose(got["class"], expected, rtol=1e-4, atol=1e-5)
-        else:
-            with pytest.raises(ValueError, match=r"evaluate.layer is 'class'; this encoder has no class token"):
-                pooled_features(encoder, samples, 2, indices=np.array([0]), layer="class")
-
-
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (7, 0.07), (7, 5.0), (500, 0.07)])
 def test_knn_is_the_loop(k, temperature):
     generator = np.random.default_rng(1)
