@@ -111,7 +111,9 @@ class Samples:
         start, stop = self.corpus.offsets[index : index + 2]
         windows = cut(int(stop - start) + 1, self.config.block_size, overlap)  # of the row as <s> ... </s>
         for some in (windows[place : place + batch_size] for place in range(0, len(windows), batch_size)):
-            rows = [np.append(self.block(start + w.start, start + w.stop - 2), self.frontend.eos_token_id) for w in some]
+            rows = [
+                np.append(block(self.corpus.tokens[start + w.start : start + w.stop - 2], self.frontend), self.frontend.eos_token_id) for w in some
+            ]
             yield collate(rows, self.frontend), counted(some)
 
     def raw(self, indices: Sequence[int]) -> np.ndarray:
@@ -121,14 +123,11 @@ class Samples:
             np.add.at(count, self.row(index)[1:-1], 1)
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
-    def block(self, start: int, stop: int, tokens: np.ndarray | None = None) -> np.ndarray:
-        """<s> and the tokens of a block, of the corpus or of `tokens` (S,)."""
-        return np.concatenate([[self.frontend.bos_token_id], (self.corpus.tokens if tokens is None else tokens)[start:stop]])
-
     def row(self, index: int) -> np.ndarray:
         """<s> ... </s>, cut to block_size."""
         start, stop = self.corpus.offsets[index : index + 2]
-        return np.append(self.block(start, min(stop - 1, start + self.config.block_size - 2)), self.frontend.eos_token_id)
+        tokens = self.corpus.tokens[start : min(stop - 1, start + self.config.block_size - 2)]
+        return np.append(block(tokens, self.frontend), self.frontend.eos_token_id)
 
 
 class Batches:
@@ -152,7 +151,8 @@ class Batches:
         batch = self.sampler(step)
         mine = share(len(batch), part, parts)
         longest = int(np.diff(self.blocks[batch]).max()) + 1
-        view = collate([self.samples.block(*self.blocks[index], self.tokens) for index in batch[mine]], self.samples.frontend, longest)
+        frontend = self.samples.frontend
+        view = collate([block(self.tokens[start:stop], frontend) for start, stop in self.blocks[batch[mine]]], frontend, longest)
         generators = masking.generators(self.seed, step, range(len(batch))[mine])
         if self.data.mask_kind == "random":
             return [leave_out(view, generators, self.data)], [f"{self.samples.split}:block {index}" for index in batch[mine]]
@@ -196,6 +196,11 @@ class ViewBatches:
             for row, g in zip(rows, generators, strict=True)
         ]
         return Mask(torch.from_numpy(masking.stacked(hidden, longest)))
+
+
+def block(tokens: np.ndarray, frontend: FrontendConfig) -> np.ndarray:
+    """<s> and the tokens."""
+    return np.concatenate([[frontend.bos_token_id], tokens])
 
 
 def collate(rows: Sequence[np.ndarray], frontend: FrontendConfig, length: int = 0) -> View:
