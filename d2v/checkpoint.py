@@ -8,9 +8,11 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from d2v import files
 from d2v.dist import first_error
 
 MANIFEST = "manifest.json"
+DIGITS = "[0-9]" * 8  # of a checkpoint's name
 
 
 class Progress:
@@ -33,7 +35,7 @@ def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
     final, temporary = folder / f"{step:08d}", folder / f".{step:08d}.tmp"
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it saved
+        for leftover in folder.glob(f".{DIGITS}.tmp"):  # of a run that was killed while it saved
             shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(temporary))
@@ -41,17 +43,32 @@ def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
     if accelerator.is_main_process:
         manifest = {path.relative_to(temporary).as_posix(): _fingerprint(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        if final.exists():
-            shutil.rmtree(final)
+        _remove(final)
         temporary.rename(final)
         for old in found(folder)[:-keep]:
-            shutil.rmtree(old)
+            _remove(old)
     accelerator.wait_for_everyone()
 
 
 def found(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+    """The checkpoints in a folder, oldest first: those named by eight digits; what else is there is not d2v's."""
+    return sorted(path for path in folder.glob(DIGITS) if path.is_dir())
+
+
+def files_of(checkpoint: Path) -> list[str]:
+    """The files that a checkpoint's manifest names, and the manifest; none if it cannot be read."""
+    try:
+        names = json.loads((checkpoint / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return []
+    return [*names, MANIFEST] if isinstance(names, dict) else []
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes the files of a checkpoint; what else lies there stays, under a name that is no checkpoint's."""
+    files.remove(checkpoint, files_of(checkpoint))
+    if checkpoint.exists():
+        checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.kept"))
 
 
 def restore(accelerator: Accelerator, folder: Path, say: Callable[[str], None]) -> Path | None:

@@ -18,10 +18,10 @@ from d2v import plugins
 from d2v.differences import changes
 from d2v.embedding import EmbedConfig
 from d2v.evaluation import EvaluateConfig
+from d2v.files import written
 from d2v.layers import TrunkConfig
 from d2v.probe import ProbeConfig
 from d2v.schedules import SCHEDULES
-from d2v.writing import written
 
 RESULT_SECTIONS = ("model", "data", "objective", "train")
 OPTIMIZERS = ("adamw", "sgd", "lars")
@@ -233,12 +233,6 @@ def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], l
     """The values of `name=value` for `names`, which are no settings ("" if not given), and the other arguments."""
     taken = {name: "" for name in names} | {name: value for name, _, value in (a.partition("=") for a in arguments) if name in names}
     return taken, [argument for argument in arguments if argument.partition("=")[0] not in names]
-
-
-def check_new(path: Path, run: RunConfig) -> None:
-    """ValueError: `path` exists, and run.overwrite is false."""
-    if path.exists() and not run.overwrite:
-        raise ValueError(f"{path} exists; run.overwrite=true replaces it")
 
 
 def run_cli(main: Callable[[list[str]], None]) -> None:

@@ -1,11 +1,10 @@
 """Writes what `from_pretrained` loads: the teacher, beside it the student, and a short model card with the measured numbers."""
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from d2v.config import Config, save_yaml
+from d2v.files import replaced
 from d2v.monitors import Verdict
 from d2v.objective import Objective
 
@@ -19,20 +18,6 @@ def export(objective: Objective, folder: Path, config: Config, save_preprocessor
             save_preprocessor(place)
             (place / "README.md").write_text(card.replace("{which}", name))
         save_yaml(config.as_dict(), draft / "pretraining.yaml")
-
-
-@contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A folder to be filled that then takes the place of `folder`, whole or not at all."""
-    draft, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    for leftover in (draft, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    draft.mkdir(parents=True)
-    yield draft
-    if folder.exists():
-        folder.rename(old)
-    draft.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def model_card(config: Config, records: list[dict], verdict: Verdict, report: list[str], parameters: int) -> str:

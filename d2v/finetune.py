@@ -2,8 +2,8 @@
 
 import csv
 import json
-import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from omegaconf import OmegaConf
 
-from d2v import plugins
+from d2v import files, plugins
 from d2v.checkpoint import found
 from d2v.config import ModelConfig, OneModality, RunConfig, check_keys, load_values, modality_of, save_yaml, typed
 from d2v.configuration import D2vConfig
-from d2v.export import replaced
-from d2v.folder import BadSamples, check_folder, clear
+from d2v.files import replaced, written
+from d2v.folder import BadSamples, check_apart, check_settings, new_run, record_trackers
 from d2v.interop.fidelity import FREE
 from d2v.layers import TrunkConfig
 from d2v.loop import Batches, Loop
@@ -30,11 +31,12 @@ from d2v.start import bring_tokenizer, checkpoint_activations, open_accelerator,
 from d2v.supervised import Supervised, TuneConfig
 from d2v.tasks import TaskModel
 from d2v.validation import Score, Split, Validation, outputs
-from d2v.writing import written
 
 SECTIONS = ("model", "task", "data", "train", "run")
 RESULT_SECTIONS = SECTIONS[:-1]
 RESULTS = "results.json"
+FILES = ("config.yaml", "metrics.jsonl", "bad_steps.jsonl", "bad_samples.jsonl", "curves.png", RESULTS, "predictions_validation.csv",
+         "predictions_test.csv", "confusion_validation.png", "confusion_test.png")  # fmt: skip
 BATCH_SIZE = 64  # of scoring; changes no result
 
 
@@ -99,48 +101,57 @@ def load(argv: list[str], modality: str, labelled: ModuleType, model: type[TaskM
 
 def finetune(config: FinetuneConfig, labelled: ModuleType, model_class: type[TaskModel]) -> dict[str, dict[str, float]]:
     """One run, from files to export/; the scores by split. ValueError: whatever the user can mend."""
-    folder = Path(config.run.dir)
-    accelerator = open_accelerator(config.train, config.run, unused=True)  # what is frozen, dropped layers, the mask token
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            make_room(folder, config.run.overwrite)
-        encoder = adopt(config, folder, accelerator.print)
-        bring_tokenizer(config, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        data = labelled.open_data(config, folder, BadSamples(folder / "bad_samples.jsonl"), accelerator.print)
-        check_folder(folder, config.as_dict(), config.run.resume, RESULT_SECTIONS)
-    if config.run.trackers:
-        accelerator.init_trackers("d2v", config={key: str(value) for key, value in config.as_dict().items()})
-    set_seed(config.train.seed)
-    model = build_model(config, model_class, data.head, encoder)
-    objective = Supervised(model, config.train)
-    validation = _validation(config, objective, data, folder)
-    set_seed(config.train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
-    if accelerator.is_main_process:  # only now: a command that failed until here does not bind the folder to its settings
-        save_yaml(config.as_dict(), folder / "config.yaml")
-    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    origin = config.train.init_from or "scratch"
-    accelerator.print(f"from {origin}: {trained / 1e6:.2f} M trained parameters; {config.train.steps} steps of {config.train.batch_size} samples")
-    loop = Loop(objective, data.batches, train=config.train, run=config.run, accelerator=accelerator, validation=validation)
+    folder, train = Path(config.run.dir), config.train
+    check_apart(folder, {"data.path": config.data.path, "model": train.init_from, "data.tokenizer": vars(config.data).get("tokenizer")})
+    accelerator = open_accelerator(train, config.run, unused=True)  # what is frozen, dropped layers, the mask token
+    with new_run(folder, FILES, overwrite=config.run.overwrite) if accelerator.is_main_process else nullcontext():
+        loop, data = assemble(config, labelled, model_class, accelerator)
     loop()
     scores = {}
     if accelerator.is_main_process:
         if not (folder / "export").exists():  # nothing chose a model: no validation split, or no score that is a number
-            _export(objective.result, folder / "export", config, data)
+            _export(loop.objective.result, folder / "export", config, data)
         scores = report(folder, model_class, data, loop.progress.step, accelerator.device)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return scores
 
 
-def make_room(folder: Path, overwrite: bool) -> None:
-    """A run that is there may be gone on from, or replaced if `overwrite`. ValueError: it is finished, or the folder is no run's."""
-    if overwrite:
-        clear(folder)
+def assemble(config: FinetuneConfig, labelled: ModuleType, model_class: type[TaskModel], accelerator: Accelerator) -> tuple[Loop, Labelled]:
+    """The loop of a run and its data; all that can be wrong with the settings or the files shows here. ValueError: it is."""
+    folder, train = Path(config.run.dir), config.train
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            make_room(folder)
+        encoder = adopt(config, folder, accelerator.print)
+        bring_tokenizer(config, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        data = labelled.open_data(config, folder, BadSamples(folder / "bad_samples.jsonl"), accelerator.print)
+        check_settings(folder, config.as_dict(), config.run.resume, RESULT_SECTIONS)
+    if config.run.trackers:
+        before = files.files_in(folder)
+        accelerator.init_trackers("d2v", config={key: str(value) for key, value in config.as_dict().items()})
+        record_trackers(folder, before)
+    set_seed(train.seed)
+    model = build_model(config, model_class, data.head, encoder)
+    objective = Supervised(model, train)
+    validation = _validation(config, objective, data, folder)
+    set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
+    if accelerator.is_main_process:  # only now: a command that failed until here does not bind the folder to its settings
+        save_yaml(config.as_dict(), folder / "config.yaml")
+    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    accelerator.print(
+        f"from {train.init_from or 'scratch'}: {trained / 1e6:.2f} M trained parameters; {train.steps} steps of {train.batch_size} samples"
+    )
+    return Loop(objective, data.batches, train=train, run=config.run, accelerator=accelerator, validation=validation), data
+
+
+def make_room(folder: Path) -> None:
+    """A run that is there may be gone on from. ValueError: it is finished."""
     if (folder / RESULTS).exists():
         raise ValueError(f"{folder} holds a finished run; choose another run.dir, or run.overwrite=true to replace it")
     if not (folder / "config.yaml").is_file():  # a command that failed may have left the tokenizer of another encoder
-        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+        files.remove_folder(folder / "tokenizer")
 
 
 def adopt(config: FinetuneConfig, folder: Path, say: Callable[[str], None]) -> D2vModel | None:

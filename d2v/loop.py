@@ -19,6 +19,7 @@ from tqdm import tqdm
 from d2v import checkpoint
 from d2v.config import RunConfig, TrainConfig
 from d2v.dist import all_sum, mean_of_metrics
+from d2v.files import written
 from d2v.health import HealthCheck
 from d2v.monitors import Verdict, judge, singular_values
 from d2v.objective import Objective
@@ -27,7 +28,6 @@ from d2v.plots import plot_curves, plot_spectrum
 from d2v.probe import OnlineProbe
 from d2v.schedules import SCHEDULES, cosine_between
 from d2v.types import View
-from d2v.writing import written
 
 
 class Batches(Protocol):

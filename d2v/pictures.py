@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from d2v.writing import written
+from d2v import files
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
@@ -21,8 +21,11 @@ class Curve(NamedTuple):
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """PNG, whole or not at all."""
-    with written(path) as temporary:
+    """PNG, whole or not at all. ValueError: a file of that name is there, and d2v did not write it."""
+    files.check_file(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.record(path.parent, [path.name])
+    with files.written(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 
 

@@ -4,15 +4,15 @@ n rows of a part, N of all, D width.
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from d2v import files
 from d2v.differences import changes
-from d2v.writing import written
+from d2v.files import written
 
 FORMATS = (".parquet", ".npy")
 
@@ -25,13 +25,17 @@ class Shards:
         if out.suffix not in FORMATS:
             raise ValueError(f"out={out} must end in {' or '.join(FORMATS)}")
         self.out, self.folder = out, out.with_name(f"{out.name}.parts")
+        files.check_folder(self.folder)
+        if out.suffix == ".npy":
+            files.check_file(out.with_suffix(".ids.json"))
         place = self.folder / "settings.json"
         if place.is_file():
             changed = changes(json.loads(place.read_text()), json.loads(json.dumps(settings)))
             if changed and not overwrite:
                 raise ValueError(f"{self.folder} holds parts that were made otherwise ({'; '.join(changed[:8])}); run.overwrite=true begins anew")
             if changed:
-                shutil.rmtree(self.folder)
+                files.remove_folder(self.folder)
+        self._record(place)
         with written(place) as temporary:
             temporary.write_text(json.dumps(settings))
 
@@ -43,6 +47,7 @@ class Shards:
         """One part: ids of n samples, (n, D) float32, and the ids of bad ones with the reason."""
         column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
         table = pa.table({"id": pa.array(ids, pa.string()), "features": column}, metadata={"bad": json.dumps(bad)})
+        self._record(self._path(number))
         with written(self._path(number)) as temporary:
             pq.write_table(table, temporary)
 
@@ -58,7 +63,8 @@ class Shards:
         """Writes `out` and removes the parts; .npy: (N, D) float32, and the ids as a JSON list in a file of the same name, .ids.json."""
         with written(self.out) as temporary:
             (self._join_parquet if self.out.suffix == ".parquet" else self._join_npy)(temporary)
-        shutil.rmtree(self.folder)
+        files.record(self.out.parent, [self.out.name])
+        files.remove_folder(self.folder)
 
     def _join_parquet(self, path: Path) -> None:
         paths = self._paths()
@@ -72,7 +78,9 @@ class Shards:
         dim = pq.read_schema(paths[0]).field("features").type.list_size
         array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(self), dim))
         start = 0
-        with written(self.out.with_suffix(".ids.json")) as place, place.open("w") as ids:
+        ids_file = self.out.with_suffix(".ids.json")
+        files.record(ids_file.parent, [ids_file.name])
+        with written(ids_file) as place, place.open("w") as ids:
             for part in paths:
                 table = pq.read_table(part)
                 array[start : start + len(table)] = table["features"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
@@ -80,6 +88,10 @@ class Shards:
                 start += len(table)
             ids.write("\n]\n")
         array.flush()
+
+    def _record(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.record(path.parent, [path.name])
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08d}.parquet"

@@ -13,7 +13,7 @@ from transformers.utils.hub import cached_file
 
 from d2v.config import run_cli
 from d2v.configuration import D2vConfig
-from d2v.export import replaced
+from d2v.files import check_file, check_folder, record, replaced
 from d2v.interop.huggingface import from_transformers, to_transformers
 from d2v.interop.onnx import export_onnx
 from d2v.interop.pretrained import load_ours, read_config
@@ -33,6 +33,8 @@ def main(argv: list[str]) -> None:
     is_ours = isinstance(read_config(source), D2vConfig)
     model = load_ours(source) if is_ours else from_transformers(source)
     if target.suffix == ".onnx":
+        target.parent.mkdir(parents=True, exist_ok=True)
+        record(target.parent, _onnx_files(target))
         print(f"{target}: onnxruntime and torch differ by at most {export_onnx(model, target):.1e}")
         return
     converted = to_transformers(model) if is_ours else model
@@ -52,17 +54,23 @@ def copy_preprocessor(source: str, folder: Path) -> list[str]:
 
 
 def _check_target(target: Path, source: str, overwrite: bool) -> None:
-    """ValueError: something is there that may not be replaced; a folder may be if it is a model's, and not the source's own."""
-    if not target.exists():
-        return
-    if not overwrite:
+    """ValueError: something is there that may not be replaced; what d2v wrote may be, if it is not the source's own."""
+    if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; run.overwrite=true replaces it")
-    if target.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
+    if target.exists() and target.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
         raise ValueError(f"{target} holds SOURCE, {source}; run.overwrite does not remove it")
-    if target.is_dir() != (target.suffix != ".onnx") or (target.is_dir() and not (target / "config.json").is_file()):
-        raise ValueError(
-            f"{target} is not what would be written there (a folder with config.json, or an .onnx file); run.overwrite does not remove it"
-        )
+    if target.exists() and target.is_dir() != (target.suffix != ".onnx"):
+        raise ValueError(f"{target} is not what would be written there (a folder, or an .onnx file); run.overwrite does not remove it")
+    if target.suffix != ".onnx":
+        check_folder(target)
+        return
+    for name in _onnx_files(target):
+        check_file(target.with_name(name))
+
+
+def _onnx_files(target: Path) -> list[str]:
+    """The file, and the one beside it that holds large weights."""
+    return [target.name, f"{target.name}.data"]
 
 
 def _model_of(source: str) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from d2v import plugins
-from d2v.config import check_new, load_config, run_cli, take_arguments
+from d2v.config import load_config, run_cli, take_arguments
 from d2v.embedding import embed_all, fingerprint
+from d2v.files import check_new
 from d2v.opening import open_encoder
 from d2v.shards import Shards
 from modalities.sources import Rows
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> None:
     if not rest or "=" in rest[0] or not all(given.values()):
         raise ValueError("usage: embed.py CONFIG model=PATH data.path=FOLDER out=FILE.parquet [key=value ...]")
     config, out = load_config(rest[0], rest[1:]), Path(given["out"])
-    check_new(out, config.run)
+    check_new(out, config.run.overwrite)
     modality, data = plugins.load("modalities", config.modality), config.data
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = open_encoder(given["model"], config.modality, quirks=False).to(device)

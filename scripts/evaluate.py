@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 from d2v import plugins
-from d2v.config import Config, check_new, load_config, run_cli, take_arguments
+from d2v.config import Config, load_config, run_cli, take_arguments
 from d2v.evaluation import Row, Split, average, evaluate_encoder, evaluate_raw, label_splits, table
+from d2v.files import check_folder, check_new, record, written
 from d2v.modeling import D2vModel
 from d2v.opening import open_encoder
 from d2v.reporting import Finding, Subject, make_reports
-from d2v.writing import written
 
 
 def main(argv: list[str]) -> None:
@@ -31,7 +31,8 @@ def main(argv: list[str]) -> None:
         raise ValueError("usage: evaluate.py CONFIG model=PATH[,PATH...] [key=value ...]")
     config = load_config(rest[0], rest[1:])
     target = _result_file(models[0], config, any(arg.startswith("run.dir=") for arg in rest))
-    check_new(target, config.run)
+    check_new(target, config.run.overwrite)
+    check_folder(target.with_suffix(""))
     _check_reports(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows: list[Row] = []
@@ -58,6 +59,8 @@ def main(argv: list[str]) -> None:
     result = {"models": models, "config": rest[0], "evaluate": dataclasses.asdict(config.evaluate), "data": str(_data(config).path)}
     result |= {"train_samples": len(train.indices), "test_samples": 0 if test is None else len(test.indices), "rows": [row._asdict() for row in rows]}
     result["reports"] = {path: {name: finding.numbers for name, finding in found.items()} for path, found in findings.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    record(target.parent, [target.name])
     with written(target) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {target}")

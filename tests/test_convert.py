@@ -195,7 +195,10 @@ def test_nothing_is_overwritten_unasked_and_a_head_without_counterpart_is_left_o
     target = tmp_path / "ours"
     target.mkdir()
     (target / "precious.txt").write_text("mine")
-    for overwrite, message in ((False, "ours exists; run.overwrite=true replaces it"), (True, r"ours is not what would be written there")):
+    for overwrite, message in (
+        (False, "ours exists; run.overwrite=true replaces it"),
+        (True, r"ours exists, and d2v has no record of having written it"),
+    ):
         with pytest.raises(ValueError, match=message):
             convert.main([str(theirs), str(target), f"run.overwrite={str(overwrite).lower()}"])
     with pytest.raises(ValueError, match=r"theirs holds SOURCE, .*theirs; run.overwrite does not remove it"):
@@ -207,10 +210,16 @@ def test_nothing_is_overwritten_unasked_and_a_head_without_counterpart_is_left_o
         convert.main([str(theirs), str(tmp_path / "x.onnx"), "run.overwrite=true"])
     (tmp_path / "x.onnx").rmdir()
     assert [path.name for path in target.iterdir()] == ["precious.txt"]
-    (target / "config.json").write_text("{}")
+    (target / "config.json").write_text("{}")  # a model's, but not of d2v's writing
+    with pytest.raises(ValueError, match=r"ours exists, and d2v has no record"):
+        convert.main([str(theirs), str(target), "run.overwrite=true"])
+    for path in target.iterdir():
+        path.unlink()
     hf.Data2VecTextForMaskedLM(hf.Data2VecTextConfig(**TEXT)).save_pretrained(theirs)
     convert.main([str(theirs), str(target), "run.overwrite=true"])
-    assert type(load_ours(target)) is D2vModel and not (target / "precious.txt").exists()
+    (target / "precious.txt").write_text("mine")
+    convert.main([str(theirs), str(target), "run.overwrite=true"])
+    assert type(load_ours(target)) is D2vModel and (target / "precious.txt").read_text() == "mine"
     assert "D2vModel, with no preprocessor or tokenizer: SOURCE has none" in capsys.readouterr().out
     assert "is a Data2VecTextForMaskedLM, a head without a counterpart" in caplog.text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "theirs"]  # no leftovers

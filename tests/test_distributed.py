@@ -91,7 +91,8 @@ def test_two_processes_follow_one(modality, variant, root):
     expected, found = (torch.load(folder / "end.pt", weights_only=True) for folder in (one, two))
     assert len(tiny.losses(one)) == (20 if variant == "plain" else 3 if variant in OBJECTIVES and tiny.compares_views(variant) else 6)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4, msg=name)
+        scale = max(1.0, float(value.abs().max())) if value.numel() else 1.0  # a float32 of thousands has no digit at 1e-4
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4 * scale, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize(("modality", "objective"), [*((modality, "data2vec") for modality in MODALITIES), (MODALITIES[0], "moco")])

@@ -230,11 +230,12 @@ def test_early_stopping_keeps_the_best_and_stops_after_patience(tmp_path, monkey
 
 def test_regression_by_pearson_and_pairs_of_text(tmp_path):
     rows = [(f"def number {n} of {n % 7}", f"and {n % 5} more", (n % 7 + n % 5) / 4) for n in range(60)]
+    (tmp_path / "data").mkdir()
     for split, part in (("train", rows[:40]), ("validation", rows[40:50]), ("test", rows[50:])):
-        with (tmp_path / f"{split}.csv").open("w", newline="") as file:
+        with (tmp_path / "data" / f"{split}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("one", "two", "score"), *part])
     more = ("data.text=one", "data.text_pair=two", "data.label=score", "data.regression=true", "data.validation_share=0")
-    more += ("data.validation_split=validation", "data.test_split=test", f"data.path={tmp_path}")
+    more += ("data.validation_split=validation", "data.test_split=test", f"data.path={tmp_path / 'data'}")
     scores = main("text", arguments("text", tmp_path / "run", *more))
     assert set(scores["test"]) == {"pearson", "spearman", "loss"}
     wanted = [float(row["label"]) for row in predictions(tmp_path / "run", "test")]

@@ -1,28 +1,144 @@
-"""A run's folder: what may be removed from it."""
+"""A run's folder: nothing in it that d2v did not write is removed or replaced."""
+
+import random
+import re
 
 import pytest
 import tiny
 
-from d2v.folder import clear
+from d2v import files
+from d2v.folder import check_apart, new_run
 from scripts import pretrain
 
-
-def test_only_a_runs_folder_is_cleared(tmp_path):
-    clear(tmp_path / "nowhere")
-    (tmp_path / "thesis.txt").write_text("all of it")
-    with pytest.raises(ValueError, match="is no run's folder"):
-        clear(tmp_path)
-    assert (tmp_path / "thesis.txt").is_file()
-    (tmp_path / "config.yaml").write_text("{}")
-    clear(tmp_path)
-    assert not tmp_path.exists()
+NAMES = ("config.yaml", "metrics.jsonl", "curves.png")
 
 
-def test_pretraining_starts_anew_if_asked_for(tmp_path, monkeypatch):
+def snapshot(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
     monkeypatch.setattr("d2v.loop.Loop.plot", lambda self: None)
-    command = tiny.arguments(tiny.MODALITIES[0], tmp_path / "run", "train.steps=2")
+
+
+def quick(folder, *more):
+    return tiny.arguments(tiny.MODALITIES[0], folder, "train.steps=2", *more)
+
+
+def test_pretraining_starts_anew_if_asked_for(tmp_path, no_pictures):
+    command = quick(tmp_path / "run")
     pretrain.main(command)
     with pytest.raises(ValueError, match="holds a run of another config"):
         pretrain.main([*command, "train.lr=0.5"])
     pretrain.main([*command, "train.lr=0.5", "run.overwrite=true"])
     assert sorted(tiny.losses(tmp_path / "run")) == [1, 2]
+    assert not (tmp_path / "run" / ".former.d2v-tmp").exists()
+
+
+def test_a_mistake_in_the_command_does_not_cost_the_former_run(tmp_path, no_pictures):
+    pretrain.main(quick(tmp_path / "run"))
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match="top_k"):
+        pretrain.main([*quick(tmp_path / "run"), "objective.top_k=99", "run.overwrite=true"])
+    assert snapshot(tmp_path) == before
+
+
+def test_what_the_user_put_into_a_run_outlives_a_new_one(tmp_path, no_pictures):
+    run = tmp_path / "run"
+    pretrain.main(quick(run))
+    mine = {"notes.txt": b"mine", "export/model.onnx": b"x" * 9, "checkpoints/4_best/model.bin": b"best", "checkpoints/00000002/why.txt": b"so"}
+    for name, content in mine.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(content)
+    pretrain.main(quick(run, "train.lr=0.5", "run.overwrite=true"))
+    left = snapshot(run)
+    assert {name: left.get(name) for name in mine if "00000002" not in name} == {n: c for n, c in mine.items() if "00000002" not in n}
+    assert b"so" in left.values()
+    assert sorted(tiny.losses(run)) == [1, 2]
+
+
+def test_a_folder_with_a_config_of_the_users_is_no_run(tmp_path, no_pictures):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "config.yaml").write_text("a: 1\n")
+    (tmp_path / "project" / "thesis.txt").write_text("all of it")
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match=r"project is no run's folder \(it has no .d2v.json\); run.overwrite does not remove it"):
+        pretrain.main(quick(tmp_path / "project", "run.overwrite=true"))
+    with pytest.raises(ValueError, match=r"config.yaml exists, and d2v has no record of having written it"):
+        pretrain.main(quick(tmp_path / "project"))
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["export/cat.jpg", "tokenizer/notes.md", "curves.png", "metrics.jsonl"])
+def test_a_file_of_the_users_is_not_replaced(tmp_path, no_pictures, name):
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(ValueError, match=r"exists, and d2v has no record of having written it"):
+        pretrain.main(quick(tmp_path / "run"))
+    assert (tmp_path / "run" / name).read_text() == "mine"
+
+
+def test_a_run_keeps_apart_from_what_it_reads(tmp_path):
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    (run / "export").mkdir(parents=True)
+    for folder, sources, message in (
+        (photos, {"data.path": str(photos)}, f"run.dir={photos} holds data.path={photos}"),
+        (tmp_path, {"data.path": [str(photos)]}, f"run.dir={tmp_path} holds data.path={photos}"),
+        (photos / "runs", {"data.path": str(photos)}, f"lies in data.path={photos}"),
+        (run, {"train.init_from": str(run / "export")}, f"run.dir={run} holds train.init_from"),
+        (photos / "r", {"run.probe.path": f"{photos}/../photos"}, "lies in run.probe.path"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            check_apart(folder, sources)
+    check_apart(run, {"data.path": str(photos), "evaluate.path": "", "train.init_from": "", "data.tokenizer": None})
+    check_apart(run / "second", {"data.path": "demo", "train.init_from": str(run / "export")})
+
+
+def test_a_kill_while_a_run_is_replaced_brings_the_former_back(tmp_path):
+    run = tmp_path / "run"
+    with new_run(run, NAMES, overwrite=False):
+        (run / "config.yaml").write_text("old")
+    context = new_run(run, NAMES, overwrite=True)
+    context.__enter__()
+    assert not (run / "config.yaml").exists()  # and here the process is killed
+    with new_run(run, NAMES, overwrite=False):
+        assert (run / "config.yaml").read_text() == "old"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_is_in_a_folder_stays(tmp_path, seed):
+    draw, run = random.Random(seed), tmp_path / "run"
+    own = {}
+    if draw.random() < 0.7:
+        with new_run(run, NAMES, overwrite=False):
+            for name in NAMES:
+                (run / name).write_text("d2v's")
+        with files.replaced(run / "export") as draft:
+            (draft / "config.json").write_text("d2v's")
+    names = ["notes.txt", "metrics.jsonl", "config.yaml", "export/a.onnx", "export/config.json", "checkpoints/7/x", 
+             "checkpoints/00000001/manifest.json", "tokenizer/t.json", "data/photo.jpg", "checkpoints/.00000001.tmp/x", ".former/x"]  # fmt: skip
+    for name in draw.sample(names, 5):
+        if not (run / name).exists():
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / name).write_text(own.setdefault(name, f"mine {name}"))
+    try:
+        with new_run(run, NAMES, overwrite=draw.random() < 0.5):
+            if draw.random() < 0.3:
+                raise KeyboardInterrupt
+            (run / "config.yaml").write_text("new")
+        with files.replaced(run / "export") as draft:
+            (draft / "config.json").write_text("new")
+    except (ValueError, KeyboardInterrupt):
+        pass
+    left = {content.decode() for content in snapshot(run).values()}
+    assert left.issuperset(own.values())
+
+
+def test_a_record_that_points_elsewhere_removes_nothing_there(tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / files.RECORD).write_text(f'{{"files": ["../precious.txt", "{tmp_path}/precious.txt", 3]}}')
+    files.remove_folder(tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["precious.txt"]

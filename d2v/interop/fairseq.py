@@ -12,6 +12,7 @@ import torch
 
 from d2v import plugins
 from d2v.configuration import D2vConfig
+from d2v.files import written
 from d2v.interop import beit, fairseq2
 from d2v.interop.fidelity import check_same
 from d2v.interop.renaming import Names, Table, encoder_of, fill_objective, original, plain, read, require, section, without
@@ -21,7 +22,6 @@ from d2v.modeling import D2vModel
 from d2v.objective import Objective
 from d2v.objectives.data2vec import Data2Vec
 from d2v.objectives.data2vec2 import Data2Vec2
-from d2v.writing import written
 
 # what a setting of the reference must be, because nothing else was ever published with data2vec
 REQUIRED = {

@@ -10,6 +10,8 @@ from tokenizers import AddedToken, BertWordPieceTokenizer, Tokenizer, decoders, 
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from d2v import files
+
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3 of a trained tokenizer, as RoBERTa has them; <mask> is last
 # What may serve as each special token, best first. The order of the keys is the order in which missing ones are added: <mask> last.
@@ -94,13 +96,15 @@ def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".tokenizer-", dir=folder))
     tokenizer.save_pretrained(draft)
+    files.record(draft, files.files_in(draft))
     draft.chmod(0o755)
     try:
         draft.rename(folder / "tokenizer")
     except OSError:
+        if not (folder / "tokenizer" / FILES[0]).is_file():  # a folder with other files
+            for file in draft.iterdir():
+                file.replace(folder / "tokenizer" / file.name)
         shutil.rmtree(draft)
-        if not (folder / "tokenizer" / FILES[0]).is_file():
-            raise
 
 
 def find(folder: Path) -> Path | None:
