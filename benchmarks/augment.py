@@ -19,8 +19,8 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms as v1
 
-from modalities import image
-from modalities.image import augment, views
+from d2v.modalities import image
+from d2v.modalities.image import augment, views
 
 CASES = {224: (500, 375), 32: (32, 32)}  # size of the views: width and height of the pictures
 Make = Callable[[list[Image.Image]], Tensor]

@@ -17,9 +17,9 @@ import torch
 from accelerate import Accelerator
 
 from d2v import plugins
-from d2v.config import load_config
-from d2v.loop import Loop
-from d2v.start import build_objective
+from d2v.config.loading import load_config
+from d2v.training.loop import Loop
+from d2v.training.setup import build_objective
 
 WARM_UP = 3
 
@@ -29,7 +29,7 @@ class Steps:
 
     def __init__(self, path: str, overrides: list[str], folder: Path):
         self.config = config = load_config(path, [*overrides, f"run.dir={folder}"])
-        modality = plugins.load("modalities", config.modality)
+        modality = plugins.load("d2v.modalities", config.modality)
         folder.mkdir()
         modality.prepare(config.data, config.frontend, folder, config.train.seed)
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)

@@ -15,7 +15,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from modalities import image, speech
+from d2v.modalities import image, speech
 
 NUM_FILES, BATCH = 32, 8
 

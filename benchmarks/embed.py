@@ -3,7 +3,7 @@
     python benchmarks/embed.py [image speech text] [threads=2] [rounds=5] [depth=4]
 
 Models of the published Base width, random weights (d2v.interop.huggingface.to_transformers makes the stock one of ours). Inputs are in memory.
-Ours is d2v.embedding.embed, which scripts/embed.py calls: batches of similar lengths, of which none takes more room than 8 of the longest samples.
+Ours is d2v.evaluation.embedding.embed, which scripts/embed.py calls: batches of similar lengths, of which none takes more room than 8 of the longest samples.
 Theirs is batches of 8 in the order they come, padded to the longest, and the masked mean of last_hidden_state. They take turns, round by round;
 medians are compared, of the time on the clock and of the processor's, which tells more on a machine that does other work too.
 
@@ -24,9 +24,9 @@ from step_time import our_encoder
 from torch import Tensor
 from work import MAIN_INPUT, MODALITIES, Size
 
-from d2v.embedding import EmbedConfig, embed
-from d2v.heads import mean_of_tokens
+from d2v.evaluation.embedding import EmbedConfig, embed
 from d2v.interop.huggingface import to_transformers
+from d2v.models.heads import mean_of_tokens
 
 NUM, BATCH = {"image": 32, "speech": 64, "text": 256}, 8
 CLOCKS = (time.perf_counter, time.process_time)

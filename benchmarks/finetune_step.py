@@ -26,7 +26,7 @@ from transformers import (
 from work import MODALITIES, Size
 
 from d2v.interop.huggingface import from_transformers
-from d2v.optim import scale_and_clip
+from d2v.training.optim import scale_and_clip
 
 WARM_UP, NUM_LABELS = 3, 30
 CLOCKS = (time.perf_counter, time.process_time)

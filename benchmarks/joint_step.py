@@ -4,7 +4,7 @@
 
 One step: student forward and backward, teacher forward, optimizer, EMA; float32; random views are made beforehand: two of `size` pixels, and for
 DINO eight of 3/7 of that. Published heads, queue and prototypes (65536 each). Ours also measures the gradient norm and what it would log, as in a
-run, and keeps freed memory (d2v/memory.py); theirs clips where ours does (DINO) and measures nothing. tuned=1 adds lightly's parts with views
+run, and keeps freed memory (d2v/training/memory.py); theirs clips where ours does (DINO) and measures nothing. tuned=1 adds lightly's parts with views
 joined and a fused optimizer, which its examples do not do (see benchmarks/joint_peer.py). Processes, turns and memory are those of
 benchmarks/step_time.py, whose first columns these are; ratios are to lightly, and the last column is the arithmetic of products and convolutions,
 by which the work can be seen to be the same.
@@ -29,17 +29,17 @@ OPTIONS = {"threads": 2, "steps": 8, "batch": JointWork.batch, "size": JointWork
 
 
 class OurStep:
-    """One optimizer step, as d2v/loop.py takes it."""
+    """One optimizer step, as d2v/training/loop.py takes it."""
 
     def __init__(self, work: JointWork):
         from d2v import plugins  # only the process that measures ours pays for the imports
-        from d2v.config import TrainConfig
-        from d2v.configuration import D2vConfig
-        from d2v.memory import keep_freed_memory
-        from d2v.modeling import D2vModel
-        from d2v.optim import make_optimizer
+        from d2v.config.schema import TrainConfig
+        from d2v.models.configuration import D2vConfig
+        from d2v.models.encoder import D2vModel
+        from d2v.training.memory import keep_freed_memory
+        from d2v.training.optim import make_optimizer
 
-        keep_freed_memory()  # as d2v/start.py does
+        keep_freed_memory()  # as d2v/training/setup.py does
         frontend = {"image_size": work.size, "backbone": work.backbone}
         encoder = D2vModel(D2vConfig({"image": frontend}, {"depth": 0, "dim": work.num_features, "input_norm": False}))
         method = plugins.load("d2v.objectives", work.method)

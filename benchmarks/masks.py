@@ -20,11 +20,12 @@ import torch
 from step_time import WARM_UP, memory
 from work import MAIN_INPUT, Size, make_batch
 
-from d2v.config import Config, load_config
-from d2v.optim import parameter_groups
-from d2v.start import build_objective
+from d2v.config.loading import load_config
+from d2v.config.schema import Config
+from d2v.modalities.common import masking
+from d2v.training.optim import parameter_groups
+from d2v.training.setup import build_objective
 from d2v.types import Mask, View
-from modalities import masking
 
 MASKS = 8
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -36,14 +36,14 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "conv1d", "conv2d", 
 
 
 class OurStep:
-    """One optimizer step, as d2v/loop.py takes it."""
+    """One optimizer step, as d2v/training/loop.py takes it."""
 
     def __init__(self, modality: str, size: Size):
-        from d2v.memory import keep_freed_memory
         from d2v.objectives.data2vec import Config, Data2Vec  # only the process that measures ours pays for the import
-        from d2v.optim import parameter_groups
+        from d2v.training.memory import keep_freed_memory
+        from d2v.training.optim import parameter_groups
 
-        keep_freed_memory()  # as d2v/start.py does
+        keep_freed_memory()  # as d2v/training/setup.py does
         s = self.settings = SETTINGS[modality]
         shared = {"image": [], "speech": ["frontends.speech"], "text": ["frontends.text", "trunk.input_norm"]}[modality]
         config = Config(
@@ -75,7 +75,7 @@ class OurStep:
 
 def optimizer_step(objective: nn.Module, optimizer: torch.optim.Optimizer, views: list, clip: float) -> float:
     """One step of an objective of ours, but for its teacher's update; the loss per prediction."""
-    from d2v.optim import scale_and_clip, skip_unless
+    from d2v.training.optim import scale_and_clip, skip_unless
 
     loss = objective(views)
     mean = loss.total / loss.count
@@ -89,8 +89,8 @@ def optimizer_step(objective: nn.Module, optimizer: torch.optim.Optimizer, views
 
 def our_encoder(modality: str, size: Size) -> Any:
     """A D2vModel of the published form."""
-    from d2v.configuration import D2vConfig
-    from d2v.modeling import D2vModel
+    from d2v.models.configuration import D2vConfig
+    from d2v.models.encoder import D2vModel
 
     s, image = SETTINGS[modality], modality == "image"
     frontend = {

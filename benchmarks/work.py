@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modalities import masking
+from d2v.modalities.common import masking
 
 MODALITIES = ("image", "speech", "text")
 MAIN_INPUT = {"image": "pixel_values", "speech": "input_values", "text": "input_ids"}

@@ -5,9 +5,9 @@ import pkgutil
 from types import ModuleType
 
 CONTRACTS = {
-    "modalities": ("FrontendConfig", "DataConfig", "Frontend", "Samples", "batches", "prepare", "save_preprocessor"),
+    "d2v.modalities": ("FrontendConfig", "DataConfig", "Frontend", "Samples", "batches", "prepare", "save_preprocessor"),
     "d2v.objectives": ("Config", "build"),
-    "d2v.reports": ("report",),
+    "d2v.evaluation.reports": ("report",),
 }
 
 

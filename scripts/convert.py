@@ -11,12 +11,12 @@ from pathlib import Path
 
 from transformers.utils.hub import cached_file
 
-from d2v.config import run_cli
-from d2v.configuration import D2vConfig
+from d2v.config.cli import run_cli
 from d2v.files import check_file, check_folder, record, replaced
 from d2v.interop.huggingface import from_transformers, to_transformers
 from d2v.interop.onnx import export_onnx
 from d2v.interop.pretrained import load_ours, read_config
+from d2v.models.configuration import D2vConfig
 
 OPTIONS = {"run.overwrite=true": True, "run.overwrite=false": False}
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 
 from d2v import plugins
-from d2v.config import load_config, run_cli, take_arguments
-from d2v.embedding import embed_all, fingerprint
+from d2v.config.cli import run_cli, take_arguments
+from d2v.config.loading import load_config
+from d2v.evaluation.embedding import embed_all, fingerprint
+from d2v.evaluation.feature_table import Shards
+from d2v.evaluation.load_encoder import open_encoder
 from d2v.files import check_new
-from d2v.opening import open_encoder
-from d2v.shards import Shards
-from modalities.sources import Rows
+from d2v.modalities.common.sources import Rows
 
 
 def main(argv: list[str]) -> None:
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
         raise ValueError("usage: embed.py CONFIG model=PATH data.path=FOLDER out=FILE.parquet [key=value ...]")
     config, out = load_config(rest[0], rest[1:]), Path(given["out"])
     check_new(out, config.run.overwrite)
-    modality, data = plugins.load("modalities", config.modality), config.data
+    modality, data = plugins.load("d2v.modalities", config.modality), config.data
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = open_encoder(given["model"], config.modality, quirks=False).to(device)
     frontend = modality.FrontendConfig(**encoder.config.frontends[config.modality])

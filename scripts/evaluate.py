@@ -4,7 +4,7 @@ python scripts/evaluate.py configs/image/data2vec_tiny.yaml model=runs/photos/ex
 
 `model` is a folder that `save_pretrained` wrote (a run's export/) or a name on the Hub; several are separated by commas. The table is
 printed and written to evaluation/ beside the first model, or to evaluation/ in run.dir where that is given as an argument. Reports
-(evaluate.reports=[knn_sweep,few_labels,...]: the files of d2v/reports) leave their pictures in a folder of the same name.
+(evaluate.reports=[knn_sweep,few_labels,...]: the files of d2v/evaluation/reports) leave their pictures in a folder of the same name.
 """
 
 import dataclasses
@@ -15,12 +15,14 @@ from pathlib import Path
 import torch
 
 from d2v import plugins
-from d2v.config import Config, load_config, run_cli, take_arguments
-from d2v.evaluation import Row, Split, average, evaluate_encoder, evaluate_raw, label_splits, table
+from d2v.config.cli import run_cli, take_arguments
+from d2v.config.loading import load_config
+from d2v.config.schema import Config
+from d2v.evaluation.load_encoder import open_encoder
+from d2v.evaluation.report import Finding, Subject, make_reports
+from d2v.evaluation.scoring import Row, Split, average, evaluate_encoder, evaluate_raw, label_splits, table
 from d2v.files import check_folder, check_new, record, written
-from d2v.modeling import D2vModel
-from d2v.opening import open_encoder
-from d2v.reporting import Finding, Subject, make_reports
+from d2v.models.encoder import D2vModel
 
 
 def main(argv: list[str]) -> None:
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> None:
 def _check_reports(config: Config) -> None:
     """ValueError: an unknown report, or nothing at all to be done."""
     for name in config.evaluate.reports:
-        plugins.load("d2v.reports", name)
+        plugins.load("d2v.evaluation.reports", name)
     if not config.evaluate.label and not config.evaluate.reports:
         raise ValueError("evaluate.label is '' and evaluate.reports names no report: there is nothing to score")
 
@@ -98,7 +100,7 @@ def _data(config: Config):
 
 def _open_splits(encoder: D2vModel, path: str, config: Config) -> tuple[Split, Split | None]:
     """Samples as this model reads them: with its own frontend's settings and tokenizer."""
-    modality, settings = plugins.load("modalities", config.modality), config.evaluate
+    modality, settings = plugins.load("d2v.modalities", config.modality), config.evaluate
     data, frontend = _data(config), modality.FrontendConfig(**encoder.config.frontends[config.modality])
     if not data.path:
         raise ValueError("no data: give data.path=... or evaluate.path=...")

@@ -1,9 +1,9 @@
 """Fine-tunes an encoder of images on labels: accelerate launch scripts/finetune_image.py CONFIG [model=PATH] key=value ..."""
 
-from d2v.config import run_cli
-from d2v.finetune import finetune, load
-from d2v.tasks import D2vForImageClassification
-from modalities.image import MODALITY, labelled
+from d2v.config.cli import run_cli
+from d2v.finetuning.run import finetune, load
+from d2v.modalities.image import MODALITY, labelled
+from d2v.models.task_models import D2vForImageClassification
 
 
 def main(argv: list[str]) -> dict[str, dict[str, float]]:

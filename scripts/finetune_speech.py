@@ -3,10 +3,10 @@
 On the letters of transcripts by CTC where data.transcript names their column, else on the class or number that data.label names.
 """
 
-from d2v.config import run_cli
-from d2v.finetune import finetune, load, read_values
-from d2v.tasks import D2vForCTC, D2vForSequenceClassification
-from modalities.speech import MODALITY, labelled, transcribed
+from d2v.config.cli import run_cli
+from d2v.finetuning.run import finetune, load, read_values
+from d2v.modalities.speech import MODALITY, labelled, transcribed
+from d2v.models.task_models import D2vForCTC, D2vForSequenceClassification
 
 
 def main(argv: list[str]) -> dict[str, dict[str, float]]:

@@ -14,16 +14,19 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from d2v import plugins
-from d2v.checkpoint import found
-from d2v.config import Config, load_config, run_cli, save_yaml
-from d2v.export import export, model_card
+from d2v.config.cli import run_cli
+from d2v.config.loading import load_config, save_yaml
+from d2v.config.schema import Config
 from d2v.files import files_in
-from d2v.folder import BadSamples, check_apart, check_settings, new_run, record_trackers
-from d2v.health import HealthCheck
-from d2v.loop import Loop
-from d2v.objective import Objective
-from d2v.probe import OnlineProbe
-from d2v.start import bring_tokenizer, build_objective, open_accelerator, start_from
+from d2v.objectives.common.objective import Objective
+from d2v.training.checkpoint import found
+from d2v.training.export import export, model_card
+from d2v.training.health import HealthCheck
+from d2v.training.init_from import bring_tokenizer, start_from
+from d2v.training.loop import Loop
+from d2v.training.online_probe import OnlineProbe
+from d2v.training.run_folder import BadSamples, check_apart, check_settings, new_run, record_trackers
+from d2v.training.setup import build_objective, open_accelerator
 
 FILES = ("config.yaml", "metrics.jsonl", "bad_steps.jsonl", "bad_samples.jsonl", "curves.png", "spectrum.png")
 
@@ -38,7 +41,7 @@ def main(arguments: list[str]) -> None:
     folder, train, evaluate = Path(config.run.dir), config.train, config.evaluate
     sources = {"data.path": config.data.path, "data.tokenizer": vars(config.data).get("tokenizer"), "train.init_from": train.init_from}
     check_apart(folder, sources | {"evaluate.path": evaluate.path, "evaluate.masks": evaluate.masks, "run.probe.path": config.run.probe.path})
-    modality = plugins.load("modalities", config.modality)
+    modality = plugins.load("d2v.modalities", config.modality)
     accelerator = open_accelerator(train, config.run, unused=config.model.trunk.drops_layers)
     with new_run(folder, FILES, overwrite=config.run.overwrite) if accelerator.is_main_process else nullcontext():
         loop, report = assemble(config, modality, accelerator)

@@ -5,8 +5,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from d2v import D2vConfig, D2vModel
-from d2v.joint import Joint
 from d2v.objectives import instdisc, mochi, moco, simclr
+from d2v.objectives.common.multi_view import Joint
 from d2v.types import Loss, View
 
 BATCH, STEPS, SAMPLES = 8, 5, 20

@@ -2,8 +2,8 @@
 
 import torch
 
-from d2v.configuration import D2vConfig
-from d2v.modeling import D2vModel
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
 from d2v.types import View
 
 FRONTENDS = {

@@ -12,22 +12,22 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from d2v.batchnorm import GroupedBatchNorm
-from d2v.config import from_dict
-from d2v.configuration import D2vConfig
-from d2v.evaluation import EvaluateConfig, evaluate_encoder, label_splits
-from d2v.features import pooled_features
+from d2v.config.loading import from_dict
+from d2v.evaluation.features import pooled_features
+from d2v.evaluation.report import Subject, make_reports
+from d2v.evaluation.scoring import EvaluateConfig, evaluate_encoder, label_splits
 from d2v.interop.huggingface import to_transformers
 from d2v.interop.onnx import export_onnx
-from d2v.layers import Trunk, TrunkConfig
-from d2v.modeling import D2vModel
+from d2v.modalities import image
+from d2v.models.batch_norm import GroupedBatchNorm
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
+from d2v.models.task_models import D2vForImageClassification
+from d2v.models.transformer import Trunk, TrunkConfig
 from d2v.objectives import byol
-from d2v.optim import make_optimizer
-from d2v.reporting import Subject, make_reports
-from d2v.start import build_objective
-from d2v.tasks import D2vForImageClassification
+from d2v.training.optim import make_optimizer
+from d2v.training.setup import build_objective
 from d2v.types import Mask
-from modalities import image
 
 SMALL = {"test_resnet": (96, (1, 1)), "test_vit": (64, (2, 2)), "test_convnext": (64, (1, 1))}  # timm's own for tests: width, grid of 32 pixels
 

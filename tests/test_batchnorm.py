@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2v.batchnorm import GroupedBatchNorm, group_batch_norms
+from d2v.models.batch_norm import GroupedBatchNorm, group_batch_norms
 
 
 def pair(channels: int, kind: type = nn.BatchNorm1d, **settings) -> tuple[nn.Module, nn.Module]:

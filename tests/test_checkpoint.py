@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from d2v import checkpoint
+from d2v.training import checkpoint
 
 
 class Run:

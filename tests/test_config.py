@@ -7,7 +7,8 @@ import tiny
 from omegaconf import OmegaConf
 from tiny import MODALITIES, ROOT
 
-from d2v.config import differences, from_dict, load_config, run_cli, save_yaml
+from d2v.config.cli import run_cli
+from d2v.config.loading import differences, from_dict, load_config, save_yaml
 
 FILES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if not path.stem.startswith("finetune"))  # of pretraining
 DEMO = str(ROOT / "configs" / MODALITIES[0] / "demo.yaml")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from d2v.configuration import D2vConfig
-from d2v.layers import TrunkConfig
-from d2v.modeling import D2vModel
+from d2v.modalities.image.frontend import relative_index
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
+from d2v.models.transformer import TrunkConfig
 from d2v.objectives.data2vec import Config, Data2Vec
 from d2v.types import Mask, View
-from modalities.image.frontend import relative_index
 
 # The reference's image port, recorded: end of block, no norm of each layer, layer norm of the average, smooth L1 with beta 2 over sqrt(D);
 # its teacher is the blocks and the bias table, fed with the student's tokens; its head is never applied, hence the identity here.

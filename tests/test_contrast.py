@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2v.buffers import MemoryBank, Queue
-from d2v.contrast import against_queue, at_once, cosines, described, info_nce, nce, unit, within_batch
+from d2v.objectives.common.contrastive import against_queue, at_once, cosines, described, info_nce, nce, unit, within_batch
+from d2v.objectives.common.queues import MemoryBank, Queue
 
 GRID = [(batch, size, temperature) for batch in (1, 2, 5) for size in (1, 7) for temperature in (0.07, 0.5, 1.0)]
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from test_huggingface import IMAGE, LABELS, PRE_NORM, TEXT, TRUNK, VISION, VIT, assert_same_state, ours_of
 
 from d2v.interop.pretrained import load_ours
-from d2v.modeling import D2vModel
-from d2v.tasks import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
-from modalities import image, speech
-from modalities.text import tokenizer as tokenizers
+from d2v.modalities import image, speech
+from d2v.modalities.text import tokenizer as tokenizers
+from d2v.models.encoder import D2vModel
+from d2v.models.task_models import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
 from scripts import convert
 
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefgh"]

@@ -6,10 +6,10 @@ import torch
 from tiny import MODALITIES
 from torch import Tensor
 
-from d2v.configuration import D2vConfig
-from d2v.decoders import DecoderConfig
-from d2v.layers import Trunk, TrunkConfig
-from d2v.modeling import D2vModel
+from d2v.models.configuration import D2vConfig
+from d2v.models.decoder import DecoderConfig
+from d2v.models.encoder import D2vModel
+from d2v.models.transformer import Trunk, TrunkConfig
 from d2v.objectives.data2vec2 import Config, Data2Vec2
 from d2v.types import Mask, View
 

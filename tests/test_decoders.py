@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from d2v.alibi import Alibi, slopes
-from d2v.convolution import LONG, convolve
-from d2v.decoders import Decoder, DecoderConfig
-from d2v.layers import Trunk, TrunkConfig
+from d2v.models.alibi import Alibi, slopes
+from d2v.models.decoder import Decoder, DecoderConfig
+from d2v.models.token_conv import LONG, convolve
+from d2v.models.transformer import Trunk, TrunkConfig
 from d2v.types import Mask
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from d2v import plugins
-from d2v.configuration import D2vConfig
-from d2v.dist import all_sum, gather, mine, world_size
-from d2v.modeling import D2vModel
-from d2v.objective import Objective
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
 from d2v.objectives import dino, ibot, swav
-from d2v.prototypes import sinkhorn
+from d2v.objectives.common.objective import Objective
+from d2v.objectives.common.prototypes import sinkhorn
+from d2v.training.distributed import all_sum, gather, mine, world_size
 from d2v.types import Mask, View
 
 TRUNK = {"depth": 1, "dim": 16, "num_heads": 2, "mlp_dim": 32}

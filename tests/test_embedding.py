@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from d2v import plugins
-from d2v.configuration import D2vConfig
-from d2v.embedding import EmbedConfig, Part, by_room, embed
-from d2v.modeling import D2vModel
-from d2v.opening import open_encoder
-from d2v.shards import Shards
-from modalities import windows
+from d2v.evaluation.embedding import EmbedConfig, Part, by_room, embed
+from d2v.evaluation.feature_table import Shards
+from d2v.evaluation.load_encoder import open_encoder
+from d2v.modalities.common import windows
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
 from scripts import embed as script
 
 CONV = {"kind": "waveform", "sample_rate": 8000, "conv_dim": 16, "conv_kernels": [10, 8, 4], "conv_strides": [5, 8, 4], "pos_groups": 8}
@@ -30,7 +30,7 @@ CONV |= {"pos_kernel": 5, "pos_depth": 3, "reference_padding": True}
 def save_model(modality: str, folder: Path, frontend: dict | None = None, **data) -> Path:
     """A random model of a demo config made small, with what reads its inputs, as a run exports it."""
     config = tiny.config_of(modality, folder)
-    module = plugins.load("modalities", modality)
+    module = plugins.load("d2v.modalities", modality)
     settings = module.FrontendConfig(**(vars(config.frontend) | (frontend or {})))
     folder.mkdir(parents=True)
     module.prepare(config.data, settings, folder, 0)
@@ -63,7 +63,7 @@ def write_lines(folder: Path, sizes: list[int]) -> Path:
 
 
 def samples_of(modality: str, model: D2vModel, folder: Path, path: Path, **data):
-    module = plugins.load("modalities", modality)
+    module = plugins.load("d2v.modalities", modality)
     return module.Samples(
         module.DataConfig(path=str(path), **data), module.FrontendConfig(**model.config.frontends[modality]), split="train", folder=folder
     )

@@ -11,9 +11,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from d2v.classifiers import Probe, knn, linear_probe, probe_other_groups, zscore
-from d2v.evaluation import EvaluateConfig, Row, Split, average, evaluate_encoder, evaluate_raw, label_splits, table
-from d2v.features import pooled_features
+from d2v.evaluation.classifiers import Probe, knn, linear_probe, probe_other_groups, zscore
+from d2v.evaluation.features import pooled_features
+from d2v.evaluation.scoring import EvaluateConfig, Row, Split, average, evaluate_encoder, evaluate_raw, label_splits, table
 from d2v.types import Features, View
 
 
@@ -251,9 +251,9 @@ def photos(tmp_path_factory):
     """Light and dark pictures in train/ and test/ folders, a config that reads them, and a model of that config."""
     from PIL import Image
 
-    from d2v.config import load_config
-    from d2v.configuration import D2vConfig
-    from d2v.modeling import D2vModel
+    from d2v.config.loading import load_config
+    from d2v.models.configuration import D2vConfig
+    from d2v.models.encoder import D2vModel
 
     folder = tmp_path_factory.mktemp("photos")
     generator = np.random.default_rng(0)
@@ -366,7 +366,7 @@ def test_script_without_labels_makes_reports_alone(evaluate, photos, tmp_path):
     assert result.code == 0, result.err
     assert "| features" not in result.out and (tmp_path / "evaluation" / "export_layer-last_patches" / "patches.png").is_file()
     for reports, message in (
-        ("[nothing]", "d2v.reports has no 'nothing'"),
+        ("[nothing]", "d2v.evaluation.reports has no 'nothing'"),
         ("[geometry]", "geometry needs labels"),
         ("[dense]", "needs evaluate.masks"),
     ):

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from d2v.interop.fairseq import load_fairseq
-from d2v.interop.settings import parsed
+from d2v.interop.fairseq.settings import parsed
+from d2v.modalities.text.data import hidden_only
+from d2v.modalities.text.frontend import FrontendConfig
 from d2v.types import Mask, View
-from modalities.text.data import hidden_only
-from modalities.text.frontend import FrontendConfig
 
 TOLERANCE = 1e-5
 

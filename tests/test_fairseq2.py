@@ -7,11 +7,11 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from d2v.configuration import D2vConfig
-from d2v.decoders import DecoderConfig
 from d2v.interop.fairseq import load_fairseq, save_fairseq
-from d2v.layers import TrunkConfig
-from d2v.modeling import D2vModel
+from d2v.models.configuration import D2vConfig
+from d2v.models.decoder import DecoderConfig
+from d2v.models.encoder import D2vModel
+from d2v.models.transformer import TrunkConfig
 from d2v.objectives.data2vec import Config, Data2Vec
 from d2v.objectives.data2vec2 import Config as Config2
 from d2v.objectives.data2vec2 import Data2Vec2

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from d2v.configuration import D2vConfig
-from d2v.features import pooled_features
-from d2v.modeling import D2vModel
+from d2v.evaluation.features import pooled_features
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
 from d2v.types import View
 
 PICTURES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))

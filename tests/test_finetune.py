@@ -16,13 +16,13 @@ from PIL import Image
 from tiny import ROOT
 from transformers import AutoModelForImageClassification, AutoTokenizer, pipeline
 
-from d2v.finetune import adopt, build_model, load
-from d2v.loop import Loop
-from d2v.supervised import Supervised
-from d2v.tasks import D2vForImageClassification, D2vForSequenceClassification
-from modalities.image import labelled
-from modalities.image.data import demo as image_demo
-from modalities.text.corpus import demo as text_demo
+from d2v.finetuning.objective import Supervised
+from d2v.finetuning.run import adopt, build_model, load
+from d2v.modalities.image import labelled
+from d2v.modalities.image.data import demo as image_demo
+from d2v.modalities.text.corpus import demo as text_demo
+from d2v.models.task_models import D2vForImageClassification, D2vForSequenceClassification
+from d2v.training.loop import Loop
 from scripts import finetune_image
 
 CONFIGS = sorted((ROOT / "configs").glob("*/finetune_*.yaml"))
@@ -42,7 +42,7 @@ def without_curves(request, monkeypatch):
     """Matplotlib takes seconds; one test looks at its pictures."""
     if "pictures" not in request.node.name:
         monkeypatch.setattr(Loop, "plot", lambda self: None)
-        monkeypatch.setattr("d2v.finetune.plot_confusion", lambda *_: None)
+        monkeypatch.setattr("d2v.finetuning.run.plot_confusion", lambda *_: None)
 
 
 @functools.cache
@@ -217,7 +217,7 @@ def test_the_average_of_the_weights_is_the_result_if_asked_for(decay, tmp_path, 
 def test_early_stopping_keeps_the_best_and_stops_after_patience(tmp_path, monkeypatch):
     found = iter([0.3, 0.5, 0.4, 0.5, 0.2, 0.9])
     score = lambda outputs, labels: {"accuracy": next(found), "loss": 1.0}  # noqa: E731
-    monkeypatch.setattr("modalities.labels.classification", score)
+    monkeypatch.setattr("d2v.modalities.common.labels.classification", score)
     with pytest.raises(StopIteration):  # five are asked for in training, the sixth by the report, which then lacks one
         main("image", arguments("image", tmp_path / "run", "train.validate_every=2", "train.patience=3"))
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -12,14 +12,14 @@ import torch
 from tiny import ROOT
 from transformers import AutoModelForCTC, AutoProcessor, pipeline
 
-from d2v.configuration import D2vConfig
-from d2v.finetune import build_model, load
-from d2v.loop import Loop
-from d2v.modeling import D2vModel
-from d2v.scores import transcription
-from d2v.supervised import Supervised
-from d2v.tasks import D2vForCTC, D2vForSequenceClassification
-from modalities.speech import audio, labelled, save_preprocessor, synth, transcribed
+from d2v.finetuning.objective import Supervised
+from d2v.finetuning.run import build_model, load
+from d2v.finetuning.scores import transcription
+from d2v.modalities.speech import audio, labelled, save_preprocessor, synth, transcribed
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
+from d2v.models.task_models import D2vForCTC, D2vForSequenceClassification
+from d2v.training.loop import Loop
 from scripts import finetune_speech
 
 CONFIGS = sorted((ROOT / "configs" / "speech").glob("finetune_*.yaml"))

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from d2v import files
-from d2v.folder import check_apart, new_run
+from d2v.training.run_folder import check_apart, new_run
 from scripts import pretrain
 
 NAMES = ("config.yaml", "metrics.jsonl", "curves.png")
@@ -19,7 +19,7 @@ def snapshot(folder):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    monkeypatch.setattr("d2v.loop.Loop.plot", lambda self: None)
+    monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
 
 
 def quick(folder, *more):

@@ -9,12 +9,12 @@ import transformers as hf
 from torch import Tensor
 
 from d2v import plugins
-from d2v.config import load_config
-from d2v.configuration import D2vConfig
+from d2v.config.loading import load_config
 from d2v.interop.huggingface import from_transformers, to_transformers
-from d2v.layers import TrunkConfig
-from d2v.modeling import D2vModel
-from d2v.tasks import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
+from d2v.models.task_models import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
+from d2v.models.transformer import TrunkConfig
 from d2v.types import Mask
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
@@ -189,7 +189,7 @@ VIT = {"relative_bias": False, "mask_token": False}
 def ours_of(
     modality: str, trunk: dict, task: dict | None = None, model_class: type = D2vModel, labels: dict | None = None, **frontend
 ) -> torch.nn.Module:
-    frontend = plugins.load("modalities", modality).FrontendConfig(**{**OURS[modality], **frontend})
+    frontend = plugins.load("d2v.modalities", modality).FrontendConfig(**{**OURS[modality], **frontend})
     model = model_class(D2vConfig({modality: frontend}, TrunkConfig(**trunk), task, **(labels or {}))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -271,7 +271,7 @@ def other(value, name: str):
 @pytest.mark.parametrize(("modality", "trunk"), [("speech", TRUNK), ("text", TRUNK), ("image", VISION), ("image", PRE_NORM)])
 def test_every_setting_of_ours_leaves_and_comes_back_or_is_refused_by_name(modality, trunk):
     frontend = {**OURS[modality], **({**VIT, "positions": "learned"} if trunk is PRE_NORM else {})}
-    parts = {"trunk": (TrunkConfig, trunk), "frontend": (plugins.load("modalities", modality).FrontendConfig, frontend)}
+    parts = {"trunk": (TrunkConfig, trunk), "frontend": (plugins.load("d2v.modalities", modality).FrontendConfig, frontend)}
     refused = {"trunk": set(), "frontend": set()}
     for part, (config, given) in parts.items():
         defaults = vars(config(**given))

@@ -16,9 +16,9 @@ from PIL import Image
 from torchvision.transforms import v2
 from transformers import AutoImageProcessor
 
-from modalities import image
-from modalities.image import augment
-from modalities.image.frontend import Frontend, FrontendConfig, relative_index
+from d2v.modalities import image
+from d2v.modalities.image import augment
+from d2v.modalities.image.frontend import Frontend, FrontendConfig, relative_index
 
 CPU = torch.device("cpu")
 

@@ -9,12 +9,12 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image, ImageFilter, ImageOps
 
-from d2v.configuration import D2vConfig
-from d2v.modeling import D2vModel
-from modalities import image
-from modalities.image import masks, views
-from modalities.image.frontend import Frontend, FrontendConfig, resized, sincos
-from modalities.image.views import FAMILIES
+from d2v.modalities import image
+from d2v.modalities.image import masks, views
+from d2v.modalities.image.frontend import Frontend, FrontendConfig, resized, sincos
+from d2v.modalities.image.views import FAMILIES
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
 
 DRAWS = 400
 NAMES = {"RandomHorizontalFlip": "flip", "RandomGrayscale": "grey", "RandomResizedCrop": "crop"}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from contrasting import BATCH, SAMPLES, STEPS, batch, encoder, objective, one_step
 
-from d2v.contrast import unit
-from d2v.joint import embedding, seeded
 from d2v.objectives import instdisc
+from d2v.objectives.common.contrastive import unit
+from d2v.objectives.common.multi_view import embedding, seeded
 
 
 @pytest.mark.parametrize("name", ["instdisc", "instdisc_sampled_softmax", "instdisc_softmax"])

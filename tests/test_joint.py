@@ -8,11 +8,11 @@ import small
 import torch
 from torch import nn
 
-from d2v.batchnorm import GroupedBatchNorm
-from d2v.features import frozen
-from d2v.heads import projector
-from d2v.joint import Joint, by_shape, each, embedding, joined, summary
-from d2v.objective import Objective, check_numbers, freeze
+from d2v.evaluation.features import frozen
+from d2v.models.batch_norm import GroupedBatchNorm
+from d2v.models.heads import projector
+from d2v.objectives.common.multi_view import Joint, by_shape, each, embedding, joined, summary
+from d2v.objectives.common.objective import Objective, check_numbers, freeze
 from d2v.types import View
 
 LINEAR, BIASED, NORM, BARE_NORM, NO_BIAS_NORM, RELU = "linear", "linear+bias", "norm", "norm without weights", "norm without bias", "relu"
@@ -105,7 +105,7 @@ def test_batches_are_checked_before_the_first_step(monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             objective.check_batch(batch_size, parts_)
-    monkeypatch.setattr("d2v.joint.world_size", lambda: 3)
+    monkeypatch.setattr("d2v.objectives.common.multi_view.world_size", lambda: 3)
     plain.check_batch(9, 3)
     for objective, batch_size, message in (
         (plain, 8, "train.batch_size 8 must be a multiple of the number of processes, 3"),

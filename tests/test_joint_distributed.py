@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from d2v import dist
-from d2v.batchnorm import GroupedBatchNorm
-from d2v.config import RunConfig, TrainConfig
-from d2v.loop import Loop
-from d2v.objective import Objective
+from d2v.config.schema import RunConfig, TrainConfig
+from d2v.models.batch_norm import GroupedBatchNorm
+from d2v.objectives.common.objective import Objective
+from d2v.training import distributed as dist
+from d2v.training.loop import Loop
 
 METHODS = [*methods.MODULES]
 IN_BF16 = ["byol", "clustering"]  # with and without batch norm, teacher and gathering with gradient

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v.contrast import cosines, nt_xent
-from d2v.joint import summary
-from d2v.monitors import normalised_std
-from d2v.objective import Objective
 from d2v.objectives import byol, clustering, mocov3, simsiam
+from d2v.objectives.common.contrastive import cosines, nt_xent
+from d2v.objectives.common.multi_view import summary
+from d2v.objectives.common.objective import Objective
+from d2v.training.collapse import normalised_std
 
 MODULES = {"byol": byol, "simsiam": simsiam, "mocov3": mocov3, "clustering": clustering}
 SMALL = {

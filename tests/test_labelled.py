@@ -8,13 +8,13 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from modalities import labels
-from modalities.image import labelled as images
-from modalities.image.data import Samples as ImageSamples
-from modalities.image.frontend import FrontendConfig as ImageFrontend
-from modalities.text import labelled as texts
-from modalities.text import tokenizer as tokenizers
-from modalities.text.frontend import FrontendConfig as TextFrontend
+from d2v.modalities.common import labels
+from d2v.modalities.image import labelled as images
+from d2v.modalities.image.data import Samples as ImageSamples
+from d2v.modalities.image.frontend import FrontendConfig as ImageFrontend
+from d2v.modalities.text import labelled as texts
+from d2v.modalities.text import tokenizer as tokenizers
+from d2v.modalities.text.frontend import FrontendConfig as TextFrontend
 
 FRONTEND = ImageFrontend(image_size=8, patch_size=2, channels=1)
 STILL = {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.0, "color_jitter": 0.0, "mean": [0.3], "std": [0.38], "path": "demo"}

@@ -10,9 +10,9 @@ from tiny import MODALITIES
 from torch import Tensor
 
 from d2v import plugins
-from d2v.configuration import D2vConfig
-from d2v.layers import Attention, DropPath, PostNormBlock, PreNormBlock, Trunk, TrunkConfig, attend_with_dropout, attention_bias
-from d2v.modeling import D2vModel
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
+from d2v.models.transformer import Attention, DropPath, PostNormBlock, PreNormBlock, Trunk, TrunkConfig, attend_with_dropout, attention_bias
 
 SMALL = {"depth": 3, "dim": 8, "num_heads": 2, "mlp_dim": 16}
 
@@ -249,7 +249,7 @@ def test_initialisation_forgets_no_parameter(modality, init, tmp_path):
     tiny.samples_of(config)
     fields = {"pre_norm": True, "layer_scale": 0.1, "qkv_bias": "qv", "final_norm": True, "input_norm": True}
     trunk = TrunkConfig(depth=2, dim=32, num_heads=2, mlp_dim=64, init=init, **(fields if init == "depth_scaled" else {}))
-    frontend = plugins.load("modalities", modality).Frontend(config.frontend, 32, 2)
+    frontend = plugins.load("d2v.modalities", modality).Frontend(config.frontend, 32, 2)
     for module in (Trunk(trunk), frontend):
         for parameter in module.parameters():
             torch.nn.init.constant_(parameter, float("nan"))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from d2v.scores import transcription
-from modalities.speech import beam
-from modalities.speech.letters import Vocabulary, normalise, tokens_needed
+from d2v.finetuning.scores import transcription
+from d2v.modalities.speech import beam
+from d2v.modalities.speech.letters import Vocabulary, normalise, tokens_needed
 
 
 def edits(wanted, found) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from d2v.losses import SCALES, regression
+from d2v.objectives.common.losses import SCALES, regression
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from modalities import masking
+from d2v.modalities.common import masking
 
 
 def slow_block(generator, rows, columns, wanted, min_block, max_block, min_aspect):

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from contrasting import BATCH, QUEUE, STEPS, batch, encoder, objective, one_step
 from torch import Tensor, nn
 
-from d2v.contrast import unit
-from d2v.joint import embedding, seeded
 from d2v.objectives import mochi, moco
+from d2v.objectives.common.contrastive import unit
+from d2v.objectives.common.multi_view import embedding, seeded
 from d2v.types import View
 
 # MoCo

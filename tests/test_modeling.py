@@ -7,9 +7,9 @@ from tiny import MODALITIES
 from transformers import AutoConfig, AutoModel
 
 from d2v import plugins
-from d2v.configuration import D2vConfig
-from d2v.layers import Trunk, TrunkConfig
-from d2v.modeling import D2vModel
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
+from d2v.models.transformer import Trunk, TrunkConfig
 from d2v.types import Mask, View
 
 TRUNK = {"depth": 2, "dim": 32, "num_heads": 2, "mlp_dim": 64}
@@ -157,7 +157,7 @@ def test_building_a_model_initialises_every_part_of_it(modality, tmp_path, monke
             torch.nn.init.constant_(parameter, 7.0)
 
     monkeypatch.setattr(Trunk, "init_weights", sevens)
-    monkeypatch.setattr(plugins.load("modalities", modality).Frontend, "init_weights", sevens)
+    monkeypatch.setattr(plugins.load("d2v.modalities", modality).Frontend, "init_weights", sevens)
     model = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
     assert not [name for name, parameter in model.named_parameters() if not (parameter == 7).all()]
 
@@ -215,7 +215,7 @@ def num_parameters(model: torch.nn.Module) -> int:
 
 def test_published_sizes():
     """facts/data2vec.md A3: the speech encoder and its head; the image model with its head, without the index of the bias."""
-    from d2v.heads import RegressionHead
+    from d2v.models.heads import RegressionHead
 
     image = TrunkConfig(pre_norm=True, layer_scale=1e-4, qkv_bias="qv", norm_eps=1e-6, input_norm=False, final_norm=True)
     with torch.device("meta"):
@@ -227,7 +227,7 @@ def test_published_sizes():
 
 def test_a_dotted_name_is_the_users_own_package(tmp_path):
     """Known by its last part in the state dict, where a dot would split the key."""
-    module = plugins.load("modalities", MODALITIES[0])
+    module = plugins.load("d2v.modalities", MODALITIES[0])
     config = tiny.config_of(MODALITIES[0], tmp_path)
     encoder = D2vModel(D2vConfig(frontends={module.__name__: vars(config.frontend)}, trunk=TRUNK))
     assert f"frontends.{MODALITIES[0]}.mask_token" in encoder.state_dict()

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 
-from d2v.monitors import (
+from d2v.training.collapse import (
     Verdict,
     alignment,
     channel_std,

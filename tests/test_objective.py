@@ -7,7 +7,7 @@ from tiny import MODALITIES, OBJECTIVES
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from d2v.objective import Objective
+from d2v.objectives.common.objective import Objective
 
 
 def build(modality: str, name: str, folder, *more: str):

@@ -8,7 +8,7 @@ import torch
 from test_huggingface import LABELS, TRUNK, VISION, ours_of
 
 from d2v.interop import onnx
-from d2v.tasks import D2vForSequenceClassification
+from d2v.models.task_models import D2vForSequenceClassification
 from scripts import convert
 
 SMALL = {**TRUNK, "depth": 1}

@@ -7,9 +7,9 @@ import tiny
 import torch
 from torch import nn
 
-from d2v.config import TrainConfig
-from d2v.objective import Objective
-from d2v.optim import make_optimizer, parameter_groups, scale_and_clip, skip_unless
+from d2v.config.schema import TrainConfig
+from d2v.objectives.common.objective import Objective
+from d2v.training.optim import make_optimizer, parameter_groups, scale_and_clip, skip_unless
 
 
 class Net(nn.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2v.plots import curves_figure, plot_curves, plot_spectrum, spectrum_figure
+from d2v.training.curves import curves_figure, plot_curves, plot_spectrum, spectrum_figure
 
 PROBES = [{"step": s, "probe_student_knn": 0.2 + s / 1000, "probe_teacher_knn": 0.2} for s in (0, 50, 100)]
 CHECKS = [{"step": s, "student_rank": 10.0 + s, "teacher_rank": 9.0, "local_rank": 8.0, "student_knn": 0.4, "teacher_knn": 0.3} for s in (0, 50, 100)]

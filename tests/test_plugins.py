@@ -43,6 +43,6 @@ def test_own_packages(mine):
 
 
 def test_modules_beside_the_plugins_are_none():
-    assert "masking" not in plugins.available("modalities")
+    assert "common" not in plugins.available("d2v.modalities")
     with pytest.raises(ValueError, match="does not export FrontendConfig, DataConfig"):
-        plugins.load("modalities", "masking")
+        plugins.load("d2v.modalities", "common")

@@ -13,8 +13,8 @@ from PIL import Image
 from tiny import MODALITIES, ROOT, RUNS
 from transformers import AutoModel
 
-from d2v.checkpoint import found
-from d2v.modeling import D2vModel
+from d2v.models.encoder import D2vModel
+from d2v.training.checkpoint import found
 from scripts import pretrain
 
 QUICK = ("train.steps=2", "train.warmup_steps=0", "run.save_every=1", "run.health_samples=8")
@@ -23,7 +23,7 @@ QUICK = ("train.steps=2", "train.warmup_steps=0", "run.save_every=1", "run.healt
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Four seconds of matplotlib."""
-    monkeypatch.setattr("d2v.loop.Loop.plot", lambda self: None)
+    monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
 
 
 # What a run leaves.
@@ -105,7 +105,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(modality, objective, tmp_pa
     command_line = tiny.arguments(modality, tmp_path, tiny.using(objective), *tiny.DROPOUT)
     if in_process := tiny.compares_views(objective):
         whole = tiny.finished(modality, objective)
-        monkeypatch.setattr("d2v.loop.Loop.plot", lambda self: None)
+        monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
         with pytest.raises(KeyboardInterrupt):
             tiny.run_until_interrupted(command_line, 13)
     else:

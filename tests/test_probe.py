@@ -8,9 +8,9 @@ import tiny
 import torch
 from PIL import Image
 
-from d2v.evaluation import EvaluateConfig, evaluate_encoder, label_splits
-from d2v.modeling import D2vModel
-from d2v.probe import OnlineProbe, ProbeConfig
+from d2v.evaluation.scoring import EvaluateConfig, evaluate_encoder, label_splits
+from d2v.models.encoder import D2vModel
+from d2v.training.online_probe import OnlineProbe, ProbeConfig
 from scripts import pretrain
 
 # neighbours of a test split; within train, each without itself
@@ -34,7 +34,7 @@ def test_a_run_is_the_same_to_the_bit_and_its_curve_is_that_of_an_evaluation(mod
     assert np.asarray(Image.open(tmp_path / "curves.png")).std() > 10
 
     config = tiny.config_of(modality, tmp_path)
-    module = tiny.plugins.load("modalities", modality)
+    module = tiny.plugins.load("d2v.modalities", modality)
     settings = EvaluateConfig(test_split=SPLITS[modality], max_train=150, max_test=150, k=[5], probe=False)
     for name, place in (("teacher", "export"), ("student", "export/student")):
         model = D2vModel.from_pretrained(tmp_path / place)

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from d2v.batchnorm import GroupedBatchNorm
-from d2v.buffers import Center
-from d2v.prototypes import PrototypeHead, across_views, cross_entropy, sharpened, sinkhorn, usage
+from d2v.models.batch_norm import GroupedBatchNorm
+from d2v.objectives.common.prototypes import PrototypeHead, across_views, cross_entropy, sharpened, sinkhorn, usage
+from d2v.objectives.common.queues import Center
 
 
 def shares_of(*shape: int) -> torch.Tensor:

@@ -16,12 +16,12 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from d2v import plugins
-from d2v.classifiers import holdout, logistic_regression, zscore
-from d2v.configuration import D2vConfig
-from d2v.evaluation import EvaluateConfig, evaluate_encoder, label_splits
-from d2v.modeling import D2vModel
-from d2v.reporting import Subject, make_reports
-from d2v.reports import attention, dense, few_labels, geometry, patches
+from d2v.evaluation.classifiers import holdout, logistic_regression, zscore
+from d2v.evaluation.report import Subject, make_reports
+from d2v.evaluation.reports import attention, dense, few_labels, geometry, patches
+from d2v.evaluation.scoring import EvaluateConfig, evaluate_encoder, label_splits
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
 
 SETTINGS = {"max_train": 200, "max_test": 90, "probe_steps": 30, "pictures": 3, "few_draws": 2, "logistic_cs": [0.01, 1.0]}
 
@@ -39,7 +39,7 @@ def model_of(seed: int, **frontend) -> D2vModel:
 @pytest.fixture(scope="module")
 def digits() -> dict:
     """Small splits of the demo's digits, and a model beside another."""
-    config, module = tiny.config_of("image", ""), plugins.load("modalities", "image")
+    config, module = tiny.config_of("image", ""), plugins.load("d2v.modalities", "image")
     samples = [module.Samples(config.data, config.frontend, split=split, folder=Path()) for split in ("train", "test")]
     settings = EvaluateConfig(**SETTINGS)
     train, test = label_splits(*samples, settings)
@@ -283,7 +283,7 @@ def scenes(tmp_path) -> Path:
 
 
 def dense_subject(folder: Path, **settings) -> Subject:
-    module = plugins.load("modalities", "image")
+    module = plugins.load("d2v.modalities", "image")
     frontend = {"image_size": 32, "patch_size": 8, "channels": 3}
     model = model_of(1, **frontend)
     data = module.DataConfig(path=str(folder / "images"), eval_crop=1.0)
@@ -340,7 +340,7 @@ def replace_config(subject: Subject, **settings) -> Subject:
 
 
 def test_errors(subject):
-    with pytest.raises(ValueError, match=r"d2v.reports has no 'knn_sweeep'; it has attention, dense, .*or give the dotted name"):
+    with pytest.raises(ValueError, match=r"d2v.evaluation.reports has no 'knn_sweeep'; it has attention, dense, .*or give the dotted name"):
         make_reports(subject, ["knn_sweeep"])
     for name in ("knn_sweep", "logistic", "few_labels", "geometry", "layer_curve"):
         with pytest.raises(ValueError, match=f"evaluate.reports: {name} needs labels; evaluate.label is ''"):

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from modalities.sampling import Sampler, share
+from d2v.modalities.common.sampling import Sampler, share
 
 
 @pytest.mark.parametrize("lengths", [None, np.random.default_rng(0).integers(1, 1000, 103)])

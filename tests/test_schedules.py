@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from d2v.schedules import SCHEDULES, constant, cosine, cosine_between, linear_decay, polynomial, tri_stage
+from d2v.training.schedules import SCHEDULES, constant, cosine, cosine_between, linear_decay, polynomial, tri_stage
 
 
 def test_tri_stage_of_the_published_run():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from d2v.plots import confusion_figure
-from d2v.scores import better, classification, regression, table
+from d2v.finetuning.scores import better, classification, regression, table
+from d2v.training.curves import confusion_figure
 
 
 def slow_f1(labels: np.ndarray, found: np.ndarray, label: int) -> float:

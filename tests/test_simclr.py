@@ -6,7 +6,7 @@ import pytest
 import torch
 from contrasting import BATCH, batch, objective
 
-from d2v.contrast import unit
+from d2v.objectives.common.contrastive import unit
 
 
 def test_simclr_is_the_mean_over_all_views():

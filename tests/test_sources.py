@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from modalities import sources
-from modalities.sources import AUDIO, IMAGES, TEXTS, Report, open_source
+from d2v.modalities.common import sources
+from d2v.modalities.common.sources import AUDIO, IMAGES, TEXTS, Report, open_source
 
 
 def touch(folder: Path, *names: str) -> Path:

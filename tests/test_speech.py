@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoFeatureExtractor, Data2VecAudioConfig, Data2VecAudioModel
 
-from modalities import speech
-from modalities.speech import audio, synth
-from modalities.speech.audio import crop
-from modalities.speech.frontend import lengths, receptive_field
-from modalities.speech.mel import LogMel
+from d2v.modalities import speech
+from d2v.modalities.speech import audio, synth
+from d2v.modalities.speech.audio import crop
+from d2v.modalities.speech.frontend import lengths, receptive_field
+from d2v.modalities.speech.mel import LogMel
 
 TINY = {"conv_dim": 16, "pos_kernel": 5, "pos_depth": 2, "pos_groups": 4}
 MEL = {"kind": "mel", "sample_rate": 8000, "mel_bins": 20, **TINY}

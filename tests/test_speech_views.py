@@ -9,12 +9,12 @@ import pytest
 import soundfile
 import torch
 
-from d2v.configuration import D2vConfig
-from d2v.modeling import D2vModel
+from d2v.modalities import speech
+from d2v.modalities.speech.frontend import lengths, receptive_field
+from d2v.modalities.speech.views import EFFECTS, AugmentConfig, Views, check_augment, effects_of, noisy, room, with_gaps
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
 from d2v.objectives import byol
-from modalities import speech
-from modalities.speech.frontend import lengths, receptive_field
-from modalities.speech.views import EFFECTS, AugmentConfig, Views, check_augment, effects_of, noisy, room, with_gaps
 
 RATE = 8000
 MEL = {"kind": "mel", "sample_rate": RATE, "mel_bins": 20, "conv_dim": 16, "pos_kernel": 5, "pos_depth": 2, "pos_groups": 4}

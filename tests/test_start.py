@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tiny import MODALITIES
 
 from d2v.interop.fairseq import save_fairseq
-from d2v.start import bring_tokenizer, start_from
+from d2v.training.init_from import bring_tokenizer, start_from
 
 
 def encoder_of(objective, side: str) -> dict[str, torch.Tensor]:

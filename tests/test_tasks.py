@@ -13,9 +13,9 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from d2v.configuration import D2vConfig
-from d2v.losses import ctc, supervised
-from d2v.tasks import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
+from d2v.models.configuration import D2vConfig
+from d2v.models.task_models import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
+from d2v.objectives.common.losses import ctc, supervised
 from d2v.types import Mask, View
 
 AUTO = {

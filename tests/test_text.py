@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from modalities import text
-from modalities.text import corpus as corpora
-from modalities.text import tokenizer as tokenizers
+from d2v.modalities import text
+from d2v.modalities.text import corpus as corpora
+from d2v.modalities.text import tokenizer as tokenizers
 
 LINES = [f"{a} {b} {c}, and then {b} again." for a in ("The sea", "A ship") for b in ("rises", "turns", "sinks") for c in ("slowly", "at night")]
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from d2v.configuration import D2vConfig
-from d2v.modeling import D2vModel
+from d2v.modalities import text
+from d2v.modalities.text.views import AugmentConfig, made
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
 from d2v.objectives import byol, data2vec
-from modalities import text
-from modalities.text.views import AugmentConfig, made
 
 
 def row(words: int) -> np.ndarray:

@@ -27,18 +27,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from d2v import plugins
-from d2v.config import Config, load_config
-from d2v.health import HealthCheck
-from d2v.loop import Loop
-from d2v.objective import Objective
-from d2v.start import build_objective
+from d2v.config.loading import load_config
+from d2v.config.schema import Config
+from d2v.objectives.common.objective import Objective
+from d2v.training.health import HealthCheck
+from d2v.training.loop import Loop
+from d2v.training.setup import build_objective
 from scripts import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
 # what the fork server and its children start with; one thread, because the order of sums depends on their number
 os.environ.update(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true", PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
 torch.set_num_threads(1)
-MODALITIES = plugins.available("modalities")
+MODALITIES = plugins.available("d2v.modalities")
 OBJECTIVES = plugins.available("d2v.objectives")
 TRUNK = ("model.trunk.dim=32", "model.trunk.depth=2", "model.trunk.num_heads=2", "model.trunk.mlp_dim=64", "objective.top_k=2")
 SHORT = ("train.steps=20", "train.warmup_steps=1", "train.batch_size=4", "run.log_every=1", "run.save_every=10", "run.health_samples=16")
@@ -84,7 +85,7 @@ def small_heads(objective: str, given: dict[str, Any] | None = None) -> list[str
 def demo_of(modality: str, objective: str) -> Path:
     """The demo's config with another objective and as many views of the modality's ordinary kind as that compares."""
     values = OmegaConf.load(ROOT / "configs" / modality / "demo.yaml")
-    views = [plugins.load("modalities", modality).VIEWS[0]] * plugins.load("d2v.objectives", objective).Config.num_views
+    views = [plugins.load("d2v.modalities", modality).VIEWS[0]] * plugins.load("d2v.objectives", objective).Config.num_views
     values.objective, values.data = {"name": objective}, {"path": "demo", "views": views, **kept(values.data)}
     OmegaConf.save(values, path := scratch() / f"{modality}_{objective}.yaml")
     return path
@@ -112,7 +113,7 @@ _samples: dict[str, tuple[Any, Any]] = {}
 
 def samples_of(config: Config, prepared: Path | None = None) -> Any:
     """The samples of a config, made once; fills what `prepare` fills. `prepared`: a folder in which `prepare` has worked or shall work."""
-    modality, key = plugins.load("modalities", config.modality), repr((config.data, config.frontend))
+    modality, key = plugins.load("d2v.modalities", config.modality), repr((config.data, config.frontend))
     if key not in _samples:
         prepared = prepared or Path(tempfile.mkdtemp(dir=scratch()))
         prepared.mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,7 @@ def objective_of(config: Config, prepared: Path | None = None) -> Objective:
 def batches_of(config: Config, prepared: Path | None = None) -> Any:
     """The training batches of a config."""
     samples = samples_of(config, prepared)
-    modality = plugins.load("modalities", config.modality)
+    modality = plugins.load("d2v.modalities", config.modality)
     return modality.batches(samples, config.data, config.frontend, config.train.batch_size, config.train.seed)
 
 

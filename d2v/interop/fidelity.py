@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from d2v.interop.renaming import encoder_of
-from d2v.objective import Objective
+from d2v.objectives.common.objective import Objective
 
 FREE = ("drop", "init", "std")  # in the name of a setting that gives no weight another meaning
 QUIRKS = {"norm_over_padding", "reference_padding", "reference_padded_input"}  # chosen by the reader, not by the file

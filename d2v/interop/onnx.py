@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v import plugins
-from d2v.modeling import D2vModel
+from d2v.models.encoder import D2vModel
 
 TOLERANCE = 1e-4  # of the largest difference, where features are of the order of 1
 
@@ -80,7 +80,7 @@ def _example(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
         inputs = {"pixel_values": torch.randn(rows, config.channels, config.image_size, config.image_size, generator=generator)}
     else:
         tokens = min(tokens, config.max_positions) if modality == "text" else tokens
-        length = tokens if modality == "text" else plugins.load("modalities", modality).frontend.receptive_field(config, tokens)
+        length = tokens if modality == "text" else plugins.load("d2v.modalities", modality).frontend.receptive_field(config, tokens)
         attention_mask = torch.ones(rows, length, dtype=torch.long)
         attention_mask[0, -(-length // 2) :] = 0
         if modality == "text":

@@ -7,8 +7,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
-from d2v.modeling import D2vModel
-from d2v.tasks import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
+from d2v.models.encoder import D2vModel
+from d2v.models.task_models import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
 
 
 def read_config(source: str | Path) -> PreTrainedConfig:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from d2v.objective import Objective
+from d2v.objectives.common.objective import Objective
 
 log = logging.getLogger(__name__)
 Table = list[tuple[str, str]]

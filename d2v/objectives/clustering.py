@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from d2v.contrast import nt_xent
-from d2v.dist import gather_with_gradient
-from d2v.heads import projector
-from d2v.joint import Joint, summary
-from d2v.modeling import D2vModel
-from d2v.monitors import normalised_std
-from d2v.objective import check_numbers
+from d2v.models.encoder import D2vModel
+from d2v.models.heads import projector
+from d2v.objectives.common.contrastive import nt_xent
+from d2v.objectives.common.multi_view import Joint, summary
+from d2v.objectives.common.objective import check_numbers
+from d2v.training.collapse import normalised_std
+from d2v.training.distributed import gather_with_gradient
 from d2v.types import Loss, View
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from d2v.decoders import Decoder, DecoderConfig
-from d2v.losses import SCALES, regression
-from d2v.modeling import D2vModel
-from d2v.monitors import channel_std
-from d2v.objective import Objective, check_choices
-from d2v.schedules import linear_decay
-from d2v.targets import NORMS, mean_of_layers
+from d2v.models.decoder import Decoder, DecoderConfig
+from d2v.models.encoder import D2vModel
+from d2v.objectives.common.losses import SCALES, regression
+from d2v.objectives.common.objective import Objective, check_choices
+from d2v.objectives.common.targets import NORMS, mean_of_layers
+from d2v.training.collapse import channel_std
+from d2v.training.schedules import linear_decay
 from d2v.types import Loss, View
 
 

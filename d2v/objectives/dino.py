@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from d2v.buffers import Center
-from d2v.joint import Joint, each, summary
-from d2v.modeling import D2vModel
-from d2v.monitors import normalised_std
-from d2v.objective import check_choices, check_numbers
-from d2v.prototypes import PrototypeHead, across_views, sharpened, usage
-from d2v.schedules import cosine_between, linear_decay
+from d2v.models.encoder import D2vModel
+from d2v.objectives.common.multi_view import Joint, each, summary
+from d2v.objectives.common.objective import check_choices, check_numbers
+from d2v.objectives.common.prototypes import PrototypeHead, across_views, sharpened, usage
+from d2v.objectives.common.queues import Center
+from d2v.training.collapse import normalised_std
+from d2v.training.schedules import cosine_between, linear_decay
 from d2v.types import Loss, View
 
 

@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from d2v.buffers import MemoryBank
-from d2v.contrast import at_once, cosines, described, info_nce, nce, unit
-from d2v.dist import all_mean, gather, mine, world_size
-from d2v.heads import projector
-from d2v.joint import Joint, embedding, seeded
-from d2v.modeling import D2vModel
-from d2v.objective import check_choices, check_numbers
+from d2v.models.encoder import D2vModel
+from d2v.models.heads import projector
+from d2v.objectives.common.contrastive import at_once, cosines, described, info_nce, nce, unit
+from d2v.objectives.common.multi_view import Joint, embedding, seeded
+from d2v.objectives.common.objective import check_choices, check_numbers
+from d2v.objectives.common.queues import MemoryBank
+from d2v.training.distributed import all_mean, gather, mine, world_size
 from d2v.types import Loss, View
 
 

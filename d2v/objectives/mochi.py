@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2v.contrast import cosines
-from d2v.dist import mine, world_size
-from d2v.modeling import D2vModel
-from d2v.objective import check_numbers
+from d2v.models.encoder import D2vModel
 from d2v.objectives import moco
+from d2v.objectives.common.contrastive import cosines
+from d2v.objectives.common.objective import check_numbers
+from d2v.training.distributed import mine, world_size
 
 
 @dataclass

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from d2v.buffers import Queue
-from d2v.contrast import against_queue, at_once, described, info_nce, unit
-from d2v.dist import gather, mine, world_size
-from d2v.heads import projector
-from d2v.joint import Joint, embedding, seeded
-from d2v.modeling import D2vModel
-from d2v.objective import check_choices, check_numbers
+from d2v.models.encoder import D2vModel
+from d2v.models.heads import projector
+from d2v.objectives.common.contrastive import against_queue, at_once, described, info_nce, unit
+from d2v.objectives.common.multi_view import Joint, embedding, seeded
+from d2v.objectives.common.objective import check_choices, check_numbers
+from d2v.objectives.common.queues import Queue
+from d2v.training.distributed import gather, mine, world_size
 from d2v.types import Loss, View
 
 

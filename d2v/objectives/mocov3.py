@@ -8,14 +8,14 @@ from typing import ClassVar
 
 import torch
 
-from d2v.contrast import cosines, info_nce, unit
-from d2v.dist import gather, mine
-from d2v.heads import projector
-from d2v.joint import Joint, embedding
-from d2v.modeling import D2vModel
-from d2v.monitors import normalised_std
-from d2v.objective import check_choices, check_numbers, freeze
-from d2v.schedules import cosine_between
+from d2v.models.encoder import D2vModel
+from d2v.models.heads import projector
+from d2v.objectives.common.contrastive import cosines, info_nce, unit
+from d2v.objectives.common.multi_view import Joint, embedding
+from d2v.objectives.common.objective import check_choices, check_numbers, freeze
+from d2v.training.collapse import normalised_std
+from d2v.training.distributed import gather, mine
+from d2v.training.schedules import cosine_between
 from d2v.types import Loss, View
 
 

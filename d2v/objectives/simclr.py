@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import torch
 
-from d2v.contrast import described, info_nce, unit, within_batch
-from d2v.dist import gather_with_gradient, mine
-from d2v.heads import projector
-from d2v.joint import Joint, each, summary
-from d2v.modeling import D2vModel
-from d2v.objective import check_numbers
+from d2v.models.encoder import D2vModel
+from d2v.models.heads import projector
+from d2v.objectives.common.contrastive import described, info_nce, unit, within_batch
+from d2v.objectives.common.multi_view import Joint, each, summary
+from d2v.objectives.common.objective import check_numbers
+from d2v.training.distributed import gather_with_gradient, mine
 from d2v.types import Loss, View
 
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v.dist import gather, mine, world_size
-from d2v.heads import projector
-from d2v.joint import Joint, each, summary
-from d2v.modeling import D2vModel
-from d2v.monitors import normalised_std
-from d2v.objective import check_numbers
-from d2v.prototypes import across_views, sinkhorn, usage
+from d2v.models.encoder import D2vModel
+from d2v.models.heads import projector
+from d2v.objectives.common.multi_view import Joint, each, summary
+from d2v.objectives.common.objective import check_numbers
+from d2v.objectives.common.prototypes import across_views, sinkhorn, usage
+from d2v.training.collapse import normalised_std
+from d2v.training.distributed import gather, mine, world_size
 from d2v.types import Loss, View
 
 

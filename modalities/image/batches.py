@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from d2v.modalities.common import masking, sampling, sources
+from d2v.modalities.image import augment, masks, views
+from d2v.modalities.image.data import DataConfig, Samples, readable, transform
+from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.types import View
-from modalities import masking, sampling, sources
-from modalities.image import augment, masks, views
-from modalities.image.data import DataConfig, Samples, readable, transform
-from modalities.image.frontend import MODALITY, FrontendConfig
 
 
 def _ignore(sample: str, reason: str) -> None:

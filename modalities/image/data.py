@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 from transformers import ViTImageProcessor
 
+from d2v.modalities.common import sources
+from d2v.modalities.image import augment, masks, views
+from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.types import View
-from modalities import sources
-from modalities.image import augment, masks, views
-from modalities.image.frontend import MODALITY, FrontendConfig
 
 
 @dataclass

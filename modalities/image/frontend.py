@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modalities.image import backbone
+from d2v.modalities.image import backbone
 
 MODALITY = "image"
 ALONE = "model.trunk.depth=0 and model.trunk.input_norm=false"

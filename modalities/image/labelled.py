@@ -16,12 +16,12 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from d2v.finetune import FinetuneConfig, Labelled
+from d2v.finetuning.run import FinetuneConfig, Labelled
+from d2v.modalities.common import labels, masking, sampling, sources
+from d2v.modalities.image import augment
+from d2v.modalities.image.data import ReadConfig, Samples, check_reading, readable, save_preprocessor, transform
+from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.types import View
-from modalities import labels, masking, sampling, sources
-from modalities.image import augment
-from modalities.image.data import ReadConfig, Samples, check_reading, readable, save_preprocessor, transform
-from modalities.image.frontend import MODALITY, FrontendConfig
 
 
 @dataclass

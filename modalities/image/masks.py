@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from d2v.modalities.common import masking
+from d2v.modalities.common.checks import check_masked_views, check_unread
 from d2v.types import Mask
-from modalities import masking
-from modalities.checks import check_masked_views, check_unread
 
 MASK_KINDS = ("beit", "block", "inverse_block", "random")
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from modalities.checks import check_unread, check_views
+from d2v.modalities.common.checks import check_unread, check_views
 
 BICUBIC, BILINEAR = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR
 BLUR_SIGMA = (0.1, 2.0)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from d2v.modalities.common import masking, sampling
+from d2v.modalities.speech import audio
+from d2v.modalities.speech.data import MIN_TOKENS, DataConfig, Samples, collate
+from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field
+from d2v.modalities.speech.views import Views
 from d2v.types import Mask, View
-from modalities import masking, sampling
-from modalities.speech import audio
-from modalities.speech.data import MIN_TOKENS, DataConfig, Samples, collate
-from modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field
-from modalities.speech.views import Views
 
 ORDER = 0x57EA  # sets the shuffle of packed clips apart from the sampler's
 

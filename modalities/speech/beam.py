@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.special import log_softmax
 
-from modalities.speech.letters import BLANK, SPACE, UNKNOWN, Vocabulary
+from d2v.modalities.speech.letters import BLANK, SPACE, UNKNOWN, Vocabulary
 
 
 @dataclass

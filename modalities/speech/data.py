@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from transformers import Wav2Vec2FeatureExtractor
 
+from d2v.modalities.common import sources
+from d2v.modalities.common.checks import check_masked_views, check_settings, check_unread
+from d2v.modalities.common.windows import counted, cut
+from d2v.modalities.speech import audio, synth
+from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field, stride
+from d2v.modalities.speech.mel import LogMel
+from d2v.modalities.speech.views import AugmentConfig, check_augment
 from d2v.types import View
-from modalities import sources
-from modalities.checks import check_masked_views, check_settings, check_unread
-from modalities.speech import audio, synth
-from modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field, stride
-from modalities.speech.mel import LogMel
-from modalities.speech.views import AugmentConfig, check_augment
-from modalities.windows import counted, cut
 
 MIN_TOKENS = 2  # one to hide, one to see
 MASK_KINDS = ("span", "block", "random")

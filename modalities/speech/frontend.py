@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v import alibi
-from d2v.convolution import convolved
-from modalities.speech.mel import LogMel, fft_size
+from d2v.modalities.speech.mel import LogMel, fft_size
+from d2v.models import alibi
+from d2v.models.token_conv import convolved
 
 MODALITY = "speech"
 KINDS = ("waveform", "mel")
@@ -43,7 +43,7 @@ class FrontendConfig:
     pos_depth: int = 5
     pos_groups: int = 16
     mask_token: bool = True  # false: what is hidden is zero before the positions (data2vec 2.0)
-    alibi: str = "none"  # attention falls with distance: see d2v/alibi.py
+    alibi: str = "none"  # attention falls with distance: see d2v/models/alibi.py
     alibi_layers: int = 1  # 1: all blocks share the scales; the trunk's depth: each has its own
     reference_padding: bool = (
         False  # the reference's quirk (and transformers'): deeper position layers read padded frames, so features depend on the batch

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from d2v.finetune import FinetuneConfig, Labelled
-from modalities import labels
-from modalities.speech.data import Samples, save_preprocessor
-from modalities.speech.tuning import Batches, LabelledConfig, check_start
+from d2v.finetuning.run import FinetuneConfig, Labelled
+from d2v.modalities.common import labels
+from d2v.modalities.speech.data import Samples, save_preprocessor
+from d2v.modalities.speech.tuning import Batches, LabelledConfig, check_start
 
 
 @dataclass

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 from transformers import Wav2Vec2Processor
 
-from d2v.finetune import FinetuneConfig, Labelled
-from d2v.scores import transcription
+from d2v.finetuning.run import FinetuneConfig, Labelled
+from d2v.finetuning.scores import transcription
+from d2v.finetuning.validation import Split
+from d2v.modalities.common import labels
+from d2v.modalities.speech import beam
+from d2v.modalities.speech.data import Samples, feature_extractor
+from d2v.modalities.speech.frontend import lengths
+from d2v.modalities.speech.letters import CASES, SPACE, Vocabulary, normalise, tokens_needed
+from d2v.modalities.speech.tuning import Batches, LabelledConfig, check_start
 from d2v.types import View
-from d2v.validation import Split
-from modalities import labels
-from modalities.speech import beam
-from modalities.speech.data import Samples, feature_extractor
-from modalities.speech.frontend import lengths
-from modalities.speech.letters import CASES, SPACE, Vocabulary, normalise, tokens_needed
-from modalities.speech.tuning import Batches, LabelledConfig, check_start
 
 
 @dataclass

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from d2v.modalities.common import labels, masking, sampling
+from d2v.modalities.common.checks import check_settings
+from d2v.modalities.speech import audio
+from d2v.modalities.speech.data import ReadConfig, collate
+from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths
 from d2v.types import Mask, View
-from modalities import labels, masking, sampling
-from modalities.checks import check_settings
-from modalities.speech import audio
-from modalities.speech.data import ReadConfig, collate
-from modalities.speech.frontend import MODALITY, FrontendConfig, lengths
 
 
 @dataclass

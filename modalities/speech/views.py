@@ -12,8 +12,8 @@ from scipy.signal import fftconvolve  # torchaudio's takes lengths as they come:
 from torch import Tensor
 from torchaudio.functional import add_noise, gain, resample
 
-from modalities.checks import check_settings, check_unread, check_views, in_order
-from modalities.speech.audio import anywhere
+from d2v.modalities.common.checks import check_settings, check_unread, check_views, in_order
+from d2v.modalities.speech.audio import anywhere
 
 VIEWS = ("crop", "speed", "reverb", "noise", "gain", "mask", "all")
 EFFECTS = VIEWS[1:-1]  # of "all" in this order: speaker, room, other sounds, microphone, transmission

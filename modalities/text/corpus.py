@@ -13,8 +13,8 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from modalities import sources
-from modalities.text import tokenizer as tokenizers
+from d2v.modalities.common import sources
+from d2v.modalities.text import tokenizer as tokenizers
 
 DEMO = "demo"
 DEMO_TOPICS, DEMO_LENGTH, DEMO_SPLITS = 10, 200, ("train", "test")

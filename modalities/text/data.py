@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d2v.modalities.common import masking, sources
+from d2v.modalities.common.checks import check_masked_views, check_unread
+from d2v.modalities.common.sampling import Sampler, share
+from d2v.modalities.common.windows import counted, cut
+from d2v.modalities.text import corpus as corpora
+from d2v.modalities.text import tokenizer as tokenizers
+from d2v.modalities.text.frontend import FrontendConfig
+from d2v.modalities.text.views import AugmentConfig, check_augment, made
 from d2v.types import Mask, View
-from modalities import masking, sources
-from modalities.checks import check_masked_views, check_unread
-from modalities.sampling import Sampler, share
-from modalities.text import corpus as corpora
-from modalities.text import tokenizer as tokenizers
-from modalities.text.frontend import FrontendConfig
-from modalities.text.views import AugmentConfig, check_augment, made
-from modalities.windows import counted, cut
 
 NAME = "text"
 BREAK_MODES = ("complete_doc", "none", "shuffled")

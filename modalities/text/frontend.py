@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization
 
-from d2v import alibi
+from d2v.models import alibi
 
 
 @dataclass
@@ -28,7 +28,7 @@ class FrontendConfig:
     init_std: float = 0.02
     embedding_norm: bool = False  # positions, their norm and dropout belong to the embedding, and there is no mask token (data2vec 2.0)
     embedding_dropout: float = 0.0  # after that norm
-    alibi: str = "none"  # attention falls with distance, for small budgets: see d2v/alibi.py
+    alibi: str = "none"  # attention falls with distance, for small budgets: see d2v/models/alibi.py
     position_std: float = 0.02  # of the position table; small against init_std, targets are words from the start instead of places
 
     def __post_init__(self):

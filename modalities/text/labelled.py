@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from d2v.finetune import FinetuneConfig, Labelled
+from d2v.finetuning.run import FinetuneConfig, Labelled
+from d2v.modalities.common import labels, sources
+from d2v.modalities.common.sampling import Sampler, share
+from d2v.modalities.text import corpus as corpora
+from d2v.modalities.text import tokenizer as tokenizers
+from d2v.modalities.text.data import ReadConfig, collate, prepare_tokenizer, save_preprocessor
+from d2v.modalities.text.frontend import FrontendConfig
 from d2v.types import View
-from modalities import labels, sources
-from modalities.sampling import Sampler, share
-from modalities.text import corpus as corpora
-from modalities.text import tokenizer as tokenizers
-from modalities.text.data import ReadConfig, collate, prepare_tokenizer, save_preprocessor
-from modalities.text.frontend import FrontendConfig
 
 
 @dataclass

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from modalities import masking
-from modalities.checks import check_settings, check_unread, check_views, in_order
+from d2v.modalities.common import masking
+from d2v.modalities.common.checks import check_settings, check_unread, check_views, in_order
 
 VIEWS = ("same", "deletion", "crop")
 

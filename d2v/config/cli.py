@@ -1,0 +1,22 @@
+"""What every script does with its command line."""
+
+import sys
+from collections.abc import Callable
+
+
+def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], list[str]]:
+    """The values of `name=value` for `names`, which are no settings ("" if not given), and the other arguments."""
+    taken = {name: "" for name in names} | {name: value for name, _, value in (a.partition("=") for a in arguments) if name in names}
+    return taken, [argument for argument in arguments if argument.partition("=")[0] not in names]
+
+
+def run_cli(main: Callable[[list[str]], None]) -> None:
+    """Runs a script's `main` on the command line; a ValueError becomes one line on stderr and exit code 2; --help shows the script's docstring."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print((sys.modules[main.__module__].__doc__ or "").strip())
+        return
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,165 @@
+"""Features of any number of samples: read ahead and in batches of similar length, one part of the data in memory at a time.
+
+B rows of a batch, T content tokens, D width, n samples of a part.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from d2v.evaluation.feature_table import Shards
+from d2v.evaluation.features import Samples, by_length, class_token, frozen, layer_tokens
+from d2v.types import View
+
+POOLS = ("mean", "class", "first")
+
+
+@dataclass
+class EmbedConfig:
+    """Which features, and how they are made."""
+
+    layers: list[str] = field(default_factory=lambda: ["last"])  # "last", "local" or a block from 1 to depth; of several the mean is taken
+    pool: str = "mean"  # mean: over content tokens; class: the class token; first: the first content token (of a sentence: <s>)
+    batch_size: int = 16  # rows of the longest samples; of shorter ones as many as take the same room, and similar lengths together
+    chunk: int = 1024  # samples that are sorted by length, and then written, together
+    overlap: float = 0.1  # what is longer than a model reads at once is read in windows; share that neighbours have in common
+
+    def __post_init__(self):
+        """ValueError: a value that no embedding can use."""
+        for name, good, allowed in (
+            (
+                "layers",
+                bool(self.layers) and all(n in ("last", "local") or n.isdecimal() for n in self.layers),
+                '"last", "local" or numbers of blocks',
+            ),
+            ("pool", self.pool in POOLS, ", ".join(POOLS)),
+            ("batch_size", self.batch_size > 0, "a positive number"),
+            ("chunk", self.chunk > 0, "a positive number"),
+            ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1"),
+        ):
+            if not good:
+                raise ValueError(f"embed.{name} is {getattr(self, name)!r}; it must be {allowed}")
+        if self.pool == "class" and list(self.layers) != ["last"]:
+            raise ValueError(f"embed.pool=class is of the last layer only; embed.layers is {list(self.layers)}")
+
+
+class Stream(Samples, Protocol):
+    """Samples of which only the headers have been read; `view` and `windows` raise ValueError for one that turns out to be bad."""
+
+    ids: list[str]
+    cut: np.ndarray | None  # (n,) bool: `view` would cut it; None: none
+
+    def windows(self, index: int, overlap: float, batch_size: int) -> Iterator[tuple[View, Tensor]]: ...
+
+
+class Part(NamedTuple):
+    """Features of some samples in their order, and those that have none."""
+
+    ids: list[str]
+    features: np.ndarray  # (n, D) float32
+    bad: list[tuple[str, str]]  # id and reason
+
+
+def embed(encoder, samples: Stream, config: EmbedConfig, device: str | torch.device = "cpu") -> Part:
+    """Features of all samples. ValueError: the encoder has no such layer or no class token."""
+    bad: list[tuple[str, str]] = [*samples.report.unreadable, *samples.report.too_short]
+    sums, counts = np.zeros((len(samples), encoder.trunk.config.dim), dtype=np.float32), np.zeros((len(samples), 1), dtype=np.float32)
+    with frozen(encoder):
+        for indices, view, counted in _ahead(_views(samples, config, bad)):
+            counted = counted if counted is None else counted.to(device)
+            pooled, count = _sums(encoder, view.to(device), counted, config)
+            np.add.at(sums, indices, pooled.cpu().numpy())
+            np.add.at(counts, indices, count.cpu().numpy()[:, None])
+    good = np.flatnonzero(counts)
+    return Part([samples.ids[index] for index in good], sums[good] / counts[good], bad)
+
+
+def _sums(encoder, view: View, counted: Tensor | None, config: EmbedConfig) -> tuple[Tensor, Tensor]:
+    """The sum over what counts, (B, D), and how many tokens that are, (B,); `counted` (B, T), None: all that is no padding."""
+    tokens, features = layer_tokens(encoder, view, config.layers, "embed.layers")
+    x = torch.stack([tokens[name].float() for name in config.layers]).mean(dim=0)  # (B, T, D)
+    if config.pool == "class":
+        return class_token(features, "embed.pool is class, but this model has no class token; it may be mean or first"), x.new_ones(len(x))
+    if counted is None:
+        counted = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if view.padding is None else ~view.padding
+    if config.pool == "first":
+        counted = counted & (torch.arange(x.shape[1], device=x.device) == 0)
+    return x.masked_fill(~counted[..., None], 0).sum(dim=1), counted.sum(dim=1)
+
+
+Batch = tuple[np.ndarray, View, Tensor | None]  # (B,) indices of the samples, their view, which tokens count
+
+
+def _views(samples: Stream, config: EmbedConfig, bad: list[tuple[str, str]]) -> Iterator[Batch]:
+    """Every sample once: whole ones by length, then those that are cut into windows; what cannot be read is noted in `bad`."""
+    cut = np.zeros(len(samples), dtype=bool) if samples.cut is None else samples.cut
+    for indices in by_room(samples.lengths, config.batch_size, np.flatnonzero(~cut)):
+        yield from _read(samples, indices, bad)
+    for index in np.flatnonzero(cut):
+        try:
+            for view, counted in samples.windows(int(index), config.overlap, config.batch_size):
+                yield np.full(len(counted), index), view, counted
+        except ValueError as error:
+            bad.append((samples.ids[index], str(error)))
+
+
+def by_room(lengths: np.ndarray | None, batch_size: int, indices: np.ndarray) -> list[np.ndarray]:
+    """`indices` by length, shortest first, in batches that take, padded, no more room than `batch_size` of the longest.
+
+    A batch has more rows than that only of lengths within a tenth: where samples are few, padding costs more than a small batch.
+    """
+    if lengths is None or not len(indices):
+        return by_length(lengths, batch_size, indices)
+    order = indices[np.argsort(lengths[indices], kind="stable")]
+    room, borders, start = batch_size * lengths[order[-1]], [], 0
+    for place, length in enumerate(lengths[order]):
+        if (place + 1 - start) * length > room or (place - start >= batch_size and length > 1.1 * lengths[order[start]]):
+            borders.append(place)
+            start = place
+    return np.split(order, borders)
+
+
+def _read(samples: Stream, indices: np.ndarray, bad: list[tuple[str, str]]) -> Iterator[Batch]:
+    """One batch; if it cannot be read, each of its samples alone, which shows the bad one."""
+    try:
+        yield indices, samples.view(indices), None
+    except ValueError as error:
+        if len(indices) == 1:
+            bad.append((samples.ids[indices[0]], str(error)))
+        else:
+            for start in range(len(indices)):
+                yield from _read(samples, indices[start : start + 1], bad)
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same, each made by a thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
+
+
+def embed_all(
+    encoder, open_part: Callable[[int, int], Stream], total: int, shards: Shards, config: EmbedConfig, device: str | torch.device = "cpu"
+) -> None:
+    """Features of `total` samples into `shards`, part by part; parts that are there already stay. `open_part(start, stop)`: those samples."""
+    for number, start in enumerate(tqdm(range(0, total, config.chunk), unit="part", disable=None)):
+        if not shards.has(number):
+            shards.add(number, *embed(encoder, open_part(start, min(start + config.chunk, total)), config, device))
+
+
+def fingerprint(encoder: torch.nn.Module) -> str:
+    """A hash of all weights: features of two models must not be joined."""
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,100 @@
+"""A table of features written part by part: each part whole or not at all, joined into one file at the end.
+
+n rows of a part, N of all, D width.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from d2v import files
+from d2v.config.differences import changes
+from d2v.files import written
+
+FORMATS = (".parquet", ".npy")
+
+
+class Shards:
+    """Parts of the table `out` in a folder beside it."""
+
+    def __init__(self, out: Path, settings: dict, *, overwrite: bool = False):
+        """`settings`: what the features depend on. ValueError: no known format, or parts that were made with other settings."""
+        if out.suffix not in FORMATS:
+            raise ValueError(f"out={out} must end in {' or '.join(FORMATS)}")
+        self.out, self.folder = out, out.with_name(f"{out.name}.parts")
+        files.check_folder(self.folder)
+        if out.suffix == ".npy":
+            files.check_file(out.with_suffix(".ids.json"))
+        place = self.folder / "settings.json"
+        if place.is_file():
+            changed = changes(json.loads(place.read_text()), json.loads(json.dumps(settings)))
+            if changed and not overwrite:
+                raise ValueError(f"{self.folder} holds parts that were made otherwise ({'; '.join(changed[:8])}); run.overwrite=true begins anew")
+            if changed:
+                files.remove_folder(self.folder)
+        self._record(place)
+        with written(place) as temporary:
+            temporary.write_text(json.dumps(settings))
+
+    def has(self, number: int) -> bool:
+        """Whether a part is there."""
+        return self._path(number).is_file()
+
+    def add(self, number: int, ids: list[str], features: np.ndarray, bad: list[tuple[str, str]]) -> None:
+        """One part: ids of n samples, (n, D) float32, and the ids of bad ones with the reason."""
+        column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
+        table = pa.table({"id": pa.array(ids, pa.string()), "features": column}, metadata={"bad": json.dumps(bad)})
+        self._record(self._path(number))
+        with written(self._path(number)) as temporary:
+            pq.write_table(table, temporary)
+
+    def bad(self) -> list[tuple[str, str]]:
+        """Ids and reasons of all bad samples."""
+        return [(name, why) for path in self._paths() for name, why in json.loads(pq.read_schema(path).metadata[b"bad"])]
+
+    def __len__(self) -> int:
+        """Rows of all parts."""
+        return sum(pq.read_metadata(path).num_rows for path in self._paths())
+
+    def join(self) -> None:
+        """Writes `out` and removes the parts; .npy: (N, D) float32, and the ids as a JSON list in a file of the same name, .ids.json."""
+        with written(self.out) as temporary:
+            (self._join_parquet if self.out.suffix == ".parquet" else self._join_npy)(temporary)
+        files.record(self.out.parent, [self.out.name])
+        files.remove_folder(self.folder)
+
+    def _join_parquet(self, path: Path) -> None:
+        paths = self._paths()
+        schema = pq.read_schema(paths[0]).remove_metadata()
+        with pq.ParquetWriter(path, schema) as writer:
+            for part in paths:
+                writer.write_table(pq.read_table(part).replace_schema_metadata(None))
+
+    def _join_npy(self, path: Path) -> None:
+        paths = self._paths()
+        dim = pq.read_schema(paths[0]).field("features").type.list_size
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(self), dim))
+        start = 0
+        ids_file = self.out.with_suffix(".ids.json")
+        files.record(ids_file.parent, [ids_file.name])
+        with written(ids_file) as place, place.open("w") as ids:
+            for part in paths:
+                table = pq.read_table(part)
+                array[start : start + len(table)] = table["features"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
+                ids.writelines(f"{',' if start + row else '['}\n{json.dumps(name)}" for row, name in enumerate(table["id"].to_pylist()))
+                start += len(table)
+            ids.write("\n]\n")
+        array.flush()
+
+    def _record(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.record(path.parent, [path.name])
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:08d}.parquet"
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*.parquet"))

@@ -1,0 +1,95 @@
+"""Frozen features of samples: tokens by layer, pooled over what is no padding, in batches of similar length.
+
+B samples of a batch, T content tokens, D width, N samples.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2v.models.heads import mean_of_tokens
+from d2v.types import Features, View
+
+
+class Samples(Protocol):
+    """What features and evaluations need of a modality's samples."""
+
+    lengths: np.ndarray | None  # (N,) in any unit; None: all are of one length
+    raw_name: str
+    report: Any
+
+    def __len__(self) -> int: ...
+    def column(self, name: str) -> np.ndarray: ...
+    def view(self, indices) -> View: ...
+    def raw(self, indices) -> np.ndarray: ...
+
+
+@contextmanager
+def frozen(encoder: torch.nn.Module) -> Iterator[None]:
+    """Inside, the encoder is in eval mode and nothing has gradients; afterwards the mode of each part is as before."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def by_length(lengths: np.ndarray | None, batch_size: int, indices: np.ndarray) -> list[np.ndarray]:
+    """`indices` in batches of samples of similar length, shortest first; `lengths` is of all samples."""
+    order = indices if lengths is None else indices[np.argsort(lengths[indices], kind="stable")]
+    return np.split(order, range(batch_size, len(order), batch_size)) if len(order) else []
+
+
+def layer_tokens(encoder, view: View, layers: Sequence[str], setting: str) -> tuple[dict[str, Tensor], Features]:
+    """Tokens (B, T, D) by the layer's name, and what the encoder returned.
+
+    Names: "local" (tokens before the trunk), "1".. (the end of each block) and "last" (trunk output, with the final norm if there is one);
+    "all": each of them. ValueError: the encoder has no such layer; `setting` is where the user asked for it.
+    """
+    local = encoder.embed(view)  # (B, T, D)
+    ends = set(layers) <= {"local", "last"}  # then the blocks' ends need not be kept in memory
+    features = encoder(view, tokens=local, layers="none" if ends else "block")
+    tokens = {"local": local, **{str(i): x for i, x in enumerate(features.layers, 1)}, "last": features.x}
+    unknown = [name for name in layers if name not in ("all", *tokens)]
+    if unknown:
+        raise ValueError(f"{setting} is {unknown[0]!r}; this encoder has {', '.join(tokens)}")
+    return tokens if "all" in layers else {name: tokens[name] for name in layers}, features
+
+
+def class_token(features: Features, message: str) -> Tensor:
+    """Of the trunk's output, (B, D). ValueError with `message`: the encoder has none."""
+    if features.extra is None:
+        raise ValueError(message)
+    return features.extra[:, 0].float()
+
+
+def pooled_features(
+    encoder, samples: Samples, batch_size: int, device: str | torch.device = "cpu", *, indices: np.ndarray | None = None, layer: str = "all"
+) -> dict[str, np.ndarray]:
+    """Mean over content tokens in eval mode: layer's name (as in layer_tokens) -> (N, D) in the order of `indices` (None: all samples).
+
+    `layer` keeps one of them only; "class" is the class token of the trunk's output in place of a mean. ValueError: the encoder has no such layer.
+    """
+    indices = np.arange(len(samples)) if indices is None else np.asarray(indices)
+    lengths = None if samples.lengths is None else samples.lengths[indices]
+    batches = by_length(lengths, batch_size, np.arange(len(indices)))
+    parts: dict[str, list[np.ndarray]] = {}
+    with frozen(encoder):
+        for rows in batches:
+            view = samples.view(indices[rows]).to(device)
+            if layer == "class":
+                pooled = {layer: class_token(encoder(view), "evaluate.layer is 'class'; this encoder has no class token")}
+            else:
+                tokens = layer_tokens(encoder, view, [layer], "evaluate.layer")[0]
+                pooled = {name: mean_of_tokens(x.float(), view.padding) for name, x in tokens.items()}
+            for name, x in pooled.items():
+                parts.setdefault(name, []).append(x.cpu().numpy())
+    order = np.argsort(np.concatenate(batches))
+    return {name: np.concatenate(arrays)[order] for name, arrays in parts.items()}

@@ -1,0 +1,92 @@
+"""What a report of an evaluation is given, and what it gives."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from d2v import plugins
+from d2v.evaluation.features import pooled_features
+from d2v.evaluation.scoring import EvaluateConfig, Split
+
+
+class Finding(NamedTuple):
+    """A few lines for a person, and the numbers for a file."""
+
+    lines: list[str]
+    numbers: dict[str, Any]
+
+
+@dataclass
+class Subject:
+    """A model, beside it a random init of its architecture where one is wanted, and the samples they are tried on."""
+
+    name: str
+    encoders: dict[str, Any]  # the model's first
+    train: Split
+    test: Split | None
+    config: EvaluateConfig
+    folder: Path  # of pictures
+    device: str | torch.device = "cpu"
+
+    @property
+    def encoder(self):
+        """The model's."""
+        return next(iter(self.encoders.values()))
+
+    @property
+    def layer(self) -> str:
+        """Which one features are of, where a report shows one."""
+        return "last" if self.config.layer == "all" else self.config.layer
+
+    @cached_property
+    def features(self) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+        """Pooled features of `layer` by the encoder's name: of train (G, D), and of test (N, D) if there is one."""
+        near = {name: layers[self.layer] for name, layers in self.pooled(self.train, self.layer).items()}
+        if self.test is None:
+            return {name: (x, None) for name, x in near.items()}
+        return {name: (near[name], layers[self.layer]) for name, layers in self.pooled(self.test, self.layer).items()}
+
+    def pooled(self, split: Split, layer: str) -> dict[str, dict[str, np.ndarray]]:
+        """Pooled features of a split, by the encoder's name and the layer's."""
+        settings = (self.config.batch_size, self.device)
+        return {
+            name: pooled_features(encoder, split.samples, *settings, indices=split.indices, layer=layer) for name, encoder in self.encoders.items()
+        }
+
+    def labels(self, report: str) -> np.ndarray:
+        """Classes of train, (G,). ValueError: there are none, and the report needs them."""
+        if not self.config.label:
+            raise ValueError(f"evaluate.reports: {report} needs labels; evaluate.label is ''")
+        return self.train.labels
+
+    def tested(self, report: str) -> Split:
+        """The test split. ValueError: there is none, and the report needs one."""
+        if self.test is None:
+            raise ValueError(f"evaluate.reports: {report} needs a test split; evaluate.test_split is ''")
+        return self.test
+
+    def shown_split(self) -> Split:
+        """What pictures are of: the test split, or train without one."""
+        return self.train if self.test is None else self.test
+
+    def grid(self, report: str, modality: str) -> tuple[int, int]:
+        """Rows and columns of the model's tokens. ValueError: they lie on no grid, and the report needs one."""
+        frontend = self.encoder.frontend(modality)
+        if "grid" not in vars(frontend):
+            raise ValueError(f"evaluate.reports: {report} needs tokens on a grid; those of {modality} are a sequence")
+        return frontend.grid
+
+    def picture(self, report: str) -> Path:
+        """Where a report's picture goes."""
+        return self.folder / f"{report}.png"
+
+
+def make_reports(subject: Subject, names: Iterable[str]) -> dict[str, Finding]:
+    """Each report by its name. ValueError: an unknown report, or one that cannot be made of this model and data."""
+    modules = {name: plugins.load("d2v.evaluation.reports", name) for name in names}  # all names first: a report may take minutes
+    return {name: module.report(subject) for name, module in modules.items()}

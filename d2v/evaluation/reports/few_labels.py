@@ -1,0 +1,50 @@
+"""How far a few labels go: logistic regression on some samples of each class, drawn several times.
+
+Its C is 1: so few labels leave nothing to choose it by, and the test set must not.
+"""
+
+import numpy as np
+
+from d2v.evaluation.classifiers import fit_logistic, zscore
+from d2v.evaluation.figures import Curve, lines_figure, save_figure
+from d2v.evaluation.report import Finding, Subject
+
+
+def report(subject: Subject) -> Finding:
+    """Mean and spread over draws for each encoder and number of labels."""
+    test, config, labels = subject.tested("few_labels"), subject.config, subject.labels("few_labels")
+    numbers: dict[str, dict[str, dict[str, float]]] = {}
+    for name, (near, far) in subject.features.items():
+        assert far is not None
+        for amount in config.few_labels:
+            draws = [draw(labels, amount, np.random.default_rng((config.seed, number))) for number in range(config.few_draws)]
+            scores = [100 * accuracy(near[rows], labels[rows], far, test.labels) for rows in draws]
+            found = {"labels": float(len(draws[0])), "mean": float(np.mean(scores)), "spread": float(np.std(scores))}
+            numbers.setdefault(name, {})[amount] = found
+    curves = {
+        name: Curve(*([amount[key] for amount in sorted(curve.values(), key=lambda a: a["labels"])] for key in ("labels", "mean", "spread")))
+        for name, curve in numbers.items()
+    }
+    figure = lines_figure(curves, title=f"Few labels: {subject.name}", xlabel="labels", ylabel="accuracy (%)", log=True)
+    save_figure(figure, subject.picture("few_labels"))
+    lines = [
+        f"few labels of {name}: " + ", ".join(f"{amount} {a['mean']:.1f} ±{a['spread']:.1f}" for amount, a in curve.items())
+        for name, curve in numbers.items()
+    ]
+    return Finding(lines, numbers)
+
+
+def draw(labels: np.ndarray, amount: str, generator: np.random.Generator) -> np.ndarray:
+    """Rows of `amount` of each class: "5%" of its samples, at least one, or "5" of them, at most all."""
+    rows = []
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        wanted = max(1, round(float(amount[:-1]) / 100 * len(mine))) if amount.endswith("%") else int(amount)
+        rows.append(generator.permutation(mine)[:wanted])
+    return np.sort(np.concatenate(rows))
+
+
+def accuracy(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray) -> float:
+    """Of logistic regression with C = 1 on z-scored features, in [0, 1]."""
+    x, test_x = zscore(train, test)
+    return float(fit_logistic(x, train_labels, 1.0).score(test_x, test_labels))

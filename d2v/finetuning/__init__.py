@@ -1,0 +1,1 @@
+"""Task models trained on labels, on the same loop."""

@@ -1,0 +1,101 @@
+"""Data2VecAudioModel and its tasks: speech from the waveform, post-norm."""
+
+from typing import Any
+
+import transformers
+from torch import Tensor
+
+from d2v.interop.huggingface import shared
+from d2v.interop.huggingface.shared import Head
+from d2v.interop.renaming import Table
+from d2v.models.task_models import D2vForCTC, D2vForSequenceClassification
+
+MODALITY = "speech"
+MODEL = transformers.Data2VecAudioModel
+HEADS = {
+    transformers.Data2VecAudioForCTC: Head(
+        D2vForCTC,
+        [("lm_head.", "head.out.")],
+        lambda config: {"head.num_labels": config.vocab_size, "task.blank": config.pad_token_id, "task.dropout": config.final_dropout},
+        lambda ours: {"vocab_size": ours["head.num_labels"], "pad_token_id": ours["task.blank"], "final_dropout": ours["task.dropout"]},
+    ),
+    # the mean of a linear layer is the linear layer of the mean
+    transformers.Data2VecAudioForSequenceClassification: Head(
+        D2vForSequenceClassification,
+        [("projector.", "head.dense."), ("classifier.", "head.out.")],
+        lambda config: shared.classifier(config, pooling="mean", dense_dim=config.classifier_proj_size, activation="none"),
+        lambda ours: {"classifier_proj_size": ours["task.dense_dim"]},
+    ),
+}
+BARE: dict[str, Any] = {}
+SETTINGS = shared.SETTINGS | {
+    "conv_kernel": "frontend.conv_kernels",
+    "conv_stride": "frontend.conv_strides",
+    "num_conv_pos_embeddings": "frontend.pos_depth",
+    "conv_pos_kernel_size": "frontend.pos_kernel",
+    "num_conv_pos_embedding_groups": "frontend.pos_groups",
+    "hidden_dropout": "trunk.dropout",
+    "attention_dropout": "trunk.attention_dropout",
+    "activation_dropout": "trunk.activation_dropout",
+    "layerdrop": "trunk.layer_drop",
+}
+REQUIRED = shared.REQUIRED | {"feat_extract_activation": "gelu", "conv_bias": False, "add_adapter": False, "use_weighted_layer_sum": False}
+HELD = shared.POST_NORM | {
+    "frontend.kind": (("waveform",), "it reads the waveform, not a spectrogram"),
+    "frontend.reference_padded_input": ((False,), "it zeroes padded frames before the positions"),
+}
+
+
+def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
+    """ValueError: an extractor whose layers differ in width."""
+    if len(set(config.conv_dim)) != 1:
+        raise ValueError(f"conv_dim is {list(config.conv_dim)}; the layers of d2v's extractor have one width")
+    return {"frontend.conv_dim": config.conv_dim[0], "frontend.norm_eps": config.layer_norm_eps, "frontend.mask_token": "masked_spec_embed" in state}
+
+
+def write(ours: dict[str, Any]) -> dict[str, Any]:
+    """ValueError: two values of epsilon."""
+    if ours["frontend.norm_eps"] != ours["trunk.norm_eps"]:
+        values = f"{ours['frontend.norm_eps']} and model.trunk.norm_eps={ours['trunk.norm_eps']}"
+        raise ValueError(f"Data2VecAudioModel cannot hold model.frontends.speech.norm_eps={values}: it has one for both")
+    # a mask embedding is there where the probability of a mask is not 0
+    masks = {} if ours["frontend.mask_token"] else {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    widths = {"conv_dim": [ours["frontend.conv_dim"]] * len(ours["frontend.conv_kernels"]), "output_hidden_size": ours["trunk.dim"]}
+    return {**widths, **masks}
+
+
+def names(ours: dict[str, Any]) -> Table:
+    """Theirs -> ours."""
+    table = shared.blocks(
+        ours["trunk.depth"],
+        "encoder.layers.{n}.",
+        shared.projections("attention.", shared.LETTERS)
+        | {
+            "attention.out_proj.": "attention.proj.",
+            "layer_norm.": "norm1.",
+            "feed_forward.intermediate_dense.": "mlp.fc1.",
+            "feed_forward.output_dense.": "mlp.fc2.",
+            "final_layer_norm.": "norm2.",
+        },
+    )
+    for n in range(len(ours["frontend.conv_kernels"])):
+        table += [(f"feature_extractor.conv_layers.{n}.conv.", f"frontends.speech.extractor.layers.{n}.")]
+        table += [(f"feature_extractor.conv_layers.{n}.layer_norm.", f"frontends.speech.extractor.layers.{n}.norm.")]
+    table += [(f"encoder.pos_conv_embed.layers.{n}.conv.", f"frontends.speech.positions_conv.{n}.") for n in range(ours["frontend.pos_depth"])]
+    return [
+        *table,
+        ("encoder.layer_norm.", "trunk.input_norm."),
+        ("masked_spec_embed", "frontends.speech.mask_token"),
+        ("feature_projection.layer_norm.", "frontends.speech.norm."),
+        ("feature_projection.projection.", "frontends.speech.projection."),
+    ]
+
+
+def arrive(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
+    """Nothing but names differs."""
+    return state
+
+
+def leave(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
+    """Nothing but names differs."""
+    return state

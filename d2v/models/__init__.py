@@ -1,0 +1,1 @@
+"""The encoder, what it is made of, and the task models around it."""

@@ -1,0 +1,27 @@
+"""D2vConfig: the configuration that `from_pretrained` reads."""
+
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+class D2vConfig(PreTrainedConfig):
+    """`frontends`: modality name -> fields of its FrontendConfig; `trunk`: fields of TrunkConfig; all as plain dicts.
+
+    `task`: fields of the task model's own settings (d2v/models/task_models.py: ClassifierConfig or CTCConfig); an encoder alone has none.
+    `origin`: see d2v/interop/huggingface.py; empty where a model is d2v's own.
+    """
+
+    model_type = "d2v"
+
+    def __init__(self, frontends: dict | None = None, trunk: Any = None, task: Any = None, origin: dict | None = None, **kwargs):
+        self.frontends = {name: _fields(config) for name, config in (frontends or {}).items()}
+        self.trunk = _fields(trunk or {})
+        self.task = _fields(task or {})
+        self.origin = origin or {}
+        super().__init__(**kwargs)
+
+
+def _fields(config: Any) -> dict:
+    return asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)

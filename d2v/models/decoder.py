@@ -1,0 +1,110 @@
+"""data2vec 2.0's decoder: visible tokens back in their places, noise in the others, a few convolutions, a linear head.
+
+N rows (samples x masks), T tokens, K visible tokens, n hidden tokens in all, D model width, C decoder width.
+Source: data2vec 2.0 (arXiv 2212.07525) section 3; convolutions along the sequence for speech and text, over the grid for images.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2v.models.heads import perceptron
+from d2v.models.token_conv import convolved
+from d2v.types import Mask
+
+
+@dataclass
+class DecoderConfig:
+    """Its shape; the published values per modality are in configs/."""
+
+    dims: int = 1  # 1: convolutions along the sequence; 2: over a square grid of tokens
+    dim: int = 384
+    depth: int = 4
+    kernel: int = 7
+    groups: int = 16
+    residual: bool = True  # around every layer whose input is as wide as its output
+    head_layers: int = 1
+    head_ratio: float = 2.0  # width of the layers between, as a multiple of `dim`
+    head_init: str = "default"  # torch's own, or like the trunk
+    dropout: float = 0.0  # of the encoder's output
+    noise: float = 0.01  # standard deviation of what stands in hidden places
+
+    def __post_init__(self):
+        """ValueError: a number that makes no sense, or an unknown choice."""
+        for name, good, allowed in (
+            ("dims", self.dims in (1, 2), "1 or 2"),
+            ("depth", self.depth >= 1, "at least 1"),
+            ("kernel", self.kernel >= 1, "at least 1"),
+            ("head_layers", self.head_layers >= 1, "at least 1"),
+            ("head_ratio", self.dim * self.head_ratio >= 1, f"at least 1 / objective.decoder.dim, 1/{self.dim}"),
+            ("groups", self.groups >= 1 and self.dim % max(1, self.groups) == 0, f"a divisor of objective.decoder.dim, {self.dim}"),
+            ("head_init", self.head_init in ("default", "trunk"), "default or trunk"),
+            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
+            ("noise", self.noise >= 0, "0 or more"),
+        ):
+            if not good:
+                raise ValueError(f"objective.decoder.{name} is {getattr(self, name)!r}; it must be {allowed}")
+
+
+class ConvLayer(nn.Module):
+    """Convolution that keeps the length -> layer norm over channels, without weights -> GELU."""
+
+    def __init__(self, in_dim: int, config: DecoderConfig):
+        super().__init__()
+        make = nn.Conv1d if config.dims == 1 else nn.Conv2d
+        self.conv = make(in_dim, config.dim, config.kernel, padding=config.kernel // 2, groups=config.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, C_in) -> (N, T, C)."""
+        if isinstance(self.conv, nn.Conv1d):
+            return convolved(self.conv, x)
+        side = math.isqrt(x.shape[1])
+        grid = x.unflatten(1, (side, side)).movedim(-1, 1)  # (N, C_in, side, side); channels last in memory, and so are the weights: a tenth faster
+        weight = self.conv.weight.contiguous(memory_format=torch.channels_last)
+        y = F.conv2d(grid, weight, self.conv.bias, padding=self.conv.padding, groups=self.conv.groups)[..., :side, :side]
+        y = y.flatten(2).transpose(1, 2)
+        return F.gelu(F.layer_norm(y, y.shape[-1:]))
+
+
+class Decoder(nn.Module):
+    """From the visible tokens of a row to predictions at its hidden ones."""
+
+    def __init__(self, dim: int, config: DecoderConfig):
+        """ValueError: the groups do not divide the model's width."""
+        super().__init__()
+        if dim % config.groups:
+            raise ValueError(f"objective.decoder.groups is {config.groups}; it must divide the trunk's width, {dim}")
+        self.config = config
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(ConvLayer(dim if number == 0 else config.dim, config) for number in range(config.depth))
+        self.head = perceptron([config.dim] + [int(config.dim * config.head_ratio)] * (config.head_layers - 1) + [dim])
+
+    def init_head(self, std: float) -> None:
+        """N(0, std), biases zero; what is not called here is torch's default."""
+        for linear in self.head:
+            if isinstance(linear, nn.Linear):
+                nn.init.normal_(linear.weight, std=std)
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, mask: Mask, padding: Tensor | None = None) -> Tensor:
+        """Encoder output (N, K, D) -> (n, D), a prediction for each hidden token; padded tokens (N, T) stay zero all along.
+
+        ValueError: a grid that is not square.
+        """
+        assert mask.keep is not None
+        x = self.places(self.dropout(x), mask.keep, mask.hidden.shape[1])  # (N, T, D)
+        for layer in self.layers:
+            x = x if padding is None else x.masked_fill(padding[..., None], 0)
+            y = layer(x)  # (N, T, C)
+            x = x + y if self.config.residual and x.shape == y.shape else y
+        return self.head(x[mask.hidden])
+
+    def places(self, x: Tensor, keep: Tensor, num_tokens: int) -> Tensor:
+        """(N, K, D) -> (N, T, D): each token at its index in `keep` (N, K), fresh noise elsewhere. ValueError as in forward."""
+        if self.config.dims == 2 and math.isqrt(num_tokens) ** 2 != num_tokens:
+            raise ValueError(f"objective.decoder.dims is 2, but {num_tokens} tokens are no square grid; 1 reads them as a sequence")
+        noise = torch.randn(len(x), num_tokens, x.shape[2], device=x.device, dtype=x.dtype) * self.config.noise
+        return noise.scatter(1, keep[..., None].expand_as(x), x)

@@ -1,0 +1,142 @@
+"""D2vModel: one frontend per modality and one trunk.
+
+B samples, M masks per sample, N = B * M rows, T content tokens, K visible tokens, E extra tokens, D width, H heads.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.initialization import guard_torch_init_functions
+
+from d2v import plugins
+from d2v.models.configuration import D2vConfig
+from d2v.models.transformer import Trunk, TrunkConfig, attention_bias
+from d2v.types import Features, Mask, View
+
+
+class D2vModel(PreTrainedModel):
+    """The encoder: embed, hide, add positions, take what is kept, run the blocks."""
+
+    config_class = D2vConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("PostNormBlock", "PreNormBlock")
+
+    def __init__(self, config: D2vConfig):
+        """ValueError: no frontend, an unknown modality, a field that the modality or the trunk does not have."""
+        super().__init__(config)
+        if not config.frontends:
+            raise ValueError("a D2vConfig needs at least one frontend, e.g. frontends={'<modality>': {...}}")
+        trunk = build_config(TrunkConfig, config.trunk, "trunk")
+        self.frontends = nn.ModuleDict()
+        for name, fields in config.frontends.items():
+            modality = plugins.load("d2v.modalities", name)
+            # a dot would split the key of a state dict: the user's own package is known by its last part there
+            frontend = modality.Frontend(build_config(modality.FrontendConfig, fields, name), trunk.dim, trunk.num_heads)
+            if getattr(frontend, "is_encoder", False) and (trunk.depth or trunk.input_norm):
+                given = f"model.trunk.depth is {trunk.depth} and model.trunk.input_norm {str(trunk.input_norm).lower()}"
+                raise ValueError(f"the frontend of {name} is a whole encoder: {given}; they must be 0 and false")
+            self.frontends[_key(name)] = frontend
+        self.trunk = Trunk(trunk)
+        self.main_input_name = next(frontend.main_input for frontend in self.frontends.values())  # pipelines ask for it
+        self.post_init()
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Each part fills its own weights; what `from_pretrained` has loaded stays.
+
+        In place of transformers' walk over modules, which passes over a module that has no parameters of its own, such as the trunk.
+        """
+        with guard_torch_init_functions():
+            for part in (self.trunk, *self.frontends.values()):
+                part.init_weights()
+
+    def frontend(self, modality: str) -> nn.Module:
+        """The frontend of a modality. ValueError: this model has none."""
+        if _key(modality) not in self.frontends:
+            raise ValueError(f"this model reads {', '.join(self.config.frontends)}, not {modality!r}")
+        return self.frontends[_key(modality)]
+
+    def view(self, **inputs: Tensor) -> View:
+        """The View of raw inputs given by Hugging Face's names. ValueError: no frontend takes them."""
+        for name in self.config.frontends:
+            frontend = self.frontend(name)
+            if frontend.main_input in inputs:
+                return View(name, inputs, frontend.padding(**inputs))
+        names = ", ".join(frontend.main_input for frontend in self.frontends.values())
+        raise ValueError(f"this model takes {names}; it was given {', '.join(inputs) or 'nothing'}")
+
+    def embed(self, view: View) -> Tensor:
+        """Local features before anything is hidden, (B, T, D)."""
+        return self.frontend(view.modality).embed(**view.inputs)
+
+    def forward(
+        self,
+        view: View | None = None,
+        mask: Mask | None = None,
+        *,
+        tokens: Tensor | None = None,
+        layers: str = "none",
+        first: int = 0,
+        only: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> Features:
+        """Features of a view, or of raw inputs (`pixel_values=...`); `tokens` (B, T, D) replace `embed`, `layers` and `only`: see Trunk.
+
+        ValueError: `only` (N, T) together with `mask.keep`, which leaves other tokens.
+        """
+        if only is not None and mask is not None and mask.keep is not None:
+            raise ValueError("only= picks from all tokens, mask.keep leaves some out: give one of them")
+        view = self.view(**inputs) if view is None else view
+        frontend = self.frontend(view.modality)
+        x = self.embed(view) if tokens is None else tokens  # (B, T, D)
+        padding, keep = view.padding, None if mask is None else mask.keep
+        if mask is not None and (keep is None or frontend.positions_read_tokens):  # else what is hidden would have no effect
+            x, padding = _repeated(x, len(mask.hidden)), _repeated(padding, len(mask.hidden))  # (N, T, D), (N, T)
+            x = frontend.hide(x, mask.hidden, **view.inputs)
+        if padding is not None and frontend.zero_padding:
+            x = x.masked_fill(padding[..., None], 0)
+        positions = frontend.positions(x, padding)
+        if positions is not None:
+            x = x + positions
+        num_tokens = x.shape[1]
+        if keep is not None:
+            x, padding = _kept(x, keep), _kept(padding, keep)  # (N, K, D), (N, K)
+        extra = frontend.extra()
+        num_extra = 0 if extra is None else extra.shape[1]
+        if extra is not None:
+            # x.shape[0]: a graph that is exported keeps it free, len(x) would fix it
+            x = torch.cat([extra.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)  # (N, E + K, D)
+            padding = None if padding is None else nn.functional.pad(padding, (num_extra, 0))
+        bias = attention_bias(padding, frontend.bias(num_tokens, keep))
+        if only is not None:
+            only = nn.functional.pad(only, (num_extra, 0))
+        x, results = self.trunk(x, bias, layers=layers, first=first, only=only)
+        if only is not None:
+            return Features(x, results)
+        return Features(x[:, num_extra:], [result[:, num_extra:] for result in results], x[:, :num_extra] if num_extra else None)
+
+
+def _repeated(x: Tensor | None, num_rows: int) -> Tensor | None:
+    """(B, ...) -> (N, ...), the M rows of a sample next to each other."""
+    return x if x is None or len(x) == num_rows else x.repeat_interleave(num_rows // len(x), dim=0)
+
+
+def _kept(x: Tensor | None, keep: Tensor) -> Tensor | None:
+    """(N, T, ...) or (B, T, ...) -> (N, K, ...): the tokens `keep` (N, K) of each row, or of the row's sample."""
+    if x is None:
+        return None
+    row = torch.arange(len(keep), device=x.device) // (len(keep) // len(x))  # (N,)
+    index = row[:, None] * x.shape[1] + keep  # (N, K)
+    return x.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, keep.shape)
+
+
+def _key(modality: str) -> str:
+    return modality.rpartition(".")[2]
+
+
+def build_config(kind: type, fields: dict, where: str):
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise ValueError(f"config of {where}: {error}") from None

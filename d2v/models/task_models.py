@@ -1,0 +1,218 @@
+"""Task models: an encoder and a head, by transformers' names; an export of pretraining loads into them with a new head.
+
+B samples, T content tokens, D width, C labels, V letters.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+    initialization,
+)
+from transformers.initialization import guard_torch_init_functions
+from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput, SequenceClassifierOutput
+
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel, build_config
+from d2v.models.heads import ACTIVATIONS, ClassificationHead, mean_of_tokens
+from d2v.objectives.common.losses import ctc, supervised
+from d2v.types import Features, View
+
+POOLINGS = ("mean", "first", "class")
+
+
+@dataclass
+class ClassifierConfig:
+    """What the head of a classifier reads and how it is built."""
+
+    pooling: str = "mean"  # of the content tokens; first: the first of them (<s> of a sentence); class: the class token
+    pooled_norm: bool = True  # a norm of what was pooled, in place of the trunk's final norm (fc_norm)
+    dense_dim: int = 0  # > 0: a linear layer of this width before the last
+    activation: str = "tanh"  # after it; or none
+    dropout: float = 0.0  # before each linear layer
+    init_scale: float = 1.0  # of the last layer's weights, N(0, 0.02) before; BEiT: 0.001
+    mask_noise: float = 0.0  # > 0: what is hidden is N(0, mask_noise) instead of a mask token or zero (data2vec 2.0: 0.01)
+
+    def __post_init__(self):
+        """ValueError: an unknown choice or a number that makes no sense."""
+        for name, allowed in (("pooling", POOLINGS), ("activation", tuple(ACTIVATIONS))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"task.{name} is {getattr(self, name)!r}; it may be {', '.join(allowed)}")
+        _check_numbers(self, "dense_dim", "init_scale", "mask_noise")
+
+
+@dataclass
+class CTCConfig:
+    """The head on every token, and which of its letters is the blank."""
+
+    blank: int = 0
+    blank_bias: float = 0.0  # where a new head's bias of the blank starts; at 0, as published, a frequent letter may take the blank's part for long
+    dropout: float = 0.0  # before the linear layer
+    mask_noise: float = 0.0  # as in ClassifierConfig
+
+    def __post_init__(self):
+        """ValueError: a number that makes no sense."""
+        _check_numbers(self, "blank", "mask_noise")
+
+
+class TaskModel(PreTrainedModel):
+    """What the task models share: the encoder, the settings of the task, and how a view that hides something is read."""
+
+    config_class = D2vConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    task_class: ClassVar[type]
+    _no_split_modules = D2vModel._no_split_modules
+
+    def __init__(self, config: D2vConfig):
+        """ValueError: as D2vModel; a task setting that this model does not have."""
+        super().__init__(config)
+        self.task: Any = build_config(self.task_class, config.task, "task")
+        config.task = vars(self.task).copy()
+        self.encoder = D2vModel(config)
+        self.main_input_name = self.encoder.main_input_name
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """As D2vModel does; what `from_pretrained` has loaded stays."""
+        self.encoder.initialize_weights()
+        with guard_torch_init_functions():
+            self.init_head()
+
+    def init_head(self) -> None:
+        """Fills the weights of a new head."""
+        raise NotImplementedError
+
+    def encode(self, view: View, *, first: bool = False) -> Features:
+        """Features of a view; what its mask hides stays in the sequence, as the mask token, zeros or noise, and hidden channels are zero.
+
+        `first`: of the first content token alone, (B, D), for which the last block need not compute its second half for the others.
+        """
+        x = self.encoder.embed(view)  # (B, T, D)
+        if view.mask is not None:
+            hidden, channels = view.mask.hidden, view.mask.channels  # (B, T), (B, D)
+            if self.task.mask_noise:
+                x = torch.where(hidden[..., None], torch.randn_like(x) * self.task.mask_noise, x)
+            else:
+                x = self.encoder.frontend(view.modality).hide(x, hidden, **view.inputs)
+            x = x if channels is None else x.masked_fill(channels[:, None], 0)
+        only = torch.arange(x.shape[1], device=x.device).eq(0).expand(x.shape[:2]) if first else None  # (B, T)
+        return self.encoder(view, tokens=x, only=only)
+
+
+class Classifier(TaskModel):
+    """One prediction a sample: encode, pool, classify."""
+
+    task_class = ClassifierConfig
+    output_class: ClassVar[type]
+    # fc_norm takes its place
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"trunk\.final_norm\."]
+
+    def __init__(self, config: D2vConfig):
+        """ValueError: as TaskModel; a class token to be read where there is none."""
+        task = build_config(self.task_class, config.task, "task")
+        if task.pooled_norm:
+            config.trunk = {**config.trunk, "final_norm": False}
+        super().__init__(config)
+        without = [name for name in config.frontends if self.encoder.frontend(name).extra() is None]
+        if task.pooling == "class" and without:
+            raise ValueError(f"task.pooling is 'class', but the frontend of {without[0]} has no class token; it may be mean, first")
+        trunk = self.encoder.trunk.config
+        self.head = ClassificationHead(
+            trunk.dim,
+            config.num_labels,
+            norm_eps=trunk.norm_eps if task.pooled_norm else None,
+            dense_dim=task.dense_dim,
+            activation=task.activation,
+            dropout=task.dropout,
+        )
+        self.post_init()
+
+    def init_head(self) -> None:
+        """N(0, 0.02), the last layer's scaled by task.init_scale."""
+        self.head.init_weights(self.task.init_scale)
+
+    def forward(self, view: View | None = None, labels: Tensor | None = None, **inputs: Tensor) -> Any:
+        """Logits (B, C) of a view, or of raw inputs (`pixel_values=...`), and the loss where there are labels: see losses.supervised."""
+        view = self.encoder.view(**inputs) if view is None else view
+        logits = self.head(self.pooled(view))  # (B, C)
+        labels = view.labels if labels is None else labels
+        loss = None if labels is None else torch.div(*self.loss(logits, labels))
+        return self.output_class(loss=loss, logits=logits)
+
+    def pooled(self, view: View) -> Tensor:
+        """What the head reads, (B, D)."""
+        features = self.encode(view, first=self.task.pooling == "first")
+        if self.task.pooling == "mean":
+            return mean_of_tokens(features.x, view.padding)
+        return features.x if self.task.pooling == "first" else cast(Tensor, features.extra)[:, 0]
+
+    def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sum and count of the loss of config.problem_type, which is inferred from num_labels and the labels where it is None."""
+        return supervised(logits, labels, self.config.problem_type or self._inferred(labels))
+
+    def _inferred(self, labels: Tensor) -> str:
+        if self.config.num_labels == 1:
+            return "regression"
+        return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+class D2vForImageClassification(Classifier):
+    """A class for each image, or numbers."""
+
+    output_class = ImageClassifierOutput
+
+
+class D2vForSequenceClassification(Classifier):
+    """A class for each text, pair of texts or utterance, or numbers."""
+
+    output_class = SequenceClassifierOutput
+
+
+class D2vForCTC(TaskModel):
+    """A letter, or the blank, for each token: encode, classify."""
+
+    task_class = CTCConfig
+
+    def __init__(self, config: D2vConfig):
+        """ValueError: as TaskModel; a blank that is no letter."""
+        super().__init__(config)
+        if self.task.blank >= config.num_labels:
+            raise ValueError(f"task.blank is {self.task.blank}; there are {config.num_labels} letters, counted from 0")
+        self.head = ClassificationHead(self.encoder.trunk.config.dim, config.num_labels, dropout=self.task.dropout)
+        self.post_init()
+
+    def init_head(self) -> None:
+        """Xavier's uniform, as in wav2vec 2.0's reference, and zero but for the blank's bias."""
+        self.head.init_weights(scale=None)
+        start = torch.zeros_like(self.head.out.bias)
+        start[self.task.blank] = self.task.blank_bias
+        initialization.copy_(self.head.out.bias, start)
+
+    def forward(self, view: View | None = None, labels: Tensor | None = None, **inputs: Tensor) -> CausalLMOutput:
+        """Logits (B, T, V) of a view, or of raw inputs; in padding all is blank. Labels (B, L) token ids, then -100: the loss is per sequence."""
+        view = self.encoder.view(**inputs) if view is None else view
+        logits = self.head(self.encode(view).x)  # (B, T, V)
+        if view.padding is not None:
+            others = torch.arange(logits.shape[-1], device=logits.device) != self.task.blank  # (V,)
+            logits = logits.masked_fill(view.padding[..., None] & others, torch.finfo(logits.dtype).min)
+        labels = view.labels if labels is None else labels
+        loss = None if labels is None else torch.div(*self.loss(logits, labels, view.padding))
+        return CausalLMOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+
+    def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sum and count, see losses.ctc."""
+        tokens = torch.full((len(logits),), logits.shape[1], device=logits.device) if padding is None else (~padding).sum(dim=1)
+        return ctc(logits, tokens, labels, self.task.blank)
+
+
+def _check_numbers(config: Any, *names: str) -> None:
+    """ValueError: a negative number, or a dropout outside [0, 1)."""
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ValueError(f"task.{name} is {getattr(config, name)}; it must be 0 or more")
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"task.dropout is {config.dropout}; it must be at least 0 and below 1")

@@ -1,0 +1,112 @@
+"""Joint embedding: methods that compare one vector per view, after the encoder and a projection head.
+
+V views, B samples of this process, D width.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from d2v.models.batch_norm import group_batch_norms
+from d2v.models.encoder import D2vModel
+from d2v.models.heads import mean_of_tokens
+from d2v.objectives.common.objective import Objective
+from d2v.training.distributed import world_size
+from d2v.types import Features, Mask, View
+
+
+class Joint(Objective):
+    """An Objective that reads at least `Config.num_views` whole views, and whose statistics are those of the global batch."""
+
+    exact_views: ClassVar[bool] = False  # true: more views than Config.num_views, which nothing would read, are an error
+
+    def __init__(self, encoder: D2vModel, *, teacher: bool = True, groups: int = 1, hides: bool = False, **averaged: nn.Module):
+        """`groups`: of the batch norms (see d2v/models/batch_norm.py). `hides` false: no token is ever hidden, and mask tokens are not trained."""
+        if not hides:
+            for frontend in encoder.frontends.values():
+                for name, parameter in frontend.named_parameters():
+                    if name == "mask_token":
+                        parameter.requires_grad_(False)
+        super().__init__(teacher=teacher, encoder=group_batch_norms(encoder, groups), **averaged)
+        self.groups = groups
+
+    def check(self, views: list[View]) -> None:
+        """ValueError: too few views, or some that the method does not read."""
+        config = self.config
+        if self.exact_views and len(views) > config.num_views:
+            raise ValueError(f"{config.name} compares {config.num_views} views of a sample; data.views and data.local_views make {len(views)}")
+        if len(views) < config.num_views:
+            raise ValueError(f"{config.name} compares {config.num_views} views of a sample; data.views makes {len(views)}: name as many there")
+
+    def check_batch(self, batch_size: int, parts: int) -> None:
+        """ValueError: batches that processes or groups do not share evenly, are too small, or are cut into micro-batches."""
+        name, world = self.config.name, world_size()
+        if parts > world:
+            raise ValueError(f"train.accumulate is {parts // world}; {name} compares the samples of a whole batch: it must be 1")
+        if batch_size % world:
+            raise ValueError(f"train.batch_size {batch_size} must be a multiple of the number of processes, {world}")
+        norms = any(isinstance(module, _BatchNorm) for module in self.modules())
+        groups = self.groups if norms else 1
+        if groups > 1 and groups % world:
+            raise ValueError(f"objective.norm_groups is {groups}; it must be 1 or a multiple of the number of processes, {world}")
+        if batch_size % groups or batch_size < 2 * groups:
+            what = f", of which batch norm takes {groups} equal groups (objective.norm_groups)" if groups > 1 else ""
+            raise ValueError(f"train.batch_size is {batch_size}{what}: at least two samples must be together")
+
+
+def summary(encoder: nn.Module, view: View, mask: Mask | None = None) -> Tensor:
+    """One vector per sample, (B, D): the class token where the encoder has one, else the mean over content tokens."""
+    return pooled(encoder(view, mask), view.padding)
+
+
+def pooled(features: Features, padding: Tensor | None) -> Tensor:
+    """The same of features that are there, with padding (B, T)."""
+    return mean_of_tokens(features.x, padding) if features.extra is None else features.extra[:, 0]
+
+
+def embedding(side: nn.ModuleDict, view: View) -> Tensor:
+    """The projection (B, P) of a view by the student or the teacher."""
+    return side["projector"](summary(side["encoder"], view))
+
+
+def by_shape(views: list[View]) -> Iterator[View]:
+    """Views with neighbours of the same shape joined along the samples, so that each resolution is one forward pass."""
+    start = 0
+    for stop in range(1, len(views) + 1):
+        if stop == len(views) or _shapes(views[stop]) != _shapes(views[start]):
+            yield joined(views[start:stop])
+            start = stop
+
+
+def joined(views: list[View]) -> View:
+    """Views of one shape as one view of all their samples, one view after another."""
+    first = views[0]
+    if len(views) == 1:
+        return first
+    inputs = {name: torch.cat([view.inputs[name] for view in views]) for name in first.inputs}
+    padding = None if first.padding is None else torch.cat([view.padding for view in views if view.padding is not None])
+    masks = [view.mask for view in views if view.mask is not None]
+    mask = Mask(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*masks, strict=True))) if masks else None
+    return View(first.modality, inputs, padding, mask)
+
+
+def each(views: list[View], function: Callable[[View], Tensor]) -> list[Tensor]:
+    """`function` of every view, (B, ...) each, one call per shape."""
+    return [rows for view in by_shape(views) for rows in function(view).split(num_samples(views[0]))]
+
+
+def num_samples(view: View) -> int:
+    """B of a view."""
+    return len(next(iter(view.inputs.values())))
+
+
+def seeded(step: int, device: torch.device) -> torch.Generator:
+    """A source of what all processes must draw alike in a step, whatever was drawn before."""
+    return torch.Generator(device).manual_seed(step)
+
+
+def _shapes(view: View) -> tuple:
+    return view.padding is None, view.mask is None, *((name, value.shape) for name, value in sorted(view.inputs.items()))

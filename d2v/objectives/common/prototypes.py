@@ -1,0 +1,93 @@
+"""Methods whose outputs are shares of K prototypes: the head of DINO, its sharpened targets, SwAV's assignment, and the loss between views.
+
+B samples and n rows of this process, V views, D width of the encoder, P of the bottleneck, K prototypes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from d2v.models.heads import perceptron
+from d2v.training.distributed import all_mean, all_sum
+
+
+class PrototypeHead(nn.Module):
+    """DINO's head (arXiv 2104.14294, appendix C): an MLP with GELU to unit vectors of width P, and their products with K directions."""
+
+    def __init__(
+        self, dim: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int, *, frozen_gain: bool, norm: bool = False, num_outputs: int = 1
+    ):
+        """`frozen_gain`: prototypes stay unit vectors, else each has a norm of its own, 1 at first. `num_outputs`: sets of prototypes.
+
+        `norm`: batch norms in the MLP, which then takes rows (n, D).
+        """
+        super().__init__()
+        self.mlp = perceptron([dim, hidden_dim, hidden_dim, bottleneck_dim], norm=norm)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.prototypes = nn.ModuleList(weight_norm(nn.Linear(bottleneck_dim, num_prototypes, bias=False)) for _ in range(num_outputs))
+        for layer in self.prototypes:
+            gain = layer.parametrizations.weight.original0  # (K, 1)
+            nn.init.ones_(gain)
+            gain.requires_grad_(not frozen_gain)
+
+    def forward(self, x: Tensor, output: int = 0) -> Tensor:
+        """(..., D) -> logits (..., K) of one set of prototypes."""
+        return self.prototypes[output](F.normalize(self.mlp(x).float(), dim=-1))
+
+
+def sharpened(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """The teacher's targets: softmax((logits - center) / temperature), (..., K) and (K,) -> (..., K), float32."""
+    return ((logits.float() - center) / temperature).softmax(dim=-1)
+
+
+@torch.no_grad()
+def sinkhorn(cosines: Tensor, epsilon: float, iterations: int = 3) -> Tensor:
+    """Soft assignments (n, K), rows of sum 1, that use all prototypes nearly alike over the rows of all ranks (SwAV, arXiv 2006.09882, 3.1).
+
+    `cosines` (n, K) are at most 1: less 1, no epsilon makes them overflow. The published code also divides by the total, and each sum by K or
+    by the number of rows, all of which cancels.
+    """
+    shares = ((cosines.float() - 1) / epsilon).exp()
+    for _ in range(iterations):
+        shares = shares / all_sum(shares.sum(dim=0))
+        shares = shares / shares.sum(dim=1, keepdim=True)
+    return shares
+
+
+def cross_entropy(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """-sum_k target_k log softmax(logits / temperature)_k: two (..., K) -> (...), float32."""
+    return -(targets * (logits.float() / temperature).log_softmax(dim=-1)).sum(dim=-1)
+
+
+def across_views(targets: list[Tensor], logits: list[Tensor], temperature: float) -> Tensor:
+    """Sum over samples of the mean cross entropy over pairs of a target and another view's logits, (B, K) each -> ().
+
+    Targets are those of the first views. With two of them and V views there are 2 (V - 1) pairs: 18 with eight local views. DINO (equation 3)
+    and SwAV (over all crops, section 3.2) are the same here.
+    """
+    log_shares = [(rows.float() / temperature).log_softmax(dim=1) for rows in logits]
+    terms = [-(target * rows).sum() for i, target in enumerate(targets) for v, rows in enumerate(log_shares) if v != i]
+    return torch.stack(terms).sum() / len(terms)
+
+
+@torch.no_grad()
+def usage(targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    """How the targets (n, K) of all ranks use the prototypes, and what of their mean cross entropy `loss` () can be learned.
+
+    `target_entropy`: mean over rows; 0 if one-hot, ln K if uniform. `divergence`: the rest of the loss, KL(target || prediction).
+    `mean_target_entropy`: of the mean row, ln K if all are used alike; `prototype_perplexity`: its exp. `prototypes_used`: first choices of some row.
+    """
+    entropy = torch.special.entr(targets).sum(dim=1).mean()
+    mean_entropy = torch.special.entr(all_mean(targets.mean(dim=0))).sum()
+    chosen = all_sum(torch.zeros_like(targets[0]).scatter_(0, targets.argmax(dim=1), 1.0))  # (K,); bincount would wait for the device
+    return {
+        "target_entropy": entropy,
+        "divergence": loss.detach() - entropy,
+        "mean_target_entropy": mean_entropy,
+        "prototype_perplexity": mean_entropy.exp(),
+        "prototypes_used": (chosen > 0).sum().float(),
+    }

@@ -1,0 +1,65 @@
+"""Writes what `from_pretrained` loads: the teacher, beside it the student, and a short model card with the measured numbers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from d2v.config.loading import save_yaml
+from d2v.config.schema import Config
+from d2v.files import replaced
+from d2v.objectives.common.objective import Objective
+from d2v.training.collapse import Verdict
+
+
+def export(objective: Objective, folder: Path, config: Config, save_preprocessor: Callable[[Path], None], card: str) -> None:
+    """Replaces `folder` by a new export, whole or not at all: the teacher in it, the student in its sub-folder `student`."""
+    with replaced(folder) as draft:
+        student, teacher = objective.encoders
+        for name, encoder, place in (("teacher", teacher, draft), ("student", student, draft / "student")):
+            encoder.save_pretrained(place)
+            save_preprocessor(place)
+            (place / "README.md").write_text(card.replace("{which}", name))
+        save_yaml(config.as_dict(), draft / "pretraining.yaml")
+
+
+def model_card(config: Config, records: list[dict], verdict: Verdict, report: list[str], parameters: int) -> str:
+    """Markdown: how to load it, what it was trained on, and the numbers of the run."""
+    last = {key: value for record in records for key, value in record.items()}
+    init = next((record for record in records if record["step"] == 0), {})
+    numbers = [
+        f"| {name} | {_number(init.get(name))} | {_number(last[name])} |" for name in sorted(last) if name.startswith(("student", "teacher", "local"))
+    ]
+    curve = [
+        f"| {name} | | {_number(last[name])} |" for name in ("loss", "target_std", "prediction_std", "hidden_share", "grad_norm") if name in last
+    ]
+    text = [
+        "---",
+        "library_name: d2v",
+        "tags: [self-supervised, data2vec]",
+        "---",
+        f"# {config.modality} encoder ({{which}}), {config.objective.name}",
+        "",
+        f"{parameters / 1e6:.1f} M parameters, {last.get('step', 0)} steps of {config.train.batch_size} samples.",
+        f"Verdict: {verdict.state}; {verdict.reason}",
+        "",
+        "```python",
+        "import d2v",
+        "from transformers import AutoModel",
+        "",
+        'model = AutoModel.from_pretrained("THIS FOLDER")  # features: model(...).last_hidden_state',
+        "```",
+        "",
+        "Data:",
+        "",
+        *[f"- {line}" for line in report],
+        "",
+        "| measured | random init | end |",
+        "|---|---|---|",
+        *numbers,
+        *curve,
+        "",
+    ]
+    return "\n".join(text)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

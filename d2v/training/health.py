@@ -1,0 +1,46 @@
+"""Health checks during a run: the spread, rank and neighbours of pooled features of the same samples, without touching the training."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2v.evaluation.features import Samples, pooled_features
+from d2v.models.encoder import D2vModel
+from d2v.training.collapse import health, knn_leave_one_out
+
+
+class HealthCheck:
+    """A fixed set of samples, with labels and groups where the data has them."""
+
+    def __init__(self, samples: Samples, *, limit: int, label: str, group: str, batch_size: int = 64):
+        """`limit` samples at equal distances; ValueError: the group column does not exist."""
+        self.samples, self.batch_size = samples, batch_size
+        self.indices = np.unique(np.linspace(0, len(samples) - 1, min(limit, len(samples))).astype(int))
+        self.labels = _codes(samples, label, self.indices, required=False)
+        self.groups = _codes(samples, group, self.indices, required=True) if group else None
+
+    def __call__(self, student: D2vModel, teacher: D2vModel, device: torch.device) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Metrics of the last block of both and of the student's local features, and the features themselves, (N, D) by name."""
+        of_student = pooled_features(student, self.samples, self.batch_size, device, indices=self.indices)
+        of_teacher = pooled_features(teacher, self.samples, self.batch_size, device, indices=self.indices, layer="last")
+        arrays = {"student": of_student["last"], "teacher": of_teacher["last"], "local": of_student["local"]}
+        features = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if not all(bool(x.isfinite().all()) for x in features.values()):
+            return {"student_rank": 0.0, "teacher_rank": 0.0, "local_rank": 0.0}, {}
+        metrics = health(features)
+        if self.labels is not None:
+            for name in ("student", "teacher"):
+                metrics[f"{name}_knn"] = knn_leave_one_out(features[name], self.labels, groups=self.groups)
+        return metrics, features
+
+
+def _codes(samples: Samples, name: str, indices: np.ndarray, *, required: bool) -> Tensor | None:
+    """A column as integers; None where it does not exist, is not complete, or has one value only."""
+    try:
+        values = samples.column(name)[indices]
+    except ValueError as error:
+        if required:
+            raise ValueError(f"evaluate.group is {name!r}: {error}; evaluate.group='' takes none") from None
+        return None
+    unique, codes = np.unique(values, return_inverse=True)
+    return torch.from_numpy(codes) if 1 < len(unique) < len(values) else None

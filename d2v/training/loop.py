@@ -1,0 +1,234 @@
+"""The training loop: forward, backward, step, teacher, log, save, resume. There is one.
+
+A batch is a function of (step, part): parts are processes times micro-batches.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from d2v.config.schema import RunConfig, TrainConfig
+from d2v.objectives.common.objective import Objective
+from d2v.training import checkpoint
+from d2v.training.collapse import Verdict, judge, singular_values
+from d2v.training.curves import plot_curves, plot_spectrum
+from d2v.training.distributed import all_sum
+from d2v.training.health import HealthCheck
+from d2v.training.online_probe import OnlineProbe
+from d2v.training.optim import make_optimizer, scale_and_clip, skip_unless
+from d2v.training.run_log import History, Meter
+from d2v.training.schedules import SCHEDULES, cosine_between
+from d2v.types import View
+
+
+class Batches(Protocol):
+    """What a modality's `batches` returns."""
+
+    def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]: ...
+
+
+class Validation(Protocol):
+    """What a run measures at intervals to choose the best model and when to stop: see d2v/finetuning/validation.py."""
+
+    def due(self, step: int) -> bool: ...
+    def __call__(self, step: int, accelerator: Accelerator) -> dict[str, float]: ...
+    def stops(self, step: int) -> bool: ...
+
+
+class MicroBatches(Dataset):
+    """The micro-batches of one process, by number; a DataLoader may make them in other processes."""
+
+    def __init__(self, batches: Batches, rank: int, world: int, accumulate: int):
+        self.batches, self.rank, self.world, self.accumulate = batches, rank, world, accumulate
+
+    def __getitem__(self, number: int) -> tuple[list[View], list[str]]:
+        step, micro = divmod(number, self.accumulate)
+        return self.batches(step, micro * self.world + self.rank, self.world * self.accumulate)
+
+
+class Loop:
+    """One run: what it trains, where it stands, and where it writes."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        batches: Batches,
+        *,
+        train: TrainConfig,
+        run: RunConfig,
+        accelerator: Accelerator,
+        health: HealthCheck | None = None,
+        validation: Validation | None = None,
+        probe: OnlineProbe | None = None,
+    ):
+        self.train, self.run, self.accelerator = train, run, accelerator
+        self.health, self.validation, self.probe = health, validation, probe
+        self.folder = Path(run.dir)
+        self.objective = objective
+        objective.check_batch(train.batch_size, accelerator.num_processes * train.accumulate)
+        if not train.update_teacher and not len(objective.teacher):
+            raise ValueError("train.update_teacher is false, but this method has no teacher: leave it out")
+        self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.progress = checkpoint.Progress()
+        accelerator.register_for_checkpointing(self.progress)
+        self.micro_batches = MicroBatches(batches, accelerator.process_index, accelerator.num_processes, train.accumulate)
+        self.meter = Meter(self.folder / "bad_steps.jsonl", train.max_bad_steps)
+        self.features: dict[str, Tensor] = {}
+        self.verdict = Verdict("too early", "no step yet")
+
+    def __call__(self) -> Verdict:
+        """Trains from where the run folder stands to train.steps. ValueError: damaged checkpoints, or too many non-finite steps in a row."""
+        last = checkpoint.restore(self.accelerator, self.folder / "checkpoints", self._say)
+        if last is not None:
+            self._say(f"resuming from step {self.progress.step} ({last})")
+        self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
+        if self.progress.step == 0:
+            self._check_health()
+            self._run_probe()
+        batches = self._batches()
+        bar = tqdm(total=self.train.steps, initial=self.progress.step, disable=not self.accelerator.is_main_process, mininterval=1.0, unit="step")
+        self.model.train()
+        while self.progress.step < self.train.steps and not self._stopped():
+            self._step(batches)
+            bar.update()
+            step, last_step = self.progress.step, self.progress.step == self.train.steps
+            if step % self.run.log_every == 0 or last_step:
+                self._log(bar)
+            if step % self._every(self.run.probe.every) == 0 or last_step:
+                self._run_probe()
+            if step % self._every(self.run.health_every) == 0 or last_step:
+                self._check_health()
+                if self.run.stop_on_collapse and self._collapsed():
+                    self._say(f"stopping at step {step}: {self.verdict.reason}")
+                    break
+            if self.validation is not None and (self.validation.due(step) or last_step):
+                self.history.add({"step": step, **self.validation(step, self.accelerator)})
+            if step % self.run.save_every == 0 or last_step or self._stopped():
+                checkpoint.save(self.accelerator, self.folder / "checkpoints", step, self.run.keep)
+        bar.close()
+        self.plot()
+        return self.verdict
+
+    def _step(self, batches: Iterator[tuple[list[View], list[str], float]]) -> None:
+        """One optimizer step. Losses are sums: what is divided by is the count of predictions of all processes and micro-batches."""
+        train, world, step = self.train, self.accelerator.num_processes, self.progress.step
+        lr, weight_decay = train.lr * self._rate(step), cosine_between(step, train.steps, train.weight_decay, train.end_weight_decay)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["scale"] * (train.lr if group["constant"] else lr)
+            group["weight_decay"] = weight_decay if group["decays"] else 0.0
+        self.objective.begin_step(step, train.steps)
+        sums = torch.zeros(2, device=self.accelerator.device)
+        guess = torch.ones((), device=self.accelerator.device)
+        ids: list[str] = []
+        for micro in range(train.accumulate):
+            views, names, waited = next(batches)
+            ids += names
+            last = micro == train.accumulate - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self.model(views)
+                if micro == 0:  # keeps fp16 gradients near 1; exact only without accumulation, hence the correction below
+                    guess = all_sum(loss.count.float()) * train.accumulate / world
+                self.accelerator.backward(loss.total / guess)
+            sums += torch.stack([loss.total.detach().float(), loss.count.float()])
+            self.meter.add_micro(loss.metrics, waited, sum(len(next(iter(view.inputs.values()))) for view in views[:1]))
+        total, count = all_sum(sums)
+        self.accelerator.unscale_gradients()
+        self.objective.adjust_gradients(step, train.steps)
+        norm = scale_and_clip(self.parameters, world * guess / count, train.clip, each=train.clip_each)
+        finite = torch.isfinite(norm) & torch.isfinite(total)
+        if self.accelerator.scaler is None:  # fp16's scaler tells the optimizer itself
+            skip_unless(finite, self.optimizer.optimizer)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        decay = self.objective.ema_decay(step + 1, train.steps)
+        if train.update_teacher:
+            self.objective.update_teacher(decay)
+        self.progress.step += 1
+        self.meter.add_step(step, total / count, norm, finite, ids, {"lr": lr, "ema_decay": decay})
+
+    def _rate(self, step: int) -> float:
+        train = self.train
+        extra = {"hold": train.hold} if train.schedule == "tri_stage" else {}
+        return SCHEDULES[train.schedule](step, train.steps, train.warmup_steps, floor=train.floor, start=train.start, **extra)
+
+    def _batches(self) -> Iterator[tuple[list[View], list[str], float]]:
+        """Views on the device, sample ids, and the seconds that were waited for them, from the current step on."""
+        numbers = range(self.progress.step * self.train.accumulate, self.train.steps * self.train.accumulate)
+        loader = DataLoader(
+            self.micro_batches,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=self.run.workers,
+            collate_fn=_as_is,
+            pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # of its own: the global one belongs to dropout
+        )
+        source = iter(loader)
+        while True:
+            start = time.perf_counter()
+            views, ids = next(source)
+            views = [View(*view).to(self.accelerator.device) for view in views]
+            yield views, ids, time.perf_counter() - start
+
+    def _log(self, bar: tqdm) -> None:
+        record, rate, error = self.meter.flush(self.accelerator.is_main_process)
+        self.history.add({"step": self.progress.step, **record, **rate})
+        self.accelerator.log({k: v for k, v in record.items()} | rate, step=self.progress.step)
+        shown = {"loss": f"{record['loss']:.4g}", "lr": f"{record['lr']:.2e}", "samples/s": f"{rate['samples_per_second']:.1f}"}
+        state = {"health": self.verdict.state} if self.health is not None else {}
+        bar.set_postfix(shown | {"data": f"{rate['data_wait']:.0%}"} | state, refresh=False)
+        if error:
+            raise ValueError(error)
+
+    def _check_health(self) -> None:
+        """Measures on the main process; the model's mode and all random states stay as they are."""
+        if self.health is not None and self.accelerator.is_main_process:
+            metrics, self.features = self.health(*self.objective.encoders, self.accelerator.device)
+            self.history.add({"step": self.progress.step, "total_steps": self.train.steps, **metrics})
+            self.verdict = judge(self.history.records)
+            self.accelerator.log(metrics, step=self.progress.step)
+        self.accelerator.wait_for_everyone()
+
+    def _run_probe(self) -> None:
+        """As a health check: on the main process, and nothing of the training changes."""
+        if self.probe is not None and self.accelerator.is_main_process:
+            metrics = self.probe(*self.objective.encoders, self.accelerator.device)
+            self.history.add({"step": self.progress.step, **metrics})
+            self.accelerator.log(metrics, step=self.progress.step)
+            self.plot()
+        self.accelerator.wait_for_everyone()
+
+    def _every(self, steps: int) -> int:
+        return steps or max(1, self.train.steps // 10)
+
+    def _stopped(self) -> bool:
+        return self.validation is not None and self.validation.stops(self.progress.step)
+
+    def _collapsed(self) -> bool:
+        mine = torch.tensor(float(self.verdict.state == "collapsed"), device=self.accelerator.device)
+        return bool(all_sum(mine).item())  # only the main process judges
+
+    def plot(self) -> None:
+        """Curves and, after a health check, the singular-value spectrum, as PNG in the run folder."""
+        if self.accelerator.is_main_process:
+            plot_curves(self.history.records, self.folder / "curves.png")
+            spectra = {name: singular_values(x) for name, x in self.features.items()}
+            spectra = {name: values for name, values in spectra.items() if values.any()}  # constant features have none to draw
+            if spectra:
+                plot_spectrum(spectra, self.folder / "spectrum.png")
+
+    def _say(self, text: str) -> None:
+        self.accelerator.print(text)
+
+
+def _as_is(sample: Any) -> Any:
+    return sample

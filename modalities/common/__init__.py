@@ -1,0 +1,1 @@
+"""What modalities share: where samples come from, labels, sampling, masks over tokens."""
