@@ -88,7 +88,10 @@ def main(arguments: list[str]) -> None:
     print("| views per second of a core | d2v | torchvision | ratio |\n|---|---|---|---|")
     for size in CASES:
         found = compare(size, options["rounds"], options["images"])
-        print(f"| {size} pixels | {found['d2v']:.0f} | {found['torchvision']:.0f} | {found['d2v'] / found['torchvision']:.2f} |", flush=True)
+        print(
+            f"| {size} pixels | {found['d2v']:.0f} | {found['torchvision']:.0f} | {found['d2v'] / found['torchvision']:.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,11 @@ def curve(folder: Path, of: str, seconds: float = 0.0) -> dict[str, list[float]]
             last = record["step"]
         if f"{of}_knn" in record:
             elapsed = record["step"] * seconds / 60 if seconds else minutes
-            for name, value in (("step", record["step"]), ("minutes", elapsed), ("accuracy", 100 * record[f"{of}_knn"])):
+            for name, value in (
+                ("step", record["step"]),
+                ("minutes", elapsed),
+                ("accuracy", 100 * record[f"{of}_knn"]),
+            ):
                 found[name].append(value)
     if not found["step"]:
         raise SystemExit(f"{path} has no health check with k-NN: the data had no labels")
@@ -47,7 +51,9 @@ def main(arguments: list[str]) -> None:
     for argument in rest:
         name, equals, value = argument.partition("=")
         if not equals or (name in CHOICES and value not in CHOICES[name]):
-            raise SystemExit(f"{argument!r}: give NAME=RUN_DIR, of={'|'.join(CHOICES['of'])} or against={'|'.join(CHOICES['against'])}")
+            raise SystemExit(
+                f"{argument!r}: give NAME=RUN_DIR, of={'|'.join(CHOICES['of'])} or against={'|'.join(CHOICES['against'])}"
+            )
         if name in CHOICES:
             options[name] = value
         else:
@@ -61,7 +67,14 @@ def main(arguments: list[str]) -> None:
         for folder in folders:
             found = curve(folder, options["of"], seconds)
             label = name if folder is folders[0] else None
-            axes.plot(found[options["against"]], found["accuracy"], "o-", markersize=3, color=COLOURS[number % len(COLOURS)], label=label)
+            axes.plot(
+                found[options["against"]],
+                found["accuracy"],
+                "o-",
+                markersize=3,
+                color=COLOURS[number % len(COLOURS)],
+                label=label,
+            )
     axes.set(xlabel=options["against"], ylabel=f"k-NN of the {options['of']}'s features (%)")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

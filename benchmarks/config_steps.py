@@ -35,7 +35,9 @@ class Steps:
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
         torch.manual_seed(config.train.seed)
         objective = build_objective(config, len(samples)).train()
-        batches = modality.batches(samples, config.data, config.frontend, config.train.batch_size, config.train.seed, print)
+        batches = modality.batches(
+            samples, config.data, config.frontend, config.train.batch_size, config.train.seed, print
+        )
         self.loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=Accelerator(cpu=True))
         self.batches = self.loop._batches()
         self.wall: list[float] = []
@@ -69,7 +71,9 @@ def main(arguments: list[str]) -> None:
         wall, cpu = (statistics.median(times[WARM_UP:]) for times in (steps.wall, steps.cpu))
         train, masks = steps.config.train, steps.config.data.masks
         size = train.batch_size
-        print(f"| {path} | {wall:.3f} | {cpu:.3f} | {size / wall:.1f} | {size * masks / wall:.0f} | {train.steps} | {wall * train.steps / 60:.1f} |")
+        print(
+            f"| {path} | {wall:.3f} | {cpu:.3f} | {size / wall:.1f} | {size * masks / wall:.0f} | {train.steps} | {wall * train.steps / 60:.1f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ def write_images(folder: Path) -> None:
 
 def picture(generator: np.random.Generator, width: int, height: int) -> Image.Image:
     """A smooth random picture with some grain."""
-    coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     grain = generator.normal(0, 8, (height, width, 3))
     return Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8))
 

@@ -39,7 +39,11 @@ class InMemory:
     def __init__(self, modality: str, lengths: np.ndarray, size: Size, encoder: Any):
         generator = torch.Generator().manual_seed(0)
         self.modality, self.lengths, self.encoder = modality, lengths, encoder
-        self.ids, self.cut, self.report = [str(n) for n in range(len(lengths))], None, SimpleNamespace(unreadable=[], too_short=[])
+        self.ids, self.cut, self.report = (
+            [str(n) for n in range(len(lengths))],
+            None,
+            SimpleNamespace(unreadable=[], too_short=[]),
+        )
         shapes = [(3, size.image, size.image) if modality == "image" else (int(length),) for length in lengths]
         if modality == "text":
             self.rows = [torch.randint(4, size.vocab - 1, shape, generator=generator) for shape in shapes]
@@ -52,10 +56,14 @@ class InMemory:
     def inputs(self, indices: Any) -> dict[str, Tensor]:
         """A padded batch by Hugging Face's names; no attention mask where nothing is padded."""
         rows = [self.rows[index] for index in indices]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=1 if self.modality == "text" else 0)
+        padded = torch.nn.utils.rnn.pad_sequence(
+            rows, batch_first=True, padding_value=1 if self.modality == "text" else 0
+        )
         inputs = {MAIN_INPUT[self.modality]: padded}
         if len({len(row) for row in rows}) > 1:
-            inputs["attention_mask"] = (torch.arange(padded.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]).long()
+            inputs["attention_mask"] = (
+                torch.arange(padded.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+            ).long()
         return inputs
 
     def view(self, indices: Any) -> Any:
@@ -84,7 +92,9 @@ def lengths_of(modality: str, mixed: bool, size: Size, num: int) -> np.ndarray:
     return np.clip(drawn, LEAST[modality], MOST[modality]).astype(int)
 
 
-def compare(modality: str, mixed: bool, size: Size, *, num: int = 0, batch_size: int = BATCH, rounds: int = 5) -> dict[str, float]:
+def compare(
+    modality: str, mixed: bool, size: Size, *, num: int = 0, batch_size: int = BATCH, rounds: int = 5
+) -> dict[str, float]:
     """Samples per second of both on the clock, the ratio of that and of samples per processor second, and how far features are apart."""
     num = num or NUM[modality]
     torch.manual_seed(0)
@@ -101,14 +111,18 @@ def compare(modality: str, mixed: bool, size: Size, *, num: int = 0, batch_size:
             start = [clock() for clock in CLOCKS]
             run()
             seconds[name].append([clock() - began for clock, began in zip(CLOCKS, start, strict=True)])
-    wall, cpu = ({name: num / statistics.median(t[place] for t in times) for name, times in seconds.items()} for place in (0, 1))
+    wall, cpu = (
+        {name: num / statistics.median(t[place] for t in times) for name, times in seconds.items()} for place in (0, 1)
+    )
     ratios = {"ratio": wall["d2v"] / wall["transformers"], "cpu_ratio": cpu["d2v"] / cpu["transformers"]}
     return {**wall, **ratios, "difference": float(np.abs(features - expected).max())}
 
 
 def main(arguments: list[str]) -> None:
     """One line for each modality and kind of lengths."""
-    options = {"threads": 2, "rounds": 5, "depth": 4} | {key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value}
+    options = {"threads": 2, "rounds": 5, "depth": 4} | {
+        key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value
+    }
     torch.set_num_threads(options["threads"])
     print(
         "| samples per second | lengths | d2v | transformers | ratio | ratio of processor time | largest difference |\n|---|---|---|---|---|---|---|"
@@ -116,9 +130,7 @@ def main(arguments: list[str]) -> None:
     for modality in [a for a in arguments if "=" not in a] or MODALITIES:
         for mixed in (False, True) if modality in MEDIAN else (False,):
             found = compare(modality, mixed, Size(depth=options["depth"]), rounds=options["rounds"])
-            numbers = (
-                f"{found['d2v']:.2f} | {found['transformers']:.2f} | {found['ratio']:.2f} | {found['cpu_ratio']:.2f} | {found['difference']:.1e}"
-            )
+            numbers = f"{found['d2v']:.2f} | {found['transformers']:.2f} | {found['ratio']:.2f} | {found['cpu_ratio']:.2f} | {found['difference']:.1e}"
             print(f"| {modality} | {'mixed' if mixed else 'equal'} | {numbers} |", flush=True)
 
 

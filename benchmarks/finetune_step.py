@@ -34,13 +34,20 @@ CLOCKS = (time.perf_counter, time.process_time)
 
 def stock_model(modality: str, size: Size) -> Any:
     """A stock task model with random weights."""
-    common = {"hidden_size": size.dim, "num_hidden_layers": size.depth, "num_attention_heads": size.heads, "intermediate_size": 4 * size.dim}
+    common = {
+        "hidden_size": size.dim,
+        "num_hidden_layers": size.depth,
+        "num_attention_heads": size.heads,
+        "intermediate_size": 4 * size.dim,
+    }
     common |= {"num_labels": NUM_LABELS}
     if modality == "image":
         patches = {"image_size": size.image, "patch_size": size.patch, "use_shared_relative_position_bias": True}
         return Data2VecVisionForImageClassification(Data2VecVisionConfig(**common, **patches, drop_path_rate=0.1))
     if modality == "text":
-        return Data2VecTextForSequenceClassification(Data2VecTextConfig(**common, vocab_size=size.vocab, max_position_embeddings=514))
+        return Data2VecTextForSequenceClassification(
+            Data2VecTextConfig(**common, vocab_size=size.vocab, max_position_embeddings=514)
+        )
     conv = {"conv_dim": [size.conv_dim] * 7, "vocab_size": NUM_LABELS, "mask_time_prob": 0.0, "layerdrop": 0.0}
     return Data2VecAudioForCTC(Data2VecAudioConfig(**common, **conv))
 
@@ -90,16 +97,22 @@ def compare(modality: str, size: Size, steps: int) -> dict[str, float]:
             take()
             if number >= WARM_UP:
                 seconds[name].append([clock() - start for clock, start in zip(CLOCKS, began, strict=True)])
-    wall, cpu = ({name: statistics.median(t[place] for t in times) for name, times in seconds.items()} for place in (0, 1))
+    wall, cpu = (
+        {name: statistics.median(t[place] for t in times) for name, times in seconds.items()} for place in (0, 1)
+    )
     ratios = {"ratio": wall["d2v"] / wall["transformers"], "cpu_ratio": cpu["d2v"] / cpu["transformers"]}
     return {**wall, **ratios, "difference": float((ours - expected).abs().max())}
 
 
 def main(arguments: list[str]) -> None:
     """One line for each modality."""
-    options = {"threads": 2, "steps": 12, "depth": 4} | {key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value}
+    options = {"threads": 2, "steps": 12, "depth": 4} | {
+        key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value
+    }
     torch.set_num_threads(options["threads"])
-    print("| seconds of a step | d2v | transformers | ratio | ratio of processor time | logits apart by |\n|---|---|---|---|---|---|")
+    print(
+        "| seconds of a step | d2v | transformers | ratio | ratio of processor time | logits apart by |\n|---|---|---|---|---|---|"
+    )
     for modality in [a for a in arguments if "=" not in a] or MODALITIES:
         found = compare(modality, Size(depth=options["depth"]), options["steps"])
         numbers = f"{found['d2v']:.3f} | {found['transformers']:.3f} | {found['ratio']:.2f} | {found['cpu_ratio']:.2f} | {found['difference']:.1e}"

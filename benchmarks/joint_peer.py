@@ -64,7 +64,9 @@ class PeerStep:
         settings = {"lr": self.recipe.lr, "weight_decay": self.recipe.weight_decay, "fused": True if tuned else None}
         trained = [p for p in self.parameters if p.requires_grad]
         sgd = self.recipe.optimizer == "sgd"
-        self.optimizer = torch.optim.SGD(trained, momentum=MOMENTUM, **settings) if sgd else torch.optim.AdamW(trained, **settings)
+        self.optimizer = (
+            torch.optim.SGD(trained, momentum=MOMENTUM, **settings) if sgd else torch.optim.AdamW(trained, **settings)
+        )
 
     def __call__(self, views: list[Tensor]) -> float:
         """Everything but the teacher's update; the loss of a sample."""

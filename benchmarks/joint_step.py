@@ -46,7 +46,9 @@ class OurStep:
         if work.method == "moco":
             config = method.Config(queue_size=work.queue, temperature=MOCO_TEMPERATURE)
         else:
-            config = method.Config(num_prototypes=work.prototypes, start_temperature=DINO_TEMPERATURE, teacher_temperature=DINO_TEMPERATURE)
+            config = method.Config(
+                num_prototypes=work.prototypes, start_temperature=DINO_TEMPERATURE, teacher_temperature=DINO_TEMPERATURE
+            )
         self.objective, self.recipe = method.build(encoder, config).train(), RECIPES[work.method]
         settings = {"optimizer": self.recipe.optimizer, "lr": self.recipe.lr, "weight_decay": self.recipe.weight_decay}
         settings |= {"momentum": MOMENTUM} if self.recipe.optimizer == "sgd" else {"betas": [0.9, 0.999], "eps": 1e-8}
@@ -56,7 +58,9 @@ class OurStep:
         """Everything but the teacher's update; the loss of a sample."""
         from d2v.types import View
 
-        return optimizer_step(self.objective, self.optimizer, [View("image", {"pixel_values": view}) for view in views], self.recipe.clip)
+        return optimizer_step(
+            self.objective, self.optimizer, [View("image", {"pixel_values": view}) for view in views], self.recipe.clip
+        )
 
     def update_teacher(self) -> None:
         self.objective.update_teacher(self.recipe.ema_decay)
@@ -84,7 +88,10 @@ def check(work: JointWork) -> float:
     """
     (ours, views), (theirs, _) = (make_task(name, small(work)) for name in ("d2v", "lightly, tuned"))
     with torch.no_grad():
-        for own, peer in ((ours.objective.student, theirs.model.student), (ours.objective.teacher, theirs.model.teacher)):
+        for own, peer in (
+            (ours.objective.student, theirs.model.student),
+            (ours.objective.teacher, theirs.model.teacher),
+        ):
             for mine, other in zip(own.parameters(), peer.parameters(), strict=True):
                 other.copy_(mine)
                 assert mine.shape == other.shape, (mine.shape, other.shape)
@@ -105,10 +112,14 @@ def parse(arguments: list[str]) -> tuple[list[JointWork], dict[str, int]]:
     methods = [a for a in arguments if "=" not in a] or list(RECIPES)
     backbones = given.pop("backbones", "resnet18,resnet50,vit_small").split(",")
     if unknown := [*(set(given) - set(OPTIONS)), *(set(methods) - set(RECIPES))]:
-        raise SystemExit(f"{', '.join(unknown)} is not known; methods are {', '.join(RECIPES)}, options backbones, {', '.join(OPTIONS)}")
+        raise SystemExit(
+            f"{', '.join(unknown)} is not known; methods are {', '.join(RECIPES)}, options backbones, {', '.join(OPTIONS)}"
+        )
     options = OPTIONS | {key: int(value) for key, value in given.items()}
     sizes = {"batch": options["batch"], "size": options["size"]}
-    return [JointWork(method, SHORT_NAMES.get(name, name), **sizes) for method in methods for name in backbones], options
+    return [
+        JointWork(method, SHORT_NAMES.get(name, name), **sizes) for method in methods for name in backbones
+    ], options
 
 
 def main(arguments: list[str]) -> None:
@@ -117,14 +128,21 @@ def main(arguments: list[str]) -> None:
     os.environ["KINETO_LOG_LEVEL"] = "5"  # the profiler of the workers talks about GPUs
     difference = max(map(check, works))
     gc.collect()
-    print(f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}, {options['steps']} steps after {WARM_UP}")
-    print(f"batches of {options['batch']}, views of {works[0].size} and {works[0].local_size} pixels; first losses at most {difference:.1e} apart\n")
+    print(
+        f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}, {options['steps']} steps after {WARM_UP}"
+    )
+    print(
+        f"batches of {options['batch']}, views of {works[0].size} and {works[0].local_size} pixels; first losses at most {difference:.1e} apart\n"
+    )
     print(f"{COLUMNS} GFLOP |\n" + "|---" * 11 + "|")
     names = ["d2v", "lightly", *(["lightly, tuned"] if options["tuned"] else [])]
     for work in works:
         results = measure(names, Task(make_task, work, small(work)), options["threads"], options["steps"])
         for name in names:
-            print(f"{row(f'{work.method} {work.backbone}', name, results[name], results['lightly'])} {results[name]['gflop']:.1f} |", flush=True)
+            print(
+                f"{row(f'{work.method} {work.backbone}', name, results[name], results['lightly'])} {results[name]['gflop']:.1f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

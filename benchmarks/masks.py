@@ -39,7 +39,9 @@ def settings(modality: str, version: int, depth: int) -> Config:
     published = load_config(path, ["run.dir=unused", "data.path=unused"])
     prenet = min(published.model.trunk.prenet_depth, max(0, depth - published.objective.top_k))
     top_k = min(published.objective.top_k, depth - prenet)
-    return load_config(path, [f"model.trunk.depth={depth}", f"model.trunk.prenet_depth={prenet}", f"objective.top_k={top_k}", *SHORT])
+    return load_config(
+        path, [f"model.trunk.depth={depth}", f"model.trunk.prenet_depth={prenet}", f"objective.top_k={top_k}", *SHORT]
+    )
 
 
 def batch(modality: str, version: int, size: Size) -> View:
@@ -104,18 +106,28 @@ def main(arguments: list[str]) -> None:
     allowed = {"threads": 2, "steps": 6, "depth": DEPTH}
     options = allowed | {key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value}
     if set(options) != set(allowed):
-        raise SystemExit(f"options are threads=2, steps=6 and depth={DEPTH}, not {', '.join(set(options) - set(allowed))}")
+        raise SystemExit(
+            f"options are threads=2, steps=6 and depth={DEPTH}, not {', '.join(set(options) - set(allowed))}"
+        )
     modalities = [a for a in arguments if "=" not in a] or ["image", "speech"]
     if not set(modalities) <= {"image", "speech"}:
         raise SystemExit(f"modalities are image and speech, not {', '.join(modalities)}")
     context = multiprocessing.get_context("spawn")
-    print(f"torch {torch.__version__}, {options['threads']} threads, {options['depth']} layers, load {os.getloadavg()[0]:.1f}, M = {MASKS}")
-    print("| | 1.0, s | 2.0, s | 2.0 / (M x 1.0) | decoder's share | 1.0, MiB | 2.0, MiB | MiB of a masked row, 2.0 / 1.0 |\n" + "|---" * 8 + "|")
+    print(
+        f"torch {torch.__version__}, {options['threads']} threads, {options['depth']} layers, load {os.getloadavg()[0]:.1f}, M = {MASKS}"
+    )
+    print(
+        "| | 1.0, s | 2.0, s | 2.0 / (M x 1.0) | decoder's share | 1.0, MiB | 2.0, MiB | MiB of a masked row, 2.0 / 1.0 |\n"
+        + "|---" * 8
+        + "|"
+    )
     for modality in modalities:
         pipes, times = {}, {1: [], 2: []}
         for version in (1, 2):
             pipes[version], theirs = context.Pipe()
-            context.Process(target=worker, args=(theirs, modality, version, options["threads"], options["depth"]), daemon=True).start()
+            context.Process(
+                target=worker, args=(theirs, modality, version, options["threads"], options["depth"]), daemon=True
+            ).start()
             theirs.close()  # ours of it: else a worker that died would be waited for
         for _ in range(WARM_UP + options["steps"]):
             for version, pipe in pipes.items():
@@ -126,7 +138,9 @@ def main(arguments: list[str]) -> None:
             pipe.send("end")
         (first, _), (second, decoder) = (pipes[version].recv() for version in (1, 2))
         row = second / MASKS / first
-        print(f"| {modality} | {one:.3f} | {two:.3f} | {two / (MASKS * one):.3f} | {decoder / two:.0%} | {first:.0f} | {second:.0f} | {row:.2f} |")
+        print(
+            f"| {modality} | {one:.3f} | {two:.3f} | {two / (MASKS * one):.3f} | {decoder / two:.0%} | {first:.0f} | {second:.0f} | {row:.2f} |"
+        )
 
 
 if __name__ == "__main__":

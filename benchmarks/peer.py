@@ -68,7 +68,9 @@ class Peer(nn.Module):
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
         dim = size.dim
         one = self.settings.head_layers == 1
-        self.predictor = nn.Linear(dim, dim) if one else nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        self.predictor = (
+            nn.Linear(dim, dim) if one else nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        )
         self.layers: list[Tensor] = []
         for block in [] if modality == "image" else self._blocks():
             ffn = block.feed_forward if modality == "speech" else block.output.dense
@@ -131,7 +133,9 @@ class PeerStep:
         self.model, self.settings = Peer(modality, size).train(), SETTINGS[modality]
         s = self.settings
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, s.lr, s.betas, s.eps, s.weight_decay, fused=True if fused else None)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, s.lr, s.betas, s.eps, s.weight_decay, fused=True if fused else None
+        )
 
     def __call__(self, batch: Batch) -> float:
         """Everything but the teacher's update; the loss per hidden token."""

@@ -98,7 +98,13 @@ def our_encoder(modality: str, size: Size) -> Any:
         "speech": {"conv_dim": size.conv_dim},
         "text": {"vocab_size": size.vocab, "mask_token_id": size.vocab - 1},
     }[modality]
-    trunk = {"depth": size.depth, "dim": size.dim, "num_heads": size.heads, "mlp_dim": 4 * size.dim, "norm_eps": s.norm_eps}
+    trunk = {
+        "depth": size.depth,
+        "dim": size.dim,
+        "num_heads": size.heads,
+        "mlp_dim": 4 * size.dim,
+        "norm_eps": s.norm_eps,
+    }
     trunk |= {"dropout": s.dropout, "attention_dropout": s.attention_dropout, "drop_path": s.drop_path}
     if image:
         trunk |= {"pre_norm": True, "layer_scale": 1e-4, "qkv_bias": "qv", "input_norm": False, "final_norm": True}
@@ -211,8 +217,12 @@ def measure(names: list[str], task: Task, threads: int, steps: int) -> dict[str,
 
 def import_seconds(repeats: int = 5) -> float:
     """What `import d2v` adds to `import torch, transformers`; median of fresh interpreters."""
-    code = "import time, torch, transformers; began = time.perf_counter(); import d2v; print(time.perf_counter() - began)"
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(repeats)]
+    code = (
+        "import time, torch, transformers; began = time.perf_counter(); import d2v; print(time.perf_counter() - began)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(repeats)
+    ]
     return statistics.median(float(run.stdout) for run in runs)
 
 
@@ -229,18 +239,24 @@ def row(label: str, name: str, result: dict, against: dict) -> str:
 def arithmetic(result: dict, rate: float) -> str:
     """The columns of arithmetic."""
     speed = result["gflop"] / result["seconds"]
-    return f" {result['gflop']:.0f} | {speed:.0f} | {speed / rate:.0%} | {result['outside']:.0%} | {result['ema']:.1%} |"
+    return (
+        f" {result['gflop']:.0f} | {speed:.0f} | {speed / rate:.0%} | {result['outside']:.0%} | {result['ema']:.1%} |"
+    )
 
 
 def main(arguments: list[str]) -> None:
     """Prints the table."""
-    options = {"threads": 2, "steps": 12} | {key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value}
+    options = {"threads": 2, "steps": 12} | {
+        key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value
+    }
     if set(options) != {"threads", "steps"}:
         raise SystemExit(f"options are threads=2 and steps=12, not {', '.join(set(options) - {'threads', 'steps'})}")
     os.environ["KINETO_LOG_LEVEL"] = "5"  # the profiler of the workers talks about GPUs
     modalities = [a for a in arguments if "=" not in a] or list(MODALITIES)
     rate = product_rate(options["threads"])
-    print(f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}, {options['steps']} steps after {WARM_UP}")
+    print(
+        f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}, {options['steps']} steps after {WARM_UP}"
+    )
     print(f"matrix product {rate:.0f} GFLOP/s; `import d2v` adds {import_seconds():.2f} s\n")
     print(f"{COLUMNS} GFLOP | GFLOP/s | of product | outside | EMA |")
     print("|---" * 15 + "|")
@@ -248,7 +264,10 @@ def main(arguments: list[str]) -> None:
         names = ["d2v", "transformers", "transformers, fused"]
         results = measure(names, Task(partial(make_task, modality), Size(), TINY), options["threads"], options["steps"])
         for name in names:
-            print(row(modality, name, results[name], results["transformers"]) + arithmetic(results[name], rate), flush=True)
+            print(
+                row(modality, name, results[name], results["transformers"]) + arithmetic(results[name], rate),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ class Size:
     rows: int = 8  # batch of text
 
 
-TINY = Size(dim=32, depth=2, heads=2, image=32, patch=8, images=2, conv_dim=16, samples=8000, vocab=60, tokens=16, rows=2)
+TINY = Size(
+    dim=32, depth=2, heads=2, image=32, patch=8, images=2, conv_dim=16, samples=8000, vocab=60, tokens=16, rows=2
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,19 @@ class Settings:
 
 
 SETTINGS = {
-    "image": Settings(0.0, 0.05, 0.25, 1e-6, ("layer",), ("layer",), loss_beta=2.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05, clip=3.0),
+    "image": Settings(
+        0.0,
+        0.05,
+        0.25,
+        1e-6,
+        ("layer",),
+        ("layer",),
+        loss_beta=2.0,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.05,
+        clip=3.0,
+    ),
     "speech": Settings(),
     "text": Settings(layer_norms=("layer",), loss_beta=4.0, head_layers=2, clip=5.0),
 }
@@ -77,7 +91,10 @@ def make_batch(modality: str, size: Size) -> Batch:
     if modality == "image":
         inputs = torch.randn(size.images, 3, size.image, size.image, generator=generator)
         grid = size.image // size.patch
-        rows = [masking.block(g, (grid, grid), round(grid * grid * 120 / 196), min_block=min(16, grid)) for g in _generators(size.images)]
+        rows = [
+            masking.block(g, (grid, grid), round(grid * grid * 120 / 196), min_block=min(16, grid))
+            for g in _generators(size.images)
+        ]
     elif modality == "speech":
         inputs = torch.randn(size.clips, size.samples, generator=generator)
         frames = size.samples

@@ -64,7 +64,9 @@ def recorded(folder: Path) -> set[str]:
         names = json.loads((folder / RECORD).read_text())["files"]
     except (OSError, ValueError, TypeError, KeyError):
         return set()
-    return {name for name in names if isinstance(name, str) and not name.startswith("/") and ".." not in Path(name).parts}
+    return {
+        name for name in names if isinstance(name, str) and not name.startswith("/") and ".." not in Path(name).parts
+    }
 
 
 def record(folder: Path, names: Iterable[str]) -> None:
@@ -72,7 +74,9 @@ def record(folder: Path, names: Iterable[str]) -> None:
     known = recorded(folder)
     if not (folder / RECORD).is_file() or not known.issuperset(names):
         with written(folder / RECORD) as temporary:
-            temporary.write_text(json.dumps({"written by d2v": True, "files": sorted(known.union(names))}, indent=1) + "\n")
+            temporary.write_text(
+                json.dumps({"written by d2v": True, "files": sorted(known.union(names))}, indent=1) + "\n"
+            )
 
 
 def check_folder(folder: Path) -> None:

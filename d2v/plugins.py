@@ -5,7 +5,15 @@ import pkgutil
 from types import ModuleType
 
 CONTRACTS = {
-    "d2v.modalities": ("FrontendConfig", "DataConfig", "Frontend", "Samples", "batches", "prepare", "save_preprocessor"),
+    "d2v.modalities": (
+        "FrontendConfig",
+        "DataConfig",
+        "Frontend",
+        "Samples",
+        "batches",
+        "prepare",
+        "save_preprocessor",
+    ),
     "d2v.objectives": ("Config", "build"),
     "d2v.evaluation.reports": ("report",),
 }
@@ -19,7 +27,9 @@ def load(family: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not path.startswith(error.name):  # it exists, and something that it imports does not
             raise
-        raise ValueError(f"{family} has no {name!r}; it has {', '.join(available(family))}, or give the dotted name of your own package") from None
+        raise ValueError(
+            f"{family} has no {name!r}; it has {', '.join(available(family))}, or give the dotted name of your own package"
+        ) from None
     missing = [part for part in CONTRACTS[family] if part not in vars(module)]
     if missing:
         raise ValueError(f"{path} is no plug-in of {family}: it does not export {', '.join(missing)}")
@@ -31,4 +41,6 @@ def available(family: str) -> list[str]:
     contract = CONTRACTS[family]
     package = importlib.import_module(family)
     names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
-    return [name for name in names if all(part in vars(importlib.import_module(f"{family}.{name}")) for part in contract)]
+    return [
+        name for name in names if all(part in vars(importlib.import_module(f"{family}.{name}")) for part in contract)
+    ]

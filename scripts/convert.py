@@ -27,7 +27,9 @@ def main(argv: list[str]) -> None:
     """`argv`: SOURCE TARGET [run.overwrite=true]. ValueError: whatever the user can mend."""
     paths, options = [a for a in argv if a not in OPTIONS], [OPTIONS[a] for a in argv if a in OPTIONS]
     if len(paths) != 2:
-        raise ValueError(f"usage: convert.py SOURCE TARGET [run.overwrite=true]; {len(paths)} of two paths were given: {' '.join(paths)}")
+        raise ValueError(
+            f"usage: convert.py SOURCE TARGET [run.overwrite=true]; {len(paths)} of two paths were given: {' '.join(paths)}"
+        )
     source, target = _model_of(paths[0]), Path(paths[1])
     _check_target(target, source, any(options))
     is_ours = isinstance(read_config(source), D2vConfig)
@@ -41,7 +43,9 @@ def main(argv: list[str]) -> None:
     with replaced(target) as draft:
         converted.save_pretrained(draft)
         files = copy_preprocessor(source, draft)
-    print(f"{target}: {type(converted).__name__}, with {', '.join(files) or 'no preprocessor or tokenizer: SOURCE has none'}")
+    print(
+        f"{target}: {type(converted).__name__}, with {', '.join(files) or 'no preprocessor or tokenizer: SOURCE has none'}"
+    )
 
 
 def copy_preprocessor(source: str, folder: Path) -> list[str]:
@@ -60,7 +64,9 @@ def _check_target(target: Path, source: str, overwrite: bool) -> None:
     if target.exists() and target.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
         raise ValueError(f"{target} holds SOURCE, {source}; run.overwrite does not remove it")
     if target.exists() and target.is_dir() != (target.suffix != ".onnx"):
-        raise ValueError(f"{target} is not what would be written there (a folder, or an .onnx file); run.overwrite does not remove it")
+        raise ValueError(
+            f"{target} is not what would be written there (a folder, or an .onnx file); run.overwrite does not remove it"
+        )
     if target.suffix != ".onnx":
         check_folder(target)
         return

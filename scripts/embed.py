@@ -36,7 +36,13 @@ def main(argv: list[str]) -> None:
     rows = modality.Samples.open(data, data.split)
 
     read = {key: value for key, value in dataclasses.asdict(data).items() if key != "max_bad_share"}
-    settings = {"model": given["model"], "weights": fingerprint(encoder), "rows": len(rows), "data": read, "embed": dataclasses.asdict(config.embed)}
+    settings = {
+        "model": given["model"],
+        "weights": fingerprint(encoder),
+        "rows": len(rows),
+        "data": read,
+        "embed": dataclasses.asdict(config.embed),
+    }
     shards = Shards(out, settings, overwrite=config.run.overwrite)
 
     def part(start: int, stop: int):
@@ -52,7 +58,10 @@ def main(argv: list[str]) -> None:
             f"the others are kept in {shards.folder}"
         )
     shards.join()
-    print(f"{total} samples of {encoder.trunk.config.dim} numbers in {out}" + (f"; left out {len(bad)}: {names}" if bad else ""))
+    print(
+        f"{total} samples of {encoder.trunk.config.dim} numbers in {out}"
+        + (f"; left out {len(bad)}: {names}" if bad else "")
+    )
 
 
 if __name__ == "__main__":

@@ -50,17 +50,32 @@ def main(argv: list[str]) -> None:
         if config.evaluate.label:
             rows += _rows(path, _moved(encoder, device), train, test, config, seen, device)
         place = target.with_suffix("") / ("" if number == 1 else str(number))
-        findings[path] = _reports(Subject(path, {path: _moved(encoder, device)}, train, test, config.evaluate, place, device))
+        findings[path] = _reports(
+            Subject(path, {path: _moved(encoder, device)}, train, test, config.evaluate, place, device)
+        )
         print(f"{path}: {time.perf_counter() - start:.0f} s", flush=True)
     assert train is not None
     if rows:
         size = len(train.indices if test is None else test.indices)
         print(f"\n{table(rows)}\n")
-        print(f"Percent of {size} samples; one standard error is at most {50 / size**0.5:.1f} points. ± is the spread over random inits.")
+        print(
+            f"Percent of {size} samples; one standard error is at most {50 / size**0.5:.1f} points. ± is the spread over random inits."
+        )
     print(*(line for found in findings.values() for finding in found.values() for line in finding.lines), sep="\n")
-    result = {"models": models, "config": rest[0], "evaluate": dataclasses.asdict(config.evaluate), "data": str(_data(config).path)}
-    result |= {"train_samples": len(train.indices), "test_samples": 0 if test is None else len(test.indices), "rows": [row._asdict() for row in rows]}
-    result["reports"] = {path: {name: finding.numbers for name, finding in found.items()} for path, found in findings.items()}
+    result = {
+        "models": models,
+        "config": rest[0],
+        "evaluate": dataclasses.asdict(config.evaluate),
+        "data": str(_data(config).path),
+    }
+    result |= {
+        "train_samples": len(train.indices),
+        "test_samples": 0 if test is None else len(test.indices),
+        "rows": [row._asdict() for row in rows],
+    }
+    result["reports"] = {
+        path: {name: finding.numbers for name, finding in found.items()} for path, found in findings.items()
+    }
     target.parent.mkdir(parents=True, exist_ok=True)
     record(target.parent, [target.name])
     with written(target) as temporary:
@@ -76,7 +91,9 @@ def _check_reports(config: Config) -> None:
         raise ValueError("evaluate.label is '' and evaluate.reports names no report: there is nothing to score")
 
 
-def _rows(path: str, encoder, train: Split, test: Split | None, config: Config, seen: list[dict], device: str) -> list[Row]:
+def _rows(
+    path: str, encoder, train: Split, test: Split | None, config: Config, seen: list[dict], device: str
+) -> list[Row]:
     """The table's rows of a model; before the first of its architecture those of random inits, before all the raw input's."""
     rows = [evaluate_raw(train, test, config.evaluate, device)] if config.evaluate.raw and not seen else []
     architecture = {"frontends": encoder.config.frontends, "trunk": encoder.config.trunk}
@@ -110,7 +127,9 @@ def _open_splits(encoder: D2vModel, path: str, config: Config) -> tuple[Split, S
         found.report.check(data.max_bad_share, f"split {split!r} of {data.path}")
         return found
 
-    return label_splits(samples(settings.train_split), samples(settings.test_split) if settings.test_split else None, settings)
+    return label_splits(
+        samples(settings.train_split), samples(settings.test_split) if settings.test_split else None, settings
+    )
 
 
 def _random_inits(architecture, train: Split, test: Split | None, config: Config, device: str) -> list[Row]:

@@ -39,8 +39,16 @@ def main(arguments: list[str]) -> None:
     if not config.run.dir:
         raise ValueError("run.dir is required: the folder that this run writes to, e.g. run.dir=runs/first")
     folder, train, evaluate = Path(config.run.dir), config.train, config.evaluate
-    sources = {"data.path": config.data.path, "data.tokenizer": vars(config.data).get("tokenizer"), "train.init_from": train.init_from}
-    check_apart(folder, sources | {"evaluate.path": evaluate.path, "evaluate.masks": evaluate.masks, "run.probe.path": config.run.probe.path})
+    sources = {
+        "data.path": config.data.path,
+        "data.tokenizer": vars(config.data).get("tokenizer"),
+        "train.init_from": train.init_from,
+    }
+    check_apart(
+        folder,
+        sources
+        | {"evaluate.path": evaluate.path, "evaluate.masks": evaluate.masks, "run.probe.path": config.run.probe.path},
+    )
     modality = plugins.load("d2v.modalities", config.modality)
     accelerator = open_accelerator(train, config.run, unused=config.model.trunk.drops_layers)
     with new_run(folder, FILES, overwrite=config.run.overwrite) if accelerator.is_main_process else nullcontext():
@@ -48,7 +56,13 @@ def main(arguments: list[str]) -> None:
     verdict = loop()
     if accelerator.is_main_process:
         card = model_card(config, loop.history.records, verdict, report, num_parameters(loop.objective))
-        export(loop.objective, folder / "export", config, lambda place: modality.save_preprocessor(place, folder, config.data, config.frontend), card)
+        export(
+            loop.objective,
+            folder / "export",
+            config,
+            lambda place: modality.save_preprocessor(place, folder, config.data, config.frontend),
+            card,
+        )
         advice = f" Advice: {verdict.advice}." if verdict.advice else ""
         print(f"verdict: {verdict.state}: {verdict.reason}.{advice}")
         print(f"encoder in {folder / 'export'}, curves in {folder / 'curves.png'}")
@@ -76,13 +90,17 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     if train.init_from and not found(folder / "checkpoints"):
         accelerator.print("\n".join(start_from(objective, train.init_from, config)))
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
-    accelerator.print(f"encoder: {num_parameters(objective) / 1e6:.2f} M parameters; {train.steps} steps of {train.batch_size} samples")
+    accelerator.print(
+        f"encoder: {num_parameters(objective) / 1e6:.2f} M parameters; {train.steps} steps of {train.batch_size} samples"
+    )
     bad_log = BadSamples(folder / "bad_samples.jsonl")
     batches = modality.batches(samples, config.data, config.frontend, train.batch_size, train.seed, bad_log)
     health = health_check(config, modality, samples, folder) if accelerator.is_main_process else None
     probe = online_probe(config, modality, folder) if run.probe.path and accelerator.is_main_process else None
     objective.check(batches(0, 0, train.batch_size)[0])  # of one sample
-    if accelerator.is_main_process:  # only now: a command that failed until here does not bind the folder to its settings
+    if (
+        accelerator.is_main_process
+    ):  # only now: a command that failed until here does not bind the folder to its settings
         save_yaml(config.as_dict(), folder / "config.yaml")
     return Loop(objective, batches, train=train, run=run, accelerator=accelerator, health=health, probe=probe), report
 
@@ -98,14 +116,24 @@ def health_check(config: Config, modality, samples, folder: Path) -> HealthCheck
     if evaluate.path:
         data = dataclasses.replace(config.data, path=evaluate.path)
         samples = modality.Samples(data, config.frontend, split=evaluate.train_split, folder=folder)
-    return HealthCheck(samples, limit=config.run.health_samples, label=evaluate.label, group=evaluate.group, batch_size=evaluate.batch_size)
+    return HealthCheck(
+        samples,
+        limit=config.run.health_samples,
+        label=evaluate.label,
+        group=evaluate.group,
+        batch_size=evaluate.batch_size,
+    )
 
 
 def online_probe(config: Config, modality, folder: Path) -> OnlineProbe:
     """k-NN on run.probe.path. ValueError: no usable samples or labels there."""
     probe = config.run.probe
     data = dataclasses.replace(config.data, path=probe.path)
-    splits = [modality.Samples(data, config.frontend, split=split, folder=folder) for split in (probe.train_split, probe.test_split) if split]
+    splits = [
+        modality.Samples(data, config.frontend, split=split, folder=folder)
+        for split in (probe.train_split, probe.test_split)
+        if split
+    ]
     return OnlineProbe(splits[0], splits[1] if probe.test_split else None, probe)
 
 

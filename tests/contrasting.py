@@ -46,7 +46,12 @@ class TokenNorm(nn.Module):
 def encoder(norms: bool = False) -> D2vModel:
     """Of features that differ: those of a class token at its small init hardly do, and a batch norm would blow up the rounding."""
     frontend = {"image_size": 8, "patch_size": 4, "class_token": not norms, "init": "xavier"}
-    made = D2vModel(D2vConfig(frontends={"image": frontend}, trunk={"dim": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32, "init": "default"}))
+    made = D2vModel(
+        D2vConfig(
+            frontends={"image": frontend},
+            trunk={"dim": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32, "init": "default"},
+        )
+    )
     if norms:
         made.trunk.final_norm = TokenNorm(16)
     return made
@@ -93,4 +98,8 @@ def trained(name: str, rank: int = 0, world: int = 1) -> dict:
     model = objective(name)
     model.check_batch(BATCH, world)
     steps = [one_step(model, step, rank, world) for step in range(4)]
-    return {"losses": [loss for loss, *_ in steps], "gradients": [gradients for _, gradients, _ in steps], "state": model.state_dict()}
+    return {
+        "losses": [loss for loss, *_ in steps],
+        "gradients": [gradients for _, gradients, _ in steps],
+        "state": model.state_dict(),
+    }

@@ -29,11 +29,18 @@ from d2v.training.optim import make_optimizer
 from d2v.training.setup import build_objective
 from d2v.types import Mask
 
-SMALL = {"test_resnet": (96, (1, 1)), "test_vit": (64, (2, 2)), "test_convnext": (64, (1, 1))}  # timm's own for tests: width, grid of 32 pixels
+SMALL = {
+    "test_resnet": (96, (1, 1)),
+    "test_vit": (64, (2, 2)),
+    "test_convnext": (64, (1, 1)),
+}  # timm's own for tests: width, grid of 32 pixels
 
 
 def config(name: str = "test_resnet", size: int = 32, **trunk) -> D2vConfig:
-    return D2vConfig({"image": {"backbone": name, "image_size": size}}, {"depth": 0, "dim": SMALL.get(name, (512,))[0], "input_norm": False} | trunk)
+    return D2vConfig(
+        {"image": {"backbone": name, "image_size": size}},
+        {"depth": 0, "dim": SMALL.get(name, (512,))[0], "input_norm": False} | trunk,
+    )
 
 
 def photos(folder: Path, count: int = 16) -> Path:
@@ -42,7 +49,9 @@ def photos(folder: Path, count: int = 16) -> Path:
     for number in range(count):
         path = folder / ("light" if number % 2 else "dark") / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(100 * (number % 2), 156 + 100 * (number % 2), (40, 40, 3), dtype=np.uint8)).save(path)
+        Image.fromarray(
+            generator.integers(100 * (number % 2), 156 + 100 * (number % 2), (40, 40, 3), dtype=np.uint8)
+        ).save(path)
     return folder
 
 
@@ -57,13 +66,17 @@ def opened(folder: Path, **settings) -> tuple[image.Samples, image.DataConfig, i
 
 
 def test_a_trunk_without_blocks_is_the_identity():
-    trunk = Trunk(TrunkConfig(depth=0, dim=10, num_heads=3, input_norm=False))  # heads that do not divide: there are none
+    trunk = Trunk(
+        TrunkConfig(depth=0, dim=10, num_heads=3, input_norm=False)
+    )  # heads that do not divide: there are none
     trunk.init_weights()
     x, only = torch.randn(2, 5, 10), torch.rand(2, 5) < 0.5
     out, layers = trunk.train()(x, layers="block")
     assert out is x and layers == [] and not list(trunk.parameters())
     assert torch.equal(trunk(x, only=only)[0], x[only])
-    assert not torch.equal(Trunk(TrunkConfig(depth=0, dim=10, num_heads=2))(x)[0], x)  # a norm that was asked for is there
+    assert not torch.equal(
+        Trunk(TrunkConfig(depth=0, dim=10, num_heads=2))(x)[0], x
+    )  # a norm that was asked for is there
 
 
 # Tokens and initialisation.
@@ -82,7 +95,9 @@ def test_tokens_are_the_final_feature_map(name):
         pooled = torch.nn.functional.adaptive_avg_pool2d(frontend.backbone.forward_features(pixels), 1).flatten(1)
         torch.testing.assert_close(features.x.mean(dim=1), pooled)
     features.x.sum().backward()
-    assert not [key for key, p in encoder.named_parameters() if p.requires_grad != (p.grad is not None)]  # a classifier's norm is not trained
+    assert not [
+        key for key, p in encoder.named_parameters() if p.requires_grad != (p.grad is not None)
+    ]  # a classifier's norm is not trained
 
 
 def test_initialisation_is_timms_own():
@@ -101,10 +116,20 @@ def test_a_small_stem_keeps_the_resolution_twice_as_long():
     settings = {"image": {"backbone": "resnet18", "image_size": 32, "small_stem": True, "channels": 1}}
     encoder = D2vModel(D2vConfig(settings, {"depth": 0, "dim": 512, "input_norm": False}))
     network = encoder.frontend("image").backbone
-    assert network.conv1.weight.shape == (64, 1, 3, 3) and network.conv1.stride == (1, 1) and isinstance(network.maxpool, torch.nn.Identity)
-    assert encoder(pixel_values=torch.randn(2, 1, 32, 32)).x.shape == (2, 16, 512) and encoder.frontend("image").grid == (4, 4)
-    assert float(network.conv1.weight.detach().std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)  # timm's: by the outputs
-    assert not network.layer1[0].bn2.weight.any() and (network.bn1.weight == 1).all()  # each residual branch begins at zero
+    assert (
+        network.conv1.weight.shape == (64, 1, 3, 3)
+        and network.conv1.stride == (1, 1)
+        and isinstance(network.maxpool, torch.nn.Identity)
+    )
+    assert encoder(pixel_values=torch.randn(2, 1, 32, 32)).x.shape == (2, 16, 512) and encoder.frontend(
+        "image"
+    ).grid == (4, 4)
+    assert float(network.conv1.weight.detach().std()) == pytest.approx(
+        (2 / (64 * 9)) ** 0.5, rel=0.1
+    )  # timm's: by the outputs
+    assert (
+        not network.layer1[0].bn2.weight.any() and (network.bn1.weight == 1).all()
+    )  # each residual branch begins at zero
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
@@ -143,7 +168,11 @@ def test_what_a_file_lacks_is_initialised_and_the_rest_stays(tmp_path):
     encoder.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     missing = ("frontends.image.backbone.bn1.running_mean", "frontends.image.backbone.layer1.0.conv1.weight")
-    save_file({key: value for key, value in tensors.items() if key not in missing}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {key: value for key, value in tensors.items() if key not in missing},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
     loaded = AutoModel.from_pretrained(tmp_path).state_dict()
     assert not loaded[missing[0]].any() and 0 < loaded[missing[1]].std() < 1
     assert not [key for key, value in tensors.items() if key not in missing and not torch.equal(value, loaded[key])]
@@ -153,7 +182,9 @@ def test_a_task_model_takes_an_export(tmp_path):
     encoder = D2vModel(config()).eval()
     encoder.save_pretrained(tmp_path)
     model = D2vForImageClassification.from_pretrained(tmp_path, num_labels=3)
-    assert torch.equal(model.encoder.frontend("image").backbone.bn1.running_var, encoder.frontend("image").backbone.bn1.running_var)
+    assert torch.equal(
+        model.encoder.frontend("image").backbone.bn1.running_var, encoder.frontend("image").backbone.bn1.running_var
+    )
     assert model(pixel_values=torch.randn(2, 3, 32, 32)).logits.shape == (2, 3)
 
 
@@ -178,10 +209,22 @@ def test_stock_classes_are_refused():
     [
         ({"backbone": "resnot18"}, {}, "backbone is 'resnot18', which timm does not have"),
         ({"backbone": "hf-hub:timm/resnet18"}, {}, "which timm does not have"),
-        ({}, {"dim": 64}, r"gives 96 features: set model.trunk.dim=96 \(it is 64\), model.trunk.depth=0 and model.trunk.input_norm=false"),
-        ({}, {"depth": 2, "num_heads": 2}, "whole encoder: model.trunk.depth is 2 and model.trunk.input_norm false; they must be 0 and false"),
+        (
+            {},
+            {"dim": 64},
+            r"gives 96 features: set model.trunk.dim=96 \(it is 64\), model.trunk.depth=0 and model.trunk.input_norm=false",
+        ),
+        (
+            {},
+            {"depth": 2, "num_heads": 2},
+            "whole encoder: model.trunk.depth is 2 and model.trunk.input_norm false; they must be 0 and false",
+        ),
         ({}, {"input_norm": True}, "model.trunk.depth is 0 and model.trunk.input_norm true; they must be 0 and false"),
-        ({"small_stem": True}, {}, "small_stem is of ResNets whose stem is one convolution, .* the backbone is test_resnet"),
+        (
+            {"small_stem": True},
+            {},
+            "small_stem is of ResNets whose stem is one convolution, .* the backbone is test_resnet",
+        ),
         ({"backbone": "", "small_stem": True}, {}, "small_stem=True is of a ResNet"),
         ({"positions": "sincos"}, {}, "positions='sincos' is of patches"),
         ({"backbone": "test_vit", "image_size": 40}, {"dim": 64}, "the backbone cannot read them"),
@@ -189,11 +232,19 @@ def test_stock_classes_are_refused():
 )
 def test_settings_that_do_not_fit_are_errors(frontend, trunk, match):
     with pytest.raises(ValueError, match=match):
-        D2vModel(D2vConfig({"image": {"backbone": "test_resnet", "image_size": 32} | frontend}, {"depth": 0, "dim": 96, "input_norm": False} | trunk))
+        D2vModel(
+            D2vConfig(
+                {"image": {"backbone": "test_resnet", "image_size": 32} | frontend},
+                {"depth": 0, "dim": 96, "input_norm": False} | trunk,
+            )
+        )
 
 
 def run_config(tmp_path: Path, **objective):
-    model = {"frontends": {"image": {"backbone": "test_resnet", "image_size": 32}}, "trunk": {"depth": 0, "dim": 96, "input_norm": False}}
+    model = {
+        "frontends": {"image": {"backbone": "test_resnet", "image_size": 32}},
+        "trunk": {"depth": 0, "dim": 96, "input_norm": False},
+    }
     return from_dict({"model": model, "objective": objective, "run": {"dir": str(tmp_path)}})
 
 
@@ -209,7 +260,9 @@ def test_data2vec_needs_blocks_and_masks_need_patches(name, tmp_path):
 def test_blocks_that_are_not_there_cannot_be_recomputed(tmp_path):
     settings = run_config(tmp_path, name="byol")
     settings.train = dataclasses.replace(settings.train, checkpoint_activations=True)
-    with pytest.raises(ValueError, match=r"train.checkpoint_activations=true recomputes the trunk's blocks, and this one has none"):
+    with pytest.raises(
+        ValueError, match=r"train.checkpoint_activations=true recomputes the trunk's blocks, and this one has none"
+    ):
         build_objective(settings, 8)
 
 
@@ -222,7 +275,11 @@ def test_byol_trains_a_backbone_with_batch_norms_of_the_global_batch(tmp_path):
     settings = run_config(tmp_path, name="byol", hidden_dim=16, out_dim=8)
     objective = build_objective(settings, 8).train()
     assert isinstance(objective, byol.BYOL)
-    norms = [module for module in objective.student["encoder"].modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        module
+        for module in objective.student["encoder"].modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    ]
     assert norms and all(isinstance(module, GroupedBatchNorm) for module in norms)
     optimizer = make_optimizer(objective, settings.train)
     objective.check(batches(0, 0, 1)[0])
@@ -240,12 +297,20 @@ def test_evaluation_and_reports_of_a_backbone(tmp_path):
     samples, _, _ = opened(tmp_path)
     encoder = D2vModel(config(final_norm=True)).eval()
     features = pooled_features(encoder, samples, 4)
-    assert list(features) == ["local", "last"] and features["last"].shape == (16, 96) and not np.array_equal(*features.values())
-    settings = EvaluateConfig(path=str(tmp_path), train_split="train", test_split="", layer="all", k=[3], probe=False, pictures=2)
+    assert (
+        list(features) == ["local", "last"]
+        and features["last"].shape == (16, 96)
+        and not np.array_equal(*features.values())
+    )
+    settings = EvaluateConfig(
+        path=str(tmp_path), train_split="train", test_split="", layer="all", k=[3], probe=False, pictures=2
+    )
     train, _ = label_splits(samples, None, settings)
     assert [row.layer for row in evaluate_encoder("it", encoder, train, None, settings)] == ["local", "last"]
     plain = D2vModel(config()).eval()
-    assert [row.layer for row in evaluate_encoder("it", plain, train, None, settings)] == ["local"]  # the trunk adds nothing
+    assert [row.layer for row in evaluate_encoder("it", plain, train, None, settings)] == [
+        "local"
+    ]  # the trunk adds nothing
     subject = Subject("it", {"it": plain}, train, None, settings, tmp_path / "pictures")
     (tmp_path / "pictures").mkdir()
     assert set(make_reports(subject, ["layer_curve", "patches"])) == {"layer_curve", "patches"}
@@ -256,4 +321,8 @@ def test_evaluation_and_reports_of_a_backbone(tmp_path):
 def test_settings_are_typed():
     merged = OmegaConf.merge(OmegaConf.structured(image.FrontendConfig), {"backbone": "resnet18", "small_stem": True})
     made = OmegaConf.to_object(merged)
-    assert isinstance(made, image.FrontendConfig) and made.backbone == "resnet18" and not (made.relative_bias or made.mask_token)
+    assert (
+        isinstance(made, image.FrontendConfig)
+        and made.backbone == "resnet18"
+        and not (made.relative_bias or made.mask_token)
+    )

@@ -53,7 +53,9 @@ def test_groups_are_a_loop_over_norms_of_their_own(groups, shape):
     def loop(x):
         out = torch.empty_like(x)
         for number in range(groups):
-            part = nn.functional.batch_norm(x[number::groups], None, None, plain.weight, plain.bias, True, 0.0, plain.eps)
+            part = nn.functional.batch_norm(
+                x[number::groups], None, None, plain.weight, plain.bias, True, 0.0, plain.eps
+            )
             out = out.index_copy(0, torch.arange(number, len(x), groups), part)
         return out
 
@@ -64,10 +66,14 @@ def test_groups_are_a_loop_over_norms_of_their_own(groups, shape):
             norm(x[number::groups])
         assert_close(both(x, ours, ours), both(x, loop, plain))
         for name in ("running_mean", "running_var"):
-            torch.testing.assert_close(ours.get_buffer(name), torch.stack([norm.get_buffer(name) for norm in alone]).mean(dim=0))
+            torch.testing.assert_close(
+                ours.get_buffer(name), torch.stack([norm.get_buffer(name) for norm in alone]).mean(dim=0)
+            )
         assert ours.num_batches_tracked == seed + 1 and ours.num_batches_tracked.dtype == torch.int64
     ours.eval()
-    expected = nn.functional.batch_norm(x, ours.running_mean, ours.running_var, ours.weight, ours.bias, False, 0.0, ours.eps)
+    expected = nn.functional.batch_norm(
+        x, ours.running_mean, ours.running_var, ours.weight, ours.bias, False, 0.0, ours.eps
+    )
     torch.testing.assert_close(ours(x), expected)
 
 
@@ -85,14 +91,20 @@ def test_half_precision_in_and_out_but_float32_statistics(groups):
 
 
 def test_groups_that_rows_do_not_fill_are_an_error():
-    with pytest.raises(ValueError, match=r"6 rows of 1 processes cannot be split into 4 equal groups.*objective.norm_groups"):
+    with pytest.raises(
+        ValueError, match=r"6 rows of 1 processes cannot be split into 4 equal groups.*objective.norm_groups"
+    ):
         GroupedBatchNorm(3, groups=4)(torch.randn(6, 3))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         GroupedBatchNorm(3, groups=4)(torch.randn(4, 3))
 
 
 def test_every_batch_norm_of_a_network_is_replaced_and_computes_the_same():
-    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Sequential(nn.BatchNorm2d(4, eps=1e-3), nn.ReLU()), nn.BatchNorm2d(4, affine=False, momentum=0.2))
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        nn.Sequential(nn.BatchNorm2d(4, eps=1e-3), nn.ReLU()),
+        nn.BatchNorm2d(4, affine=False, momentum=0.2),
+    )
     x = torch.randn(6, 2, 5, 5)
     net(x)  # so that there are running statistics to be kept
     names = net.state_dict().keys()
@@ -114,7 +126,10 @@ def test_every_batch_norm_of_a_network_is_replaced_and_computes_the_same():
     [
         (nn.SyncBatchNorm(4), "norm is a SyncBatchNorm; only plain batch norms"),
         (nn.BatchNorm2d(4, track_running_stats=False), "norm is a batch norm without running statistics"),
-        (nn.BatchNorm2d(4, momentum=None), "norm is a batch norm without running statistics, or with those of a whole run"),
+        (
+            nn.BatchNorm2d(4, momentum=None),
+            "norm is a batch norm without running statistics, or with those of a whole run",
+        ),
     ],
 )
 def test_batch_norms_that_cannot_be_grouped_are_named(norm, message):

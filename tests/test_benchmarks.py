@@ -50,7 +50,11 @@ def test_runs_are_compared_in_a_picture(root: Path, tmp_path: Path, monkeypatch:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text("train: {batch_size: 30}\n")
-    records = [{"step": 0, "student_knn": 0.1}, {"step": 20, "loss": 1.0, "samples_per_second": 10.0}, {"step": 20, "student_knn": 0.2}]
+    records = [
+        {"step": 0, "student_knn": 0.1},
+        {"step": 20, "loss": 1.0, "samples_per_second": 10.0},
+        {"step": 20, "student_knn": 0.2},
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
     assert compare_runs.curve(folder, "student") == {"step": [0, 20], "minutes": [0, 1], "accuracy": [10, 20]}
     assert compare_runs.curve(folder, "student", 6.0)["minutes"] == [0, 2]
@@ -68,7 +72,9 @@ def test_runs_are_compared_in_a_picture(root: Path, tmp_path: Path, monkeypatch:
         compare_runs.curve(folder, "teacher")
 
 
-@pytest.mark.parametrize(("modality", "mixed"), [("image", False), ("speech", False), ("speech", True), ("text", False), ("text", True)])
+@pytest.mark.parametrize(
+    ("modality", "mixed"), [("image", False), ("speech", False), ("speech", True), ("text", False), ("text", True)]
+)
 def test_embeddings_of_both_sides_are_the_same(root: Path, monkeypatch: pytest.MonkeyPatch, modality: str, mixed: bool):
     """No claim about speed: that is for a quiet machine."""
     monkeypatch.syspath_prepend(root / "benchmarks")
@@ -76,19 +82,28 @@ def test_embeddings_of_both_sides_are_the_same(root: Path, monkeypatch: pytest.M
     from work import TINY
 
     found = embed.compare(modality, mixed, TINY, num=6, batch_size=4, rounds=1)
-    assert found["difference"] < 1e-5 and found["ratio"] == pytest.approx(found["d2v"] / found["transformers"]) and found["ratio"] > 0
+    assert (
+        found["difference"] < 1e-5
+        and found["ratio"] == pytest.approx(found["d2v"] / found["transformers"])
+        and found["ratio"] > 0
+    )
     lengths = embed.lengths_of(modality, mixed, TINY, 6)
     assert (len(set(lengths)) > 1) == mixed
 
 
 @pytest.mark.parametrize("modality", ["image", "speech"])
-def test_both_versions_read_the_same_samples_and_take_a_step(root: Path, monkeypatch: pytest.MonkeyPatch, modality: str):
+def test_both_versions_read_the_same_samples_and_take_a_step(
+    root: Path, monkeypatch: pytest.MonkeyPatch, modality: str
+):
     monkeypatch.syspath_prepend(root / "benchmarks")
     import masks
     import work
 
     narrow = ["trunk.dim=48", "trunk.num_heads=4", "trunk.mlp_dim=96", "trunk.depth=2"]
-    narrow += [f"frontends.{modality}.{field}" for field in {"image": ("image_size=32", "patch_size=8"), "speech": ("conv_dim=16",)}[modality]]
+    narrow += [
+        f"frontends.{modality}.{field}"
+        for field in {"image": ("image_size=32", "patch_size=8"), "speech": ("conv_dim=16",)}[modality]
+    ]
     monkeypatch.setattr(masks, "SHORT", (*masks.SHORT, "objective.top_k=2", *(f"model.{field}" for field in narrow)))
     views = {version: masks.batch(modality, version, work.TINY) for version in (1, 2)}
     name = work.MAIN_INPUT[modality]
@@ -100,11 +115,15 @@ def test_both_versions_read_the_same_samples_and_take_a_step(root: Path, monkeyp
         step = masks.Step(modality, version)
         before = [p.detach().clone() for p in step.objective.student.parameters()]
         step(view)
-        assert any(not torch.equal(old, new) for old, new in zip(before, step.objective.student.parameters(), strict=True))
+        assert any(
+            not torch.equal(old, new) for old, new in zip(before, step.objective.student.parameters(), strict=True)
+        )
     assert step.decoder_seconds(view, repeats=1) > 0
 
 
-def test_steps_of_configs_are_timed_on_real_batches(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_steps_of_configs_are_timed_on_real_batches(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.syspath_prepend(root / "benchmarks")
     import config_steps
 
@@ -134,7 +153,9 @@ def test_steps_that_compare_views_are_those_of_lightly(benchmarks, method: str, 
     step_time, _ = benchmarks
     work = joint_step.small(joint_step.JointWork(method, backbone))
     assert joint_step.check(work) < 1e-5
-    ours, *theirs = (step_time.gflop(*joint_step.make_task(name, work)) for name in ("d2v", "lightly", "lightly, tuned"))
+    ours, *theirs = (
+        step_time.gflop(*joint_step.make_task(name, work)) for name in ("d2v", "lightly", "lightly, tuned")
+    )
     assert theirs == pytest.approx([ours, ours], rel=1e-4)  # lightly counts the cosine with the key as a product
 
 

@@ -58,7 +58,9 @@ def test_the_newest_is_restored_and_leftovers_are_not_seen(folder, said):
     run = Run()
     assert checkpoint.restore(run.accelerator, folder, said.append) == folder / "00000003" and not said
     expected = torch.load(folder.parent / "end.pt", weights_only=True)
-    assert run.progress.step == 3 and all(torch.equal(value, expected[name]) for name, value in run.model.state_dict().items())
+    assert run.progress.step == 3 and all(
+        torch.equal(value, expected[name]) for name, value in run.model.state_dict().items()
+    )
     assert next(iter(run.optimizer.state.values()))["step"] == 3
     draws = []
     for _ in range(2):  # randomness goes on where it was

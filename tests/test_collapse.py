@@ -14,7 +14,12 @@ RUN = [
     "run.health_samples=256",
     "run.log_every=10",
 ]
-NO_TARGET_NORM = ["objective.layer_norms=[]", "objective.final_norms=[]", "objective.ema_decay=0.9", "objective.ema_end_decay=0.9"]
+NO_TARGET_NORM = [
+    "objective.layer_norms=[]",
+    "objective.final_norms=[]",
+    "objective.ema_decay=0.9",
+    "objective.ema_end_decay=0.9",
+]
 RATE_TOO_HIGH = ["train.lr=0.3", "train.clip=0"]
 
 

@@ -10,16 +10,36 @@ from tiny import MODALITIES, ROOT
 from d2v.config.cli import run_cli
 from d2v.config.loading import differences, from_dict, load_config, save_yaml
 
-FILES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if not path.stem.startswith("finetune"))  # of pretraining
+FILES = sorted(
+    path for path in (ROOT / "configs").rglob("*.yaml") if not path.stem.startswith("finetune")
+)  # of pretraining
 DEMO = str(ROOT / "configs" / MODALITIES[0] / "demo.yaml")
 
 
 def shrunk(path: Path, folder: Path) -> list[str]:
     """Overrides that make any config of this project train two steps on demo data."""
     raw = OmegaConf.to_container(OmegaConf.load(path))
-    overrides = [*tiny.TRUNK[:-1], "data.path=demo", "data.split=train", "train.steps=2", "train.warmup_steps=0", "train.batch_size=4"]
-    overrides += ["train.accumulate=1", "train.mixed_precision=no", "run.log_every=1", "run.workers=0", f"run.dir={folder}", "run.trackers=[]"]
-    overrides += ["objective.top_k=2"] if "top_k" in raw.get("objective", {}) or raw.get("objective", {}).get("name") == "data2vec" else []
+    overrides = [
+        *tiny.TRUNK[:-1],
+        "data.path=demo",
+        "data.split=train",
+        "train.steps=2",
+        "train.warmup_steps=0",
+        "train.batch_size=4",
+    ]
+    overrides += [
+        "train.accumulate=1",
+        "train.mixed_precision=no",
+        "run.log_every=1",
+        "run.workers=0",
+        f"run.dir={folder}",
+        "run.trackers=[]",
+    ]
+    overrides += (
+        ["objective.top_k=2"]
+        if "top_k" in raw.get("objective", {}) or raw.get("objective", {}).get("name") == "data2vec"
+        else []
+    )
     if "prenet_depth" in raw["model"]["trunk"]:
         overrides.append("model.trunk.prenet_depth=0")
     if "decoder" in raw["objective"]:
@@ -82,9 +102,18 @@ def test_every_config_loads_and_does_two_steps_when_made_tiny(path, tmp_path):
         ("train.warmup_steps=1000000", r"train.warmup_steps is 1000000"),
         ("train.optimizer=adam", r"'adam'; it may be adamw, sgd, lars"),
         ("train.momentum=0.8", r"train.momentum is 0.8, which train.optimizer=adamw does not read.*its default, 0.9"),
-        ("train={optimizer: sgd, momentum: 1.0, betas: [0.9, 0.98], eps: 1.0e-6}", r"train.momentum is 1.0; it must be at least 0 and below 1"),
-        ("train={optimizer: sgd, betas: [0.9, 0.95], eps: 1.0e-6}", r"train.betas is \[0.9, 0.95\], which train.optimizer=sgd does not read"),
-        ("train={optimizer: lars, betas: [0.9, 0.98], eps: 1.0e-8}", r"train.eps is 1e-08, which train.optimizer=lars does not read"),
+        (
+            "train={optimizer: sgd, momentum: 1.0, betas: [0.9, 0.98], eps: 1.0e-6}",
+            r"train.momentum is 1.0; it must be at least 0 and below 1",
+        ),
+        (
+            "train={optimizer: sgd, betas: [0.9, 0.95], eps: 1.0e-6}",
+            r"train.betas is \[0.9, 0.95\], which train.optimizer=sgd does not read",
+        ),
+        (
+            "train={optimizer: lars, betas: [0.9, 0.98], eps: 1.0e-8}",
+            r"train.eps is 1e-08, which train.optimizer=lars does not read",
+        ),
         ("train={clip: 0.0, clip_each: true}", r"train.clip_each is true, but train.clip is 0"),
         ("train.end_weight_decay=-0.1", r"train.end_weight_decay is -0.1; it must be 0 or more"),
         ("run.resume=yes", r"run.resume"),
@@ -106,7 +135,9 @@ def test_a_wrong_setting_is_named(override, message):
 
 def test_nothing_after_the_equals_sign_is_an_empty_text():
     """A shell hands over group='' as group=."""
-    config = load_config(ROOT / "configs" / "speech" / "data2vec_tiny.yaml", ["evaluate.group=", "data.path=", "run.trackers=[]"])
+    config = load_config(
+        ROOT / "configs" / "speech" / "data2vec_tiny.yaml", ["evaluate.group=", "data.path=", "run.trackers=[]"]
+    )
     assert config.evaluate.group == config.data.path == "" and config.run.trackers == []
 
 
@@ -131,7 +162,9 @@ def test_a_wrong_file_is_named(tmp_path):
 
 
 def test_numbers_and_defaults(tmp_path):
-    config = load_config(DEMO, ["train.lr=5e-4", "train.weight_decay=1e-2", f"run.dir={tmp_path}", "train.betas=[0.5,0.6]"])
+    config = load_config(
+        DEMO, ["train.lr=5e-4", "train.weight_decay=1e-2", f"run.dir={tmp_path}", "train.betas=[0.5,0.6]"]
+    )
     assert (config.train.lr, config.train.weight_decay, config.train.betas) == (5e-4, 0.01, [0.5, 0.6])
     assert isinstance(config.train.lr, float) and config.train.seed == 0
     assert load_config(DEMO, ["train.lr=1", "train.lr=2"]).train.lr == 2.0  # the last one counts
@@ -148,8 +181,14 @@ def test_written_and_read_again_it_is_the_same(tmp_path):
 
 
 def test_differences_leave_out_what_may_not_change_a_result():
-    old, new = (load_config(DEMO, more).as_dict() for more in ([], ["train.lr=0.5", "run.log_every=7", "evaluate.k=[3]", "model.trunk.depth=1"]))
-    assert differences(old, new) == [f"model.trunk.depth: {old['model']['trunk']['depth']} -> 1", f"train.lr: {old['train']['lr']} -> 0.5"]
+    old, new = (
+        load_config(DEMO, more).as_dict()
+        for more in ([], ["train.lr=0.5", "run.log_every=7", "evaluate.k=[3]", "model.trunk.depth=1"])
+    )
+    assert differences(old, new) == [
+        f"model.trunk.depth: {old['model']['trunk']['depth']} -> 1",
+        f"train.lr: {old['train']['lr']} -> 0.5",
+    ]
     assert differences(old, old) == []
 
 

@@ -60,7 +60,9 @@ def port(recorded: dict, tensors: dict) -> tuple[Data2Vec, View]:
         depth=c["depth"], dim=c["embed_dim"], num_heads=c["num_heads"], mlp_dim=mlp_dim, pre_norm=True,
         layer_scale=c["layer_scale_init_value"], qkv_bias="qv", norm_eps=1e-5, input_norm=False, final_norm=True,
     )  # fmt: skip
-    encoder = D2vModel(D2vConfig(frontends={"image": {"image_size": c["image_size"], "patch_size": c["patch_size"]}}, trunk=trunk))
+    encoder = D2vModel(
+        D2vConfig(frontends={"image": {"image_size": c["image_size"], "patch_size": c["patch_size"]}}, trunk=trunk)
+    )
     config = Config(
         top_k=c["average_top_k_layers"], layers="block", layer_norms=[], final_norms=["layer"], loss_beta=c["loss_beta"], loss_scale="sqrt",
         ema_decay=c["ema_decay"], ema_end_decay=c["ema_end_decay"], ema_anneal_steps=c["ema_anneal_end_step"], feed_tokens=True,
@@ -72,7 +74,9 @@ def port(recorded: dict, tensors: dict) -> tuple[Data2Vec, View]:
     objective.teacher["encoder"].load_state_dict({**student, **port_weights(tensors["teacher"], student)})
     torch.nn.init.eye_(objective.predictor.layers[0].weight)
     torch.nn.init.zeros_(objective.predictor.layers[0].bias)
-    return objective.train(), View("image", {"pixel_values": tensors["inputs"]["img"]}, None, Mask(tensors["inputs"]["mask"]))
+    return objective.train(), View(
+        "image", {"pixel_values": tensors["inputs"]["img"]}, None, Mask(tensors["inputs"]["mask"])
+    )
 
 
 def close(found, expected, what: str = "") -> None:
@@ -94,7 +98,9 @@ def test_port_blocks_targets_loss_and_gradients(golden):
     close(objective.target(view, tokens)[hidden], outputs["target"])
     close(student(view, view.mask).x[hidden], outputs["pred"])
     loss = objective([view])
-    assert int(loss.count) == recorded["loss"]["sample_size"] and loss.total.item() == pytest.approx(recorded["loss"]["sum"], rel=1e-5)
+    assert int(loss.count) == recorded["loss"]["sample_size"] and loss.total.item() == pytest.approx(
+        recorded["loss"]["sum"], rel=1e-5
+    )
     assert float(loss.metrics["target_std"]) == pytest.approx(recorded["scalars"]["target_var"], rel=1e-4)
     assert float(loss.metrics["prediction_std"]) == pytest.approx(recorded["scalars"]["pred_var"], rel=1e-4)
     loss.total.backward()

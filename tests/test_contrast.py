@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2v.objectives.common.contrastive import against_queue, at_once, cosines, described, info_nce, nce, unit, within_batch
+from d2v.objectives.common.contrastive import (
+    against_queue,
+    at_once,
+    cosines,
+    described,
+    info_nce,
+    nce,
+    unit,
+    within_batch,
+)
 from d2v.objectives.common.queues import MemoryBank, Queue
 
 GRID = [(batch, size, temperature) for batch in (1, 2, 5) for size in (1, 7) for temperature in (0.07, 0.5, 1.0)]
@@ -62,7 +71,11 @@ def test_nt_xent_is_the_slow_loop_and_the_sum_of_its_parts(batch, temperature):
 def test_nce_is_the_published_formula(num_samples, noise):
     similarity, temperature, z = (3 * rows(4, 1 + noise)).requires_grad_(), 0.5, 20.0
     p, share, epsilon = (similarity.double() / temperature).exp() / z, noise / num_samples, 1e-7
-    slow = -sum((row[0] / (row[0] + share + epsilon)).log() + sum((share / (other + share + epsilon)).log() for other in row[1:]) for row in p)
+    slow = -sum(
+        (row[0] / (row[0] + share + epsilon)).log()
+        + sum((share / (other + share + epsilon)).log() for other in row[1:])
+        for row in p
+    )
     assert_equal_with_gradients(nce(similarity / temperature - math.log(z), num_samples), slow, similarity)
     assert nce(torch.full((1, 3), 200.0), num_samples).isfinite()  # where exp overflows
 
@@ -131,10 +144,16 @@ def test_collapsed_it_is_the_log_of_the_candidates(size):
     similarity, labels = against_queue(same, same, same[:1].expand(size, -1))
     assert float(info_nce(similarity, labels, 0.2) / 4) == pytest.approx(math.log(size + 1), rel=1e-5)
     metrics = described(similarity, labels, same, same)
-    assert metrics["accuracy"] == metrics["alignment"] == metrics["uniformity"] == metrics["prediction_spread"] == 0 and metrics["negatives"] == size
+    assert (
+        metrics["accuracy"] == metrics["alignment"] == metrics["uniformity"] == metrics["prediction_spread"] == 0
+        and metrics["negatives"] == size
+    )
     similarity, labels = within_batch(same, same, torch.arange(4))
     assert float(info_nce(similarity, labels, 0.2) / 8) == pytest.approx(math.log(7), rel=1e-5)
-    assert described(similarity, labels, same, same)["negatives"] == 6 and described(similarity, labels, same, same)["accuracy"] == 0
+    assert (
+        described(similarity, labels, same, same)["negatives"] == 6
+        and described(similarity, labels, same, same)["accuracy"] == 0
+    )
 
 
 @pytest.mark.parametrize(("temperature", "expected"), [(0.1, 6.64), (0.5, 6.26)])
@@ -167,7 +186,10 @@ def test_lightly_finds_the_same(temperature):
     with_bank, queue = loss.NTXentLoss(temperature, memory_bank_size=(12, 8)), Queue(12, 8)
     with_bank.memory_bank.bank.copy_(queue.rows)
     for step in range(5):  # past the end of the queue
-        query, key = torch.randn(6, 8, requires_grad=True), unit(torch.randn(6, 8, generator=torch.Generator().manual_seed(step)))
+        query, key = (
+            torch.randn(6, 8, requires_grad=True),
+            unit(torch.randn(6, 8, generator=torch.Generator().manual_seed(step))),
+        )
         ours = info_nce(*against_queue(unit(query), key, queue.rows.clone()), temperature) / 6
         queue.push(key)
         assert_equal_with_gradients(ours, with_bank(query, key).double(), query)
@@ -195,7 +217,11 @@ def test_keys_that_are_not_finite_leave_the_old_ones():
     queue.push(bad)
     bank.update(torch.arange(4), bad)
     assert torch.equal(queue.rows[1], before[1]) and torch.equal(queue.rows[2], bad[2]) and int(queue.position) == 4
-    assert torch.equal(bank.rows[1], remembered[1]) and bank.rows.isfinite().all() and not torch.equal(bank.rows[2], remembered[2])
+    assert (
+        torch.equal(bank.rows[1], remembered[1])
+        and bank.rows.isfinite().all()
+        and not torch.equal(bank.rows[2], remembered[2])
+    )
 
 
 def test_a_bank_moves_only_the_rows_it_was_given():
@@ -216,4 +242,6 @@ def test_queue_and_bank_come_back_from_a_state_dict():
         if isinstance(one, Queue):
             one.push(rows(4, 4))
         other.load_state_dict(one.state_dict())
-        assert one.state_dict().keys() and all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+        assert one.state_dict().keys() and all(
+            torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items()
+        )

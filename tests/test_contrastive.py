@@ -37,8 +37,16 @@ def test_two_processes_are_one(name, pair):
         for found, expected in zip(two["gradients"], one["gradients"], strict=True):
             assert found.keys() == expected.keys()
             for key in expected:
-                largest = float(expected[key].abs().max())  # what rounding is relative to; where a norm makes it 0, to others
-                torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-3 * largest + 1e-5, msg=lambda text, key=key: f"{key}: {text}")
+                largest = float(
+                    expected[key].abs().max()
+                )  # what rounding is relative to; where a norm makes it 0, to others
+                torch.testing.assert_close(
+                    found[key],
+                    expected[key],
+                    rtol=0,
+                    atol=1e-3 * largest + 1e-5,
+                    msg=lambda text, key=key: f"{key}: {text}",
+                )
         assert two["state"].keys() == one["state"].keys()
         for key, value in one["state"].items():
             torch.testing.assert_close(two["state"][key], value, rtol=1e-3, atol=2e-5, msg=key)
@@ -46,7 +54,11 @@ def test_two_processes_are_one(name, pair):
     assert remembered or name.startswith("simclr")
     assert all(torch.equal(pair[0][name]["state"][key], pair[1][name]["state"][key]) for key in remembered)
     fresh = objective(name).state_dict()
-    assert all(not torch.equal(one["state"][key], fresh[key]) for key in remembered if key not in ("queue.position", "normaliser"))
+    assert all(
+        not torch.equal(one["state"][key], fresh[key])
+        for key in remembered
+        if key not in ("queue.position", "normaliser")
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -54,7 +66,14 @@ def test_what_is_trained_and_shown(name):
     _, gradients, loss = one_step(objective(name), 3)
     assert loss.total.dtype == torch.float32 and loss.total.ndim == 0 and int(loss.count) == BATCH
     assert all(value.ndim == 0 and value.isfinite() for value in loss.metrics.values())
-    assert {"accuracy", "negatives", "alignment", "uniformity", "target_spread", "prediction_spread"} == loss.metrics.keys()
+    assert {
+        "accuracy",
+        "negatives",
+        "alignment",
+        "uniformity",
+        "target_spread",
+        "prediction_spread",
+    } == loss.metrics.keys()
     still = [key for key, gradient in gradients.items() if not gradient.any()]
     assert [key for key in still if not key.endswith("attention.qkv.bias")] == [], "no gradient"
     assert not any("mask_token" in key for key in gradients)
@@ -74,7 +93,9 @@ def test_a_resumed_run_is_exact(name):
     assert resumed is not None
     one_step(resumed, 3)
     found = one_step(resumed, 4)
-    assert found[0] == expected[0] and all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
+    assert found[0] == expected[0] and all(
+        torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +108,11 @@ def test_a_resumed_run_is_exact(name):
         (moco.Config, {"hidden_dim": -1}, "objective.hidden_dim is -1; it must be 0 or more"),
         (moco.Config, {"norm_groups": 0}, "objective.norm_groups is 0"),
         (mochi.Config, {"hardest": 0}, "objective.hardest is 0; it must be between 1 and objective.queue_size, 65536"),
-        (mochi.Config, {"queue_size": 512}, "objective.hardest is 1024; it must be between 1 and objective.queue_size, 512"),
+        (
+            mochi.Config,
+            {"queue_size": 512},
+            "objective.hardest is 1024; it must be between 1 and objective.queue_size, 512",
+        ),
         (mochi.Config, {"mixed": -1}, "objective.mixed is -1"),
         (mochi.Config, {"mixed": 0, "mixed_with_query": 0}, "both 0"),
         (mochi.Config, {"temperature": -1.0}, "objective.temperature is -1.0"),

@@ -31,9 +31,15 @@ SENTENCES = {"pooling": "first", "pooled_norm": False, "dense_dim": 32}
 PIPELINES = {
     "image-classification": lambda: ours_of("image", VISION, {}, D2vForImageClassification, LABELS),
     "image-feature-extraction": lambda: ours_of("image", PRE_NORM, positions="sincos", **VIT),
-    "automatic-speech-recognition": lambda: ours_of("speech", TRUNK, {}, D2vForCTC, {"num_labels": len(LETTERS)}, **SPEECH),
-    "audio-classification": lambda: ours_of("speech", TRUNK, UTTERANCES, D2vForSequenceClassification, LABELS, **SPEECH),
-    "text-classification": lambda: ours_of("text", TRUNK, SENTENCES, D2vForSequenceClassification, LABELS, vocab_size=300, mask_token_id=299),
+    "automatic-speech-recognition": lambda: ours_of(
+        "speech", TRUNK, {}, D2vForCTC, {"num_labels": len(LETTERS)}, **SPEECH
+    ),
+    "audio-classification": lambda: ours_of(
+        "speech", TRUNK, UTTERANCES, D2vForSequenceClassification, LABELS, **SPEECH
+    ),
+    "text-classification": lambda: ours_of(
+        "text", TRUNK, SENTENCES, D2vForSequenceClassification, LABELS, vocab_size=300, mask_token_id=299
+    ),
     "feature-extraction": lambda: ours_of("text", TRUNK, vocab_size=300, mask_token_id=299),
 }
 # run where d2v cannot be imported
@@ -105,7 +111,10 @@ def answer(task: str, model: torch.nn.Module, folder: Path, inputs: dict[str, to
 
 
 def test_pipelines_without_d2v_say_the_same_and_folders_come_back(tmp_path):
-    picture, wave = Image.fromarray(np.random.randint(0, 255, (40, 30, 3), np.uint8)), np.random.randn(6000).astype(np.float32)
+    picture, wave = (
+        Image.fromarray(np.random.randint(0, 255, (40, 30, 3), np.uint8)),
+        np.random.randn(6000).astype(np.float32),
+    )
     away = tmp_path / "away"
     away.mkdir()
     picture.save(away / "picture.png")
@@ -118,10 +127,16 @@ def test_pipelines_without_d2v_say_the_same_and_folders_come_back(tmp_path):
         convert.main([str(folder), str(away / task)])
         convert.main([str(away / task), str(tmp_path / "back" / task)])
         back = load_ours(tmp_path / "back" / task)
-        assert type(back) is type(ours) and back.config.frontends == ours.config.frontends and back.config.trunk == ours.config.trunk
+        assert (
+            type(back) is type(ours)
+            and back.config.frontends == ours.config.frontends
+            and back.config.trunk == ours.config.trunk
+        )
         assert_same_state(back, ours)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", ELSEWHERE, *PIPELINES], cwd=away, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, *PIPELINES], cwd=away, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     missing = [line for line in done.stderr.splitlines() if "| MISSING" in line]
     assert missing and all(line.startswith("pooler.") for line in missing)  # the bare classes make one of their own
@@ -145,7 +160,11 @@ def theirs(tmp_path) -> Path:
 def change(folder: Path, weights=None, **settings) -> None:
     """Edits a folder's weights and config."""
     state = load_file(folder / "model.safetensors")
-    save_file(weights({key: value.clone() for key, value in state.items()}) if weights else state, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        weights({key: value.clone() for key, value in state.items()}) if weights else state,
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | settings))
 
@@ -156,13 +175,28 @@ KEY = "encoder.layer.1.output.dense.weight"
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "config.json").unlink(), r"theirs has no config.json: it is not the folder of a model"),
+        (
+            lambda folder: (folder / "config.json").unlink(),
+            r"theirs has no config.json: it is not the folder of a model",
+        ),
         (lambda folder: change(folder, model_type="bert"), r"of the architecture 'bert'; this reads data2vec-audio"),
         (lambda folder: change(folder, model_type="nonsense"), r"theirs is no folder of a model that can be read"),
-        (lambda folder: change(folder, lambda s: {k: v for k, v in s.items() if k != KEY}), rf"theirs lacks the weight {KEY} \(1 in all\)"),
-        (lambda folder: change(folder, lambda s: s | {"more": torch.zeros(1)}), r"theirs has, and the model does not, the weight more \(1 in all\)"),
-        (lambda folder: change(folder, lambda s: s | {KEY: s[KEY][1:]}), rf"theirs has {KEY} of shape \(31, 64\); its config asks for \(32, 64\)"),
-        (lambda folder: change(folder, architectures=["D2vForNothing"], model_type="d2v"), r"holds a D2vForNothing; this reads D2vModel, D2vForCTC"),
+        (
+            lambda folder: change(folder, lambda s: {k: v for k, v in s.items() if k != KEY}),
+            rf"theirs lacks the weight {KEY} \(1 in all\)",
+        ),
+        (
+            lambda folder: change(folder, lambda s: s | {"more": torch.zeros(1)}),
+            r"theirs has, and the model does not, the weight more \(1 in all\)",
+        ),
+        (
+            lambda folder: change(folder, lambda s: s | {KEY: s[KEY][1:]}),
+            rf"theirs has {KEY} of shape \(31, 64\); its config asks for \(32, 64\)",
+        ),
+        (
+            lambda folder: change(folder, architectures=["D2vForNothing"], model_type="d2v"),
+            r"holds a D2vForNothing; this reads D2vModel, D2vForCTC",
+        ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"{}"), r"theirs cannot be loaded"),
     ],
     ids=range(8),
@@ -176,15 +210,22 @@ def test_one_message_names_what_is_wrong_with_a_folder(theirs, tmp_path, spoil, 
 
 def test_buffers_that_older_files_hold_are_no_left_overs(theirs, tmp_path):
     change(theirs, lambda s: s | {"embeddings.position_ids": torch.arange(34)[None]})
-    hf.Data2VecVisionModel(hf.Data2VecVisionConfig(**IMAGE, use_shared_relative_position_bias=True)).save_pretrained(tmp_path / "vision")
-    change(tmp_path / "vision", lambda s: s | {"encoder.relative_position_bias.relative_position_index": torch.zeros(37, 37)})
+    hf.Data2VecVisionModel(hf.Data2VecVisionConfig(**IMAGE, use_shared_relative_position_bias=True)).save_pretrained(
+        tmp_path / "vision"
+    )
+    change(
+        tmp_path / "vision",
+        lambda s: s | {"encoder.relative_position_bias.relative_position_index": torch.zeros(37, 37)},
+    )
     for name in ("theirs", "vision"):
         convert.main([str(tmp_path / name), str(tmp_path / f"ours_{name}")])
         assert type(load_ours(tmp_path / f"ours_{name}")) is D2vModel
 
 
 def test_names_that_are_no_models_and_wrong_arguments(theirs, tmp_path):
-    with pytest.raises(ValueError, match=r"no/such is no folder of a model that can be read, nor to be had from the Hub"):
+    with pytest.raises(
+        ValueError, match=r"no/such is no folder of a model that can be read, nor to be had from the Hub"
+    ):
         convert.main(["no/such", str(tmp_path / "ours")])
     for arguments in ([], [str(theirs)], [str(theirs), str(tmp_path / "ours"), "run.overwritten=true"]):
         with pytest.raises(ValueError, match=r"usage: convert\.py SOURCE TARGET"):

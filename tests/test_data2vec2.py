@@ -70,7 +70,11 @@ def slow_rows(objective: Data2Vec2, view: View) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("modality", MODALITIES)
 @torch.no_grad()
 def test_student_on_visible_tokens_is_the_slow_loop(modality, tmp_path):
-    objective, view = build(modality, tmp_path, "model.frontends.image.class_token=true") if modality == "image" else padded(modality, tmp_path)
+    objective, view = (
+        build(modality, tmp_path, "model.frontends.image.class_token=true")
+        if modality == "image"
+        else padded(modality, tmp_path)
+    )
     student = objective.student["encoder"]
     assert len(view.mask.hidden) == 2 * len(view.inputs[student.frontend(modality).main_input])
     padding = None if view.padding is None else view.padding.repeat_interleave(2, dim=0)
@@ -117,7 +121,10 @@ def test_loss_is_over_hidden_tokens_of_all_masks(modality, tmp_path):
         target = objective.target(view, objective.student["encoder"].embed(view))
         prediction, _ = slow_rows(objective, view)
     for value, (row, token) in zip(prediction, view.mask.hidden.nonzero().tolist(), strict=True):
-        total += float((value - target[row // 2, token]).double().square().sum()) / {"sqrt": 32**0.5, "sum": 1}[config.loss_scale]
+        total += (
+            float((value - target[row // 2, token]).double().square().sum())
+            / {"sqrt": 32**0.5, "sum": 1}[config.loss_scale]
+        )
     assert float(loss.total.detach()) == pytest.approx(total, rel=1e-4)
     real = view.mask.hidden.numel() if view.padding is None else 2 * int((~view.padding).sum())
     assert float(loss.metrics["hidden_share"]) == pytest.approx(int(view.mask.hidden.sum()) / real)
@@ -134,7 +141,9 @@ def test_class_loss_is_a_sum_over_rows_times_the_count(rows, tmp_path):
         _, extra = slow_rows(objective, view)
     error = sum(float((extra[n, -1] - target[n // 2].mean(dim=0)).square().sum()) / 32**0.5 for n in range(len(extra)))
     weight = 0.01 * int(loss.count) * (1 if rows == 0 else rows / len(extra))
-    assert float((loss.total - without.total).detach()) == pytest.approx(weight * error, rel=1e-4) and int(loss.count) == int(without.count)
+    assert float((loss.total - without.total).detach()) == pytest.approx(weight * error, rel=1e-4) and int(
+        loss.count
+    ) == int(without.count)
     loss.total.backward()
     assert objective.student["encoder"].frontends["image"].class_token.grad.abs().sum() > 0
 
@@ -144,10 +153,17 @@ def test_class_loss_with_rows_does_not_depend_on_how_a_batch_is_divided(tmp_path
     objective.config.cls_loss, objective.config.cls_rows = 0.5, 256
     whole = objective([view]).total
     halves = [
-        View("image", {"pixel_values": view.inputs["pixel_values"][i : i + 2]}, None, Mask(*(x[2 * i : 2 * i + 4] for x in view.mask[:2])))
+        View(
+            "image",
+            {"pixel_values": view.inputs["pixel_values"][i : i + 2]},
+            None,
+            Mask(*(x[2 * i : 2 * i + 4] for x in view.mask[:2])),
+        )
         for i in (0, 2)
     ]
-    assert float(whole.detach()) == pytest.approx(sum(float(objective([half]).total.detach()) for half in halves), rel=1e-5)
+    assert float(whole.detach()) == pytest.approx(
+        sum(float(objective([half]).total.detach()) for half in halves), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("modality", [name for name in MODALITIES if name != "image"])
@@ -189,9 +205,15 @@ def standard(x: Tensor, dim: int) -> Tensor:
 @pytest.mark.parametrize(
     ("settings", "rule"),
     [
-        ({"layer_norms": ["instance"], "final_norms": ["layer"]}, lambda layers: standard(sum(standard(x, 1) for x in layers) / 2, 2)),  # images
+        (
+            {"layer_norms": ["instance"], "final_norms": ["layer"]},
+            lambda layers: standard(sum(standard(x, 1) for x in layers) / 2, 2),
+        ),  # images
         ({"layer_norms": ["instance"]}, lambda layers: sum(standard(x, 1) for x in layers) / 2),  # speech, text base
-        ({"layer_norms": ["layer"], "final_norms": ["instance"]}, lambda layers: standard(sum(standard(x, 2) for x in layers) / 2, 1)),  # text large
+        (
+            {"layer_norms": ["layer"], "final_norms": ["instance"]},
+            lambda layers: standard(sum(standard(x, 2) for x in layers) / 2, 1),
+        ),  # text large
         ({"layer_norms": [], "layers": "block"}, lambda layers: sum(layers) / 2),
     ],
 )
@@ -200,7 +222,10 @@ def test_targets_leave_the_prenet_out(settings, rule):
     trunk = TrunkConfig(depth=3, prenet_depth=1, dim=16, num_heads=2, mlp_dim=32, input_norm=False)
     frontend = {"vocab_size": 30, "mask_token_id": 29, "max_positions": 12, "embedding_norm": True}
     encoder = D2vModel(D2vConfig(frontends={"text": frontend}, trunk=trunk))
-    objective = Data2Vec2(encoder, Config(top_k=2, decoder=DecoderConfig(groups=2), shared=["frontends.text"], feed_tokens=True, **settings))
+    objective = Data2Vec2(
+        encoder,
+        Config(top_k=2, decoder=DecoderConfig(groups=2), shared=["frontends.text"], feed_tokens=True, **settings),
+    )
     view = View("text", {"input_ids": torch.randint(4, 29, (3, 12))})
     tokens = objective.student["encoder"].embed(view)
     x, layers = tokens, []
@@ -213,7 +238,9 @@ def test_targets_leave_the_prenet_out(settings, rule):
 
 
 def test_prenet_has_a_layer_drop_of_its_own():
-    trunk = Trunk(TrunkConfig(depth=4, prenet_depth=2, dim=8, num_heads=2, mlp_dim=16, layer_drop=0.5, prenet_layer_drop=0.0)).train()
+    trunk = Trunk(
+        TrunkConfig(depth=4, prenet_depth=2, dim=8, num_heads=2, mlp_dim=16, layer_drop=0.5, prenet_layer_drop=0.0)
+    ).train()
     seen: list[int] = []
     for number, block in enumerate(trunk.blocks):
         block.register_forward_hook(lambda *_, number=number: seen.append(number))
@@ -227,7 +254,9 @@ def test_teacher_of_speech_is_fed_or_has_an_encoder_of_its_own(tmp_path):
     """Shared: the student's local features through the teacher's positions; else the waveform through the teacher's own extractor."""
     objective, view = build("speech", tmp_path)
     assert objective.is_copied("encoder.frontends.speech.extractor.layers.0.weight")
-    assert not any(objective.is_copied(f"encoder.frontends.speech.{part}") for part in ("positions_conv.0.weight", "alibi.scale"))
+    assert not any(
+        objective.is_copied(f"encoder.frontends.speech.{part}") for part in ("positions_conv.0.weight", "alibi.scale")
+    )
     tokens = objective.student["encoder"].embed(view).detach()
     fed = objective.target(view, tokens)
     assert not torch.allclose(fed, objective.target(view, torch.randn_like(tokens)))
@@ -236,7 +265,9 @@ def test_teacher_of_speech_is_fed_or_has_an_encoder_of_its_own(tmp_path):
     layers = own.teacher["encoder"](view, layers="ffn").layers
     close(target, sum(standard(x, 1) for x in layers) / len(layers))
     own.update_teacher(0.5)
-    assert not torch.equal(own.teacher["encoder"].frontends["speech"].norm.weight, own.student["encoder"].frontends["speech"].norm.weight)
+    assert not torch.equal(
+        own.teacher["encoder"].frontends["speech"].norm.weight, own.student["encoder"].frontends["speech"].norm.weight
+    )
 
 
 def test_embedding_dropout_reaches_the_teacher_of_text(tmp_path):
@@ -270,7 +301,9 @@ def test_what_cannot_be_trained_is_said(tmp_path):
 
 def test_masks_and_frontends_of_the_other_version_are_refused(tmp_path):
     view = build("image", tmp_path)[1]
-    with pytest.raises(ValueError, match=r"image.mask_token would never be trained; set model.frontends.image.mask_token=false"):
+    with pytest.raises(
+        ValueError, match=r"image.mask_token would never be trained; set model.frontends.image.mask_token=false"
+    ):
         build("image", tmp_path, "model.frontends.image.mask_token=true")
     first = tiny.objective_of(tiny.config_of("image", tmp_path))
     with pytest.raises(ValueError, match="data2vec encodes every token"):
@@ -278,7 +311,9 @@ def test_masks_and_frontends_of_the_other_version_are_refused(tmp_path):
 
 
 def test_image_init_is_as_published(tmp_path):
-    config = tiny.config_of("image", tmp_path, tiny.using("data2vec2"), "model.trunk.dim=768", "model.frontends.image.class_token=true")
+    config = tiny.config_of(
+        "image", tmp_path, tiny.using("data2vec2"), "model.trunk.dim=768", "model.frontends.image.class_token=true"
+    )
     frontend = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk)).frontends["image"]
     bound = (6 / (768 + 3 * 4 * 4)) ** 0.5
     assert 0.99 * bound < float(frontend.patch_embed.weight.abs().max()) <= bound

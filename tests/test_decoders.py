@@ -56,12 +56,21 @@ def slow_layer(layer, x: Tensor, side: int) -> Tensor:
 
 
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize(("dims", "kernel", "groups", "head_layers"), [(1, 5, 2, 1), (1, 4, 1, 2), (2, 3, 4, 1), (2, 2, 2, 3)])
+@pytest.mark.parametrize(
+    ("dims", "kernel", "groups", "head_layers"), [(1, 5, 2, 1), (1, 4, 1, 2), (2, 3, 4, 1), (2, 2, 2, 3)]
+)
 @torch.no_grad()
 def test_decoder_is_the_slow_loop(dims, kernel, groups, head_layers, residual):
     dim, tokens, kept = 8, 9, 4
     config = DecoderConfig(
-        dims, dim=8 if residual else 12, depth=3, kernel=kernel, groups=groups, residual=residual, head_layers=head_layers, noise=0.0
+        dims,
+        dim=8 if residual else 12,
+        depth=3,
+        kernel=kernel,
+        groups=groups,
+        residual=residual,
+        head_layers=head_layers,
+        noise=0.0,
     )
     decoder = Decoder(dim, config)
     keep = torch.stack([torch.randperm(tokens)[:kept] for _ in range(3)])
@@ -103,7 +112,9 @@ def test_noise_stands_in_hidden_places_only_and_is_fresh():
 
 def test_decoder_settings_are_checked():
     with pytest.raises(ValueError, match="12 tokens are no square grid"):
-        Decoder(8, DecoderConfig(2, dim=8, groups=2)).places(torch.zeros(1, 3, 8), torch.zeros(1, 3, dtype=torch.long), 12)
+        Decoder(8, DecoderConfig(2, dim=8, groups=2)).places(
+            torch.zeros(1, 3, 8), torch.zeros(1, 3, dtype=torch.long), 12
+        )
     with pytest.raises(ValueError, match=r"decoder.groups is 16; it must divide the trunk's width, 40"):
         Decoder(40, DecoderConfig())
     for wrong, message in (
@@ -140,7 +151,12 @@ def test_slopes_of_the_published_heads():
     assert slopes(16) == pytest.approx([2 ** (-n / 2) for n in range(1, 17)])
     tail = [0.70710678, 0.35355339, 0.1767767, 0.08838835]
     assert slopes(12) == pytest.approx([*(2.0**-n for n in range(1, 9)), *tail])
-    assert Alibi(12, per_head=True, num_layers=1, learned=True)(torch.arange(4)[None])[0, 0, 1].tolist() == [-0.5, 0, -0.5, -1]
+    assert Alibi(12, per_head=True, num_layers=1, learned=True)(torch.arange(4)[None])[0, 0, 1].tolist() == [
+        -0.5,
+        0,
+        -0.5,
+        -1,
+    ]
 
 
 @pytest.mark.parametrize("per_head", [False, True])
@@ -159,7 +175,11 @@ def test_alibi_is_the_slow_loop_with_clamped_scales(num_layers, per_head):
             for head in range(4):
                 for i in range(3):
                     for j in range(3):
-                        wanted = -slopes(4)[head] * max(0.0, float(scale[layer, head])) * abs(int(positions[n, i]) - int(positions[n, j]))
+                        wanted = (
+                            -slopes(4)[head]
+                            * max(0.0, float(scale[layer, head]))
+                            * abs(int(positions[n, i]) - int(positions[n, j]))
+                        )
                         assert float(part[n, head, i, j]) == pytest.approx(wanted, abs=1e-6)
 
 

@@ -19,7 +19,14 @@ from d2v.types import Mask, View
 TRUNK = {"depth": 1, "dim": 16, "num_heads": 2, "mlp_dim": 32}
 FRONTENDS = {
     "image": {"image_size": 16, "patch_size": 8},
-    "speech": {"conv_dim": 8, "conv_kernels": [10, 4], "conv_strides": [5, 4], "pos_kernel": 3, "pos_depth": 1, "pos_groups": 2},
+    "speech": {
+        "conv_dim": 8,
+        "conv_kernels": [10, 4],
+        "conv_strides": [5, 4],
+        "pos_kernel": 3,
+        "pos_depth": 1,
+        "pos_groups": 2,
+    },
     "text": {"vocab_size": 30, "max_positions": 16, "mask_token_id": 3},
 }
 HEAD = {"hidden_dim": 16, "bottleneck_dim": 8, "num_prototypes": 12}
@@ -65,7 +72,9 @@ def sequences(modality: str, encoder: D2vModel) -> list[View]:
         if modality == "speech":
             view = encoder.view(input_values=torch.randn(4, length), attention_mask=real)
         else:
-            view = encoder.view(input_ids=torch.randint(5, 30, (4, length)).masked_fill(real == 0, 1), attention_mask=real)
+            view = encoder.view(
+                input_ids=torch.randint(5, 30, (4, length)).masked_fill(real == 0, 1), attention_mask=real
+            )
         assert view.padding is not None and view.padding.any()
         mask = Mask(masked(4, view.padding.shape[1]).hidden & ~view.padding)
         views.append(view._replace(mask=mask) if number < 2 else view)
@@ -78,7 +87,9 @@ def sequences(modality: str, encoder: D2vModel) -> list[View]:
 def slow_head(side: nn.ModuleDict, x: Tensor, output: int) -> Tensor:
     layer = side["head"].prototypes[output].parametrizations.weight
     z = side["head"].mlp(x)
-    return (z / z.norm(dim=-1, keepdim=True)) @ (layer.original0 * layer.original1 / layer.original1.norm(dim=1, keepdim=True)).T
+    return (z / z.norm(dim=-1, keepdim=True)) @ (
+        layer.original0 * layer.original1 / layer.original1.norm(dim=1, keepdim=True)
+    ).T
 
 
 def slow_tokens(side: nn.ModuleDict, view: View, mask: Mask | None) -> tuple[list[Tensor], list[Tensor]]:
@@ -109,7 +120,9 @@ def slow_loss(objective: Objective, views: list[View], *, hide: bool) -> tuple[T
         for b in range(batch):
             losses = []
             for t in views[i].mask.hidden[b].nonzero().flatten():
-                target = (slow_head(teacher, whole[i][1][b][t], -1) - objective.patch_center.value) / objective.patch_temperature
+                target = (
+                    slow_head(teacher, whole[i][1][b][t], -1) - objective.patch_center.value
+                ) / objective.patch_temperature
                 rows = slow_head(student, seen[i][1][b][t], -1) / config.student_temperature
                 losses.append(-(target.softmax(0) * rows.log_softmax(0)).sum())
             if losses:
@@ -143,7 +156,9 @@ def test_ibot_is_its_definition(num_views, shared_head):
     objective.center.value.normal_(std=0.1), objective.patch_center.value.normal_(std=0.1)
     class_loss, patch_loss = slow_loss(objective, views, hide=True)
     with torch.no_grad():
-        rows = torch.cat([objective.teacher["head"](objective.teacher["encoder"](view).x, -1).mean(dim=1) for view in views[:2]])
+        rows = torch.cat(
+            [objective.teacher["head"](objective.teacher["encoder"](view).x, -1).mean(dim=1) for view in views[:2]]
+        )
     centers = 0.9 * objective.patch_center.value + 0.1 * rows.mean(dim=0)
     loss = objective(views)
     assert_equal_gradients(objective, loss.total / loss.count, 0.5 * class_loss + 2 * patch_loss)
@@ -162,7 +177,9 @@ def test_views_of_two_lengths_with_padding_and_without_a_class_token(modality, n
     torch.testing.assert_close(loss.total / loss.count, expected, rtol=1e-4, atol=1e-5)
     if name == "ibot":  # what is hidden is what the student does not see
         other = views[0]._replace(mask=Mask(torch.zeros_like(views[0].mask.hidden)))
-        assert not torch.allclose(objective([other, *views[1:]]).metrics["class_loss"], loss.metrics["class_loss"], rtol=1e-6, atol=0)
+        assert not torch.allclose(
+            objective([other, *views[1:]]).metrics["class_loss"], loss.metrics["class_loss"], rtol=1e-6, atol=0
+        )
 
 
 def test_ibot_with_nothing_hidden_still_gives_every_parameter_a_gradient():
@@ -196,7 +213,9 @@ def test_temperature_ema_and_freezing_follow_the_step():
         found.append(objective.temperature)
     assert found == pytest.approx([0.04 + 0.006 * step for step in range(5)] + [0.07] * 5)
     assert [objective.ema_decay(step, 10) for step in (0, 5, 10)] == pytest.approx([0.996, 0.998, 1.0])
-    both = made("ibot", warmup_share=0.5, start_temperature=0.02, patch_temperature=0.06, shared_head=False, frozen_share=0.2)
+    both = made(
+        "ibot", warmup_share=0.5, start_temperature=0.02, patch_temperature=0.06, shared_head=False, frozen_share=0.2
+    )
     both.begin_step(2, 8)
     assert (both.temperature, both.patch_temperature) == pytest.approx((0.045, 0.04))
     for one in (objective, both, made("swav", frozen_share=0.2)):
@@ -205,7 +224,11 @@ def test_temperature_ema_and_freezing_follow_the_step():
             one(images()).total.backward()
             one.adjust_gradients(step, 10)
             without = {name for name, p in one.named_parameters() if p.requires_grad and p.grad is None}
-            assert without == ({name for name, p in one.named_parameters() if p.requires_grad and "prototypes" in name} if frozen else set())
+            assert without == (
+                {name for name, p in one.named_parameters() if p.requires_grad and "prototypes" in name}
+                if frozen
+                else set()
+            )
             assert not frozen or without
 
 
@@ -213,8 +236,14 @@ def test_the_teacher_drops_no_path_and_the_student_does():
     encoder = encoder_of("image", depth=2, drop_path=0.5)
     objective = dino.build(encoder, CONFIGS["dino"]).train()
     views = images()
-    assert all(torch.equal(x, y) for x, y in zip(dino.scores(objective.teacher, views), dino.scores(objective.teacher, views), strict=True))
-    assert not all(torch.equal(x, y) for x, y in zip(dino.scores(objective.student, views), dino.scores(objective.student, views), strict=True))
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(dino.scores(objective.teacher, views), dino.scores(objective.teacher, views), strict=True)
+    )
+    assert not all(
+        torch.equal(x, y)
+        for x, y in zip(dino.scores(objective.student, views), dino.scores(objective.student, views), strict=True)
+    )
 
 
 def slow_swav(objective: Objective, views: list[View], queue: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -226,7 +255,11 @@ def slow_swav(objective: Objective, views: list[View], queue: list[Tensor]) -> t
     losses = []
     for i in range(2):
         target = sinkhorn(torch.cat([queue[i] @ objective.prototypes.weight.T, logits[i]]), 0.05)[len(queue[i]) :]
-        losses.append(torch.stack([-(target * (x / 0.1).log_softmax(1)).sum(1).mean() for v, x in enumerate(logits) if v != i]).mean())
+        losses.append(
+            torch.stack(
+                [-(target * (x / 0.1).log_softmax(1)).sum(1).mean() for v, x in enumerate(logits) if v != i]
+            ).mean()
+        )
     return torch.stack(losses).mean(), [rows.detach() for rows in z[:2]]
 
 
@@ -290,7 +323,9 @@ def test_wrong_settings_and_batches_are_named():
         dino.Config(ema_decay=1.5)
     with pytest.raises(ValueError, match=r"objective.queue_size is -1"):
         swav.Config(queue_size=-1)
-    with pytest.raises(ValueError, match=r"objective.queue_size is 8; it must be a multiple of train.batch_size, 3, or 0"):
+    with pytest.raises(
+        ValueError, match=r"objective.queue_size is 8; it must be a multiple of train.batch_size, 3, or 0"
+    ):
         made("swav").check_batch(3, 1)
     made("swav").check_batch(4, 1)
     for name in CONFIGS:
@@ -345,7 +380,11 @@ def train(name: str) -> dict[str, Tensor]:
                 parameter.data -= 0.1 * parameter.grad
         objective.zero_grad()
         objective.update_teacher(0.9)
-        found |= {f"metric.{step}.{key}": value for key, value in loss.metrics.items() if key in ("prototypes_used", "center_norm")}
+        found |= {
+            f"metric.{step}.{key}": value
+            for key, value in loss.metrics.items()
+            if key in ("prototypes_used", "center_norm")
+        }
     return found | objective.state_dict()
 
 
@@ -371,4 +410,6 @@ def test_two_processes_are_one(tmp_path):
             torch.testing.assert_close(first[key], value, rtol=1e-3, atol=1e-5, msg=key)
     cosines = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).tanh()
     for rank in (0, 1):
-        torch.testing.assert_close(torch.load(tmp_path / f"shares_{rank}.pt", weights_only=True), sinkhorn(cosines, 0.05))
+        torch.testing.assert_close(
+            torch.load(tmp_path / f"shares_{rank}.pt", weights_only=True), sinkhorn(cosines, 0.05)
+        )

@@ -61,7 +61,11 @@ def check_reductions() -> None:
     assert dist.all_sum(mine) == 3 and mine == 1 + rank and dist.all_mean(mine) == 1.5
     assert dist.first_error("of one" if rank else None) == "of one" and dist.first_error(None) is None
     # the metrics of different processes may be in different orders
-    metrics = {"b": torch.tensor(float(rank)), "a": torch.tensor(2.0)} if rank else {"a": torch.tensor(0.0), "b": torch.tensor(float(rank))}
+    metrics = (
+        {"b": torch.tensor(float(rank)), "a": torch.tensor(2.0)}
+        if rank
+        else {"a": torch.tensor(0.0), "b": torch.tensor(float(rank))}
+    )
     assert {name: float(value) for name, value in dist.mean_of_metrics(metrics).items()} == {"a": 1.0, "b": 0.5}
     torch.testing.assert_close(channel_std(halves[rank]), (torch.cat(halves).var(dim=0) + 1e-6).sqrt().mean())
 
@@ -89,18 +93,32 @@ def test_two_processes_follow_one(modality, variant, root):
     one, two = (root / f"{number}_{modality}_{variant}" for number in ("one", "two"))
     assert tiny.losses(two) == pytest.approx(tiny.losses(one), rel=1e-4)
     expected, found = (torch.load(folder / "end.pt", weights_only=True) for folder in (one, two))
-    assert len(tiny.losses(one)) == (20 if variant == "plain" else 3 if variant in OBJECTIVES and tiny.compares_views(variant) else 6)
+    assert len(tiny.losses(one)) == (
+        20 if variant == "plain" else 3 if variant in OBJECTIVES and tiny.compares_views(variant) else 6
+    )
     for name, value in expected.items():
-        scale = max(1.0, float(value.abs().max())) if value.numel() else 1.0  # a float32 of thousands has no digit at 1e-4
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4 * scale, msg=lambda text, name=name: f"{name}: {text}")
+        scale = (
+            max(1.0, float(value.abs().max())) if value.numel() else 1.0
+        )  # a float32 of thousands has no digit at 1e-4
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=1e-4 * scale, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
-@pytest.mark.parametrize(("modality", "objective"), [*((modality, "data2vec") for modality in MODALITIES), (MODALITIES[0], "moco")])
+@pytest.mark.parametrize(
+    ("modality", "objective"), [*((modality, "data2vec") for modality in MODALITIES), (MODALITIES[0], "moco")]
+)
 def test_two_killed_processes_go_on_as_if_nothing_had_been(modality, objective, tmp_path):
     """20 steps at once, and 13 of which 10 were saved, SIGKILL, then the rest; with dropout, which differs between processes, and with a queue."""
     more = tiny.using(objective), *tiny.DROPOUT
-    whole, killed = ({"folder": tmp_path / name, "line": tiny.arguments(modality, tmp_path / name, *more)} for name in ("whole", "killed"))
-    dying, running = tiny.start(tiny.run_until_killed, killed["line"], 13, world=2), tiny.start(tiny.run, whole["line"], world=2)
+    whole, killed = (
+        {"folder": tmp_path / name, "line": tiny.arguments(modality, tmp_path / name, *more)}
+        for name in ("whole", "killed")
+    )
+    dying, running = (
+        tiny.start(tiny.run_until_killed, killed["line"], 13, world=2),
+        tiny.start(tiny.run, whole["line"], world=2),
+    )
     assert -signal.SIGKILL in tiny.wait(dying)  # the other one may find its partner gone before its own end
     assert tiny.wait(running) == [0, 0]
     assert [path.name for path in (killed["folder"] / "checkpoints").glob("[0-9]*")] == ["00000010"]
@@ -108,7 +126,10 @@ def test_two_killed_processes_go_on_as_if_nothing_had_been(modality, objective, 
     tiny.assert_same(tiny.checkpoint_tensors(killed["folder"], 20), tiny.checkpoint_tensors(whole["folder"], 20))
     assert tiny.losses(killed["folder"]) == tiny.losses(whole["folder"])
     assert sorted(tiny.losses(whole["folder"])) == list(range(1, 21))
-    states = [torch.load(path, weights_only=False) for path in sorted(whole["folder"].glob("checkpoints/00000020/random_states_*"))]
+    states = [
+        torch.load(path, weights_only=False)
+        for path in sorted(whole["folder"].glob("checkpoints/00000020/random_states_*"))
+    ]
     assert len(states) == 2 and not torch.equal(*(state["torch_manual_seed"] for state in states))
 
 

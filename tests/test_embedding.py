@@ -23,7 +23,14 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from scripts import embed as script
 
-CONV = {"kind": "waveform", "sample_rate": 8000, "conv_dim": 16, "conv_kernels": [10, 8, 4], "conv_strides": [5, 8, 4], "pos_groups": 8}
+CONV = {
+    "kind": "waveform",
+    "sample_rate": 8000,
+    "conv_dim": 16,
+    "conv_kernels": [10, 8, 4],
+    "conv_strides": [5, 8, 4],
+    "pos_groups": 8,
+}
 CONV |= {"pos_kernel": 5, "pos_depth": 3, "reference_padding": True}
 
 
@@ -51,7 +58,9 @@ def models(tmp_path_factory) -> dict[str, Path]:
 def write_clips(folder: Path, seconds: list[float], rate: int = 8000) -> Path:
     folder.mkdir(parents=True)
     for number, length in enumerate(seconds):
-        soundfile.write(folder / f"{number:02}.wav", np.random.default_rng(number).normal(0, 0.1, round(length * rate)), rate)
+        soundfile.write(
+            folder / f"{number:02}.wav", np.random.default_rng(number).normal(0, 0.1, round(length * rate)), rate
+        )
     return folder
 
 
@@ -65,7 +74,10 @@ def write_lines(folder: Path, sizes: list[int]) -> Path:
 def samples_of(modality: str, model: D2vModel, folder: Path, path: Path, **data):
     module = plugins.load("d2v.modalities", modality)
     return module.Samples(
-        module.DataConfig(path=str(path), **data), module.FrontendConfig(**model.config.frontends[modality]), split="train", folder=folder
+        module.DataConfig(path=str(path), **data),
+        module.FrontendConfig(**model.config.frontends[modality]),
+        split="train",
+        folder=folder,
     )
 
 
@@ -75,17 +87,26 @@ def samples_of(modality: str, model: D2vModel, folder: Path, path: Path, **data)
 @pytest.mark.parametrize("modality", ["speech", "text"])
 @pytest.mark.parametrize("pool", ["mean", "first"])
 def test_features_do_not_depend_on_the_batch(models, tmp_path, modality, pool):
-    path = write_clips(tmp_path / "a", [0.4, 1.31, 0.7, 0.2]) if modality == "speech" else write_lines(tmp_path / "a", [3, 30, 17, 5])
+    path = (
+        write_clips(tmp_path / "a", [0.4, 1.31, 0.7, 0.2])
+        if modality == "speech"
+        else write_lines(tmp_path / "a", [3, 30, 17, 5])
+    )
     encoder = open_encoder(str(models[modality]), modality, quirks=False)
     samples = samples_of(modality, encoder, models[modality], path)
-    together, alone = (embed(encoder, samples, EmbedConfig(["1", "last"], pool=pool, batch_size=size)) for size in (4, 1))
+    together, alone = (
+        embed(encoder, samples, EmbedConfig(["1", "last"], pool=pool, batch_size=size)) for size in (4, 1)
+    )
     assert together.ids == alone.ids == samples.ids and not together.bad
     np.testing.assert_allclose(together.features, alone.features, atol=1e-5, rtol=0)
     assert np.abs(alone.features).max() > 0.1
     if modality == "speech":  # the quirk that is switched off would show
         quirky = open_encoder(str(models[modality]), modality)
         assert (
-            np.abs(embed(quirky, samples, EmbedConfig(batch_size=4)).features - embed(quirky, samples, EmbedConfig(batch_size=1)).features).max()
+            np.abs(
+                embed(quirky, samples, EmbedConfig(batch_size=4)).features
+                - embed(quirky, samples, EmbedConfig(batch_size=1)).features
+            ).max()
             > 1e-3
         )
 
@@ -94,7 +115,9 @@ def test_features_do_not_depend_on_the_batch(models, tmp_path, modality, pool):
 def test_layers_and_pools_are_the_slow_loop(tmp_path):
     model = save_model("image", tmp_path / "model", {"class_token": True})
     for number in range(3):
-        Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 12), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 12), dtype=np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
     encoder = open_encoder(str(model), "image")
     samples = samples_of("image", encoder, model, tmp_path / "*.png", mean=[0.3], std=[0.4])
     whole = encoder(samples.view([0, 1, 2]), layers="block")
@@ -112,7 +135,14 @@ def test_layers_and_pools_are_the_slow_loop(tmp_path):
 
 
 def test_settings_that_make_no_sense(models, tmp_path):
-    for settings in ({"layers": []}, {"layers": ["all"]}, {"pool": "max"}, {"batch_size": 0}, {"chunk": 0}, {"overlap": 1.0}):
+    for settings in (
+        {"layers": []},
+        {"layers": ["all"]},
+        {"pool": "max"},
+        {"batch_size": 0},
+        {"chunk": 0},
+        {"overlap": 1.0},
+    ):
         with pytest.raises(ValueError, match=f"embed.{next(iter(settings))} is"):
             EmbedConfig(**settings)
     with pytest.raises(ValueError, match=r"embed.pool=class is of the last layer only; embed.layers is \['1'\]"):
@@ -137,7 +167,9 @@ def test_batches_take_the_room_of_the_longest():
         assert longest_here <= next_length and (len(batch) <= 4 or longest_here <= 1.1 * shortest)
         assert (len(batch) + 1) * next_length > 4 * longest or next_length > 1.1 * shortest  # no more fit
     assert len(batches[0]) > 10 and len(batches[-2]) in (4, 5)
-    assert [len(batch) for batch in by_room(None, 4, np.arange(10))] == [4, 4, 2] and by_room(lengths, 4, np.arange(0)) == []
+    assert [len(batch) for batch in by_room(None, 4, np.arange(10))] == [4, 4, 2] and by_room(
+        lengths, 4, np.arange(0)
+    ) == []
 
 
 # Windows.
@@ -160,14 +192,24 @@ def test_every_token_counts_once_and_has_neighbours(length, overlap):
 def test_windows_give_the_whole_where_tokens_know_no_neighbours(models, tmp_path, modality):
     """Local features of 57 or so windows against those of the whole in one piece; a short sample beside it."""
     path = write_clips(tmp_path / "a", [6.3, 0.5]) if modality == "speech" else write_lines(tmp_path / "a", [100, 5])
-    short, long = ({"max_seconds": 0.9}, {"max_seconds": 10.0}) if modality == "speech" else ({"block_size": 16}, {"block_size": 512})
+    short, long = (
+        ({"max_seconds": 0.9}, {"max_seconds": 10.0})
+        if modality == "speech"
+        else ({"block_size": 16}, {"block_size": 512})
+    )
     encoder = open_encoder(str(models[modality]), modality)
-    in_windows, whole = (samples_of(modality, encoder, models[modality], path, **settings) for settings in (short, long))
+    in_windows, whole = (
+        samples_of(modality, encoder, models[modality], path, **settings) for settings in (short, long)
+    )
     assert in_windows.cut.tolist() == [True, False] and not whole.cut.any()
     for size in (3, 100):
-        found, expected = (embed(encoder, samples, EmbedConfig(["local"], batch_size=size)).features for samples in (in_windows, whole))
+        found, expected = (
+            embed(encoder, samples, EmbedConfig(["local"], batch_size=size)).features for samples in (in_windows, whole)
+        )
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
-    if modality == "speech":  # through the trunk they differ: what a token sees is another, and the middle alone is another thing still
+    if (
+        modality == "speech"
+    ):  # through the trunk they differ: what a token sees is another, and the middle alone is another thing still
         views = [next(in_windows.windows(0, 0.1, 100))[0], in_windows.view([0])]
         assert views[0].inputs["input_values"].shape[0] > 5 and views[1].inputs["input_values"].shape[0] == 1
 
@@ -202,29 +244,41 @@ def test_a_folder_becomes_a_table_and_a_killed_run_goes_on(models, tmp_path, cap
     path = write_clips(tmp_path / "clips", [0.4, 1.1, 0.7, 2.6, 0.5, 0.6, 0.9, 0.3, 0.8, 1.2])
     (path / "03b.wav").write_bytes(b"no audio")
     soundfile.write(path / "05b.flac", np.random.default_rng(0).normal(0, 0.1, 8000), 8000)
-    (path / "05b.flac").write_bytes((path / "05b.flac").read_bytes()[:6000])  # its header promises more: seen when it is read
+    (path / "05b.flac").write_bytes(
+        (path / "05b.flac").read_bytes()[:6000]
+    )  # its header promises more: seen when it is read
     settings = ("embed.chunk=4", "embed.batch_size=3", "data.max_seconds=2.0", "data.max_bad_share=0.5")
     run(models["speech"], "speech", path, tmp_path / "whole.parquet", *settings)
     printed = capsys.readouterr().out
     assert "10 samples of 32 numbers" in printed and "left out 2: 03b.wav: " in printed and "05b.flac: " in printed
     table = pq.read_table(tmp_path / "whole.parquet")
-    assert table["id"].to_pylist() == [f"{number:02}.wav" for number in range(10)] and not list(tmp_path.glob("*.parts"))
+    assert table["id"].to_pylist() == [f"{number:02}.wav" for number in range(10)] and not list(
+        tmp_path.glob("*.parts")
+    )
     features = np.array(table["features"].to_pylist(), dtype=np.float32)
     encoder = open_encoder(str(models["speech"]), "speech", quirks=False)
-    expected = embed(encoder, samples_of("speech", encoder, models["speech"], path, max_seconds=2.0, max_bad_share=0.5), EmbedConfig(batch_size=1))
+    expected = embed(
+        encoder,
+        samples_of("speech", encoder, models["speech"], path, max_seconds=2.0, max_bad_share=0.5),
+        EmbedConfig(batch_size=1),
+    )
     np.testing.assert_allclose(features, expected.features, atol=1e-5)
 
     command = (models["speech"], "speech", path, tmp_path / "killed.parquet", *settings)
     assert tiny.wait(tiny.start(run_until_killed, *command)) == [-signal.SIGKILL]
     parts = tmp_path / "killed.parquet.parts"
     assert len(list(parts.glob("0*.parquet"))) == 2 and not (tmp_path / "killed.parquet").exists()
-    with pytest.raises(ValueError, match=r"parts that were made otherwise \(embed.pool: mean -> first\); run.overwrite=true"):
+    with pytest.raises(
+        ValueError, match=r"parts that were made otherwise \(embed.pool: mean -> first\); run.overwrite=true"
+    ):
         run(*command, "embed.pool=first")
     opened = []
     monkeypatch.setattr(script, "Rows", lambda dataset, first: opened.append(first) or (dataset, first))
     run(*command)
     assert opened == [8] and "left out 2: 03b.wav: " in capsys.readouterr().out
-    assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes() and not parts.exists()
+    assert (tmp_path / "killed.parquet").read_bytes() == (
+        tmp_path / "whole.parquet"
+    ).read_bytes() and not parts.exists()
     with pytest.raises(ValueError, match=r"killed.parquet exists; run.overwrite=true replaces it"):
         run(*command)
     run(*command, "run.overwrite=true", "embed.layers=[1,2]", "data.max_bad_share=0.2")
@@ -259,7 +313,10 @@ def test_errors_of_a_command(models, tmp_path):
     (path / "bad.wav").write_bytes(b"no audio")
     (tmp_path / "folder").mkdir()
     for more, message in (
-        ((), r"1 of 2 samples of .*/clips cannot be read \(bad.wav: .*\); data.max_bad_share is 0.1; the others are kept in"),
+        (
+            (),
+            r"1 of 2 samples of .*/clips cannot be read \(bad.wav: .*\); data.max_bad_share is 0.1; the others are kept in",
+        ),
         ((f"out={tmp_path}/a.csv",), "a.csv must end in .parquet or .npy"),
         (("out=",), "usage: embed.py CONFIG model=PATH"),
         ((f"model={models['text']}",), "reads text, but the config is for speech"),

@@ -13,7 +13,16 @@ from torch import nn
 
 from d2v.evaluation.classifiers import Probe, knn, linear_probe, probe_other_groups, zscore
 from d2v.evaluation.features import pooled_features
-from d2v.evaluation.scoring import EvaluateConfig, Row, Split, average, evaluate_encoder, evaluate_raw, label_splits, table
+from d2v.evaluation.scoring import (
+    EvaluateConfig,
+    Row,
+    Split,
+    average,
+    evaluate_encoder,
+    evaluate_raw,
+    label_splits,
+    table,
+)
 from d2v.types import Features, View
 
 
@@ -51,7 +60,11 @@ class TinySamples:
         return len(self.clips)
 
     def column(self, name):
-        columns = {"label": np.array(["zero", "one", "two", "three"])[self.labels], "speaker": self.speakers, "constant": np.zeros(len(self))}
+        columns = {
+            "label": np.array(["zero", "one", "two", "three"])[self.labels],
+            "speaker": self.speakers,
+            "constant": np.zeros(len(self)),
+        }
         return columns[name]
 
     def view(self, indices):
@@ -74,7 +87,11 @@ def test_pooled_features_are_the_loop_in_the_order_of_the_samples():
     samples, encoder = TinySamples(11, seed=0), TinyEncoder()
     indices = np.array([7, 0, 3, 10, 2])
     got = pooled_features(encoder, samples, 2, indices=indices)
-    local = torch.stack([encoder.linear(torch.tensor(samples.clips[i]).float()).mean(dim=0) for i in indices]).detach().numpy()
+    local = (
+        torch.stack([encoder.linear(torch.tensor(samples.clips[i]).float()).mean(dim=0) for i in indices])
+        .detach()
+        .numpy()
+    )
     expected = {"local": local, "1": local + 1, "2": local + 3, "last": 2 * (local + 3)}
     assert list(got) == list(expected)
     for name, features in expected.items():
@@ -93,7 +110,10 @@ def test_one_layer_only_and_a_layer_that_does_not_exist():
 def test_knn_is_the_loop(k, temperature):
     generator = np.random.default_rng(1)
     labels, test_labels = generator.integers(0, 4, 80), generator.integers(0, 4, 40)
-    train, test = generator.normal(size=(80, 6)) + np.eye(6)[labels], generator.normal(size=(40, 6)) + np.eye(6)[test_labels]
+    train, test = (
+        generator.normal(size=(80, 6)) + np.eye(6)[labels],
+        generator.normal(size=(40, 6)) + np.eye(6)[test_labels],
+    )
     right = 0
     for x, label in zip(test, test_labels, strict=True):
         cosines = [float(x @ t / np.linalg.norm(x) / np.linalg.norm(t)) for t in train]
@@ -127,17 +147,25 @@ def test_probe_is_as_good_as_sklearns_logistic_regression(correlated):
 def test_probe_leaves_the_choice_to_the_holdout_and_never_to_the_test_set():
     train, labels = problem(600, 0, False)
     test, test_labels = problem(300, 1, False)
-    chosen = {linear_probe(train, labels, test, wrong, Probe([1e-6, 0.01], steps=50))[1] for wrong in (test_labels, (test_labels + 1) % 5)}
+    chosen = {
+        linear_probe(train, labels, test, wrong, Probe([1e-6, 0.01], steps=50))[1]
+        for wrong in (test_labels, (test_labels + 1) % 5)
+    }
     assert chosen == {0.01}
 
 
 def test_columns_that_are_constant_in_training_change_nothing():
     (train, labels), (test, test_labels) = problem(600, 0, False), problem(300, 1, False)
-    wide, wide_test = (np.concatenate([np.full((len(x), 3), 2.0, np.float32), x, np.zeros((len(x), 2), np.float32)], axis=1) for x in (train, test))
+    wide, wide_test = (
+        np.concatenate([np.full((len(x), 3), 2.0, np.float32), x, np.zeros((len(x), 2), np.float32)], axis=1)
+        for x in (train, test)
+    )
     wide_test[:, 0] = 9.0
     expected = linear_probe(train, labels, test, test_labels, Probe([0.01]))
     assert linear_probe(wide, labels, wide_test, test_labels, Probe([0.01])) == expected
-    assert linear_probe(wide[:, :3], labels, wide_test[:, :3], test_labels, Probe([0.01]))[0] <= 0.4  # nothing but the classes' shares
+    assert (
+        linear_probe(wide[:, :3], labels, wide_test[:, :3], test_labels, Probe([0.01]))[0] <= 0.4
+    )  # nothing but the classes' shares
 
 
 def test_probe_is_deterministic_and_at_chance_without_signal():
@@ -167,7 +195,9 @@ def test_zscore_uses_the_first_arrays_statistics_and_survives_constants():
 
 
 def test_label_splits_number_the_classes_of_train():
-    train, test = label_splits(TinySamples(30, seed=0), TinySamples(12, seed=1), EvaluateConfig(group="speaker", max_train=20, max_test=5))
+    train, test = label_splits(
+        TinySamples(30, seed=0), TinySamples(12, seed=1), EvaluateConfig(group="speaker", max_train=20, max_test=5)
+    )
     assert test is not None and test.groups is None
     assert (len(train.labels), len(train.groups), len(test.labels)) == (20, 20, 5)
     names = np.array(["one", "two", "zero"])  # sorted
@@ -191,7 +221,16 @@ def test_label_splits_refuse_what_cannot_be_scored(settings, test_labels, messag
 
 @pytest.mark.parametrize(
     "settings",
-    [{"k": []}, {"k": [0]}, {"temperature": 0.0}, {"layer": "best"}, {"layer": "-1"}, {"probe_holdout": 1.0}, {"probe_lrs": []}, {"batch_size": 0}],
+    [
+        {"k": []},
+        {"k": [0]},
+        {"temperature": 0.0},
+        {"layer": "best"},
+        {"layer": "-1"},
+        {"probe_holdout": 1.0},
+        {"probe_lrs": []},
+        {"batch_size": 0},
+    ],
 )
 def test_settings_that_make_no_sense(settings):
     with pytest.raises(ValueError, match=rf"evaluate.{next(iter(settings))} is "):
@@ -202,7 +241,10 @@ def test_rows_of_an_encoder_and_of_the_raw_input():
     config = EvaluateConfig(layer="all", k=[5, 20], group="speaker", probe_steps=50, batch_size=16)
     train, test = label_splits(TinySamples(120, seed=0), TinySamples(60, seed=1), config)
     rows = [*evaluate_encoder("tiny", TinyEncoder(), train, test, config), evaluate_raw(train, test, config)]
-    assert [(r.model, r.layer, r.dim) for r in rows] == [*[("tiny", n, 8) for n in ("local", "1", "2", "last")], ("mean frame", "raw", 3)]
+    assert [(r.model, r.layer, r.dim) for r in rows] == [
+        *[("tiny", n, 8) for n in ("local", "1", "2", "last")],
+        ("mean frame", "raw", 3),
+    ]
     names = ["k-NN 5", "k-NN 20", "linear", "k-NN 5, other speaker", "k-NN 20, other speaker", "linear, other speaker"]
     for row in rows:
         assert list(row.scores) == names
@@ -230,7 +272,11 @@ def test_a_last_layer_that_repeats_the_last_block_is_shown_once():
 
     config = EvaluateConfig(layer="all", probe=False)
     samples = TinySamples(30, seed=0)
-    assert [row.layer for row in evaluate_encoder("tiny", NoFinalNorm(), split(samples), split(samples), config)] == ["local", "1", "2"]
+    assert [row.layer for row in evaluate_encoder("tiny", NoFinalNorm(), split(samples), split(samples), config)] == [
+        "local",
+        "1",
+        "2",
+    ]
 
 
 def test_average_and_table():
@@ -340,7 +386,13 @@ def test_script_says_what_is_wrong_in_one_line(evaluate, photos, tmp_path, argum
 
 def test_script_makes_reports_and_overwrites_nothing(evaluate, photos, tmp_path):
     folder = tmp_path / "run" / "evaluation"
-    quick = ["evaluate.random_seeds=1", "evaluate.raw=false", "evaluate.pictures=2", "evaluate.k=[3]", f"run.dir={tmp_path}/run"]
+    quick = [
+        "evaluate.random_seeds=1",
+        "evaluate.raw=false",
+        "evaluate.pictures=2",
+        "evaluate.k=[3]",
+        f"run.dir={tmp_path}/run",
+    ]
     command = [photos.config, f"model={photos.model},{photos.model}", *quick, "evaluate.reports=[knn_sweep,attention]"]
     result = evaluate(*command)
     assert result.code == 0, result.err
@@ -364,7 +416,10 @@ def test_script_without_labels_makes_reports_alone(evaluate, photos, tmp_path):
     assert result.code == 2 and "evaluate.label is '' and evaluate.reports names no report" in result.err
     result = evaluate(*command, "evaluate.reports=[patches]", "evaluate.pictures=2")
     assert result.code == 0, result.err
-    assert "| features" not in result.out and (tmp_path / "evaluation" / "export_layer-last_patches" / "patches.png").is_file()
+    assert (
+        "| features" not in result.out
+        and (tmp_path / "evaluation" / "export_layer-last_patches" / "patches.png").is_file()
+    )
     for reports, message in (
         ("[nothing]", "d2v.evaluation.reports has no 'nothing'"),
         ("[geometry]", "geometry needs labels"),

@@ -24,14 +24,19 @@ def golden(shared, name):
 
 def checkpoint(config, tensors):
     ema = {"d2v1_audio": "_ema", "d2v1_text": "encoder._ema"}[config["name"]]
-    model = {**config["config"], "_name": {"d2v1_audio": "data2vec_audio", "d2v1_text": "data2vec_text"}[config["name"]]}
+    model = {
+        **config["config"],
+        "_name": {"d2v1_audio": "data2vec_audio", "d2v1_text": "data2vec_text"}[config["name"]],
+    }
     return {"cfg": {"model": model, "task": {}}, "model": {**tensors["student"], ema: tensors["teacher"]}}
 
 
 def view_of(config, inputs):
     if config["name"] == "d2v1_audio":
         padding = inputs["feature_padding_mask"]
-        return View("speech", {"input_values": inputs["source"]}, padding if padding.any() else None, Mask(inputs["mask"]))
+        return View(
+            "speech", {"input_values": inputs["source"]}, padding if padding.any() else None, Mask(inputs["mask"])
+        )
     ids = torch.where(inputs["mask"], inputs["target_tokens"], inputs["src_tokens"])
     padding = inputs["padding_mask"]
     return View("text", {"input_ids": ids, "attention_mask": (~padding).long()}, padding, Mask(inputs["mask"]))
@@ -55,7 +60,9 @@ def test_equal_to_the_reference(shared, name):
     loss = objective([view])
     assert int(loss.count) == config["loss"]["sample_size"]
     assert loss.total.item() == pytest.approx(config["loss"]["sum"], rel=TOLERANCE)
-    assert float(loss.metrics["target_std"]) == pytest.approx(config["scalars"].get("target_var", float(loss.metrics["target_std"])), rel=1e-4)
+    assert float(loss.metrics["target_std"]) == pytest.approx(
+        config["scalars"].get("target_var", float(loss.metrics["target_std"])), rel=1e-4
+    )
     loss.total.backward()
     # gradients go through the same table as weights: an objective that is loaded from them holds them under our names
     expected = load_fairseq({**checkpoint(config, tensors), "model": {**tensors["student"], **tensors["grads"]}})
@@ -73,8 +80,12 @@ def test_teacher_after_one_update(shared, name):
     assert objective.ema_decay(step) == pytest.approx(config["ema"]["decay_used"], rel=1e-12)
     objective.update_teacher(objective.ema_decay(step))
     key = "_ema" if name == "d2v1_audio" else "encoder._ema"
-    after = load_fairseq({**checkpoint(config, tensors), "model": {**tensors["student"], key: tensors["teacher_after_ema"]}})
-    for (ours, mine), (_, theirs) in zip(objective.teacher.named_parameters(), after.teacher.named_parameters(), strict=True):
+    after = load_fairseq(
+        {**checkpoint(config, tensors), "model": {**tensors["student"], key: tensors["teacher_after_ema"]}}
+    )
+    for (ours, mine), (_, theirs) in zip(
+        objective.teacher.named_parameters(), after.teacher.named_parameters(), strict=True
+    ):
         assert relative(mine, theirs) < TOLERANCE, ours
 
 
@@ -136,7 +147,16 @@ def test_refusals_name_the_first_offender(shared, tmp_path):
 
 def test_conv_layers_are_read_without_evaluation():
     assert parsed("[(512, 10, 5)] + [(512, 3, 2)] * 2") == [(512, 10, 5), (512, 3, 2), (512, 3, 2)]
-    for wrong in ("__import__('os').getcwd()", None, "[3]", "[(1, 2, 3)] + 3", "[(1, 2)]", "(1, 2, 3)", "[(1, 2, True)]", "["):
+    for wrong in (
+        "__import__('os').getcwd()",
+        None,
+        "[3]",
+        "[(1, 2, 3)] + 3",
+        "[(1, 2)]",
+        "(1, 2, 3)",
+        "[(1, 2, True)]",
+        "[",
+    ):
         with pytest.raises(ValueError, match=r"conv_feature_layers .* is no list of"):
             parsed(wrong)
 
@@ -149,7 +169,10 @@ def test_sections_that_are_none_are_named(shared):
         (["data2vec_text"], r"cfg.model is \['data2vec_text'\]; it must be a dict"),
         ("data2vec_text", "cfg.model is 'data2vec_text'; it must be a dict"),
         ({**model, "transformer": None}, "cfg.model.transformer is None; it must be a dict"),
-        ({**model, "transformer": {**model["transformer"], "encoder": 3}}, "cfg.model.transformer.encoder is 3; it must be a dict"),
+        (
+            {**model, "transformer": {**model["transformer"], "encoder": 3}},
+            "cfg.model.transformer.encoder is 3; it must be a dict",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             load_fairseq({**good, "cfg": {"model": bad}})

@@ -26,7 +26,9 @@ def golden(shared, name):
     if not folder.is_dir():
         pytest.skip(f"needs the recorded tensors in {folder}")
     parts = ("student", "teacher", "inputs", "outputs", "grads", "teacher_after_ema")
-    return json.loads((folder / "config.json").read_text()), {part: load_file(folder / f"{part}.safetensors") for part in parts}
+    return json.loads((folder / "config.json").read_text()), {
+        part: load_file(folder / f"{part}.safetensors") for part in parts
+    }
 
 
 def checkpoint(config, tensors, **others):
@@ -62,7 +64,9 @@ def test_equal_to_the_reference(shared, name):
     assert relative(target.repeat_interleave(3, dim=0)[view.mask.hidden], outputs["target"]) < TOLERANCE
     for kind, recorded in (("ffn", "teacher_layer_result"), ("block", "teacher_layer_x")):
         fed = tokens if objective.config.feed_tokens else None
-        layers = objective.teacher["encoder"](view, tokens=fed, layers=kind, first=objective.student["encoder"].trunk.config.prenet_depth).layers
+        layers = objective.teacher["encoder"](
+            view, tokens=fed, layers=kind, first=objective.student["encoder"].trunk.config.prenet_depth
+        ).layers
         for number, layer in enumerate(layers):
             assert relative(layer, outputs[f"{recorded}.{number}"]) < TOLERANCE
     features = student(view, view.mask, tokens=tokens)
@@ -103,7 +107,9 @@ def test_teacher_after_one_update(shared, name):
     assert objective.ema_decay(step) == pytest.approx(config["ema"]["decay_used"], rel=1e-12)
     objective.update_teacher(objective.ema_decay(step))
     after = load_fairseq(checkpoint(config, tensors, teacher=tensors["teacher_after_ema"]))
-    for (ours, mine), (_, theirs) in zip(objective.teacher.named_parameters(), after.teacher.named_parameters(), strict=True):
+    for (ours, mine), (_, theirs) in zip(
+        objective.teacher.named_parameters(), after.teacher.named_parameters(), strict=True
+    ):
         assert relative(mine, theirs) < TOLERANCE, ours
 
 
@@ -113,7 +119,9 @@ def test_teacher_after_one_update(shared, name):
 def flat(state):
     """A state dict with the nested teacher's keys beside the others."""
     nested = {key: value for key, value in state.items() if isinstance(value, dict)}
-    return {k: v for k, v in state.items() if k not in nested} | {f"{n}/{k}": v for n, inner in nested.items() for k, v in inner.items()}
+    return {k: v for k, v in state.items() if k not in nested} | {
+        f"{n}/{k}": v for n, inner in nested.items() for k, v in inner.items()
+    }
 
 
 def any_checkpoint(shared, name):
@@ -123,7 +131,10 @@ def any_checkpoint(shared, name):
         return config, checkpoint(config, tensors)
     kind = name.replace("d2v1_", "data2vec_")
     ema = "encoder._ema" if name == "d2v1_text" else "_ema"
-    return config, {"cfg": {"model": {**config["config"], "_name": kind}}, "model": {**tensors["student"], ema: tensors["teacher"]}}
+    return config, {
+        "cfg": {"model": {**config["config"], "_name": kind}},
+        "model": {**tensors["student"], ema: tensors["teacher"]},
+    }
 
 
 @pytest.mark.parametrize("name", [*NAMES, "d2v1_audio", "d2v1_text"])
@@ -137,7 +148,10 @@ def test_written_back_it_is_the_same(shared, name, tmp_path):
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6 if "positions" in key else 0, msg=key)
     again = load_fairseq(tmp_path / "back.pt")
-    assert again.config == objective.config and again.student["encoder"].trunk.config == objective.student["encoder"].trunk.config
+    assert (
+        again.config == objective.config
+        and again.student["encoder"].trunk.config == objective.student["encoder"].trunk.config
+    )
     assert again.student["encoder"].config.frontends == objective.student["encoder"].config.frontends
     tiny.assert_same(again.state_dict(), objective.state_dict())
 
@@ -145,9 +159,18 @@ def test_written_back_it_is_the_same(shared, name, tmp_path):
 @pytest.mark.parametrize("own", [False, True])
 def test_speech_with_a_prenet_and_scales_per_block(own, tmp_path):
     """Names of the large models, with the teacher's own extractor and without; the same loss before and after."""
-    frontend = {"conv_dim": 8, "conv_kernels": [10, 3], "conv_strides": [5, 4], "pos_kernel": 3, "pos_depth": 2, "pos_groups": 4}
+    frontend = {
+        "conv_dim": 8,
+        "conv_kernels": [10, 3],
+        "conv_strides": [5, 4],
+        "pos_kernel": 3,
+        "pos_depth": 2,
+        "pos_groups": 4,
+    }
     frontend |= {"mask_token": False, "alibi": "head", "alibi_layers": 3}
-    trunk = TrunkConfig(depth=3, prenet_depth=1, dim=16, num_heads=2, mlp_dim=32, prenet_layer_drop=0.2, input_dropout=0.3)
+    trunk = TrunkConfig(
+        depth=3, prenet_depth=1, dim=16, num_heads=2, mlp_dim=32, prenet_layer_drop=0.2, input_dropout=0.3
+    )
     encoder = D2vModel(D2vConfig(frontends={"speech": frontend}, trunk=trunk))
     shared = [] if own else [f"frontends.speech.{part}" for part in ("extractor", "norm", "projection")]
     decoder = DecoderConfig(dim=8, groups=2, noise=0.0)
@@ -177,10 +200,22 @@ def test_speech_with_a_prenet_and_scales_per_block(own, tmp_path):
 
 def test_images_of_data2vec_1_are_read_and_written_in_the_beit_format(tmp_path):
     trunk = TrunkConfig(
-        depth=3, dim=16, num_heads=2, mlp_dim=32, pre_norm=True, layer_scale=0.1, qkv_bias="qv", norm_eps=1e-6, input_norm=False, final_norm=True
+        depth=3,
+        dim=16,
+        num_heads=2,
+        mlp_dim=32,
+        pre_norm=True,
+        layer_scale=0.1,
+        qkv_bias="qv",
+        norm_eps=1e-6,
+        input_norm=False,
+        final_norm=True,
     )
     encoder = D2vModel(D2vConfig(frontends={"image": {"image_size": 12, "patch_size": 4}}, trunk=trunk))
-    objective = Data2Vec(encoder, Config(top_k=2, layers="block", layer_norms=["layer"], final_norms=["layer"], loss_beta=2.0, loss_scale="mean"))
+    objective = Data2Vec(
+        encoder,
+        Config(top_k=2, layers="block", layer_norms=["layer"], final_norms=["layer"], loss_beta=2.0, loss_scale="mean"),
+    )
     with torch.no_grad():
         for parameter in objective.parameters():
             parameter += torch.randn_like(parameter)
@@ -192,7 +227,10 @@ def test_images_of_data2vec_1_are_read_and_written_in_the_beit_format(tmp_path):
     assert torch.equal(state["blocks.2.gamma_1"], encoder.trunk.blocks[2].scale1) and torch.equal(
         state["lm_head.bias"], objective.predictor.layers[0].bias
     )
-    assert state.keys() == found["model_ema"].keys() and {"blocks.0.attn.q_bias", "blocks.0.attn.v_bias", "norm.weight"} <= state.keys()
+    assert (
+        state.keys() == found["model_ema"].keys()
+        and {"blocks.0.attn.q_bias", "blocks.0.attn.v_bias", "norm.weight"} <= state.keys()
+    )
     again = load_fairseq(tmp_path / "beit.pth")
     tiny.assert_same(again.state_dict(), objective.state_dict())
     assert again.student["encoder"].config.frontends["image"]["image_size"] == 12 and again.config.loss_beta == 2.0
@@ -203,7 +241,9 @@ def test_images_of_data2vec_1_are_read_and_written_in_the_beit_format(tmp_path):
     with pytest.raises(ValueError, match=r"patch_embed.proj.weight of shape \(16, 48\); it must have 4 dimensions"):
         load_fairseq({"model": {**state, "patch_embed.proj.weight": state["patch_embed.proj.weight"].flatten(1)}})
     without = load_fairseq({"model": state})
-    assert torch.equal(without.teacher["encoder"].trunk.blocks[0].scale1, objective.student["encoder"].trunk.blocks[0].scale1)
+    assert torch.equal(
+        without.teacher["encoder"].trunk.blocks[0].scale1, objective.student["encoder"].trunk.blocks[0].scale1
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -211,7 +251,9 @@ def test_training_goes_on_where_the_checkpoint_left_off(shared, name):
     config, tensors = golden(shared, name)
     objective = load_fairseq(checkpoint(config, tensors), reference_quirks=True).train()
     view = view_of(name, tensors["inputs"])
-    optimizer = torch.optim.AdamW((p for p in objective.parameters() if p.requires_grad), lr=1e-3, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(
+        (p for p in objective.parameters() if p.requires_grad), lr=1e-3, betas=(0.9, 0.98), eps=1e-6
+    )
     losses = []
     for step in range(20):
         loss = objective([view])
@@ -244,14 +286,23 @@ def test_refusals_name_the_first_offender(shared):
     _, good = any_checkpoint(shared, "d2v2_audio")
     prefix = "modality_encoders.AUDIO."
     for changes, message in (
-        ({f"{prefix}alibi_scale": None}, rf"model is incomplete: it has no key {prefix}alibi_scale, which gives .*\(4,\)"),
+        (
+            {f"{prefix}alibi_scale": None},
+            rf"model is incomplete: it has no key {prefix}alibi_scale, which gives .*\(4,\)",
+        ),
         ({"blocks.1.attn.qkv.weight": None}, r"no key blocks.1.attn.qkv.weight, .*\(192, 64\)"),
         ({f"{prefix}decoder.proj.bias": None}, rf"no key {prefix}decoder.proj.bias"),
         ({"quantizer.vars": torch.zeros(1)}, "'quantizer.vars' is not part of this architecture"),
         ({"blocks.3.norm1.weight": torch.zeros(64)}, "'blocks.3.norm1.weight' is not part"),
-        ({"blocks.0.mlp.fc1.bias": torch.zeros(3)}, r"blocks.0.mlp.fc1.bias, .* of shape \(3,\); the config asks for \(256,\)"),
+        (
+            {"blocks.0.mlp.fc1.bias": torch.zeros(3)},
+            r"blocks.0.mlp.fc1.bias, .* of shape \(3,\); the config asks for \(256,\)",
+        ),
         ({"blocks.0.mlp.fc1.bias": 3.0}, "'blocks.0.mlp.fc1.bias' holds a float, not a tensor"),
-        ({"modality_encoders.IMAGE.extra_tokens": torch.zeros(1, 1, 64)}, "modality_encoders for AUDIO, IMAGE; this reads one of"),
+        (
+            {"modality_encoders.IMAGE.extra_tokens": torch.zeros(1, 1, 64)},
+            "modality_encoders for AUDIO, IMAGE; this reads one of",
+        ),
         (
             {"_ema": {k: v for k, v in good["model"]["_ema"].items() if k != "blocks.0.norm1.bias"}},
             "_ema is incomplete: it has no key blocks.0.norm1.bias",
@@ -265,10 +316,19 @@ def test_refusals_name_the_first_offender(shared):
     for bad, message in (
         (with_settings(good, layer_norm_first=True), "cfg.model.layer_norm_first is True; only False"),
         (with_settings(good, depth="away"), "cfg.model lacks the setting 'depth'"),
-        (with_settings(good, audio, extractor_mode="default"), "cfg.model.modalities.audio.extractor_mode is 'default'"),
+        (
+            with_settings(good, audio, extractor_mode="default"),
+            "cfg.model.modalities.audio.extractor_mode is 'default'",
+        ),
         (with_settings(good, audio, num_extra_tokens=2), "modalities.audio.num_extra_tokens is 2; only 0"),
-        (with_settings(good, (*audio, "decoder"), add_positions_all=True), "modalities.audio.decoder.add_positions_all is True"),
-        (with_settings(good, audio, feature_encoder_spec="len([])"), "feature_encoder_spec 'len\\(\\[\\]\\)' is no list"),
+        (
+            with_settings(good, (*audio, "decoder"), add_positions_all=True),
+            "modalities.audio.decoder.add_positions_all is True",
+        ),
+        (
+            with_settings(good, audio, feature_encoder_spec="len([])"),
+            "feature_encoder_spec 'len\\(\\[\\]\\)' is no list",
+        ),
         (with_settings(good, modalities=None), "cfg.model.modalities is None; it must be a dict"),
         (with_settings(good, ("modalities",), audio=None), "cfg.model.modalities.audio is None; it must be a dict"),
         (with_settings(good, audio, decoder=None), "cfg.model.modalities.audio.decoder is None; it must be a dict"),
@@ -282,7 +342,9 @@ def test_refusals_name_the_first_offender(shared):
             load_fairseq(bad)
     _, image = any_checkpoint(shared, "d2v2_image")
     with pytest.raises(ValueError, match=r"fixed_positional_encoder\.positions are not sine"):
-        load_fairseq(broken(image, **{"modality_encoders.IMAGE.fixed_positional_encoder.positions": torch.zeros(1, 36, 64)}))
+        load_fairseq(
+            broken(image, **{"modality_encoders.IMAGE.fixed_positional_encoder.positions": torch.zeros(1, 36, 64)})
+        )
     _, text = any_checkpoint(shared, "d2v2_text")
     with pytest.raises(ValueError, match=r"no key modality_encoders.TEXT.local_encoder.embed_positions.weight"):
         load_fairseq(broken(text, **{"modality_encoders.TEXT.local_encoder.embed_positions.weight": None}))
@@ -290,7 +352,9 @@ def test_refusals_name_the_first_offender(shared):
 
 def test_projections_of_unequal_shape_are_named(shared):
     _, good = any_checkpoint(shared, "d2v1_audio")
-    with pytest.raises(ValueError, match=r"blocks.0.attention.qkv.weight is made of projections of one shape; .*k \(3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"blocks.0.attention.qkv.weight is made of projections of one shape; .*k \(3, 3\)"
+    ):
         load_fairseq(broken(good, **{"encoder.layers.0.self_attn.k_proj.weight": torch.zeros(3, 3)}))
 
 
@@ -307,7 +371,9 @@ def test_a_file_with_other_objects_says_which(tmp_path):
 
 def test_what_is_dropped_and_started_anew_is_said(shared, caplog):
     _, good = any_checkpoint(shared, "d2v1_text")
-    model = {key: value for key, value in good["model"].items() if key != "encoder._ema"} | {"encoder.lm_head.bias": torch.zeros(100)}
+    model = {key: value for key, value in good["model"].items() if key != "encoder._ema"} | {
+        "encoder.lm_head.bias": torch.zeros(100)
+    }
     objective = load_fairseq({**good, "model": model, "last_optimizer_state": {}, "args": None})
     assert "last_optimizer_state, args" in caplog.text and "optimizer and the step start anew" in caplog.text
     assert "encoder.lm_head.bias" in caplog.text and "no teacher: it starts anew" in caplog.text
@@ -317,7 +383,10 @@ def test_what_is_dropped_and_started_anew_is_said(shared, caplog):
 def test_old_names_of_data2vec_2(shared):
     _, good = any_checkpoint(shared, "d2v2_image")
     prefix = "modality_encoders.IMAGE."
-    old = {key.replace("positional_encoder.positions", "positional_encoder.pos_embed"): value for key, value in good["model"].items()}
+    old = {
+        key.replace("positional_encoder.positions", "positional_encoder.pos_embed"): value
+        for key, value in good["model"].items()
+    }
     found = load_fairseq({**good, "model": {**old, f"{prefix}encoder_mask": torch.zeros(1)}})
     tiny.assert_same(found.state_dict(), load_fairseq(good).state_dict())
 
@@ -334,10 +403,30 @@ def test_what_the_reference_does_not_have_is_not_written(tmp_path):
 
 
 IMAGE = {"image_size": 12, "patch_size": 4}
-BEIT = {"pre_norm": True, "layer_scale": 0.1, "qkv_bias": "qv", "norm_eps": 1e-6, "input_norm": False, "final_norm": True}
-TARGETS = {"layers": "block", "layer_norms": ["layer"], "final_norms": ["layer"], "loss_beta": 2.0, "loss_scale": "mean"}
+BEIT = {
+    "pre_norm": True,
+    "layer_scale": 0.1,
+    "qkv_bias": "qv",
+    "norm_eps": 1e-6,
+    "input_norm": False,
+    "final_norm": True,
+}
+TARGETS = {
+    "layers": "block",
+    "layer_norms": ["layer"],
+    "final_norms": ["layer"],
+    "loss_beta": 2.0,
+    "loss_scale": "mean",
+}
 WORDS = {"vocab_size": 20, "mask_token_id": 19, "max_positions": 8}
-WAVES = {"conv_dim": 8, "conv_kernels": [10, 3], "conv_strides": [5, 4], "pos_kernel": 3, "pos_depth": 2, "pos_groups": 4}
+WAVES = {
+    "conv_dim": 8,
+    "conv_kernels": [10, 3],
+    "conv_strides": [5, 4],
+    "pos_kernel": 3,
+    "pos_depth": 2,
+    "pos_groups": 4,
+}
 
 
 def small(modality, frontend, trunk=None, **settings):
@@ -349,7 +438,11 @@ def small(modality, frontend, trunk=None, **settings):
 
 def small2(frontend):
     """An objective of text of 2.0."""
-    encoder = D2vModel(D2vConfig(frontends={"text": frontend}, trunk=TrunkConfig(depth=2, dim=16, num_heads=2, mlp_dim=32, input_norm=False)))
+    encoder = D2vModel(
+        D2vConfig(
+            frontends={"text": frontend}, trunk=TrunkConfig(depth=2, dim=16, num_heads=2, mlp_dim=32, input_norm=False)
+        )
+    )
     shared = [f"frontends.text.{part}" for part in ("tokens", "position_table", "norm")]
     return Data2Vec2(encoder, Config2(top_k=2, shared=shared, feed_tokens=True, decoder=DecoderConfig(dim=8, groups=2)))
 
@@ -358,17 +451,38 @@ def small2(frontend):
     ("make", "message"),
     [
         (lambda: small("text", {**WORDS, "alibi": "head"}), "model.frontends.text.alibi=head: it reads back as none"),
-        (lambda: small("text", {**WORDS, "mask_token_id": 4}), "model.frontends.text.mask_token_id=4: it reads back as 19"),
+        (
+            lambda: small("text", {**WORDS, "mask_token_id": 4}),
+            "model.frontends.text.mask_token_id=4: it reads back as 19",
+        ),
         (lambda: small("text", WORDS, {"pre_norm": True}), "model.trunk.pre_norm=True: it reads back as False"),
         (lambda: small("text", WORDS, {"norm_eps": 1e-6}), "model.trunk.norm_eps=1e-06: it reads back as 1e-05"),
         (lambda: small("text", WORDS, layers="block"), "objective.layers=block: it reads back as ffn"),
-        (lambda: small("text", WORDS, shared=["trunk.input_norm"]), r"objective.shared=\['trunk.input_norm'\]: it reads back as \[\]"),
-        (lambda: small("speech", {**WAVES, "mask_token": False}, feed_tokens=True), "this objective: .* frontends.speech.mask_token"),
-        (lambda: small("image", {**IMAGE, "positions": "sincos"}, BEIT, **TARGETS), "model.frontends.image.positions=sincos: .* have none"),
-        (lambda: small("image", {**IMAGE, "mask_token": False}, BEIT, **TARGETS), "model.frontends.image.mask_token=False: .* have True"),
-        (lambda: small("image", IMAGE, {**BEIT, "norm_eps": 1e-5}, **TARGETS), "model.trunk.norm_eps=1e-05: it reads back as 1e-06"),
+        (
+            lambda: small("text", WORDS, shared=["trunk.input_norm"]),
+            r"objective.shared=\['trunk.input_norm'\]: it reads back as \[\]",
+        ),
+        (
+            lambda: small("speech", {**WAVES, "mask_token": False}, feed_tokens=True),
+            "this objective: .* frontends.speech.mask_token",
+        ),
+        (
+            lambda: small("image", {**IMAGE, "positions": "sincos"}, BEIT, **TARGETS),
+            "model.frontends.image.positions=sincos: .* have none",
+        ),
+        (
+            lambda: small("image", {**IMAGE, "mask_token": False}, BEIT, **TARGETS),
+            "model.frontends.image.mask_token=False: .* have True",
+        ),
+        (
+            lambda: small("image", IMAGE, {**BEIT, "norm_eps": 1e-5}, **TARGETS),
+            "model.trunk.norm_eps=1e-05: it reads back as 1e-06",
+        ),
         (lambda: small("image", IMAGE, BEIT, head_layers=2, **TARGETS), "objective.head_layers=2: .* have 1"),
-        (lambda: small2({**WORDS, "embedding_norm": True, "alibi": "head"}), "model.frontends.text.alibi=head: it reads back as none"),
+        (
+            lambda: small2({**WORDS, "embedding_norm": True, "alibi": "head"}),
+            "model.frontends.text.alibi=head: it reads back as none",
+        ),
     ],
 )
 def test_what_the_format_cannot_hold_is_named_and_not_written(make, message, tmp_path):

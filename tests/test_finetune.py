@@ -27,7 +27,14 @@ from scripts import finetune_image
 
 CONFIGS = sorted((ROOT / "configs").glob("*/finetune_*.yaml"))
 TRUNK = ("model.trunk.dim=32", "model.trunk.depth=2", "model.trunk.num_heads=2", "model.trunk.mlp_dim=64")
-SHORT = ("train.steps=20", "train.warmup_steps=2", "train.batch_size=4", "train.validate_every=10", "run.log_every=1", "run.save_every=10")
+SHORT = (
+    "train.steps=20",
+    "train.warmup_steps=2",
+    "train.batch_size=4",
+    "train.validate_every=10",
+    "run.log_every=1",
+    "run.save_every=10",
+)
 DEMO = {
     "image": (
         *(f"model.frontends.image.{setting}" for setting in ("image_size=8", "patch_size=2", "channels=1")),
@@ -85,7 +92,9 @@ def test_a_run_from_an_export_leaves_a_model_scores_predictions_and_pictures(mod
     assert model.encoder.trunk.config.depth == 2 and model.config.problem_type == "single_label_classification"
     rows = predictions(folder, "test")
     correct = np.mean([row["label"] == row["prediction"] for row in rows])
-    assert correct == pytest.approx(scores["test"]["accuracy"]) and {row["label"] for row in rows} <= set(names.values())
+    assert correct == pytest.approx(scores["test"]["accuracy"]) and {row["label"] for row in rows} <= set(
+        names.values()
+    )
     for picture in ("confusion_test.png", "confusion_validation.png", "curves.png"):
         pixels = np.asarray(Image.open(folder / picture).convert("L"))
         assert min(pixels.shape) > 200 and pixels.std() > 5
@@ -101,21 +110,36 @@ def test_a_run_from_an_export_leaves_a_model_scores_predictions_and_pictures(mod
 
 def test_the_weights_of_the_export_are_the_start_and_the_head_is_new(tmp_path):
     source = tiny.finished("image") / "export"
-    config = load([*arguments("image", tmp_path, "train.seed=3"), f"model={source}"], "image", labelled, D2vForImageClassification)
+    config = load(
+        [*arguments("image", tmp_path, "train.seed=3"), f"model={source}"], "image", labelled, D2vForImageClassification
+    )
     said: list[str] = []
     encoder = adopt(config, tmp_path, said.append)
     model = build_model(config, D2vForImageClassification, {"num_labels": 4}, encoder)
     expected = tiny.load(source / "model.safetensors")
     assert expected.keys() >= set(model.encoder.state_dict())
-    tiny.assert_same(model.encoder.state_dict(), {name: value for name, value in expected.items() if name in model.encoder.state_dict()})
-    assert config.model.trunk.dim == encoder.config.trunk["dim"] and config.frontend.mask_token and config.model.trunk.drop_path == 0.1
+    tiny.assert_same(
+        model.encoder.state_dict(),
+        {name: value for name, value in expected.items() if name in model.encoder.state_dict()},
+    )
+    assert (
+        config.model.trunk.dim == encoder.config.trunk["dim"]
+        and config.frontend.mask_token
+        and config.model.trunk.drop_path == 0.1
+    )
     assert len(said) == 1 and "frontends.image.mask_token=True instead of False" in said[0]
 
 
 @pytest.mark.parametrize("modality", DEMO)
 def test_an_interrupted_run_ends_as_one_that_was_not(modality, tmp_path, monkeypatch):
     """Student, average, optimizer moments, best score and step, curves and predictions, to the bit."""
-    more = ("train.ema_decay=0.9", "train.freeze_steps=5", "model.trunk.dropout=0.1", "train.validate_every=5", "train.patience=10")
+    more = (
+        "train.ema_decay=0.9",
+        "train.freeze_steps=5",
+        "model.trunk.dropout=0.1",
+        "train.validate_every=5",
+        "train.patience=10",
+    )
     more += ("data.mixup=0.8", "data.random_erase=0.5") if modality == "image" else ()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     main(modality, arguments(modality, whole, *more))
@@ -138,7 +162,9 @@ def test_an_interrupted_run_ends_as_one_that_was_not(modality, tmp_path, monkeyp
     assert tiny.losses(killed) == tiny.losses(whole)
     assert predictions(killed, "test") == predictions(whole, "test")
     assert json.loads((killed / "results.json").read_text()) == json.loads((whole / "results.json").read_text())
-    tiny.assert_same(tiny.load(killed / "export" / "model.safetensors"), tiny.load(whole / "export" / "model.safetensors"))
+    tiny.assert_same(
+        tiny.load(killed / "export" / "model.safetensors"), tiny.load(whole / "export" / "model.safetensors")
+    )
 
 
 def objective_of(folder, *more: str) -> tuple[Supervised, object]:
@@ -157,12 +183,18 @@ def test_frozen_parts_stay_and_the_rest_moves(tmp_path):
     start = tiny.load(source / "model.safetensors")
     for more, moves in (
         (("train.layers=frozen", "train.layer_decay=1"), lambda name: False),
-        (("train.freeze=[frontends.image,trunk.blocks.0]",), lambda name: name.startswith("trunk") and "blocks.0" not in name),
+        (
+            ("train.freeze=[frontends.image,trunk.blocks.0]",),
+            lambda name: name.startswith("trunk") and "blocks.0" not in name,
+        ),
         (("train.freeze_steps=20",), lambda name: False),
         (("train.freeze_steps=19",), lambda name: "mask_token" not in name),
     ):
         folder = tmp_path / more[0].replace("/", "")
-        main("image", arguments("image", folder, f"model={source}", "data.validation_share=0", "train.validate_every=0", *more))
+        main(
+            "image",
+            arguments("image", folder, f"model={source}", "data.validation_share=0", "train.validate_every=0", *more),
+        )
         end = tiny.load(folder / "export" / "model.safetensors")
         moved = {name for name, value in start.items() if not torch.equal(end[f"encoder.{name}"], value)}
         assert moved == {name for name in start if moves(name)}, more
@@ -170,7 +202,9 @@ def test_frozen_parts_stay_and_the_rest_moves(tmp_path):
 
 
 def test_a_probe_reads_features_of_evaluation_mode(tmp_path):
-    objective, data = objective_of(tmp_path, "train.layers=frozen", "train.layer_decay=1", "model.trunk.dropout=0.5", "data.validation_share=0")
+    objective, data = objective_of(
+        tmp_path, "train.layers=frozen", "train.layer_decay=1", "model.trunk.dropout=0.5", "data.validation_share=0"
+    )
     assert all(name.startswith("student.model.head.") for name in trained_names(objective))
     objective.train()
     assert objective.student["model"].head.training and not objective.student["model"].encoder.training
@@ -179,7 +213,9 @@ def test_a_probe_reads_features_of_evaluation_mode(tmp_path):
 
 
 def test_the_loss_is_the_sum_over_samples_whatever_the_parts(tmp_path):
-    objective, data = objective_of(tmp_path, "train.batch_size=6", "data.mixup=0.8", "data.cutmix=1.0", "model.trunk.drop_path=0")
+    objective, data = objective_of(
+        tmp_path, "train.batch_size=6", "data.mixup=0.8", "data.cutmix=1.0", "model.trunk.drop_path=0"
+    )
     whole = objective(data.batches(3, 0, 1)[0])
     parts = [objective(data.batches(3, part, 2)[0]) for part in range(2)]
     torch.testing.assert_close(whole.total, sum(part.total for part in parts))
@@ -221,7 +257,13 @@ def test_early_stopping_keeps_the_best_and_stops_after_patience(tmp_path, monkey
     with pytest.raises(StopIteration):  # five are asked for in training, the sixth by the report, which then lacks one
         main("image", arguments("image", tmp_path / "run", "train.validate_every=2", "train.patience=3"))
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [record["validation_accuracy"] for record in records if "validation_accuracy" in record] == [0.3, 0.5, 0.4, 0.5, 0.2]
+    assert [record["validation_accuracy"] for record in records if "validation_accuracy" in record] == [
+        0.3,
+        0.5,
+        0.4,
+        0.5,
+        0.2,
+    ]
     last = tiny.load(tmp_path / "run" / "checkpoints" / "00000010" / "model.safetensors")
     assert last["best_step"] == 4 and last["best_score"] == 0.5
     best = tiny.load(tmp_path / "run" / "export" / "model.safetensors")
@@ -234,7 +276,13 @@ def test_regression_by_pearson_and_pairs_of_text(tmp_path):
     for split, part in (("train", rows[:40]), ("validation", rows[40:50]), ("test", rows[50:])):
         with (tmp_path / "data" / f"{split}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("one", "two", "score"), *part])
-    more = ("data.text=one", "data.text_pair=two", "data.label=score", "data.regression=true", "data.validation_share=0")
+    more = (
+        "data.text=one",
+        "data.text_pair=two",
+        "data.label=score",
+        "data.regression=true",
+        "data.validation_share=0",
+    )
     more += ("data.validation_split=validation", "data.test_split=test", f"data.path={tmp_path / 'data'}")
     scores = main("text", arguments("text", tmp_path / "run", *more))
     assert set(scores["test"]) == {"pearson", "spearman", "loss"}
@@ -256,10 +304,21 @@ def test_every_mode_of_an_image_becomes_what_the_model_reads(tmp_path):
                 name = f"{number}.tiff" if mode in ("CMYK", "I;16") else f"{number}.png"
                 pixels = np.random.default_rng(number).integers(0, 255, (12, 12, 3), dtype=np.uint8)
                 image = Image.fromarray(pixels)
-                image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+                image = (
+                    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+                )
                 image.save(tmp_path / "data" / split / label / name)
-    more = ("model.frontends.image.channels=3", "data.mean=[0.5]", "data.std=[0.2]", f"data.path={tmp_path / 'data'}", "data.validation_share=0.2")
-    main("image", arguments("image", tmp_path / "run", *more, "data.auto_augment=rand-m9-mstd0.5-inc1", "data.random_erase=0.25"))
+    more = (
+        "model.frontends.image.channels=3",
+        "data.mean=[0.5]",
+        "data.std=[0.2]",
+        f"data.path={tmp_path / 'data'}",
+        "data.validation_share=0.2",
+    )
+    main(
+        "image",
+        arguments("image", tmp_path / "run", *more, "data.auto_augment=rand-m9-mstd0.5-inc1", "data.random_erase=0.25"),
+    )
     assert len(predictions(tmp_path / "run", "test")) == 14
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "export")
     assert model.config.id2label == {0: "a", 1: "b"}
@@ -299,18 +358,54 @@ def tables(tmp_path_factory):
 @pytest.mark.parametrize(
     ("modality", "more", "message"),
     [
-        ("text", ("data.label=anser", "data.test_split=''"), r"data.label is 'anser': the data has no column 'anser'; its columns are text, answer"),
-        ("text", ("data.label=number", "data.test_split=''"), "data.label 'number' has another value for each of 20 samples, such as '0'"),
+        (
+            "text",
+            ("data.label=anser", "data.test_split=''"),
+            r"data.label is 'anser': the data has no column 'anser'; its columns are text, answer",
+        ),
+        (
+            "text",
+            ("data.label=number", "data.test_split=''"),
+            "data.label 'number' has another value for each of 20 samples, such as '0'",
+        ),
         ("text", ("data.label=same", "data.test_split=''"), "data.label 'same' has one value, 'x'"),
-        ("text", ("data.label=share", "data.test_split=''"), r"data.label 'share' holds fractions such as 0.14.*set data.regression=true"),
+        (
+            "text",
+            ("data.label=share", "data.test_split=''"),
+            r"data.label 'share' holds fractions such as 0.14.*set data.regression=true",
+        ),
         ("text", ("data.label=hole", "data.test_split=''"), "data.label is 'hole': 1 of 20 samples have no 'hole'"),
-        ("text", ("data.label=answer", "data.regression=true"), "data.label 'answer' of split 'train' does not hold numbers.*'yes'"),
-        ("text", ("data.label=answer",), "data.label 'answer' of split 'test' holds 'maybe', unseen in training; its classes are no, yes"),
-        ("text", ("data.label=answer", "data.text_pair=second"), "data.text_pair is 'second', the second text of a pair; the columns .* are text"),
-        ("text", ("data.label=answer", "data.validation_split=dev"), "data.validation_share 0.1 and data.validation_split 'dev': give one"),
+        (
+            "text",
+            ("data.label=answer", "data.regression=true"),
+            "data.label 'answer' of split 'train' does not hold numbers.*'yes'",
+        ),
+        (
+            "text",
+            ("data.label=answer",),
+            "data.label 'answer' of split 'test' holds 'maybe', unseen in training; its classes are no, yes",
+        ),
+        (
+            "text",
+            ("data.label=answer", "data.text_pair=second"),
+            "data.text_pair is 'second', the second text of a pair; the columns .* are text",
+        ),
+        (
+            "text",
+            ("data.label=answer", "data.validation_split=dev"),
+            "data.validation_share 0.1 and data.validation_split 'dev': give one",
+        ),
         ("text", ("data.label=answer", "data.block_size=500"), "data.block_size 500 must lie in 4"),
-        ("text", ("data.label=answer", "train.metric=wer", "data.test_split=''"), "train.metric is 'wer'; the scores of this task are accuracy"),
-        ("text", ("data.label=answer", "data.test_split=''", "data.validation_share=0"), "train.validate_every is 10, but there is no validation"),
+        (
+            "text",
+            ("data.label=answer", "train.metric=wer", "data.test_split=''"),
+            "train.metric is 'wer'; the scores of this task are accuracy",
+        ),
+        (
+            "text",
+            ("data.label=answer", "data.test_split=''", "data.validation_share=0"),
+            "train.validate_every is 10, but there is no validation",
+        ),
     ],
 )
 def test_bad_tables_are_refused_in_one_line(modality, more, message, tables, tmp_path):
@@ -376,12 +471,21 @@ def test_a_resumed_run_does_not_need_what_it_started_from(tmp_path):
 
 
 def test_two_processes_train_and_choose_as_one(tmp_path):
-    more = ("train.validate_every=5", "train.patience=9", "data.mixup=0.8", "model.trunk.drop_path=0", "train.lr=1e-4", "train.ema_decay=0.9")
+    more = (
+        "train.validate_every=5",
+        "train.patience=9",
+        "data.mixup=0.8",
+        "model.trunk.drop_path=0",
+        "train.lr=1e-4",
+        "train.ema_decay=0.9",
+    )
     main("image", arguments("image", tmp_path / "one", *more))
     command = arguments("image", tmp_path / "two", *more)
     assert tiny.wait(tiny.start(finetune_image.main, command, world=2)) == [0, 0]
     one, two = tiny.losses(tmp_path / "one"), tiny.losses(tmp_path / "two")
-    assert one.keys() == two.keys() and [one[step] for step in one] == pytest.approx([two[step] for step in one], rel=1e-4)
+    assert one.keys() == two.keys() and [one[step] for step in one] == pytest.approx(
+        [two[step] for step in one], rel=1e-4
+    )
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     assert results[0]["scores"]["test"]["loss"] == pytest.approx(results[1]["scores"]["test"]["loss"], rel=1e-3)
     assert results[0]["steps"] == results[1]["steps"]
@@ -396,8 +500,17 @@ def test_every_config_says_what_it_is_and_trains_when_made_tiny(path, tmp_path):
         pytest.skip(f"{modality} is tried in its own tests")
     raw = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(raw, dict)
-    more = [str(path), *arguments(modality, tmp_path / "run", "train.steps=2", "train.validate_every=1", "run.workers=0")[1:]]
-    more += ["train.mixed_precision=no", "data.split=train", "data.test_split=test", "data.validation_split=test", "data.validation_share=0"]
+    more = [
+        str(path),
+        *arguments(modality, tmp_path / "run", "train.steps=2", "train.validate_every=1", "run.workers=0")[1:],
+    ]
+    more += [
+        "train.mixed_precision=no",
+        "data.split=train",
+        "data.test_split=test",
+        "data.validation_split=test",
+        "data.validation_share=0",
+    ]
     more += ["data.auto_augment=''"] if modality == "image" else ["data.text=text"]
     main(modality, more)
     assert sorted(tiny.losses(tmp_path / "run")) == [1, 2]

@@ -38,7 +38,14 @@ MASKS = ("data.mask_prob=0.5", "data.mask_length=3", "data.channel_prob=0.3", "d
 
 def arguments(folder, *more: str, config: str = "finetune_tiny") -> list[str]:
     """The command line of a run of 10 steps on synthetic vowels."""
-    return [str(ROOT / "configs" / "speech" / f"{config}.yaml"), *TRUNK, *SHORT, f"data.path={vowels()}", f"run.dir={folder}", *more]
+    return [
+        str(ROOT / "configs" / "speech" / f"{config}.yaml"),
+        *TRUNK,
+        *SHORT,
+        f"data.path={vowels()}",
+        f"run.dir={folder}",
+        *more,
+    ]
 
 
 @functools.cache
@@ -53,7 +60,9 @@ def vowels():
             writer.writerow(["file_name", "text", "label", "speaker"])
             for number in range(count):
                 word, (speaker, voice) = synth.WORDS[number % 4], voices[number // 4 % len(voices)]
-                soundfile.write(folder / split / f"{number}.wav", synth.say(word, *voice, np.random.default_rng(number)), synth.RATE)
+                soundfile.write(
+                    folder / split / f"{number}.wav", synth.say(word, *voice, np.random.default_rng(number)), synth.RATE
+                )
                 writer.writerow([f"{number}.wav", word, word, speaker])
     return folder
 
@@ -114,7 +123,11 @@ def test_only_training_hides_and_only_what_is_there(tmp_path):
     split = data.splits["validation"]
     assert split.samples.view(split.indices[:3]).mask is None
     bare = opened(tmp_path, "data.mask_prob=0", "data.channel_prob=0", "train.batch_size=6")[1].batches(0, 0, 1)
-    assert bare[0][0].mask is None and bare[1] == ids and torch.equal(bare[0][0].inputs["input_values"], view.inputs["input_values"])
+    assert (
+        bare[0][0].mask is None
+        and bare[1] == ids
+        and torch.equal(bare[0][0].inputs["input_values"], view.inputs["input_values"])
+    )
     parts = [data.batches(0, part, 2) for part in range(2)]
     for part, ((mine,), names) in enumerate(parts):
         rows = list(range(part, 6, 2))
@@ -126,7 +139,14 @@ def test_only_training_hides_and_only_what_is_there(tmp_path):
 
 
 def test_the_loss_of_a_batch_is_torch_s_of_each_clip_alone(tmp_path):
-    config, data = opened(tmp_path, "data.mask_prob=0", "data.channel_prob=0", "train.batch_size=6", "model.trunk.dropout=0", "task.dropout=0")
+    config, data = opened(
+        tmp_path,
+        "data.mask_prob=0",
+        "data.channel_prob=0",
+        "train.batch_size=6",
+        "model.trunk.dropout=0",
+        "task.dropout=0",
+    )
     torch.manual_seed(0)
     objective = Supervised(build_model(config, D2vForCTC, data.head, None), config.train)
     (view,), ids = data.batches(0, 0, 1)
@@ -138,14 +158,18 @@ def test_the_loss_of_a_batch_is_torch_s_of_each_clip_alone(tmp_path):
         index = samples.ids.index(name)
         assert data.head["id2label"][int(labels[0])] + data.head["id2label"][int(labels[1])] == samples.texts[index]
         logits = objective.student["model"](samples.view([index])).logits[0]
-        slow += torch.nn.functional.ctc_loss(logits.log_softmax(-1), labels, torch.tensor(len(logits)), torch.tensor(2), blank=0, reduction="sum")
+        slow += torch.nn.functional.ctc_loss(
+            logits.log_softmax(-1), labels, torch.tensor(len(logits)), torch.tensor(2), blank=0, reduction="sum"
+        )
     torch.testing.assert_close(loss.total, slow, rtol=1e-4, atol=1e-4)
     assert loss.count == 6
 
 
 def test_letters_of_different_number_are_filled_up(tmp_path):
     write_clips(tmp_path / "data", [{"text": "ab" * (1 + number % 3)} for number in range(12)])
-    _, data = opened(tmp_path, f"data.path={tmp_path / 'data'}", "data.group=''", "data.test_split=''", "data.validation_share=0.2")
+    _, data = opened(
+        tmp_path, f"data.path={tmp_path / 'data'}", "data.group=''", "data.test_split=''", "data.validation_share=0.2"
+    )
     (view,), ids = data.batches(0, 0, 1)
     numbers = [2 * (1 + int(name[-7:-4]) % 3) for name in ids]
     assert (view.labels >= 0).sum(dim=1).tolist() == numbers and view.labels.shape == (4, max(numbers))
@@ -178,7 +202,11 @@ def test_held_out_speakers_are_not_trained_on(config, tmp_path):
     held = data.splits["validation"]
     speakers = held.samples.column("speaker")
     batches = data.batches
-    trained = {speakers[held.samples.ids.index(name)] for step in range(len(batches.sampler)) for name in batches(step, 0, 1)[1]}
+    trained = {
+        speakers[held.samples.ids.index(name)]
+        for step in range(len(batches.sampler))
+        for name in batches(step, 0, 1)[1]
+    }
     assert len(trained) == 3 and {*speakers[held.indices]} == {*speakers} - trained
     assert len(data.splits["test"].indices) == 12  # its voices are others anyway
 
@@ -191,7 +219,10 @@ def test_clips_of_speakers_that_are_trained_on_are_left_out_of_the_test(tmp_path
     _, data = opened(tmp_path, *more, "data.validation_share=0.25")
     for split in data.splits.values():
         assert len(split.indices) == 4 and len({*split.samples.column("speaker")[split.indices]}) == 1
-    for share, message in ((0, "the test split has no sample of a group that is not trained on"), (0.9, "0.9 of 4 groups leaves none to train on")):
+    for share, message in (
+        (0, "the test split has no sample of a group that is not trained on"),
+        (0.9, "0.9 of 4 groups leaves none to train on"),
+    ):
         with pytest.raises(ValueError, match=message):
             opened(tmp_path, *more, f"data.validation_share={share}")
 
@@ -204,13 +235,18 @@ def test_a_run_by_ctc_leaves_what_transformers_reads(tmp_path):
     scores = finetune_speech.main(arguments(folder, f"model={source}", *MASKS, "data.case=upper"))
     assert set(scores) == {"validation", "test"} and set(scores["test"]) == {"wer", "cer"}
     rows = predictions(folder, "test")
-    assert transcription([row["transcript"] for row in rows], [row["prediction"] for row in rows]) == pytest.approx(scores["test"])
+    assert transcription([row["transcript"] for row in rows], [row["prediction"] for row in rows]) == pytest.approx(
+        scores["test"]
+    )
     assert {row["transcript"] for row in rows} == {word.upper() for word in synth.WORDS[:4]}
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "validation_wer" in record] == [5, 10]
     assert (folder / "curves.png").is_file() and not list(folder.glob(".*.tmp"))
 
-    model, processor = AutoModelForCTC.from_pretrained(folder / "export"), AutoProcessor.from_pretrained(folder / "export")
+    model, processor = (
+        AutoModelForCTC.from_pretrained(folder / "export"),
+        AutoProcessor.from_pretrained(folder / "export"),
+    )
     assert isinstance(model, D2vForCTC) and model.config.pad_token_id == 0 and model.encoder.trunk.config.depth == 2
     assert model.config.id2label == {0: "<pad>", 1: "<unk>", 2: "|", 3: "A", 4: "E", 5: "I", 6: "O"}
     model.head.out.weight.data.normal_()  # after 10 steps all is blank
@@ -218,7 +254,12 @@ def test_a_run_by_ctc_leaves_what_transformers_reads(tmp_path):
     inputs = processor(waves, sampling_rate=8000, padding=True, return_tensors="pt")
     with torch.no_grad():
         texts = processor.batch_decode(model.eval()(**inputs).logits.argmax(dim=-1))
-    transcribe = pipeline("automatic-speech-recognition", model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor)
+    transcribe = pipeline(
+        "automatic-speech-recognition",
+        model=model,
+        tokenizer=processor.tokenizer,
+        feature_extractor=processor.feature_extractor,
+    )
     assert any(texts) and [transcribe(wave)["text"] for wave in waves] == texts
 
 
@@ -240,7 +281,9 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, monkeypatch, quic
     finetune_speech.main(arguments(killed, *more))
     tiny.assert_same(tiny.checkpoint_tensors(killed, 10), tiny.checkpoint_tensors(whole, 10))
     assert tiny.losses(killed) == tiny.losses(whole) and predictions(killed, "test") == predictions(whole, "test")
-    tiny.assert_same(tiny.load(killed / "export" / "model.safetensors"), tiny.load(whole / "export" / "model.safetensors"))
+    tiny.assert_same(
+        tiny.load(killed / "export" / "model.safetensors"), tiny.load(whole / "export" / "model.safetensors")
+    )
 
 
 def test_the_extractor_is_frozen_always_and_the_encoder_at_first(tmp_path, quick):
@@ -275,8 +318,20 @@ def test_a_run_on_classes(tmp_path, quick):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_trains_when_made_tiny(path, tmp_path, quick):
-    more = ["train.steps=2", "train.warmup_steps=1", "run.workers=0", "train.mixed_precision=no", "data.split=train", "data.test_split=test"]
-    more += ["data.validation_split=test", "data.validation_share=0", "train.validate_every=1", "model.frontends.speech.conv_dim=16"]
+    more = [
+        "train.steps=2",
+        "train.warmup_steps=1",
+        "run.workers=0",
+        "train.mixed_precision=no",
+        "data.split=train",
+        "data.test_split=test",
+    ]
+    more += [
+        "data.validation_split=test",
+        "data.validation_share=0",
+        "train.validate_every=1",
+        "model.frontends.speech.conv_dim=16",
+    ]
     finetune_speech.main([*arguments(tmp_path / "run", config=path.stem), *more])
     assert sorted(tiny.losses(tmp_path / "run")) == [1, 2]
 
@@ -312,19 +367,36 @@ def clips(tmp_path_factory):
     """Clips whose test split is in another case, and whose column "hole" is mostly empty."""
     folder = tmp_path_factory.mktemp("clips")
     for split, text in (("train", "ab"), ("test", "AB")):
-        write_clips(folder, [{"text": text, "hole": "" if number else "a", "digit": number % 2} for number in range(12)], split)
+        write_clips(
+            folder, [{"text": text, "hole": "" if number else "a", "digit": number % 2} for number in range(12)], split
+        )
     return folder
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("data.transcript=words",), "data.transcript is 'words': the data has no column 'words'; its columns are file, text, hole, digit"),
-        (("data.transcript=hole",), r"91.7% of the audio samples of .* are bad, data.max_bad_share is 10.0%: .*001.wav: empty transcript"),
-        ((), r"12 of 12 transcripts of the test split hold characters that training does not have: A B; data.max_bad_share is 0.1, and data.case="),
+        (
+            ("data.transcript=words",),
+            "data.transcript is 'words': the data has no column 'words'; its columns are file, text, hole, digit",
+        ),
+        (
+            ("data.transcript=hole",),
+            r"91.7% of the audio samples of .* are bad, data.max_bad_share is 10.0%: .*001.wav: empty transcript",
+        ),
+        (
+            (),
+            r"12 of 12 transcripts of the test split hold characters that training does not have: A B; data.max_bad_share is 0.1, and data.case=",
+        ),
         (("data.case=title",), "data.case is 'title'; it may be keep, lower, upper"),
-        (("data.case=lower", "task.blank=1"), "task.blank is 1; the vocabulary that is made of the transcripts has the blank at 0"),
-        (("data.case=lower", "data.normalize=false", "model=SPEECH"), "data.normalize is False; the encoder of .* was trained with True"),
+        (
+            ("data.case=lower", "task.blank=1"),
+            "task.blank is 1; the vocabulary that is made of the transcripts has the blank at 0",
+        ),
+        (
+            ("data.case=lower", "data.normalize=false", "model=SPEECH"),
+            "data.normalize is False; the encoder of .* was trained with True",
+        ),
         (("data.case=lower", "data.group=speaker"), "data.group is 'speaker': the data has no column 'speaker'"),
         (("data.decode.lm=x.arpa",), "data.decode.lm is 'x.arpa', which needs data.decode.beam"),
         (("data.decode.beam=-1",), "data.decode.beam is -1"),

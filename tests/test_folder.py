@@ -47,13 +47,20 @@ def test_a_mistake_in_the_command_does_not_cost_the_former_run(tmp_path, no_pict
 def test_what_the_user_put_into_a_run_outlives_a_new_one(tmp_path, no_pictures):
     run = tmp_path / "run"
     pretrain.main(quick(run))
-    mine = {"notes.txt": b"mine", "export/model.onnx": b"x" * 9, "checkpoints/4_best/model.bin": b"best", "checkpoints/00000002/why.txt": b"so"}
+    mine = {
+        "notes.txt": b"mine",
+        "export/model.onnx": b"x" * 9,
+        "checkpoints/4_best/model.bin": b"best",
+        "checkpoints/00000002/why.txt": b"so",
+    }
     for name, content in mine.items():
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_bytes(content)
     pretrain.main(quick(run, "train.lr=0.5", "run.overwrite=true"))
     left = snapshot(run)
-    assert {name: left.get(name) for name in mine if "00000002" not in name} == {n: c for n, c in mine.items() if "00000002" not in n}
+    assert {name: left.get(name) for name in mine if "00000002" not in name} == {
+        n: c for n, c in mine.items() if "00000002" not in n
+    }
     assert b"so" in left.values()
     assert sorted(tiny.losses(run)) == [1, 2]
 
@@ -63,7 +70,9 @@ def test_a_folder_with_a_config_of_the_users_is_no_run(tmp_path, no_pictures):
     (tmp_path / "project" / "config.yaml").write_text("a: 1\n")
     (tmp_path / "project" / "thesis.txt").write_text("all of it")
     before = snapshot(tmp_path)
-    with pytest.raises(ValueError, match=r"project is no run's folder \(it has no .d2v.json\); run.overwrite does not remove it"):
+    with pytest.raises(
+        ValueError, match=r"project is no run's folder \(it has no .d2v.json\); run.overwrite does not remove it"
+    ):
         pretrain.main(quick(tmp_path / "project", "run.overwrite=true"))
     with pytest.raises(ValueError, match=r"config.yaml exists, and d2v has no record of having written it"):
         pretrain.main(quick(tmp_path / "project"))

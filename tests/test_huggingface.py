@@ -18,7 +18,13 @@ from d2v.models.transformer import TrunkConfig
 from d2v.types import Mask
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-AUDIO = {**SIZE, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4, "conv_pos_kernel_size": 5, "num_conv_pos_embeddings": 3}
+AUDIO = {
+    **SIZE,
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embedding_groups": 4,
+    "conv_pos_kernel_size": 5,
+    "num_conv_pos_embeddings": 3,
+}
 TEXT = {**SIZE, "vocab_size": 50, "max_position_embeddings": 34}
 IMAGE = {**SIZE, "image_size": 24, "patch_size": 4}
 LABELS = {"id2label": {0: "no", 1: "yes", 2: "so"}, "label2id": {"no": 0, "yes": 1, "so": 2}}
@@ -29,18 +35,42 @@ CASES = {
         hf.Data2VecAudioModel,
         {**AUDIO, "conv_pos_kernel_size": 4, "mask_time_prob": 0.0, "layer_norm_eps": 1e-6},
     ),
-    "letters": (hf.Data2VecAudioForCTC, {**AUDIO, "vocab_size": 11, "pad_token_id": 3, "final_dropout": 0.3, "mask_feature_prob": 0.2}),
-    "utterances": (hf.Data2VecAudioForSequenceClassification, {**AUDIO, **LABELS, "classifier_proj_size": 7, "layer_norm_eps": 1e-6}),
+    "letters": (
+        hf.Data2VecAudioForCTC,
+        {**AUDIO, "vocab_size": 11, "pad_token_id": 3, "final_dropout": 0.3, "mask_feature_prob": 0.2},
+    ),
+    "utterances": (
+        hf.Data2VecAudioForSequenceClassification,
+        {**AUDIO, **LABELS, "classifier_proj_size": 7, "layer_norm_eps": 1e-6},
+    ),
     "text": (hf.Data2VecTextModel, TEXT),
-    "text, one type, 1e-6": (hf.Data2VecTextModel, {**TEXT, "type_vocab_size": 1, "layer_norm_eps": 1e-6, "bos_token_id": None}),
-    "sentences": (hf.Data2VecTextForSequenceClassification, {**TEXT, **LABELS, "problem_type": "multi_label_classification"}),
-    "numbers": (hf.Data2VecTextForSequenceClassification, {**TEXT, "num_labels": 1, "classifier_dropout": 0.3, "type_vocab_size": 1}),
+    "text, one type, 1e-6": (
+        hf.Data2VecTextModel,
+        {**TEXT, "type_vocab_size": 1, "layer_norm_eps": 1e-6, "bos_token_id": None},
+    ),
+    "sentences": (
+        hf.Data2VecTextForSequenceClassification,
+        {**TEXT, **LABELS, "problem_type": "multi_label_classification"},
+    ),
+    "numbers": (
+        hf.Data2VecTextForSequenceClassification,
+        {**TEXT, "num_labels": 1, "classifier_dropout": 0.3, "type_vocab_size": 1},
+    ),
     "vision": (hf.Data2VecVisionModel, IMAGE),
     "vision, shared bias, 1e-6": (
         hf.Data2VecVisionModel,
-        {**IMAGE, "use_mask_token": True, "use_shared_relative_position_bias": True, "use_mean_pooling": False, "layer_norm_eps": 1e-6},
+        {
+            **IMAGE,
+            "use_mask_token": True,
+            "use_shared_relative_position_bias": True,
+            "use_mean_pooling": False,
+            "layer_norm_eps": 1e-6,
+        },
     ),
-    "vision, own biases, no scale": (hf.Data2VecVisionModel, {**IMAGE, "use_relative_position_bias": True, "layer_scale_init_value": 0.0}),
+    "vision, own biases, no scale": (
+        hf.Data2VecVisionModel,
+        {**IMAGE, "use_relative_position_bias": True, "layer_scale_init_value": 0.0},
+    ),
     "pictures": (hf.Data2VecVisionForImageClassification, {**IMAGE, **LABELS, "use_relative_position_bias": True}),
     "pictures, class token": (
         hf.Data2VecVisionForImageClassification,
@@ -79,14 +109,18 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def same(ours: D2vModel, theirs: torch.nn.Module, inputs: dict, mask: Mask | None = None, hidden: dict | None = None) -> None:
+def same(
+    ours: D2vModel, theirs: torch.nn.Module, inputs: dict, mask: Mask | None = None, hidden: dict | None = None
+) -> None:
     """The ends of all blocks and the output, of content tokens and class token, where there is no padding."""
     view = ours.view(**inputs)
     found, expected = ours(view, mask, layers="block"), theirs(**inputs, **(hidden or {}), output_hidden_states=True)
     extra = 0 if found.extra is None else 1
     real = torch.ones(found.x.shape[:2], dtype=torch.bool) if view.padding is None else ~view.padding
     assert len(found.layers) == len(expected.hidden_states) - 1 == 3
-    for layer, theirs_layer in zip((*found.layers, found.x), (*expected.hidden_states[1:], expected.last_hidden_state), strict=True):
+    for layer, theirs_layer in zip(
+        (*found.layers, found.x), (*expected.hidden_states[1:], expected.last_hidden_state), strict=True
+    ):
         close(layer[real], theirs_layer[:, extra:][real])
     if extra:
         close(found.extra, expected.last_hidden_state[:, :1])
@@ -119,7 +153,10 @@ def test_equal_in_every_layer_where_tokens_are_hidden(case):
     inputs, _ = inputs_of(theirs, 11)[0]
     hidden = torch.rand(ours.embed(ours.view(**inputs)).shape[:2]) < 0.5
     if case == "text":  # it is given the mask token, the last of the vocabulary
-        found, expected = ours(ours.view(**inputs), Mask(hidden)).x, theirs(input_ids=inputs["input_ids"].masked_fill(hidden, 49))
+        found, expected = (
+            ours(ours.view(**inputs), Mask(hidden)).x,
+            theirs(input_ids=inputs["input_ids"].masked_fill(hidden, 49)),
+        )
         close(found, expected.last_hidden_state)
     else:
         name = "mask_time_indices" if case == "audio" else "bool_masked_pos"
@@ -187,7 +224,12 @@ VIT = {"relative_bias": False, "mask_token": False}
 
 
 def ours_of(
-    modality: str, trunk: dict, task: dict | None = None, model_class: type = D2vModel, labels: dict | None = None, **frontend
+    modality: str,
+    trunk: dict,
+    task: dict | None = None,
+    model_class: type = D2vModel,
+    labels: dict | None = None,
+    **frontend,
 ) -> torch.nn.Module:
     frontend = plugins.load("d2v.modalities", modality).FrontendConfig(**{**OURS[modality], **frontend})
     model = model_class(D2vConfig({modality: frontend}, TrunkConfig(**trunk), task, **(labels or {}))).eval()
@@ -209,14 +251,26 @@ def ours_of(
         (lambda: ours_of("speech", TRUNK, mask_token=False, reference_padding=True), hf.Data2VecAudioModel),
         (lambda: ours_of("speech", TRUNK, {"blank": 2}, D2vForCTC, {"num_labels": 9}), hf.Data2VecAudioForCTC),
         (
-            lambda: ours_of("speech", TRUNK, {"pooled_norm": False, "dense_dim": 8, "activation": "none"}, D2vForSequenceClassification, LABELS),
+            lambda: ours_of(
+                "speech",
+                TRUNK,
+                {"pooled_norm": False, "dense_dim": 8, "activation": "none"},
+                D2vForSequenceClassification,
+                LABELS,
+            ),
             hf.Data2VecAudioForSequenceClassification,
         ),
         (lambda: ours_of("text", TRUNK), hf.Data2VecTextModel),
         (lambda: ours_of("text", TRUNK, pad_token_id=0), hf.Data2VecTextModel),  # BERT's tokenizers
         (lambda: ours_of("text", TRUNK, pad_token_id=3), hf.Data2VecTextModel),
         (
-            lambda: ours_of("text", TRUNK, {"pooling": "first", "pooled_norm": False, "dense_dim": 32}, D2vForSequenceClassification, LABELS),
+            lambda: ours_of(
+                "text",
+                TRUNK,
+                {"pooling": "first", "pooled_norm": False, "dense_dim": 32},
+                D2vForSequenceClassification,
+                LABELS,
+            ),
             hf.Data2VecTextForSequenceClassification,
         ),
         (lambda: ours_of("image", VISION), hf.Data2VecVisionModel),
@@ -228,7 +282,13 @@ def ours_of(
         (lambda: ours_of("image", PRE_NORM, positions="sincos", **VIT), hf.ViTModel),
         (
             lambda: ours_of(
-                "image", PRE_NORM, {"pooling": "class", "pooled_norm": False}, D2vForImageClassification, LABELS, positions="learned", **VIT
+                "image",
+                PRE_NORM,
+                {"pooling": "class", "pooled_norm": False},
+                D2vForImageClassification,
+                LABELS,
+                positions="learned",
+                **VIT,
             ),
             hf.ViTForImageClassification,
         ),
@@ -258,7 +318,14 @@ def test_out_and_in_again_is_the_identity(model, expected):
 
 def other(value, name: str):
     """Another value of a setting."""
-    choices = {"qkv_bias": "none", "init": "xavier", "kind": "mel", "alibi": "fixed", "positions": "sincos", "input_dropout": 0.3}
+    choices = {
+        "qkv_bias": "none",
+        "init": "xavier",
+        "kind": "mel",
+        "alibi": "fixed",
+        "positions": "sincos",
+        "input_dropout": 0.3,
+    }
     if name in choices:
         return choices[name]
     if isinstance(value, bool):
@@ -268,17 +335,26 @@ def other(value, name: str):
     return (value or 0) + (0.05 if isinstance(value, float) or value is None else 1)
 
 
-@pytest.mark.parametrize(("modality", "trunk"), [("speech", TRUNK), ("text", TRUNK), ("image", VISION), ("image", PRE_NORM)])
+@pytest.mark.parametrize(
+    ("modality", "trunk"), [("speech", TRUNK), ("text", TRUNK), ("image", VISION), ("image", PRE_NORM)]
+)
 def test_every_setting_of_ours_leaves_and_comes_back_or_is_refused_by_name(modality, trunk):
     frontend = {**OURS[modality], **({**VIT, "positions": "learned"} if trunk is PRE_NORM else {})}
-    parts = {"trunk": (TrunkConfig, trunk), "frontend": (plugins.load("d2v.modalities", modality).FrontendConfig, frontend)}
+    parts = {
+        "trunk": (TrunkConfig, trunk),
+        "frontend": (plugins.load("d2v.modalities", modality).FrontendConfig, frontend),
+    }
     refused = {"trunk": set(), "frontend": set()}
     for part, (config, given) in parts.items():
         defaults = vars(config(**given))
         for field in fields(config):
             changed = {**given, field.name: other(defaults[field.name], field.name)}
             try:
-                model = D2vModel(D2vConfig({modality: changed if part == "frontend" else frontend}, changed if part == "trunk" else trunk))
+                model = D2vModel(
+                    D2vConfig(
+                        {modality: changed if part == "frontend" else frontend}, changed if part == "trunk" else trunk
+                    )
+                )
             except ValueError:
                 continue  # no such model
             try:
@@ -294,8 +370,18 @@ def test_every_setting_of_ours_leaves_and_comes_back_or_is_refused_by_name(modal
     assert refused["frontend"] & {"alibi", "relative_bias", "class_token"}
 
 
-SMALL = ["model.trunk.dim=32", "model.trunk.depth=2", "model.trunk.num_heads=2", "model.trunk.mlp_dim=64", "objective.top_k=2"]
-FILLED = {"text": ["model.frontends.text.vocab_size=50", "model.frontends.text.mask_token_id=49"], "speech": [], "image": []}
+SMALL = [
+    "model.trunk.dim=32",
+    "model.trunk.depth=2",
+    "model.trunk.num_heads=2",
+    "model.trunk.mlp_dim=64",
+    "objective.top_k=2",
+]
+FILLED = {
+    "text": ["model.frontends.text.vocab_size=50", "model.frontends.text.mask_token_id=49"],
+    "speech": [],
+    "image": [],
+}
 
 
 @pytest.mark.parametrize("modality", FILLED)
@@ -312,17 +398,38 @@ def test_published_configs_of_one_leave_and_those_of_two_are_refused(modality, r
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: ours_of("text", TRUNK, alibi="head"), r"Data2VecTextModel cannot hold model.frontends.text.alibi=head: its attention has no bias"),
-        (lambda: ours_of("speech", TRUNK, kind="mel"), r"Data2VecAudioModel cannot hold model.frontends.speech.kind=mel: it reads the waveform"),
+        (
+            lambda: ours_of("text", TRUNK, alibi="head"),
+            r"Data2VecTextModel cannot hold model.frontends.text.alibi=head: its attention has no bias",
+        ),
+        (
+            lambda: ours_of("speech", TRUNK, kind="mel"),
+            r"Data2VecAudioModel cannot hold model.frontends.speech.kind=mel: it reads the waveform",
+        ),
         (
             lambda: ours_of("image", VISION, class_token=False),
             r"Data2VecVisionModel cannot hold model.frontends.image.class_token=False: it has a class",
         ),
-        (lambda: ours_of("image", PRE_NORM), r"ViTModel cannot hold model.frontends.image.positions=none: it adds positions"),
-        (lambda: ours_of("image", {**PRE_NORM, "layer_scale": 0.1}, positions="sincos", **VIT), r"model.trunk.layer_scale=0.1: its blocks have no"),
-        (lambda: ours_of("text", TRUNK, {"pooling": "mean"}, D2vForSequenceClassification, LABELS), r"cannot hold task.pooling=mean: it has first"),
-        (lambda: ours_of("image", VISION, {}, D2vForSequenceClassification, LABELS), r"has no counterpart of D2vForSequenceClassification"),
-        (lambda: D2vModel(D2vConfig({"text": OURS["text"], "image": OURS["image"]}, TRUNK)), r"read one modality; this model reads text, image"),
+        (
+            lambda: ours_of("image", PRE_NORM),
+            r"ViTModel cannot hold model.frontends.image.positions=none: it adds positions",
+        ),
+        (
+            lambda: ours_of("image", {**PRE_NORM, "layer_scale": 0.1}, positions="sincos", **VIT),
+            r"model.trunk.layer_scale=0.1: its blocks have no",
+        ),
+        (
+            lambda: ours_of("text", TRUNK, {"pooling": "mean"}, D2vForSequenceClassification, LABELS),
+            r"cannot hold task.pooling=mean: it has first",
+        ),
+        (
+            lambda: ours_of("image", VISION, {}, D2vForSequenceClassification, LABELS),
+            r"has no counterpart of D2vForSequenceClassification",
+        ),
+        (
+            lambda: D2vModel(D2vConfig({"text": OURS["text"], "image": OURS["image"]}, TRUNK)),
+            r"read one modality; this model reads text, image",
+        ),
     ],
     ids=range(8),
 )
@@ -334,9 +441,17 @@ def test_what_the_stock_class_cannot_hold_is_refused(model, message):
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (hf.BertModel, {**SIZE, "vocab_size": 50}, r"of the architecture 'bert'; this reads data2vec-audio, data2vec-text, data2vec-vision, vit"),
+        (
+            hf.BertModel,
+            {**SIZE, "vocab_size": 50},
+            r"of the architecture 'bert'; this reads data2vec-audio, data2vec-text, data2vec-vision, vit",
+        ),
         (hf.Data2VecAudioModel, {**AUDIO, "conv_dim": [8] + [16] * 6}, r"conv_dim is \[8, 16.*one width"),
-        (hf.Data2VecAudioModel, {**AUDIO, "conv_bias": True}, r"Data2VecAudioConfig has conv_bias=True; d2v computes only .* False"),
+        (
+            hf.Data2VecAudioModel,
+            {**AUDIO, "conv_bias": True},
+            r"Data2VecAudioConfig has conv_bias=True; d2v computes only .* False",
+        ),
         (hf.Data2VecTextModel, {**TEXT, "hidden_act": "relu"}, r"Data2VecTextConfig has hidden_act='relu'"),
         (hf.ViTModel, {**IMAGE, "image_size": [24, 32]}, r"image_size is \[24, 32\]; d2v reads square"),
         (

@@ -54,7 +54,9 @@ def slow_index(rows: int, columns: int, class_token: bool) -> torch.Tensor:
     index = torch.full((len(cells) + extra, len(cells) + extra), -1)
     for i, (row_i, column_i) in enumerate(cells):
         for j, (row_j, column_j) in enumerate(cells):
-            index[i + extra, j + extra] = (row_i - row_j + rows - 1) * (2 * columns - 1) + column_i - column_j + columns - 1
+            index[i + extra, j + extra] = (
+                (row_i - row_j + rows - 1) * (2 * columns - 1) + column_i - column_j + columns - 1
+            )
     if class_token:
         index[0, 1:], index[1:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
     return index
@@ -98,8 +100,12 @@ def test_initialisation_is_cut_at_one_standard_deviation():
     assert all(parameter.isfinite().all() for parameter in frontend.parameters())
     for weight in (frontend.patch_embed.weight, frontend.mask_token, frontend.class_token):
         assert 0.018 < weight.abs().max() <= 0.02
-    assert abs(frontend.patch_embed.weight.std() - 0.02 * 0.5396) < 2e-4  # a normal cut at +-1 has standard deviation 0.5396
-    assert not frontend.patch_embed.bias.any() and not frontend.bias_table.any() and frontend.bias_table.shape == (732, 4)
+    assert (
+        abs(frontend.patch_embed.weight.std() - 0.02 * 0.5396) < 2e-4
+    )  # a normal cut at +-1 has standard deviation 0.5396
+    assert (
+        not frontend.patch_embed.bias.any() and not frontend.bias_table.any() and frontend.bias_table.shape == (732, 4)
+    )
 
 
 def test_embed_takes_patches_row_by_row_and_hide_replaces_them():
@@ -113,7 +119,11 @@ def test_embed_takes_patches_row_by_row_and_hide_replaces_them():
     hidden = torch.rand(3, 16) < 0.5
     out = frontend.hide(tokens, hidden)
     assert torch.equal(out[~hidden], tokens[~hidden]) and (out[hidden] == frontend.mask_token).all()
-    assert frontend.positions(tokens, None) is None and frontend.padding(pixels) is None and frontend.extra().shape == (1, 1, 8)
+    assert (
+        frontend.positions(tokens, None) is None
+        and frontend.padding(pixels) is None
+        and frontend.extra().shape == (1, 1, 8)
+    )
     assert frontend.hide(tokens.bfloat16(), hidden).dtype == torch.bfloat16
 
 
@@ -139,7 +149,14 @@ def test_configs_are_typed_and_exports_are_complete():
         assert OmegaConf.to_object(OmegaConf.structured(config)) == config()
     assert OmegaConf.merge(OmegaConf.structured(image.DataConfig), {"path": ["a", "b"], "max_block": 5}).max_block == 5
     assert image.__name__.rpartition(".")[2] == image.MODALITY
-    assert list(inspect.signature(image.batches).parameters) == ["samples", "data", "frontend", "batch_size", "seed", "bad_log"]
+    assert list(inspect.signature(image.batches).parameters) == [
+        "samples",
+        "data",
+        "frontend",
+        "batch_size",
+        "seed",
+        "bad_log",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +196,12 @@ def test_samples_of_a_folder(tmp_path):
     with pytest.raises(ValueError, match=r"no column 'age'; its columns are file, label"):
         samples.column("age")
     view = samples.view([4, 0])
-    assert view.modality == "image" and view.inputs["pixel_values"].shape == (2, 3, 16, 16) and view.mask is None and view.padding is None
+    assert (
+        view.modality == "image"
+        and view.inputs["pixel_values"].shape == (2, 3, 16, 16)
+        and view.mask is None
+        and view.padding is None
+    )
     assert torch.equal(view.inputs["pixel_values"][1], samples.view([0]).inputs["pixel_values"][0])
     assert samples.raw([0, 1, 2]).shape == (3, 3 * 64)
     cells = view.inputs["pixel_values"].reshape(2, 3, 8, 2, 8, 2).mean((3, 5)).flatten(1)
@@ -226,7 +248,11 @@ def encoded(picture: Image.Image, kind: str = "png") -> bytes:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_mode_becomes_the_channels_asked_for(mode, channels):
-    picture = Image.fromarray(np.full((5, 7), 40000, np.uint16)) if mode == "I;16" else Image.new("RGB", (7, 5), (200, 200, 200)).convert(mode)
+    picture = (
+        Image.fromarray(np.full((5, 7), 40000, np.uint16))
+        if mode == "I;16"
+        else Image.new("RGB", (7, 5), (200, 200, 200)).convert(mode)
+    )
     decoded = augment.decode(encoded(picture, "tiff" if mode == "CMYK" else "png"), channels)
     assert augment.size(decoded) == augment.size(encoded(picture, "tiff" if mode == "CMYK" else "png")) == (5, 7)
     pixels = augment.normalise([decoded], [0.0], [1.0])
@@ -279,7 +305,11 @@ def test_batches_leave_global_randomness_alone(tmp_path):
     batches = image.batches(samples, data, frontend, 6, 0)
     before = (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
     first = batches(0, 0, 1)
-    assert same(before[0], torch.get_rng_state()) and np.array_equal(before[1], np.random.get_state()[1]) and before[2] == random.getstate()
+    assert (
+        same(before[0], torch.get_rng_state())
+        and np.array_equal(before[1], np.random.get_state()[1])
+        and before[2] == random.getstate()
+    )
     torch.manual_seed(123)
     assert same(batches(0, 0, 1)[0][0].inputs["pixel_values"], first[0][0].inputs["pixel_values"])
 
@@ -292,7 +322,10 @@ def test_batches_travel_to_worker_processes(tmp_path):
 
 
 def test_masks_hide_the_ratio_in_blocks():
-    data, frontend = image.DataConfig(path="demo", mean=[0.3], std=[0.35]), image.FrontendConfig(image_size=14, patch_size=1, channels=1)
+    data, frontend = (
+        image.DataConfig(path="demo", mean=[0.3], std=[0.35]),
+        image.FrontendConfig(image_size=14, patch_size=1, channels=1),
+    )
     samples = image.Samples(data, frontend, split="test", folder=Path())
     (view,), _ = image.batches(samples, data, frontend, 64, 0)(0, 0, 1)
     counts = view.mask.hidden.sum(1)
@@ -313,7 +346,9 @@ def test_augmentation_is_jitter_flip_crop_in_this_order():
 
 def test_views_without_randomness_are_the_normalised_image(tmp_path):
     photos(tmp_path, 2, (16, 16))
-    samples, data, frontend = opened(tmp_path, crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0], flip=0.0, color_jitter=0.0, eval_crop=1.0)
+    samples, data, frontend = opened(
+        tmp_path, crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0], flip=0.0, color_jitter=0.0, eval_crop=1.0
+    )
     (view,), ids = image.batches(samples, data, frontend, 2, 0)(0, 0, 1)
     for pixels, name in zip(view.inputs["pixel_values"], ids, strict=True):
         array = np.asarray(Image.open(tmp_path / name)).transpose(2, 0, 1) / 255
@@ -344,7 +379,9 @@ def test_demo_goes_the_whole_way():
 @pytest.mark.parametrize("eval_crop", [1.0, 0.8])
 def test_exported_preprocessor_makes_the_evaluation_view(tmp_path, channels, eval_crop):
     frontend = small(channels=channels)
-    samples, data, _ = opened(photos(tmp_path / "data", 2), frontend, mean=[0.4] * channels, std=[0.2] * channels, eval_crop=eval_crop)
+    samples, data, _ = opened(
+        photos(tmp_path / "data", 2), frontend, mean=[0.4] * channels, std=[0.2] * channels, eval_crop=eval_crop
+    )
     image.save_preprocessor(tmp_path, tmp_path, data, frontend)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     pixels = processor([samples.image(0), samples.image(1)], return_tensors="pt")["pixel_values"]
@@ -352,7 +389,9 @@ def test_exported_preprocessor_makes_the_evaluation_view(tmp_path, channels, eva
     assert difference.max() < 1.6 / 255 / 0.2  # one step of 255: Pillow and torch round differently when resizing
 
 
-@pytest.mark.parametrize(("name", "split", "size", "count"), [("cifar10", "test[:200]", 32, 200), ("clothing10", "validation", 64, 341)])
+@pytest.mark.parametrize(
+    ("name", "split", "size", "count"), [("cifar10", "test[:200]", 32, 200), ("clothing10", "validation", 64, 341)]
+)
 def test_real_data(shared, name, split, size, count):
     frontend = image.FrontendConfig(image_size=size, patch_size=size // 8)
     data = image.DataConfig(path=str(shared / "data" / name), check_files=False)
@@ -385,7 +424,10 @@ def test_learned_positions_have_a_place_for_the_class_token():
     assert torch.equal(places, frontend.position_table[1:])
     assert torch.equal(frontend.extra(), frontend.class_token + frontend.position_table[0])
     alone = Frontend(FrontendConfig(image_size=12, patch_size=4, positions="learned", class_token=False), 8, 2)
-    assert torch.equal(alone.positions(torch.zeros(1, 9, 8), None), alone.position_table) and len(alone.position_table) == 9
+    assert (
+        torch.equal(alone.positions(torch.zeros(1, 9, 8), None), alone.position_table)
+        and len(alone.position_table) == 9
+    )
 
 
 def test_a_bias_for_each_block_is_that_blocks_own_table():

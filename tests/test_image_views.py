@@ -29,7 +29,9 @@ def small(**settings) -> image.FrontendConfig:
 
 
 def config(*names: str, **settings) -> image.DataConfig:
-    return image.DataConfig(**{"views": list(names)} | ({"min_block": 2} if settings.get("mask_views") else {}) | settings)
+    return image.DataConfig(
+        **{"views": list(names)} | ({"min_block": 2} if settings.get("mask_views") else {}) | settings
+    )
 
 
 def parts(transform) -> dict:
@@ -39,7 +41,11 @@ def parts(transform) -> dict:
         name = NAMES.get(type(part).__name__)
         if name is None:
             inner = part.transforms[0]
-            name = {"blurred": "blur", "solarised": "solarise"}.get(getattr(inner, "lambd", part).__name__) if hasattr(inner, "lambd") else "jitter"
+            name = (
+                {"blurred": "blur", "solarised": "solarise"}.get(getattr(inner, "lambd", part).__name__)
+                if hasattr(inner, "lambd")
+                else "jitter"
+            )
         found[name] = part
     return found
 
@@ -77,9 +83,17 @@ def test_family_does_what_was_published_as_often_as_published(name):
     found = parts(transform)
     assert list(found) == order.split()
     crop, colour = found.pop("crop"), found["jitter"].transforms[0]
-    assert crop.size == (16, 16) and crop.scale == area and crop.ratio == (3 / 4, 4 / 3) and crop.interpolation.value == interpolation
+    assert (
+        crop.size == (16, 16)
+        and crop.scale == area
+        and crop.ratio == (3 / 4, 4 / 3)
+        and crop.interpolation.value == interpolation
+    )
     ranges = (colour.brightness, colour.contrast, colour.saturation)
-    assert ranges == tuple(pytest.approx((1 - amount, 1 + amount)) for amount in jitter[:3]) and colour.hue == (-jitter[3], jitter[3])
+    assert ranges == tuple(pytest.approx((1 - amount, 1 + amount)) for amount in jitter[:3]) and colour.hue == (
+        -jitter[3],
+        jitter[3],
+    )
     chances = {"flip": 0.5, "jitter": jitter_chance, "grey": grey, "blur": blur, "solarise": solarise}
     for what, part in found.items():
         chance = chances[what]
@@ -120,13 +134,27 @@ def test_solarise_is_of_the_upper_half_whatever_the_type():
 
 
 def test_settings_change_what_they_say():
-    weak, local = views.transforms(config("simclr", color_strength=0.5, blur=False, flip=0.0, view_scale=[0.3, 0.9], local_views=1, local_size=8), 16)
+    weak, local = views.transforms(
+        config("simclr", color_strength=0.5, blur=False, flip=0.0, view_scale=[0.3, 0.9], local_views=1, local_size=8),
+        16,
+    )
     assert list(parts(weak)) == list(parts(local)) == ["crop", "flip", "jitter", "grey"]
-    assert parts(weak)["jitter"].transforms[0].brightness == (0.6, 1.4) and parts(weak)["jitter"].transforms[0].hue == (-0.1, 0.1)
-    assert parts(weak)["crop"].scale == (0.3, 0.9) and parts(local)["crop"].scale == (0.05, 0.4) and parts(local)["crop"].size == (8, 8)
+    assert parts(weak)["jitter"].transforms[0].brightness == (0.6, 1.4) and parts(weak)["jitter"].transforms[0].hue == (
+        -0.1,
+        0.1,
+    )
+    assert (
+        parts(weak)["crop"].scale == (0.3, 0.9)
+        and parts(local)["crop"].scale == (0.05, 0.4)
+        and parts(local)["crop"].size == (8, 8)
+    )
     assert parts(weak)["flip"].p == 0
     of_swav = views.transforms(config("swav", "swav", local_views=2, local_size=8), 16)
-    assert len(of_swav) == 4 and parts(of_swav[3])["crop"].scale == (0.05, 0.14) and parts(of_swav[3])["crop"].interpolation.value == "bilinear"
+    assert (
+        len(of_swav) == 4
+        and parts(of_swav[3])["crop"].scale == (0.05, 0.14)
+        and parts(of_swav[3])["crop"].interpolation.value == "bilinear"
+    )
     chosen = views.transforms(config("swav", local_views=1, local_size=8, local_scale=[0.1, 0.2]), 16)[1]
     assert parts(chosen)["crop"].scale == (0.1, 0.2)
 
@@ -142,7 +170,9 @@ def folder(tmp_path_factory) -> Path:
     return place
 
 
-def make(folder: Path, data: image.DataConfig, frontend: image.FrontendConfig | None = None, size: int = 6, seed: int = 0):
+def make(
+    folder: Path, data: image.DataConfig, frontend: image.FrontendConfig | None = None, size: int = 6, seed: int = 0
+):
     data.path, frontend = str(folder), frontend or small()
     image.prepare(data, frontend, Path(), 0)
     samples = image.Samples(data, frontend, split="train", folder=Path())
@@ -155,7 +185,11 @@ def multi_crop(**settings) -> image.DataConfig:
 
 def same(left, right) -> bool:
     mask = torch.equal(left.mask.hidden, right.mask.hidden) if left.mask and right.mask else left.mask is right.mask
-    return torch.equal(left.inputs["pixel_values"], right.inputs["pixel_values"]) and torch.equal(left.indices, right.indices) and mask
+    return (
+        torch.equal(left.inputs["pixel_values"], right.inputs["pixel_values"])
+        and torch.equal(left.indices, right.indices)
+        and mask
+    )
 
 
 def test_views_are_of_the_same_samples_globals_first(folder):
@@ -165,12 +199,16 @@ def test_views_are_of_the_same_samples_globals_first(folder):
     assert all(view.indices.dtype == torch.long and [samples.ids[i] for i in view.indices] == ids for view in made)
     assert [view.mask is None for view in made] == [False, False, True, True, True]
     assert made[0].mask.hidden.shape == (6, 16) and made[0].mask.keep is None
-    assert not same(made[0], made[1]) and not torch.equal(made[2].inputs["pixel_values"], made[3].inputs["pixel_values"])
+    assert not same(made[0], made[1]) and not torch.equal(
+        made[2].inputs["pixel_values"], made[3].inputs["pixel_values"]
+    )
 
 
 def test_a_view_without_randomness_shows_its_sample(folder):
     """Whole images, never flipped: the mean brightness of a view is that of its sample."""
-    batches, samples = make(folder, config("simclr", view_scale=[1.0, 1.0], crop_ratio=[0.83, 0.84], color_strength=0.0, blur=False))
+    batches, samples = make(
+        folder, config("simclr", view_scale=[1.0, 1.0], crop_ratio=[0.83, 0.84], color_strength=0.0, blur=False)
+    )
     (view,), _ = batches(0, 0, 1)
     whole = samples.view(view.indices.tolist()).inputs["pixel_values"].mean((1, 2, 3))
     assert (view.inputs["pixel_values"].mean((1, 2, 3)) - whole).abs().max() < 0.15
@@ -208,7 +246,9 @@ def test_a_damaged_files_place_is_taken_with_its_number(tmp_path, folder):
 def test_every_family_makes_views_of_one_or_three_channels(folder, channels):
     batches, _ = make(folder, config(*image.VIEWS, mean=[0.5], std=[0.5]), small(channels=channels), size=2)
     made, _ = batches(0, 0, 1)
-    assert len(made) == len(image.VIEWS) and all(view.inputs["pixel_values"].shape == (2, channels, 16, 16) for view in made)
+    assert len(made) == len(image.VIEWS) and all(
+        view.inputs["pixel_values"].shape == (2, channels, 16, 16) for view in made
+    )
     assert all(view.inputs["pixel_values"].abs().max() <= 1 for view in made)
 
 
@@ -219,7 +259,10 @@ def test_sixteen_bits_of_grey_are_augmented_as_numbers(tmp_path):
         (tmp_path / f"{number}.png").write_bytes(file.getvalue())
     batches, _ = make(tmp_path, config("byol_a", "byol_b", mean=[0.0], std=[1.0]), small(channels=1), size=4)
     for view in batches(0, 0, 1)[0]:
-        assert view.inputs["pixel_values"].isfinite().all() and -0.2 < view.inputs["pixel_values"].min() <= view.inputs["pixel_values"].max() < 1.2
+        assert (
+            view.inputs["pixel_values"].isfinite().all()
+            and -0.2 < view.inputs["pixel_values"].min() <= view.inputs["pixel_values"].max() < 1.2
+        )
 
 
 def test_masks_of_views_hide_what_is_drawn():
@@ -245,7 +288,10 @@ def test_masks_of_views_hide_what_is_drawn():
     [
         ({"views": ["moco"]}, r"data.views holds 'moco'; it may hold moco_v2, instdisc, simclr"),
         ({"local_views": 2, "local_size": 20, "views": ["swav"]}, "data.local_size 20 must be between 1 and .* 16"),
-        ({"local_views": 2, "local_size": 6, "views": ["swav"]}, "data.local_size 6 must be a multiple of .*patch_size 4"),
+        (
+            {"local_views": 2, "local_size": 6, "views": ["swav"]},
+            "data.local_size 6 must be a multiple of .*patch_size 4",
+        ),
         ({"local_views": -1, "views": ["swav"]}, "data.local_views is -1"),
         ({"local_views": 2}, "data.local_views is 2, and nothing reads it: data.views is empty"),
         ({"view_scale": [0.2, 1.0]}, "data.view_scale is .* and nothing reads it: data.views is empty"),
@@ -261,7 +307,10 @@ def test_masks_of_views_hide_what_is_drawn():
         ({"views": ["swav"], "mask_views": True, "mask_kind": "random"}, "data.mask_kind is random"),
         ({"views": ["swav"], "mask_views": True, "mask_range": [0.5, 0.1]}, "data.mask_range"),
         ({"views": ["swav"], "mask_views": True, "mask_chance": 2.0}, "data.mask_chance is 2.0"),
-        ({"views": ["swav"], "mask_views": True, "mask_ratio": 0.5}, "data.mask_ratio is 0.5, and nothing reads it: .*data.mask_range"),
+        (
+            {"views": ["swav"], "mask_views": True, "mask_ratio": 0.5},
+            "data.mask_ratio is 0.5, and nothing reads it: .*data.mask_range",
+        ),
         ({"views": ["swav"], "min_block": 8}, "data.min_block is 8, and nothing reads it: data.views hides nothing"),
         ({"views": ["swav"], "crop_scale": [0.2, 1.0]}, "data.crop_scale .*data.view_scale"),
         ({"views": ["swav"], "color_jitter": 0.0}, "data.color_jitter is 0.0, .*data.color_strength"),
@@ -269,7 +318,9 @@ def test_masks_of_views_hide_what_is_drawn():
 )
 def test_settings_that_cannot_be_or_that_nothing_reads_are_errors(settings, match):
     with pytest.raises(ValueError, match=match):
-        image.prepare(image.DataConfig(**({} if "views" in settings else {"min_block": 4}) | settings), small(), Path(), 0)
+        image.prepare(
+            image.DataConfig(**({} if "views" in settings else {"min_block": 4}) | settings), small(), Path(), 0
+        )
 
 
 def test_views_need_colours_and_patches_to_be_masked():
@@ -283,7 +334,9 @@ def test_views_need_colours_and_patches_to_be_masked():
 
 
 def test_settings_are_typed():
-    merged = OmegaConf.merge(OmegaConf.structured(image.DataConfig), {"views": ["swav"], "view_scale": [0.2, 1], "local_scale": [0.1, 0.2]})
+    merged = OmegaConf.merge(
+        OmegaConf.structured(image.DataConfig), {"views": ["swav"], "view_scale": [0.2, 1], "local_scale": [0.1, 0.2]}
+    )
     assert OmegaConf.to_object(merged).view_scale == [0.2, 1.0]
 
 
@@ -302,8 +355,16 @@ def frontend_of(**settings) -> Frontend:
 @pytest.mark.parametrize("class_token", [True, False])
 @pytest.mark.parametrize("positions", ["none", "sincos", "learned"])
 def test_smaller_crops_are_encoded_in_training(positions, class_token):
-    frontend = {"image_size": 24, "patch_size": 4, "positions": positions, "class_token": class_token, "relative_bias": positions == "none"}
-    encoder = D2vModel(D2vConfig({"image": frontend}, {"depth": 1, "dim": 8, "num_heads": 2, "mlp_dim": 8, "final_norm": True}))
+    frontend = {
+        "image_size": 24,
+        "patch_size": 4,
+        "positions": positions,
+        "class_token": class_token,
+        "relative_bias": positions == "none",
+    }
+    encoder = D2vModel(
+        D2vConfig({"image": frontend}, {"depth": 1, "dim": 8, "num_heads": 2, "mlp_dim": 8, "final_norm": True})
+    )
     for size in (24, 12):
         features = encoder.train()(pixel_values=torch.randn(2, 3, size, size))
         assert features.x.shape == (2, (size // 4) ** 2, 8) and features.x.isfinite().all()
@@ -317,7 +378,11 @@ def test_smaller_crops_are_encoded_in_training(positions, class_token):
 def test_a_smaller_grid_has_the_biases_of_its_offsets():
     frontend = frontend_of()
     whole, small_bias, index = frontend.bias(36), frontend.bias(4), frontend.bias_index(4)
-    assert torch.equal(whole, frontend.bias()) and small_bias.shape == (2, 5, 5) and index[0].tolist() == [123, 121, 121, 121, 121]
+    assert (
+        torch.equal(whole, frontend.bias())
+        and small_bias.shape == (2, 5, 5)
+        and index[0].tolist() == [123, 121, 121, 121, 121]
+    )
     cells = [(0, 0), (0, 1), (1, 0), (1, 1)]
     for i, (row, column) in enumerate(cells):
         for j, (other_row, other_column) in enumerate(cells):
@@ -333,8 +398,12 @@ def test_positions_of_other_grids():
     assert torch.equal(learned.positions(torch.zeros(1, 36, 8), None), learned.position_table[1:])
     for side in (3, 8):  # DINO's way: the scale is that of side + 0.1
         table = learned.position_table[1:].reshape(1, 6, 6, 8).permute(0, 3, 1, 2)
-        expected = torch.nn.functional.interpolate(table, scale_factor=((side + 0.1) / 6, (side + 0.1) / 6), mode="bicubic")
-        assert torch.equal(learned.positions(torch.zeros(1, side * side, 8), None), expected.permute(0, 2, 3, 1).reshape(-1, 8))
+        expected = torch.nn.functional.interpolate(
+            table, scale_factor=((side + 0.1) / 6, (side + 0.1) / 6), mode="bicubic"
+        )
+        assert torch.equal(
+            learned.positions(torch.zeros(1, side * side, 8), None), expected.permute(0, 2, 3, 1).reshape(-1, 8)
+        )
     half = learned.positions(torch.zeros(1, 9, 8, dtype=torch.bfloat16), None)
     assert half.dtype == torch.bfloat16 and set(learned.state_dict()) == {
         "patch_embed.weight", "patch_embed.bias", "mask_token", "class_token", "position_table"
@@ -345,10 +414,18 @@ def test_positions_of_other_grids():
 
 @pytest.mark.parametrize(
     ("shape", "settings"),
-    [((12, 8), {}), ((10, 10), {}), ((28, 28), {}), ((0, 0), {}), ((12, 8), {"relative_bias": False, "positions": "sincos"})],
+    [
+        ((12, 8), {}),
+        ((10, 10), {}),
+        ((28, 28), {}),
+        ((0, 0), {}),
+        ((12, 8), {"relative_bias": False, "positions": "sincos"}),
+    ],
 )
 def test_sizes_that_do_not_fit_are_errors_in_training_too(shape, settings):
-    with pytest.raises(ValueError, match=r"this model reads \(batch, 3, 24, 24\), and in training other squares of 4 x 4 pixels"):
+    with pytest.raises(
+        ValueError, match=r"this model reads \(batch, 3, 24, 24\), and in training other squares of 4 x 4 pixels"
+    ):
         frontend_of(**settings).embed(torch.zeros(1, 3, *shape))
 
 

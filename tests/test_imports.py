@@ -10,7 +10,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = {"d2v": ("d2v.modalities", "modalities", "scripts"), "modalities": ("modalities", "scripts")}
-MODALITIES = {folder.name for folder in (ROOT / "modalities").iterdir() if folder.is_dir() and folder.name not in ("common", "__pycache__")}
+MODALITIES = {
+    folder.name
+    for folder in (ROOT / "modalities").iterdir()
+    if folder.is_dir() and folder.name not in ("common", "__pycache__")
+}
 PLAIN = {"text"}  # alone, as a variable, it is any string
 CORE = sorted(path for path in (ROOT / "d2v").rglob("*.py") if "interop" not in path.relative_to(ROOT).parts)
 
@@ -51,9 +55,13 @@ def named(source: str, modalities: set[str]) -> list[tuple[int, str]]:
                 hits.append((node.lineno, repr(node.value)))
             continue
         if isinstance(node, ast.Attribute):
-            name = node.attr if isinstance(node.ctx, ast.Store) else None  # what is only read may be another library's: Path.read_text
+            name = (
+                node.attr if isinstance(node.ctx, ast.Store) else None
+            )  # what is only read may be another library's: Path.read_text
         else:
-            name = {ast.Name: "id", ast.arg: "arg"}.get(type(node), "name")  # "name": functions, classes, imported names
+            name = {ast.Name: "id", ast.arg: "arg"}.get(
+                type(node), "name"
+            )  # "name": functions, classes, imported names
             name = getattr(node, name, None)
         if isinstance(name, str) and name not in PLAIN and modalities & set(words(name)):
             hits.append((getattr(node, "lineno", 0), name))
@@ -79,7 +87,10 @@ def test_no_module_waits_for_another_that_waits_for_it():
     """The graph of imports at the top of modules has no circle."""
     paths = [*files("d2v"), *files("modalities"), *files("scripts")]
     graph = {module_name(path): imported(ast.parse(path.read_text("utf-8"))) for path in paths}
-    for name, names in graph.items():  # a sibling is imported from the package of both, which is no arrow to the package
+    for (
+        name,
+        names,
+    ) in graph.items():  # a sibling is imported from the package of both, which is no arrow to the package
         graph[name] = {other for other in names if other in graph and not f"{name}.".startswith(f"{other}.")}
     while leaves := [name for name, others in graph.items() if not others]:
         graph = {name: others.difference(leaves) for name, others in graph.items() if name not in leaves}
@@ -102,15 +113,22 @@ TASK_CLASS = re.compile(r"^((D2vFor|AutoModelFor)\w+|\w+ClassifierOutput)$")
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_core_names_no_modality(path: Path):
-    hits = [(line, name) for line, name in named(path.read_text("utf-8"), MODALITIES) if not TASK_CLASS.match(name.strip("'"))]
+    hits = [
+        (line, name)
+        for line, name in named(path.read_text("utf-8"), MODALITIES)
+        if not TASK_CLASS.match(name.strip("'"))
+    ]
     assert not hits, f"{path}: {hits}"
 
 
 def test_the_walk_finds_what_it_should():
-    source = (
-        'def f(image_size):\n    """About image."""\n    self.text_dim = p.read_text(text=1)\n    text = x["text"]; return SpeechModel, "a text"\n'
-    )
-    assert {name for _, name in named(source, {"image", "speech", "text"})} == {"image_size", "text_dim", "'text'", "SpeechModel"}
+    source = 'def f(image_size):\n    """About image."""\n    self.text_dim = p.read_text(text=1)\n    text = x["text"]; return SpeechModel, "a text"\n'
+    assert {name for _, name in named(source, {"image", "speech", "text"})} == {
+        "image_size",
+        "text_dim",
+        "'text'",
+        "SpeechModel",
+    }
     source = "def f():\n    from d2v.modalities.image import batches\n    import scripts.x as y"
     assert imported(ast.parse(source)) == {"d2v.modalities.image", "d2v.modalities.image.batches", "scripts.x"}
 

@@ -35,14 +35,20 @@ def test_instdisc_is_the_slow_step(name):
             slow = -sum(row.log_softmax(dim=0)[0] for row in scores)
         wanted = torch.autograd.grad(slow, twin["projector"][0].weight)[0] / BATCH
         _, gradients, loss = one_step(model, step)
-        assert float(loss.total.detach()) == pytest.approx(float(slow.detach()), rel=1e-4) and float(model.normaliser) == pytest.approx(z, rel=1e-5)
+        assert float(loss.total.detach()) == pytest.approx(float(slow.detach()), rel=1e-4) and float(
+            model.normaliser
+        ) == pytest.approx(z, rel=1e-5)
         torch.testing.assert_close(gradients["student.projector.0.weight"], wanted, rtol=1e-3, atol=1e-5)
         for i, own in enumerate(view.indices.tolist()):
-            torch.testing.assert_close(model.bank.rows[own], unit((bank[own] + features[i].detach())[None] / 2)[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                model.bank.rows[own], unit((bank[own] + features[i].detach())[None] / 2)[0], rtol=1e-4, atol=1e-5
+            )
         rest = [number for number in everyone if number not in view.indices.tolist()]
         assert torch.equal(model.bank.rows[rest], bank[rest])
         counted = [len([j for j in row if j != own]) for row, own in zip(drawn, view.indices.tolist(), strict=True)]
-        assert float(loss.metrics["negatives"]) == pytest.approx(sum(counted) / BATCH if config.negatives else SAMPLES - 1)
+        assert float(loss.metrics["negatives"]) == pytest.approx(
+            sum(counted) / BATCH if config.negatives else SAMPLES - 1
+        )
 
 
 def test_instdisc_says_what_it_misses():

@@ -15,7 +15,14 @@ from d2v.objectives.common.multi_view import Joint, by_shape, each, embedding, j
 from d2v.objectives.common.objective import Objective, check_numbers, freeze
 from d2v.types import View
 
-LINEAR, BIASED, NORM, BARE_NORM, NO_BIAS_NORM, RELU = "linear", "linear+bias", "norm", "norm without weights", "norm without bias", "relu"
+LINEAR, BIASED, NORM, BARE_NORM, NO_BIAS_NORM, RELU = (
+    "linear",
+    "linear+bias",
+    "norm",
+    "norm without weights",
+    "norm without bias",
+    "relu",
+)
 
 
 def parts(head: nn.Sequential) -> list[str]:
@@ -100,7 +107,12 @@ def test_batches_are_checked_before_the_first_step(monkeypatch):
     for objective, batch_size, parts_, message in (
         (plain, 8, 2, "train.accumulate is 2; pairs compares the samples of a whole batch: it must be 1"),
         (plain, 1, 1, "train.batch_size is 1: at least two samples must be together"),
-        (grouped, 4, 1, r"train.batch_size is 4, of which batch norm takes 4 equal groups \(objective.norm_groups\): at least two"),
+        (
+            grouped,
+            4,
+            1,
+            r"train.batch_size is 4, of which batch norm takes 4 equal groups \(objective.norm_groups\): at least two",
+        ),
         (grouped, 10, 1, "train.batch_size is 10, of which batch norm takes 4"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -122,7 +134,9 @@ def test_mask_tokens_are_trained_by_methods_that_hide_only(modality):
     for hides in (False, True):
         student = Pairs(small.encoder(modality), hides=hides).student["encoder"]
         assert student.frontends[modality].mask_token.requires_grad == hides
-        others = [name for name, p in student.named_parameters() if not p.requires_grad and not name.endswith("mask_token")]
+        others = [
+            name for name, p in student.named_parameters() if not p.requires_grad and not name.endswith("mask_token")
+        ]
         assert not others
 
 
@@ -159,7 +173,9 @@ def test_each_resolution_is_one_pass():
 def test_views_are_joined_with_their_padding():
     views = [small.view("text", seed=seed) for seed in (0, 1)]
     both = joined(views)
-    assert torch.equal(both.padding, torch.cat([view.padding for view in views])) and both.inputs["input_ids"].shape == (16, 12)
+    assert torch.equal(both.padding, torch.cat([view.padding for view in views])) and both.inputs[
+        "input_ids"
+    ].shape == (16, 12)
     encoder = small.encoder("text")
     for view, found in zip(views, each(views, lambda view: summary(encoder, view)), strict=True):
         torch.testing.assert_close(found, summary(encoder, view))
@@ -179,11 +195,19 @@ def test_the_teachers_batch_norms_see_the_batch_and_keep_statistics_of_their_own
             embedding(objective.teacher, other)
     own = teacher.running_mean.clone()
     torch.testing.assert_close(own, (1 - 0.9**2) * hidden.mean(dim=0))
-    assert student.num_batches_tracked == 1 and teacher.num_batches_tracked == 2 and not torch.equal(student.running_mean, own)
+    assert (
+        student.num_batches_tracked == 1
+        and teacher.num_batches_tracked == 2
+        and not torch.equal(student.running_mean, own)
+    )
     with torch.no_grad():
         student.weight += 1.0
     objective.update_teacher(0.9)
-    assert torch.equal(teacher.running_mean, own) and teacher.num_batches_tracked == 2 and teacher.num_batches_tracked.dtype == torch.int64
+    assert (
+        torch.equal(teacher.running_mean, own)
+        and teacher.num_batches_tracked == 2
+        and teacher.num_batches_tracked.dtype == torch.int64
+    )
     torch.testing.assert_close(teacher.weight, torch.full_like(teacher.weight, 1.1))  # weights are averaged
     objective.eval()
     assert not teacher.training and not student.training
@@ -221,14 +245,22 @@ def test_parts_are_frozen_by_their_names():
     encoder = small.encoder()
     freeze(["frontends.image.patch_embed", "trunk.blocks.0.mlp"], encoder)
     still = {name for name, p in encoder.named_parameters() if not p.requires_grad}
-    assert {name.rpartition(".")[0] for name in still} == {"frontends.image.patch_embed", "trunk.blocks.0.mlp.fc1", "trunk.blocks.0.mlp.fc2"}
-    with pytest.raises(ValueError, match=r"no parameter of the encoder begins with 'patch'; they begin with .*frontends.image"):
+    assert {name.rpartition(".")[0] for name in still} == {
+        "frontends.image.patch_embed",
+        "trunk.blocks.0.mlp.fc1",
+        "trunk.blocks.0.mlp.fc2",
+    }
+    with pytest.raises(
+        ValueError, match=r"no parameter of the encoder begins with 'patch'; they begin with .*frontends.image"
+    ):
         freeze(["patch"], encoder)
 
 
 def test_numbers_of_a_method_are_named_where_they_make_no_sense():
     config = type("Config", (), {"clusters": 1, "temperature": 0.0, "steps": -1, "share": 1.5})
-    check_numbers(config, positive=("clusters",), natural=("clusters", "temperature"), shares=("clusters", "temperature"))
+    check_numbers(
+        config, positive=("clusters",), natural=("clusters", "temperature"), shares=("clusters", "temperature")
+    )
     for kind, name, message in (
         ("positive", "temperature", "is 0.0; it must be above 0"),
         ("natural", "steps", "is -1; it must be 0 or more"),

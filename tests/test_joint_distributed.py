@@ -20,7 +20,12 @@ from d2v.training.loop import Loop
 
 METHODS = [*methods.MODULES]
 IN_BF16 = ["byol", "clustering"]  # with and without batch norm, teacher and gathering with gradient
-NORMS = [(groups, shape, kind) for groups in (1, 4) for shape in ((16, 3), (16, 3, 2, 2)) for kind in (torch.float32, torch.bfloat16)]
+NORMS = [
+    (groups, shape, kind)
+    for groups in (1, 4)
+    for shape in ((16, 3), (16, 3, 2, 2))
+    for kind in (torch.float32, torch.bfloat16)
+]
 
 
 def share(rank: int, world: int) -> slice:
@@ -53,7 +58,11 @@ def gathered(rank: int, world: int) -> dict[str, Tensor]:
     by_sum = dist.sum_with_gradient(x.sum(dim=0)).pow(3).sum() * len(x) / len(rows)
     gradients = [torch.autograd.grad(value, x)[0] for value in (total, by_sum)]
     places = dist.mine(len(x), x.device)
-    assert not dist.gather(x).requires_grad and torch.equal(everything[places], x) and torch.equal(places, torch.arange(6)[share(rank, world)])
+    assert (
+        not dist.gather(x).requires_grad
+        and torch.equal(everything[places], x)
+        and torch.equal(places, torch.arange(6)[share(rank, world)])
+    )
     values = {"rows": everything.detach(), "total": dist.all_sum(total.detach()), "sum": dist.all_sum(by_sum.detach())}
     return values | {f"gradient{i}": dist.gather(gradient) for i, gradient in enumerate(gradients)}
 
@@ -95,7 +104,13 @@ def in_bf16(name: str, folder: Path) -> Objective:
     folder.mkdir(exist_ok=True)
     objective = methods.objective(name)
     tiny.Loop.plot = lambda self: None  # type: ignore[method-assign]
-    Loop(objective, Pairs(), train=train, run=RunConfig(dir=str(folder), log_every=1), accelerator=Accelerator(mixed_precision="bf16"))()
+    Loop(
+        objective,
+        Pairs(),
+        train=train,
+        run=RunConfig(dir=str(folder), log_every=1),
+        accelerator=Accelerator(mixed_precision="bf16"),
+    )()
     return objective
 
 
@@ -177,7 +192,9 @@ def test_bf16_trains_float32_weights_by_float32_losses(name, folder):
     for end in ends:
         assert {value.dtype for value in end.values() if value.is_floating_point()} == {torch.float32}
         assert all(value.isfinite().all() for value in end.values())
-        assert any(not torch.equal(value, start[key]) for key, value in end.items() if key.startswith("student.encoder"))
+        assert any(
+            not torch.equal(value, start[key]) for key, value in end.items() if key.startswith("student.encoder")
+        )
     assert_close(ends[1], ends[0], rtol=0.05, atol=0.05)
     alone, two = (tiny.losses(folder / f"{place}_{name}") for place in ("alone", "bf16"))
     assert two == pytest.approx(alone, rel=0.05, abs=0.05)

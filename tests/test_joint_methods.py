@@ -81,7 +81,9 @@ def slow_nt_xent(x: Tensor, y: Tensor, t: float) -> Tensor:
 
 def slow_clustering(rows, logits, config) -> Tensor:
     shares = [torch.stack([row.exp() / row.exp().sum() for row in x]) for x in logits]  # (B, C)
-    value = slow_nt_xent(*rows, config.instance_temperature) + slow_nt_xent(*(p.T for p in shares), config.cluster_temperature)
+    value = slow_nt_xent(*rows, config.instance_temperature) + slow_nt_xent(
+        *(p.T for p in shares), config.cluster_temperature
+    )
     for p in shares:
         mean = p.sum(dim=0) / p.sum()
         value = value + math.log(config.num_clusters) + sum(q * q.log() for q in mean)
@@ -93,7 +95,9 @@ def slow(made: Objective, views: list) -> Tensor:
     name, config, student = made.config.name, made.config, made.student
     features = [summary(student["encoder"], view) for view in views]
     if name == "clustering":
-        return slow_clustering([student["instance"](x) for x in features], [student["cluster"](x) for x in features], config)
+        return slow_clustering(
+            [student["instance"](x) for x in features], [student["cluster"](x) for x in features], config
+        )
     projections = [student["projector"](x) for x in features]
     predictions = [made.predictor(x) for x in projections]
     if name == "simsiam":
@@ -121,7 +125,9 @@ def test_the_loss_and_its_gradients_are_those_of_a_loop(name, settings, modality
     views = pair(modality, samples)
     loss, expected = fast(views), slow(made, views)
     assert loss.total.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5) and int(loss.count) == samples
-    assert loss.total.dtype == torch.float32 and all(value.ndim == 0 and value.isfinite() for value in loss.metrics.values())
+    assert loss.total.dtype == torch.float32 and all(
+        value.ndim == 0 and value.isfinite() for value in loss.metrics.values()
+    )
     loss.total.backward()
     expected.backward()
     others = dict(made.named_parameters())
@@ -166,9 +172,14 @@ def test_byol_starts_at_four_and_collapses_to_zero():
 def test_simsiam_starts_at_zero_and_collapses_to_minus_one():
     made = objective("simsiam", out_dim=512, predictor_dim=128)
     loss = made(pair(samples=64))
-    assert loss.total.item() / 64 == pytest.approx(0, abs=0.2) and loss.metrics["target_spread"] == pytest.approx(1, abs=0.1)
+    assert loss.total.item() / 64 == pytest.approx(0, abs=0.2) and loss.metrics["target_spread"] == pytest.approx(
+        1, abs=0.1
+    )
     constant = torch.randn(1, 6).expand(8, 6)
-    assert simsiam.difference(2 * constant, constant).item() / 8 == pytest.approx(-1, abs=1e-5) and normalised_std(constant) < 1e-6
+    assert (
+        simsiam.difference(2 * constant, constant).item() / 8 == pytest.approx(-1, abs=1e-5)
+        and normalised_std(constant) < 1e-6
+    )
 
 
 def test_without_the_stop_gradient_simsiam_collapses():
@@ -181,7 +192,9 @@ def test_without_the_stop_gradient_simsiam_collapses():
         for _ in range(100):
             x = torch.randn(64, 8)
             a, b = body(x + 0.5 * torch.randn_like(x)), body(x + 0.5 * torch.randn_like(x))
-            loss = simsiam.difference(head(a), b.detach() if stops else b) + simsiam.difference(head(b), a.detach() if stops else a)
+            loss = simsiam.difference(head(a), b.detach() if stops else b) + simsiam.difference(
+                head(b), a.detach() if stops else a
+            )
             optimizer.zero_grad()
             (loss / 128).backward()
             optimizer.step()
@@ -202,7 +215,9 @@ def test_clustering_starts_where_it_should_and_one_cluster_for_all_costs_its_ent
     assert nt_xent(*rows, 0.5).item() == pytest.approx(math.log(511) + 0.016, abs=0.02)
     made = objective("clustering", num_clusters=10)
     metrics = made(pair(samples=32)).metrics
-    assert metrics["cluster_loss"].item() == pytest.approx(math.log(19), abs=0.1) and 0 <= metrics["missing_entropy"] < 0.5
+    assert (
+        metrics["cluster_loss"].item() == pytest.approx(math.log(19), abs=0.1) and 0 <= metrics["missing_entropy"] < 0.5
+    )
     balanced = torch.full((20, 10), 1e-4).log().scatter(1, torch.arange(20).view(-1, 1) % 10, 0.0).log_softmax(dim=1)
     assert clustering.missing_entropy(balanced).item() == pytest.approx(0, abs=1e-5)
     last = made.student["cluster"][-1]
@@ -233,7 +248,9 @@ def test_nt_xent_is_lightlys_and_the_loops(temperature):
     loss = nt_xent(x, y, temperature)
     for other in (lightly.NTXentLoss(temperature)(x, y), slow_nt_xent(x, y, temperature)):
         torch.testing.assert_close(loss, other)
-        for found, expected in zip(torch.autograd.grad(loss, [x, y], retain_graph=True), torch.autograd.grad(other, [x, y]), strict=True):
+        for found, expected in zip(
+            torch.autograd.grad(loss, [x, y], retain_graph=True), torch.autograd.grad(other, [x, y]), strict=True
+        ):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -17,14 +17,24 @@ from d2v.modalities.text import tokenizer as tokenizers
 from d2v.modalities.text.frontend import FrontendConfig as TextFrontend
 
 FRONTEND = ImageFrontend(image_size=8, patch_size=2, channels=1)
-STILL = {"crop_scale": [1.0, 1.0], "crop_ratio": [1.0, 1.0], "flip": 0.0, "color_jitter": 0.0, "mean": [0.3], "std": [0.38], "path": "demo"}
+STILL = {
+    "crop_scale": [1.0, 1.0],
+    "crop_ratio": [1.0, 1.0],
+    "flip": 0.0,
+    "color_jitter": 0.0,
+    "mean": [0.3],
+    "std": [0.38],
+    "path": "demo",
+}
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory) -> labels.Opened:
     folder = tmp_path_factory.mktemp("images")
     return labels.open_splits(
-        images.DataConfig(**STILL), 0, lambda split: ImageSamples(images.DataConfig(**STILL), FRONTEND, split=split, folder=folder)
+        images.DataConfig(**STILL),
+        0,
+        lambda split: ImageSamples(images.DataConfig(**STILL), FRONTEND, split=split, folder=folder),
     )
 
 
@@ -63,7 +73,11 @@ def test_mixup_and_cutmix_mix_images_and_labels_by_one_share(opened):
 
 def test_mixing_and_erasing_happen_as_often_as_stated(opened):
     plain = batches(opened)
-    for settings, wanted in (({"mixup": 1.0, "mix_prob": 0.3}, 0.3), ({"random_erase": 0.4}, 0.4), ({"random_erase": 1.0}, 1.0)):
+    for settings, wanted in (
+        ({"mixup": 1.0, "mix_prob": 0.3}, 0.3),
+        ({"random_erase": 0.4}, 0.4),
+        ({"random_erase": 1.0}, 1.0),
+    ):
         other, changed = batches(opened, **settings), []
         for step in range(30):
             (a,), (b,) = plain(step, 0, 1)[0], other(step, 0, 1)[0]
@@ -73,7 +87,11 @@ def test_mixing_and_erasing_happen_as_often_as_stated(opened):
 
 
 def test_parts_of_a_batch_are_those_of_the_whole(opened):
-    for settings in ({}, {"mixup": 0.8, "cutmix": 1.0}, {"random_erase": 0.5, "label_smoothing": 0.1, "flip": 0.5, "crop_scale": [0.4, 1.0]}):
+    for settings in (
+        {},
+        {"mixup": 0.8, "cutmix": 1.0},
+        {"random_erase": 0.5, "label_smoothing": 0.1, "flip": 0.5, "crop_scale": [0.4, 1.0]},
+    ):
         mixing = batches(opened, **settings)
         (whole,), ids = mixing(2, 0, 1)
         for parts in (2, 4, 8):
@@ -118,7 +136,11 @@ def test_what_is_held_out_is_never_trained_on(tmp_path):
     data = images.DataConfig(**STILL, validation_share=0.2)
     opened = labels.open_splits(data, 3, lambda split: ImageSamples(data, FRONTEND, split=split, folder=tmp_path))
     held = set(opened.splits["validation"].indices.tolist())
-    assert len(held) == round(0.2 * 1397) and not held & set(opened.indices.tolist()) and len(held) + len(opened.indices) == 1397
+    assert (
+        len(held) == round(0.2 * 1397)
+        and not held & set(opened.indices.tolist())
+        and len(held) + len(opened.indices) == 1397
+    )
     made = images.Batches(opened, data, FRONTEND, batch_size=300, seed=0, bad_log=lambda *_: None)
     seen = {name for step in range(len(made.sampler)) for name in made(step, 0, 1)[1]}
     assert seen and not seen & {opened.train.ids[index] for index in held}
@@ -137,7 +159,10 @@ class Columns:
 def test_classes_are_matched_by_name():
     names, codes = labels.learn(Columns(["cat", "dog"], y=[1, 0, 1]), "y", numbers=False)
     assert names == ["cat", "dog"] and codes.tolist() == [1, 0, 1]
-    assert labels.encode(Columns(["dog", "cat"], y=[1, 0]), "y", names, "test").tolist() == [0, 1]  # another order in another file
+    assert labels.encode(Columns(["dog", "cat"], y=[1, 0]), "y", names, "test").tolist() == [
+        0,
+        1,
+    ]  # another order in another file
     assert labels.encode(Columns(["cat"], y=["cat"]), "y", names, "test").tolist() == [0]
     names, codes = labels.learn(Columns(None, y=[10, 2, 2, 10]), "y", numbers=False)
     assert names == ["2", "10"] and codes.tolist() == [1, 0, 0, 1]
@@ -151,12 +176,16 @@ def test_pairs_are_joined_and_the_longer_text_is_cut_first(tmp_path):
     rows = [("a b c d e f g h", "x y", 0), ("a", "", 1), ("q", "r", 1), ("a b c", "x y z v w u t", 0)]
     with (tmp_path / "train.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("one", "two", "label"), *rows])
-    data = texts.DataConfig(path=str(tmp_path), text="one", text_pair="two", vocab_size=300, block_size=12, max_bad_share=0.5)
+    data = texts.DataConfig(
+        path=str(tmp_path), text="one", text_pair="two", vocab_size=300, block_size=12, max_bad_share=0.5
+    )
     frontend = TextFrontend(max_positions=32)
     texts.prepare_tokenizer(data, frontend, tmp_path)
     samples = texts.Samples(data, frontend, split="train", folder=tmp_path)
     assert samples.ids == ["train:0", "train:2", "train:3"] and samples.column("label").tolist() == [0, 1, 0]
-    assert samples.report.found == 4 and samples.report.unreadable + samples.report.too_short  # the row without a second text
+    assert (
+        samples.report.found == 4 and samples.report.unreadable + samples.report.too_short
+    )  # the row without a second text
     tokenizer = tokenizers.read(tmp_path)
     for index, (one, two, _) in enumerate((rows[0], rows[2], rows[3])):
         first, second = tokenizers.encode(tokenizer, [one, two])
@@ -168,7 +197,9 @@ def test_pairs_are_joined_and_the_longer_text_is_cut_first(tmp_path):
 
 
 def test_batches_of_text_hold_labels_and_parts(tmp_path):
-    Dataset.from_dict({"text": [f"word {n} " * (1 + n % 5) for n in range(32)], "label": [n % 3 for n in range(32)]}).to_csv(tmp_path / "train.csv")
+    Dataset.from_dict(
+        {"text": [f"word {n} " * (1 + n % 5) for n in range(32)], "label": [n % 3 for n in range(32)]}
+    ).to_csv(tmp_path / "train.csv")
     data = texts.DataConfig(path=str(tmp_path), vocab_size=300, block_size=32)
     frontend = TextFrontend(max_positions=32)
     texts.prepare_tokenizer(data, frontend, tmp_path)

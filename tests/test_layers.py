@@ -12,7 +12,16 @@ from torch import Tensor
 from d2v import plugins
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
-from d2v.models.transformer import Attention, DropPath, PostNormBlock, PreNormBlock, Trunk, TrunkConfig, attend_with_dropout, attention_bias
+from d2v.models.transformer import (
+    Attention,
+    DropPath,
+    PostNormBlock,
+    PreNormBlock,
+    Trunk,
+    TrunkConfig,
+    attend_with_dropout,
+    attention_bias,
+)
 
 SMALL = {"depth": 3, "dim": 8, "num_heads": 2, "mlp_dim": 16}
 
@@ -62,7 +71,9 @@ def test_attention_is_the_slow_one(bias, given):
     layer = perturb(Attention(8, 2, bias=bias, dropout=0.3)).eval()
     x, table = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 5, 5)
     table = torch.randn(2, 2, 5, 5) if given == "table of each row" else table
-    mask = attention_bias(PADDING if given in ("padding", "both") else None, table if given not in ("nothing", "padding") else None)
+    mask = attention_bias(
+        PADDING if given in ("padding", "both") else None, table if given not in ("nothing", "padding") else None
+    )
     found, expected = layer(x, mask), slow_attention(layer, x, mask)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     direction = torch.randn_like(found)
@@ -97,7 +108,9 @@ def written_out(block, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"pre_norm": True}, {"pre_norm": True, "layer_scale": 0.1, "qkv_bias": "qv", "norm_eps": 1e-6}], ids=["post", "pre", "scaled"]
+    "fields",
+    [{}, {"pre_norm": True}, {"pre_norm": True, "layer_scale": 0.1, "qkv_bias": "qv", "norm_eps": 1e-6}],
+    ids=["post", "pre", "scaled"],
 )
 def test_blocks_are_the_written_out_ones(fields):
     config = TrunkConfig(**SMALL, **fields)
@@ -107,7 +120,9 @@ def test_blocks_are_the_written_out_ones(fields):
         found, expected = block(x, bias)[which], written_out(block, x, bias)[which]
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         direction, weights = torch.randn_like(found), [x, *block.parameters()]
-        ours, theirs = (torch.autograd.grad((out * direction).sum(), weights, allow_unused=True) for out in (found, expected))
+        ours, theirs = (
+            torch.autograd.grad((out * direction).sum(), weights, allow_unused=True) for out in (found, expected)
+        )
         for a, b in zip(ours, theirs, strict=True):
             assert (a is None) == (b is None)
             if a is not None:
@@ -138,7 +153,9 @@ def test_layers_are_ffn_outputs_or_ends_of_blocks_from_first_on(pre_norm):
 @pytest.mark.parametrize("recompute", [False, True])
 def test_tokens_that_are_wanted_alone_are_those_of_all(pre_norm, recompute):
     """Drop path and layer drop on: which rows and layers they drop must not depend on the tokens asked for."""
-    trunk = perturb(Trunk(TrunkConfig(**SMALL, pre_norm=pre_norm, final_norm=pre_norm, drop_path=0.4, layer_drop=0.3))).train()
+    trunk = perturb(
+        Trunk(TrunkConfig(**SMALL, pre_norm=pre_norm, final_norm=pre_norm, drop_path=0.4, layer_drop=0.3))
+    ).train()
     trunk.gradient_checkpointing = recompute
     x, only = torch.randn(3, 5, 8, requires_grad=True), torch.rand(3, 5) < 0.4
     for seed in range(8):  # the last layer is dropped in some of them
@@ -149,7 +166,10 @@ def test_tokens_that_are_wanted_alone_are_those_of_all(pre_norm, recompute):
         assert part.shape == (int(only.sum()), 8) and len(taken) == len(layers)
         for a, b in zip([part, *taken], [whole, *layers], strict=True):
             torch.testing.assert_close(a, b[only], rtol=1e-5, atol=1e-5)
-        gradients = [torch.autograd.grad(out.square().sum(), [x, *trunk.parameters()], allow_unused=True) for out in (part, whole[only])]
+        gradients = [
+            torch.autograd.grad(out.square().sum(), [x, *trunk.parameters()], allow_unused=True)
+            for out in (part, whole[only])
+        ]
         for a, b in zip(*gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4) if a is not None and b is not None else None
             assert (a is None) == (b is None)
@@ -223,19 +243,39 @@ def test_normal_init():
     trunk.init_weights()
     for name, parameter in trunk.named_parameters():
         if "norm" in name or name.endswith("bias"):
-            assert torch.equal(parameter, torch.full_like(parameter, float("norm" in name and name.endswith("weight")))), name
+            assert torch.equal(
+                parameter, torch.full_like(parameter, float("norm" in name and name.endswith("weight")))
+            ), name
         else:
             assert parameter.std().item() == pytest.approx(0.05, rel=0.05) and parameter.abs().max() > 0.15
 
 
 def test_depth_scaled_init_is_cut_at_one_std_and_divided_by_the_root_of_twice_the_layer():
-    trunk = Trunk(TrunkConfig(depth=3, dim=64, num_heads=2, mlp_dim=128, pre_norm=True, layer_scale=0.3, qkv_bias="qv", init="depth_scaled"))
+    trunk = Trunk(
+        TrunkConfig(
+            depth=3,
+            dim=64,
+            num_heads=2,
+            mlp_dim=128,
+            pre_norm=True,
+            layer_scale=0.3,
+            qkv_bias="qv",
+            init="depth_scaled",
+        )
+    )
     trunk.init_weights()
     for number, block in enumerate(trunk.blocks, start=1):
-        for linear, scaled in ((block.attention.qkv, 1), (block.mlp.fc1, 1), (block.attention.proj, 2 * number), (block.mlp.fc2, 2 * number)):
+        for linear, scaled in (
+            (block.attention.qkv, 1),
+            (block.mlp.fc1, 1),
+            (block.attention.proj, 2 * number),
+            (block.mlp.fc2, 2 * number),
+        ):
             bound = 0.02 / scaled**0.5
             assert 0.98 * bound < linear.weight.abs().max() <= bound * (1 + 1e-6)
-            assert linear.weight.std().item() == pytest.approx(0.54 * bound, rel=0.03)  # of a normal cut at one deviation
+            assert linear.weight.std().item() == pytest.approx(
+                0.54 * bound, rel=0.03
+            )  # of a normal cut at one deviation
             assert linear.bias is None or not linear.bias.any()
         assert (block.scale1 == 0.3).all() and (block.scale2 == 0.3).all()
         assert not block.attention.q_bias.any() and not block.attention.v_bias.any()
@@ -248,7 +288,9 @@ def test_initialisation_forgets_no_parameter(modality, init, tmp_path):
     config = tiny.config_of(modality, tmp_path)
     tiny.samples_of(config)
     fields = {"pre_norm": True, "layer_scale": 0.1, "qkv_bias": "qv", "final_norm": True, "input_norm": True}
-    trunk = TrunkConfig(depth=2, dim=32, num_heads=2, mlp_dim=64, init=init, **(fields if init == "depth_scaled" else {}))
+    trunk = TrunkConfig(
+        depth=2, dim=32, num_heads=2, mlp_dim=64, init=init, **(fields if init == "depth_scaled" else {})
+    )
     frontend = plugins.load("d2v.modalities", modality).Frontend(config.frontend, 32, 2)
     for module in (Trunk(trunk), frontend):
         for parameter in module.parameters():
@@ -258,7 +300,9 @@ def test_initialisation_forgets_no_parameter(modality, init, tmp_path):
     with torch.device("meta"):
         model = D2vModel(D2vConfig(frontends={modality: config.frontend}, trunk=trunk))
     parts = ((f"frontends.{modality}", frontend), ("trunk", Trunk(trunk)))
-    assert {name for name, _ in model.named_parameters()} == {f"{part}.{name}" for part, module in parts for name, _ in module.named_parameters()}
+    assert {name for name, _ in model.named_parameters()} == {
+        f"{part}.{name}" for part, module in parts for name, _ in module.named_parameters()
+    }
 
 
 def test_gelu_of_the_mlp_is_the_exact_one():

@@ -24,10 +24,15 @@ def edits(wanted, found) -> int:
 
 def test_error_rates_are_edit_distances():
     generator = np.random.default_rng(0)
-    texts = [[" ".join(generator.choice(["a", "ab", "b"], size=generator.integers(low, 4))) for _ in range(12)] for low in (1, 0)]
+    texts = [
+        [" ".join(generator.choice(["a", "ab", "b"], size=generator.integers(low, 4))) for _ in range(12)]
+        for low in (1, 0)
+    ]
     wanted, found = texts
     assert "" in found
-    words = sum(edits(one.split(), other.split()) for one, other in zip(wanted, found, strict=True)) / sum(len(one.split()) for one in wanted)
+    words = sum(edits(one.split(), other.split()) for one, other in zip(wanted, found, strict=True)) / sum(
+        len(one.split()) for one in wanted
+    )
     letters = sum(edits(one, other) for one, other in zip(wanted, found, strict=True)) / sum(map(len, wanted))
     assert transcription(wanted, found) == pytest.approx({"wer": words, "cer": letters})
     assert jiwer.wer(["a b"], [""]) == 1
@@ -40,7 +45,9 @@ def test_greedy_reading_counts_repeats_once_and_leaves_out_blanks():
     for _ in range(50):
         path = generator.choice([0, 0, 2, 3, 4, 5], size=12)
         once = [letter for place, letter in enumerate(path) if place == 0 or letter != path[place - 1]]
-        slow = "".join(" " if letter == 2 else "ab c"[letter - 3] if letter < 5 else "c" for letter in once if letter != 0).strip()
+        slow = "".join(
+            " " if letter == 2 else "ab c"[letter - 3] if letter < 5 else "c" for letter in once if letter != 0
+        ).strip()
         assert vocabulary.greedy(np.eye(6)[path]) == slow == tokenizer.decode(path)
     assert vocabulary.encode("b ca?").tolist() == [4, 2, 5, 3, 1] == tokenizer("b ca?").input_ids
     assert tokens_needed("hello") == 6 and tokens_needed("aaa") == 5 and tokens_needed("a") == 1
@@ -98,7 +105,9 @@ def test_a_language_model_decides_between_words_that_sound_alike(tmp_path):
     logits[4, 2] = 0
     assert vocabulary.greedy(logits) == "ab"
     for weight, text in ((0.0, "ab"), (2.0, "ba")):
-        search = beam.build(beam.DecodeConfig(beam=20, lm=str(tmp_path / "lm.arpa"), lm_weight=weight), vocabulary, ["ab ba"])
+        search = beam.build(
+            beam.DecodeConfig(beam=20, lm=str(tmp_path / "lm.arpa"), lm_weight=weight), vocabulary, ["ab ba"]
+        )
         assert search(logits) == text
     (tmp_path / "no.arpa").write_text("no language model")
     with pytest.raises(ValueError, match=r"data.decode.lm is '.*no.arpa', which KenLM cannot read: .*arpa"):

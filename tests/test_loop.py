@@ -48,21 +48,38 @@ def test_two_micro_batches_are_one_batch(modality, objective, tmp_path):
         with pytest.raises(ValueError, match=r"train.accumulate is 2; .* compares the samples of a whole batch"):
             tiny.loop_of(tiny.config_of(modality, tmp_path, *settings, "train.accumulate=2"))
         return
-    loops = [tiny.loop_of(tiny.config_of(modality, tmp_path / str(n), *settings, f"train.accumulate={n}")) for n in (1, 2)]
+    loops = [
+        tiny.loop_of(tiny.config_of(modality, tmp_path / str(n), *settings, f"train.accumulate={n}")) for n in (1, 2)
+    ]
     for loop in loops:
         loop()
     one, two = (tiny.losses(tmp_path / str(n)) for n in (1, 2))
     assert two == pytest.approx(one, rel=1e-5)
-    for (name, a), (_, b) in zip(loops[0].objective.named_parameters(), loops[1].objective.named_parameters(), strict=True):
+    for (name, a), (_, b) in zip(
+        loops[0].objective.named_parameters(), loops[1].objective.named_parameters(), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_settings_under_run_change_nothing(modality, tmp_path):
-    first = tiny.loop_of(tiny.config_of(modality, tmp_path / "a", *tiny.DROPOUT, "train.steps=6", "run.save_every=100", "run.health_every=100"))
+    first = tiny.loop_of(
+        tiny.config_of(
+            modality, tmp_path / "a", *tiny.DROPOUT, "train.steps=6", "run.save_every=100", "run.health_every=100"
+        )
+    )
     first()
-    others = ("run.workers=2", "run.log_every=2", "run.health_every=2", "run.save_every=3", "run.keep=1", "run.health_samples=8")
-    second = tiny.loop_of(tiny.config_of(modality, tmp_path / "b", *tiny.DROPOUT, "train.steps=6", *others), health=True)
+    others = (
+        "run.workers=2",
+        "run.log_every=2",
+        "run.health_every=2",
+        "run.save_every=3",
+        "run.keep=1",
+        "run.health_samples=8",
+    )
+    second = tiny.loop_of(
+        tiny.config_of(modality, tmp_path / "b", *tiny.DROPOUT, "train.steps=6", *others), health=True
+    )
     second()
     tiny.assert_same(everything(second), everything(first))
     one, two = tiny.losses(tmp_path / "a"), tiny.losses(tmp_path / "b")
@@ -95,13 +112,17 @@ def test_a_batch_that_is_not_finite_is_skipped(tmp_path):
 
 def test_a_run_with_bad_steps_ends_well_or_says_why_not(tmp_path):
     modality = modality_of_floats(tmp_path)
-    scattered = tiny.config_of(modality, tmp_path / "scattered", "train.steps=7", "train.max_bad_steps=2", "run.log_every=7")
+    scattered = tiny.config_of(
+        modality, tmp_path / "scattered", "train.steps=7", "train.max_bad_steps=2", "run.log_every=7"
+    )
     loop = tiny.loop_of(scattered, batches=Poisoned(tiny.batches_of(scattered), [0, 2, 4]))
     loop()
     assert loop.history.records[-1]["skipped"] == 3 and torch.isfinite(torch.tensor(loop.history.records[-1]["loss"]))
     row = tiny.config_of(modality, tmp_path / "row", "train.steps=20", "train.max_bad_steps=3")
     loop = tiny.loop_of(row, batches=Poisoned(tiny.batches_of(row), range(2, 20)))
-    with pytest.raises(ValueError, match=r"3 steps in a row, up to step 4.*bad_steps.jsonl.*train.lr.*train.max_bad_steps=3"):
+    with pytest.raises(
+        ValueError, match=r"3 steps in a row, up to step 4.*bad_steps.jsonl.*train.lr.*train.max_bad_steps=3"
+    ):
         loop()
     assert len((tmp_path / "row" / "bad_steps.jsonl").read_text().splitlines()) == 3
 
@@ -121,21 +142,36 @@ def test_stop_on_collapse(tmp_path):
 
 def test_a_frozen_teacher_stays_and_the_student_moves(tmp_path):
     for name, update in (("on", "true"), ("off", "false")):
-        loop = tiny.loop_of(tiny.config_of(MODALITIES[0], tmp_path / name, "train.steps=3", f"train.update_teacher={update}"))
+        loop = tiny.loop_of(
+            tiny.config_of(MODALITIES[0], tmp_path / name, "train.steps=3", f"train.update_teacher={update}")
+        )
         before = {key: value.clone() for key, value in loop.objective.state_dict().items()}
         loop()
-        moved = {key.partition(".")[0] for key, value in loop.objective.state_dict().items() if not torch.equal(value, before[key])}
+        moved = {
+            key.partition(".")[0]
+            for key, value in loop.objective.state_dict().items()
+            if not torch.equal(value, before[key])
+        }
         assert moved == ({"student", "teacher", "predictor"} if name == "on" else {"student", "predictor"})
 
 
 def test_rates_follow_the_step(tmp_path):
-    config = tiny.config_of(MODALITIES[0], tmp_path, "train.steps=5", "train.warmup_steps=2", "train.lr=1e-3", "objective.ema_anneal_steps=4")
+    config = tiny.config_of(
+        MODALITIES[0],
+        tmp_path,
+        "train.steps=5",
+        "train.warmup_steps=2",
+        "train.lr=1e-3",
+        "objective.ema_anneal_steps=4",
+    )
     loop = tiny.loop_of(config)
     loop()
     records = loop.history.records
     assert [r["lr"] for r in records] == pytest.approx([0, 5e-4, 1e-3, 7.5e-4, 2.5e-4])
     decay, end = config.objective.ema_decay, config.objective.ema_end_decay
-    assert [r["ema_decay"] for r in records] == pytest.approx([decay + (end - decay) * min(1, n / 4) for n in range(1, 6)])
+    assert [r["ema_decay"] for r in records] == pytest.approx(
+        [decay + (end - decay) * min(1, n / 4) for n in range(1, 6)]
+    )
 
 
 def test_history_survives_a_line_that_was_cut_off(tmp_path):

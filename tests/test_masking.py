@@ -32,10 +32,14 @@ def slow_block(generator, rows, columns, wanted, min_block, max_block, min_aspec
     return np.array(hidden).reshape(-1)
 
 
-@pytest.mark.parametrize(("grid", "wanted", "min_block", "max_block"), [((14, 14), 120, 16, 196), ((8, 8), 39, 16, 64), ((4, 6), 10, 2, 5)])
+@pytest.mark.parametrize(
+    ("grid", "wanted", "min_block", "max_block"), [((14, 14), 120, 16, 196), ((8, 8), 39, 16, 64), ((4, 6), 10, 2, 5)]
+)
 def test_block_is_the_slow_algorithm(grid, wanted, min_block, max_block):
     for seed in range(50):
-        fast = masking.block(np.random.default_rng(seed), grid, wanted, min_block=min_block, max_block=max_block, min_aspect=0.3)
+        fast = masking.block(
+            np.random.default_rng(seed), grid, wanted, min_block=min_block, max_block=max_block, min_aspect=0.3
+        )
         assert np.array_equal(fast, slow_block(np.random.default_rng(seed), *grid, wanted, min_block, max_block, 0.3))
 
 
@@ -68,7 +72,9 @@ def slow_span(generator, num_tokens, prob, length, last_frame):
 
 
 @pytest.mark.parametrize("last_frame", [False, True])
-@pytest.mark.parametrize(("num_tokens", "prob", "length"), [(499, 0.65, 10), (49, 0.65, 10), (12, 0.65, 10), (3, 0.5, 10), (128, 0.35, 4)])
+@pytest.mark.parametrize(
+    ("num_tokens", "prob", "length"), [(499, 0.65, 10), (49, 0.65, 10), (12, 0.65, 10), (3, 0.5, 10), (128, 0.35, 4)]
+)
 def test_span_is_the_slow_algorithm(num_tokens, prob, length, last_frame):
     for seed in range(30):
         fast = masking.span(np.random.default_rng(seed), num_tokens, prob, length, last_frame=last_frame)
@@ -99,7 +105,9 @@ def test_equalised_spans_hide_as_many_as_measured_on_the_reference():
         assert len({int(row.sum()) for row in equal}) == 1
         assert all((row <= before).all() for row, before in zip(equal, rows, strict=True))  # nothing new is hidden
         counts.append(equal[0].sum())
-    assert abs(np.mean(counts) - 209) < 5  # the reference, over 40 batches: mean 209, 189 to 219; the published measurement, one batch, is 202
+    assert (
+        abs(np.mean(counts) - 209) < 5
+    )  # the reference, over 40 batches: mean 209, 189 to 219; the published measurement, one batch, is 202
     assert min(counts) > 180 and max(counts) < 230
 
 
@@ -116,7 +124,10 @@ def test_a_row_depends_on_seed_step_and_position_only():
     together = [g.random() for g in masking.generators(1, 2, range(6))]
     apart = [g.random() for part in range(3) for g in masking.generators(1, 2, np.arange(6)[part::3])]
     assert together == [apart[i] for i in (0, 2, 4, 1, 3, 5)]
-    assert len({g.random() for seed in range(3) for step in range(3) for g in masking.generators(seed, step, range(3))}) == 27
+    assert (
+        len({g.random() for seed in range(3) for step in range(3) for g in masking.generators(seed, step, range(3))})
+        == 27
+    )
 
 
 def slow_painted(generator, grid, share, length, adjust):
@@ -137,7 +148,8 @@ def slow_painted(generator, grid, share, length, adjust):
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "ratio", "length", "adjust"), [(499, 0.5, 5, 0.05), (499, 0.55, 5, 0.1), (99, 0.5, 5, 0.05), (20, 0.3, 4, 0.0)]
+    ("num_tokens", "ratio", "length", "adjust"),
+    [(499, 0.5, 5, 0.05), (499, 0.55, 5, 0.1), (99, 0.5, 5, 0.05), (20, 0.3, 4, 0.0)],
 )
 def test_block_1d_is_the_slow_algorithm(num_tokens, ratio, length, adjust):
     for seed in range(20):
@@ -146,7 +158,9 @@ def test_block_1d_is_the_slow_algorithm(num_tokens, ratio, length, adjust):
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-@pytest.mark.parametrize(("grid", "ratio", "length", "adjust"), [((14, 14), 0.8, 3, 0.07), ((8, 8), 0.75, 2, 0.07), ((4, 6), 0.5, 2, 0.1)])
+@pytest.mark.parametrize(
+    ("grid", "ratio", "length", "adjust"), [((14, 14), 0.8, 3, 0.07), ((8, 8), 0.75, 2, 0.07), ((4, 6), 0.5, 2, 0.1)]
+)
 def test_block_2d_is_the_slow_algorithm(grid, ratio, length, adjust, inverse):
     for seed in range(20):
         fast = masking.block_2d(np.random.default_rng(seed), grid, ratio, length, adjust, inverse=inverse)
@@ -187,7 +201,11 @@ def test_scattered_tokens_are_uniform_and_something_is_always_visible_and_hidden
     assert np.abs(share - 0.3).max() < 0.05
     for num_tokens in range(2, 12):
         for ratio in (0.01, 0.5, 0.99):
-            for draw in (masking.scattered, lambda *a: masking.block_1d(*a, 5, 0.05), lambda *a: masking.block_1d(*a, 1, 0.0)):
+            for draw in (
+                masking.scattered,
+                lambda *a: masking.block_1d(*a, 5, 0.05),
+                lambda *a: masking.block_1d(*a, 1, 0.0),
+            ):
                 assert 1 <= draw(np.random.default_rng(0), num_tokens, ratio).sum() < num_tokens
 
 
@@ -200,4 +218,6 @@ def test_visible_tokens_of_rows_of_unequal_length():
     for row, line, kept in zip(rows, hidden, keep, strict=True):
         own = np.flatnonzero(~row)
         assert np.array_equal(line[: len(row)], row) and not line[len(row) :].any()
-        assert kept[: len(own)].tolist() == own.tolist() and kept[len(own) :].tolist() == list(range(len(row), len(row) + 20 - len(own)))
+        assert kept[: len(own)].tolist() == own.tolist() and kept[len(own) :].tolist() == list(
+            range(len(row), len(row) + 20 - len(own))
+        )

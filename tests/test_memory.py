@@ -25,5 +25,8 @@ print([step() for _ in range(20)][-1])  # the first ones find their places
 def test_steps_fetch_no_pages_in_the_end():
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}  # else glibc may come to keep them by itself
     commands = [[sys.executable, "-c", FAULTS, how] for how in ("keep", "leave")]
-    found = [int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout) for command in commands]
+    found = [
+        int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+        for command in commands
+    ]
     assert found[0] < 100 < 1000 < found[1]

@@ -25,7 +25,10 @@ def slow_moco(model: moco.MoCo, views: list[View]) -> tuple[Tensor, Tensor]:
     total = torch.tensor(0.0)
     for one, other in [(0, 1), (1, 0)] if config.symmetric else [(0, 1)]:
         for i in range(BATCH):
-            logits = torch.stack([queries[one][i] @ keys[other][i], *(queries[one][i] @ row for row in queue)]) / config.temperature
+            logits = (
+                torch.stack([queries[one][i] @ keys[other][i], *(queries[one][i] @ row for row in queue)])
+                / config.temperature
+            )
             total = total - logits.log_softmax(dim=0)[0]
     return total, torch.cat(keys if config.symmetric else keys[1:])
 
@@ -34,7 +37,9 @@ def slow_moco(model: moco.MoCo, views: list[View]) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_moco_is_the_slow_step_and_the_queue_holds_the_last_keys(symmetric, hidden):
     torch.manual_seed(1)
-    model = moco.build(encoder(), moco.Config(**{**QUEUE, "hidden_dim": hidden}, symmetric=symmetric, temperature=0.3)).train()
+    model = moco.build(
+        encoder(), moco.Config(**{**QUEUE, "hidden_dim": hidden}, symmetric=symmetric, temperature=0.3)
+    ).train()
     linear = [module for module in model.student["projector"] if isinstance(module, nn.Linear)]
     assert [tuple(module.weight.shape) for module in linear] == ([(8, 16)] if hidden == 0 else [(16, 16), (8, 16)])
     assert all(module.bias is not None for module in linear)
@@ -117,13 +122,20 @@ def test_mochi_mixes_the_hardest_negatives_of_each_query():
     model.begin_step(2, STEPS)
     mixed = slow_mix(model, query, queue, seeded(2, queue.device))
     expected, query = query.clone().requires_grad_(), query.clone().requires_grad_()
-    slow = torch.cat([(expected * key).sum(dim=1, keepdim=True), expected @ queue.T, (expected.unsqueeze(1) * mixed).sum(dim=2)], dim=1)
+    slow = torch.cat(
+        [(expected * key).sum(dim=1, keepdim=True), expected @ queue.T, (expected.unsqueeze(1) * mixed).sum(dim=2)],
+        dim=1,
+    )
     found, labels = model.compare(query, key, seeded(2, queue.device))
     assert found.shape == (BATCH, 1 + 32 + 5 + 3) and not labels.any()
     torch.testing.assert_close(found, slow)
-    wanted, got = (torch.autograd.grad(F.cross_entropy(x / 0.2, labels), leaf)[0] for x, leaf in ((slow, expected), (found, query)))
+    wanted, got = (
+        torch.autograd.grad(F.cross_entropy(x / 0.2, labels), leaf)[0] for x, leaf in ((slow, expected), (found, query))
+    )
     torch.testing.assert_close(got, wanted)  # none through the mixtures
-    assert (slow[:, 33 + 5 :] >= slow[:, 1:33].topk(6).values[:, -1:] - 1e-6).all(), "the query's share makes a negative harder, not easier"
+    assert (slow[:, 33 + 5 :] >= slow[:, 1:33].topk(6).values[:, -1:] - 1e-6).all(), (
+        "the query's share makes a negative harder, not easier"
+    )
 
 
 def test_mochi_is_moco_before_its_first_step_and_remembers_no_mixture():

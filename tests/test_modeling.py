@@ -174,7 +174,11 @@ def test_saved_and_loaded_it_is_the_same_to_the_bit(modality, tmp_path):
         assert torch.equal(found.x, expected.x) and all(map(torch.equal, found.layers, expected.layers))
         tiny.assert_same(loaded.state_dict(), encoder.state_dict())
     config = AutoConfig.from_pretrained(tmp_path / "saved")
-    assert type(config) is D2vConfig and config.trunk == encoder.config.trunk and config.frontends == encoder.config.frontends
+    assert (
+        type(config) is D2vConfig
+        and config.trunk == encoder.config.trunk
+        and config.frontends == encoder.config.frontends
+    )
 
 
 def test_errors_say_what_is_there(tmp_path):
@@ -217,12 +221,17 @@ def test_published_sizes():
     """facts/data2vec.md A3: the speech encoder and its head; the image model with its head, without the index of the bias."""
     from d2v.models.heads import RegressionHead
 
-    image = TrunkConfig(pre_norm=True, layer_scale=1e-4, qkv_bias="qv", norm_eps=1e-6, input_norm=False, final_norm=True)
+    image = TrunkConfig(
+        pre_norm=True, layer_scale=1e-4, qkv_bias="qv", norm_eps=1e-6, input_norm=False, final_norm=True
+    )
     with torch.device("meta"):
         head = RegressionHead(768)
         assert num_parameters(head) == 590_592
         assert num_parameters(D2vModel(D2vConfig(frontends={"speech": {}}, trunk=TrunkConfig()))) == 93_164_288
-        assert num_parameters(D2vModel(D2vConfig(frontends={"image": {}}, trunk=image))) + num_parameters(head) == 86_256_720
+        assert (
+            num_parameters(D2vModel(D2vConfig(frontends={"image": {}}, trunk=image))) + num_parameters(head)
+            == 86_256_720
+        )
 
 
 def test_a_dotted_name_is_the_users_own_package(tmp_path):

@@ -28,7 +28,9 @@ from d2v.training.collapse import (
 
 def features_of_rank(rank: int, n: int = 200, dim: int = 32) -> torch.Tensor:
     """Centred (n, dim) features with `rank` equal singular values."""
-    basis = torch.linalg.qr(torch.cat([torch.ones(n, 1), torch.randn(n, rank)], dim=1)).Q[:, 1:]  # orthogonal to the constant
+    basis = torch.linalg.qr(torch.cat([torch.ones(n, 1), torch.randn(n, rank)], dim=1)).Q[
+        :, 1:
+    ]  # orthogonal to the constant
     return basis @ torch.linalg.qr(torch.randn(dim, rank)).Q.T * 5
 
 
@@ -74,7 +76,9 @@ def test_channel_std_of_two_ranks_with_unequal_rows_is_that_of_one(tmp_path):
 
 @pytest.mark.parametrize("rank", [1, 4, 20])
 def test_effective_rank_of_equal_singular_values(rank):
-    assert effective_rank(features_of_rank(rank) + 100) == pytest.approx(rank, rel=1e-3)  # the common mean does not count
+    assert effective_rank(features_of_rank(rank) + 100) == pytest.approx(
+        rank, rel=1e-3
+    )  # the common mean does not count
 
 
 def test_effective_rank_by_its_definition():
@@ -123,7 +127,11 @@ def slow_knn(features, labels, groups, k, temperature) -> float:
     x = [[float(v) for v in row / np.linalg.norm(row)] for row in features]
     right = 0
     for q in range(len(x)):
-        cosines = [(sum(a * b for a, b in zip(x[q], x[i], strict=True)), labels[i]) for i in range(len(x)) if groups[i] != groups[q]]
+        cosines = [
+            (sum(a * b for a, b in zip(x[q], x[i], strict=True)), labels[i])
+            for i in range(len(x))
+            if groups[i] != groups[q]
+        ]
         scores = {}
         for cosine, label in sorted(cosines, reverse=True)[:k]:
             scores[label] = scores.get(label, 0) + math.exp(cosine / temperature)
@@ -138,7 +146,9 @@ def test_knn_is_the_loop(k, grouped):
     labels = generator.integers(0, 3, 60)
     features = generator.normal(size=(60, 8)) + 1.0 * np.eye(8)[labels]
     groups = generator.integers(0, 4, 60) if grouped else np.arange(60)
-    got = knn_leave_one_out(torch.tensor(features), torch.tensor(labels), k, 0.1, torch.tensor(groups) if grouped else None, centre=False)
+    got = knn_leave_one_out(
+        torch.tensor(features), torch.tensor(labels), k, 0.1, torch.tensor(groups) if grouped else None, centre=False
+    )
     assert got == pytest.approx(slow_knn(features, labels, groups, k, 0.1))
     assert 0.4 < got < 1
 
@@ -170,9 +180,22 @@ def run(*, ranks, knns=None, steps=1000, **metrics) -> list[dict]:
     """
     history = []
     for i, rank in enumerate(ranks):
-        record = {"step": round(i * steps / (len(ranks) - 1)), "student_rank": rank, "health_samples": 500, "total_steps": steps}
+        record = {
+            "step": round(i * steps / (len(ranks) - 1)),
+            "student_rank": rank,
+            "health_samples": 500,
+            "total_steps": steps,
+        }
         history.append(record | ({"student_knn": knns[i]} if knns else {}))
-    defaults = {"loss": 2.0, "target_std": 0.7, "prediction_std": 0.5, "grad_norm": 1.0, "lr": 1e-3, "ema_decay": 0.999, "hidden_share": 0.5}
+    defaults = {
+        "loss": 2.0,
+        "target_std": 0.7,
+        "prediction_std": 0.5,
+        "grad_norm": 1.0,
+        "lr": 1e-3,
+        "ema_decay": 0.999,
+        "hidden_share": 0.5,
+    }
     for i in range(1, 21):
         record = {"step": i * steps // 20, "total_steps": steps}
         for name, value in (defaults | metrics).items():
@@ -183,8 +206,12 @@ def run(*, ranks, knns=None, steps=1000, **metrics) -> list[dict]:
 
 
 HEALTHY = {
-    "the measured good speech run": run(ranks=[9.8, 10, 12, 14.2], knns=[0.463, 0.594, 0.60, 0.622], loss=(1.95, 2.4), target_std=(0.5, 0.72)),
-    "a loss that rises with its targets": run(ranks=[10, 9, 11], knns=[0.27, 0.39, 0.41], loss=(0.4, 1.6), target_std=(0.5, 1.0)),
+    "the measured good speech run": run(
+        ranks=[9.8, 10, 12, 14.2], knns=[0.463, 0.594, 0.60, 0.622], loss=(1.95, 2.4), target_std=(0.5, 0.72)
+    ),
+    "a loss that rises with its targets": run(
+        ranks=[10, 9, 11], knns=[0.27, 0.39, 0.41], loss=(0.4, 1.6), target_std=(0.5, 1.0)
+    ),
     "fewer dimensions that hold more": run(ranks=[20, 12, 9, 7], knns=[0.27, 0.33, 0.38, 0.41]),
     "a fast teacher that did no harm": run(ranks=[20, 22, 25], knns=[0.27, 0.35, 0.41], ema_decay=(0.97, 0.999)),
     "no labels, rank holds": run(ranks=[10, 8, 9, 8.5]),
@@ -192,10 +219,16 @@ HEALTHY = {
     "k-NN within the noise of the random init": run(ranks=[10, 11, 12], knns=[0.46, 0.45, 0.45]),
 }
 COLLAPSING = {
-    "content goes though stds look well": (run(ranks=[10, 9, 9], knns=[0.463, 0.40, 0.242], ema_decay=(0.95, 0.995)), "ema_decay"),
+    "content goes though stds look well": (
+        run(ranks=[10, 9, 9], knns=[0.463, 0.40, 0.242], ema_decay=(0.95, 0.995)),
+        "ema_decay",
+    ),
     "rank falls below half": (run(ranks=[10, 6, 4], knns=[0.46, 0.46, 0.45], ema_decay=(0.9, 0.9)), "ema_decay"),
     "rank falls, no labels, targets shrink": (run(ranks=[10, 6, 4], target_std=(0.9, 0.2)), "objective.layer_norms"),
-    "rank falls, gradients spike": ([*run(ranks=[10, 6, 4], grad_norm=0.1), {"step": 1000, "grad_norm": 90.0}], "train.lr"),
+    "rank falls, gradients spike": (
+        [*run(ranks=[10, 6, 4], grad_norm=0.1), {"step": 1000, "grad_norm": 90.0}],
+        "train.lr",
+    ),
     "hardly anything hidden": (run(ranks=[10, 6, 4], hidden_share=0.05), "hide more"),
     "what was learnt is lost again": (run(ranks=[10, 12, 11, 10], knns=[0.40, 0.60, 0.55, 0.44]), "train.lr"),
     "the loss blows up": (run(ranks=[10, 9, 8], loss=(1.0, 9.0)), "train.lr"),
@@ -204,14 +237,19 @@ COLLAPSED = {
     "one direction left": (run(ranks=[10, 3, 1.2], knns=[0.46, 0.3, 0.12]), ""),
     "a tenth of the rank left, no labels": (run(ranks=[40, 20, 4]), ""),
     "constant targets": (run(ranks=[10, 3, 2], target_std=(0.9, 0.02)), "objective.layer_norms"),
-    "constant targets before any health check": (run(ranks=[10, 3], target_std=(0.9, 0.02))[:-1], "objective.layer_norms"),
+    "constant targets before any health check": (
+        run(ranks=[10, 3], target_std=(0.9, 0.02))[:-1],
+        "objective.layer_norms",
+    ),
     "constant predictions": (run(ranks=[10, 9, 8], prediction_std=(0.3, 0.001)), ""),
     "nan": ([*run(ranks=[10, 9, 8]), {"step": 1001, "loss": math.nan}], "train.lr"),
     "inf within the warm-up": ([{"step": 1, "loss": math.inf, "lr": 0.1, "total_steps": 100}], "train.lr"),
 }
 JOINT = {"target_std": 0.7, "prediction_std": 0.5}  # such methods have none; here they look well
 COMPLETE = {
-    "embeddings of all samples alike": run(ranks=[10, 9, 8], prediction_spread=(0.9, 0.01), target_spread=(0.9, 0.02), **JOINT),
+    "embeddings of all samples alike": run(
+        ranks=[10, 9, 8], prediction_spread=(0.9, 0.01), target_spread=(0.9, 0.02), **JOINT
+    ),
     "targets of all samples alike": run(ranks=[10, 9, 8], target_spread=(0.9, 0.02), **JOINT),
     "one prototype for all": run(ranks=[10, 9, 8], prototype_perplexity=(40.0, 1.01), prediction_spread=0.8, **JOINT),
     "features on a line": run(ranks=[10, 3, 1.2], prediction_spread=0.8, **JOINT),
@@ -219,7 +257,9 @@ COMPLETE = {
 EARLY = {
     "nothing yet": [],
     "the random init only": [{"step": 0, "student_rank": 10.0, "total_steps": 100}],
-    "warm-up, though it looks bad": [r for r in run(ranks=[10, 1, 1], steps=1000, prediction_std=0.0) if r["step"] < 100],
+    "warm-up, though it looks bad": [
+        r for r in run(ranks=[10, 1, 1], steps=1000, prediction_std=0.0) if r["step"] < 100
+    ],
     "one check": run(ranks=[10, 1])[:-2],
     "no random init": run(ranks=[10, 9, 8, 8])[1:],
 }
@@ -232,7 +272,9 @@ def test_healthy(name):
     assert "effective rank" in verdict.reason and not verdict.advice
 
 
-@pytest.mark.parametrize(("state", "name"), [("collapsing", n) for n in COLLAPSING] + [("collapsed", n) for n in COLLAPSED])
+@pytest.mark.parametrize(
+    ("state", "name"), [("collapsing", n) for n in COLLAPSING] + [("collapsed", n) for n in COLLAPSED]
+)
 def test_unhealthy_with_advice(state, name):
     history, advice = (COLLAPSING if state == "collapsing" else COLLAPSED)[name]
     verdict = judge(history)
@@ -250,11 +292,16 @@ def test_complete_collapse_is_named(name):
 def test_dimensional_collapse_is_told_from_complete_collapse():
     """Directions are spread, but in few dimensions."""
     verdict = judge(run(ranks=[40, 10, 4], prediction_spread=0.8, target_spread=0.8))
-    assert verdict.state == "collapsed" and verdict.reason.startswith("dimensional collapse; student effective rank 4.0 vs 40.0"), verdict
+    assert verdict.state == "collapsed" and verdict.reason.startswith(
+        "dimensional collapse; student effective rank 4.0 vs 40.0"
+    ), verdict
 
 
 def test_embeddings_that_were_narrow_from_the_start_are_no_collapse():
-    assert judge(run(ranks=[10, 9, 8], prediction_spread=0.03, target_spread=(0.03, 0.2), prototype_perplexity=30.0)).state == "healthy"
+    assert (
+        judge(run(ranks=[10, 9, 8], prediction_spread=0.03, target_spread=(0.03, 0.2), prototype_perplexity=30.0)).state
+        == "healthy"
+    )
 
 
 @pytest.mark.parametrize("name", EARLY)
@@ -277,6 +324,18 @@ def test_a_drop_of_knn_counts_by_its_samples():
 
 @pytest.mark.parametrize(("teacher", "state"), [(0.60, "healthy"), (0.46, "collapsing"), (0.20, "collapsing")])
 def test_a_teacher_that_gained_makes_up_for_its_student_and_one_that_stands_still_does_not(teacher: float, state: str):
-    records = [{"step": 0, "total_steps": 100, "student_rank": 10.0, "student_knn": 0.46, "teacher_knn": 0.46, "health_samples": 500}]
-    records += [{"step": step, "student_rank": 9.0, "student_knn": 0.30, "teacher_knn": teacher, "health_samples": 500} for step in (50, 100)]
+    records = [
+        {
+            "step": 0,
+            "total_steps": 100,
+            "student_rank": 10.0,
+            "student_knn": 0.46,
+            "teacher_knn": 0.46,
+            "health_samples": 500,
+        }
+    ]
+    records += [
+        {"step": step, "student_rank": 9.0, "student_knn": 0.30, "teacher_knn": teacher, "health_samples": 500}
+        for step in (50, 100)
+    ]
     assert judge(records).state == state

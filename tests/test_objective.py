@@ -29,12 +29,18 @@ def test_contract(modality, name, tmp_path):
     assert loss.total.ndim == loss.count.ndim == 0 and loss.count > 0
     assert all(value.ndim == 0 and value.isfinite() for value in loss.metrics.values())
     loss.total.backward()
-    without = [key for key, p in objective.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())]
+    without = [
+        key
+        for key, p in objective.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
+    ]
     assert not without
     still = [key for key, p in objective.named_parameters() if p.requires_grad and not p.grad.any()]
     assert not still, "parameters whose gradient is zero everywhere"
     assert not [key for key, p in objective.teacher.named_parameters() if p.requires_grad or p.grad is not None]
-    resting = [module for module in objective.teacher.modules() if not isinstance(module, _BatchNorm)]  # those normalise by the batch
+    resting = [
+        module for module in objective.teacher.modules() if not isinstance(module, _BatchNorm)
+    ]  # those normalise by the batch
     assert not any(module.training for module in resting) and objective.student.training
     objective.eval()
     assert not objective.student.training
@@ -69,7 +75,9 @@ def test_loss_is_over_hidden_tokens_only_and_the_teacher_sees_all(modality, tmp_
     assert float(loss.total.detach()) == pytest.approx(total, rel=1e-5) and int(loss.count) == int(hidden.sum())
     real = hidden.numel() if view.padding is None else int((~view.padding).sum())
     assert float(loss.metrics["hidden_share"]) == pytest.approx(int(hidden.sum()) / real)
-    assert float(loss.metrics["target_std"]) == pytest.approx(float((target[hidden].var(dim=0) + 1e-6).sqrt().mean()), rel=1e-4)
+    assert float(loss.metrics["target_std"]) == pytest.approx(
+        float((target[hidden].var(dim=0) + 1e-6).sqrt().mean()), rel=1e-4
+    )
 
 
 def test_a_teacher_fed_with_tokens_reads_the_students(tmp_path):
@@ -80,7 +88,9 @@ def test_a_teacher_fed_with_tokens_reads_the_students(tmp_path):
     objective.config.feed_tokens = True
     fed = objective.target(view, tokens)
     assert not torch.allclose(own, fed)
-    torch.testing.assert_close(objective.target(view, objective.student["encoder"].embed(view).detach()), own)  # at the start both are one
+    torch.testing.assert_close(
+        objective.target(view, objective.student["encoder"].embed(view).detach()), own
+    )  # at the start both are one
 
 
 def test_a_second_view_is_the_teachers(tmp_path):
@@ -116,7 +126,10 @@ def test_update_is_the_slow_rule_and_buffers_are_copied():
     for name, value in objective.teacher.named_parameters():
         torch.testing.assert_close(value, slow[name], rtol=0, atol=1e-6)
         assert torch.equal(value, dict(objective.student.named_parameters())[name]) == ("shallow" in name)
-    assert objective.teacher["encoder"].count.tolist() == [36, 37] and objective.teacher["encoder"].count.dtype == torch.int64
+    assert (
+        objective.teacher["encoder"].count.tolist() == [36, 37]
+        and objective.teacher["encoder"].count.dtype == torch.int64
+    )
     assert objective.teacher["encoder"].mean.tolist() == [7.5] * 3
     addresses = {tensor.data_ptr() for tensor in objective.student.state_dict().values()}
     assert not addresses & {tensor.data_ptr() for tensor in objective.teacher.state_dict().values()}

@@ -18,7 +18,9 @@ MODELS = {
     "speech": lambda: ours_of("speech", SMALL, **SPEECH),
     "spectrogram": lambda: ours_of("speech", SMALL, kind="mel", alibi="head", **SPEECH),
     "text": lambda: ours_of("text", SMALL, alibi="head"),
-    "sentences": lambda: ours_of("text", SMALL, {"pooling": "first", "pooled_norm": False}, D2vForSequenceClassification, LABELS),
+    "sentences": lambda: ours_of(
+        "text", SMALL, {"pooling": "first", "pooled_norm": False}, D2vForSequenceClassification, LABELS
+    ),
 }
 SLOW = ("spectrogram", "sentences")
 
@@ -52,9 +54,13 @@ def test_onnx_equals_torch_at_two_lengths(name, tmp_path, capsys):
         inputs = inputs_of(modality, rows, length * 100 if modality == "speech" else length)
         with torch.no_grad():
             wanted = model(**inputs)
-        named = {"logits": wanted.logits} if name == "sentences" else {"last_hidden_state": wanted.x, "extra": wanted.extra}
+        named = (
+            {"logits": wanted.logits} if name == "sentences" else {"last_hidden_state": wanted.x, "extra": wanted.extra}
+        )
         found = session.run(None, {key: value.numpy() for key, value in inputs.items()})
-        assert [output.name for output in session.get_outputs()] == [key for key, value in named.items() if value is not None]
+        assert [output.name for output in session.get_outputs()] == [
+            key for key, value in named.items() if value is not None
+        ]
         for x, y in zip(found, [value for value in named.values() if value is not None], strict=True):
             assert y.std() > 1e-3
             np.testing.assert_allclose(x, y.numpy(), atol=1e-4)
@@ -74,7 +80,9 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
 @pytest.mark.parametrize("package", ["onnxscript", "onnxruntime"])
 def test_absent_packages_are_named(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=rf"ONNX needs the package (onnxruntime|{package}), .*pip install 'd2v\[onnx\]'"):
+    with pytest.raises(
+        ValueError, match=rf"ONNX needs the package (onnxruntime|{package}), .*pip install 'd2v\[onnx\]'"
+    ):
         onnx.export_onnx(MODELS["text"](), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 

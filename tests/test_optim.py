@@ -30,13 +30,18 @@ def test_vectors_are_not_decayed():
     net = Net()
     first, second = parameter_groups(net, 0.05)
     assert names(net, first) == {"linear.weight", "conv.weight"} and first["weight_decay"] == 0.05
-    assert names(net, second) == {"linear.bias", "norm.weight", "norm.bias", "token", "scale", "conv.bias"} and second["weight_decay"] == 0
+    assert (
+        names(net, second) == {"linear.bias", "norm.weight", "norm.bias", "token", "scale", "conv.bias"}
+        and second["weight_decay"] == 0
+    )
 
 
 def test_everything_trained_is_decayed_if_asked_for():
     net = Net()
     (group,) = parameter_groups(net, 0.05, decay_all=True)
-    assert names(net, group) == {name for name, _ in net.named_parameters()} - {"frozen"} and group["weight_decay"] == 0.05
+    assert (
+        names(net, group) == {name for name, _ in net.named_parameters()} - {"frozen"} and group["weight_decay"] == 0.05
+    )
 
 
 def test_decay_moves_matrices_only():
@@ -47,7 +52,9 @@ def test_decay_moves_matrices_only():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     for name, parameter in net.named_parameters():
-        torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if name in ("linear.weight", "conv.weight") else 1.0))
+        torch.testing.assert_close(
+            parameter.detach(), before[name] * (0.95 if name in ("linear.weight", "conv.weight") else 1.0)
+        )
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.01])
@@ -80,7 +87,10 @@ def test_what_is_not_finite_shows_in_the_norm():
 def test_rates_fall_from_the_head_down_by_layer(frontends):
     """BEiT's fine-tuning: decay ** (depth + 1 - layer); data2vec 2.0's: what is not a block keeps the full rate."""
     net = nn.ModuleDict(
-        {"encoder": nn.ModuleDict({"frontends": nn.ModuleDict({"eye": nn.Linear(3, 4)}), "trunk": nn.Module()}), "head": nn.Linear(4, 2)}
+        {
+            "encoder": nn.ModuleDict({"frontends": nn.ModuleDict({"eye": nn.Linear(3, 4)}), "trunk": nn.Module()}),
+            "head": nn.Linear(4, 2),
+        }
     )
     net["encoder"]["frontends"]["eye"].bias_table = nn.Parameter(torch.zeros(5, 2))
     net["encoder"]["trunk"].blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(11))  # more than ten: 10 is not 1
@@ -104,7 +114,14 @@ def test_rates_fall_from_the_head_down_by_layer(frontends):
 
 
 def test_the_loop_scales_each_groups_rate(tmp_path):
-    config = tiny.config_of(tiny.MODALITIES[0], tmp_path, "train.layer_decay=0.5", "train.steps=2", "train.schedule=constant", "train.lr=1e-3")
+    config = tiny.config_of(
+        tiny.MODALITIES[0],
+        tmp_path,
+        "train.layer_decay=0.5",
+        "train.steps=2",
+        "train.schedule=constant",
+        "train.lr=1e-3",
+    )
     loop = tiny.loop_of(config)
     loop()
     rates = sorted({round(group["lr"] / 1e-3, 6) for group in loop.optimizer.param_groups})
@@ -118,7 +135,9 @@ def test_each_gradient_is_clipped_by_its_own_norm():
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient.clone()
     norm = scale_and_clip(parameters, torch.tensor(0.5), 2.0, each=True)
-    assert float(norm) == pytest.approx(float(torch.cat([gradient.flatten() for gradient in gradients]).norm()) * 0.5, rel=1e-6)
+    assert float(norm) == pytest.approx(
+        float(torch.cat([gradient.flatten() for gradient in gradients]).norm()) * 0.5, rel=1e-6
+    )
     for parameter, gradient in zip(parameters, gradients, strict=True):
         slow = gradient * 0.5
         slow = slow * min(1.0, 2.0 / max(float(slow.norm()), 1e-12))
@@ -245,7 +264,13 @@ def test_lars_stays_finite_and_follows_its_momentum(bad):
 
 def test_parts_at_a_constant_rate_and_a_decay_that_rises(tmp_path):
     """In the loop: SimSiam's predictor keeps the peak rate, through warm-up too; DINO's weight decay rises by half a cosine, of matrices only."""
-    more = ("train.steps=4", "train.warmup_steps=1", "train.lr=1e-3", "train.weight_decay=0.04", "train.end_weight_decay=0.4")
+    more = (
+        "train.steps=4",
+        "train.warmup_steps=1",
+        "train.lr=1e-3",
+        "train.weight_decay=0.04",
+        "train.end_weight_decay=0.4",
+    )
     config = tiny.config_of(tiny.MODALITIES[0], tmp_path, *more)
     objective = tiny.objective_of(config)
     objective.constant_rate = ("predictor",)
@@ -268,7 +293,13 @@ def test_parts_at_a_constant_rate_and_a_decay_that_rises(tmp_path):
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
 def test_a_run_by_another_optimizer_resumes_to_the_bit(optimizer, tmp_path):
     """Momentum is saved; two steps and two more are four."""
-    more = (f"train.optimizer={optimizer}", "train.betas=[0.9, 0.98]", "train.eps=1e-6", "train.schedule=constant", "run.save_every=2")
+    more = (
+        f"train.optimizer={optimizer}",
+        "train.betas=[0.9, 0.98]",
+        "train.eps=1e-6",
+        "train.schedule=constant",
+        "run.save_every=2",
+    )
     ends = []
     for name, parts in (("whole", [4]), ("parts", [2, 4])):
         for steps in parts:

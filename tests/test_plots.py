@@ -9,9 +9,28 @@ from PIL import Image
 from d2v.training.curves import curves_figure, plot_curves, plot_spectrum, spectrum_figure
 
 PROBES = [{"step": s, "probe_student_knn": 0.2 + s / 1000, "probe_teacher_knn": 0.2} for s in (0, 50, 100)]
-CHECKS = [{"step": s, "student_rank": 10.0 + s, "teacher_rank": 9.0, "local_rank": 8.0, "student_knn": 0.4, "teacher_knn": 0.3} for s in (0, 50, 100)]
+CHECKS = [
+    {
+        "step": s,
+        "student_rank": 10.0 + s,
+        "teacher_rank": 9.0,
+        "local_rank": 8.0,
+        "student_knn": 0.4,
+        "teacher_knn": 0.3,
+    }
+    for s in (0, 50, 100)
+]
 STEPS = [
-    {"step": s, "loss": 1 / s, "target_std": 0.7, "prediction_std": 0.1, "grad_norm": 1.0, "lr": 1e-3 * s, "ema_decay": 0.999} for s in range(1, 101)
+    {
+        "step": s,
+        "loss": 1 / s,
+        "target_std": 0.7,
+        "prediction_std": 0.1,
+        "grad_norm": 1.0,
+        "lr": 1e-3 * s,
+        "ema_decay": 0.999,
+    }
+    for s in range(1, 101)
 ]
 HISTORY = sorted(CHECKS + PROBES + STEPS, key=lambda r: r["step"])
 
@@ -31,7 +50,9 @@ def test_every_metric_is_drawn_over_its_steps():
     assert list(ranks["student"].get_xdata()) == [0, 50, 100]
     assert list(ranks["student at init"].get_ydata()) == [10, 10]
     probe = {line.get_label(): line for line in drawn["k-NN on run.probe"].lines}
-    assert set(probe) == {"student", "teacher", "student at init"} and list(probe["student"].get_ydata()) == pytest.approx([20, 25, 30])
+    assert set(probe) == {"student", "teacher", "student at init"} and list(
+        probe["student"].get_ydata()
+    ) == pytest.approx([20, 25, 30])
     assert max(drawn["k-NN of pooled features"].lines[0].get_ydata()) == pytest.approx(40)  # percent
 
 
@@ -70,5 +91,7 @@ def test_files_are_pictures_with_something_on_them(kind, tmp_path):
 
 def test_importing_the_module_does_not_import_matplotlib(root):
     body = ast.parse((root / "d2v" / "plots.py").read_text("utf-8")).body
-    imported = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]  # what lies in a function or an if is not run
+    imported = [
+        node for node in body if isinstance(node, ast.Import | ast.ImportFrom)
+    ]  # what lies in a function or an if is not run
     assert imported and not any("matplotlib" in ast.unparse(node) for node in imported)

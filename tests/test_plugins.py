@@ -38,7 +38,10 @@ def test_own_packages(mine):
     with pytest.raises(ModuleNotFoundError, match="no_such_library_at_all"):  # its own fault is not hidden
         plugins.load(family, f"{mine}.broken")
     for name in (f"{mine}.nothing", "nowhere_at_all.nothing", "nothing"):
-        with pytest.raises(ValueError, match=rf"{family} has no '{name}'; it has {', '.join(plugins.available(family))}, or give the dotted name"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{family} has no '{name}'; it has {', '.join(plugins.available(family))}, or give the dotted name",
+        ):
             plugins.load(family, name)
 
 

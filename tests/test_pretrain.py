@@ -49,9 +49,17 @@ def test_a_run_folder_is_complete(modality, objective):
 @pytest.mark.parametrize(("modality", "objective"), RUNS)
 def test_the_export_is_the_teacher_to_the_bit(modality, objective):
     export = tiny.finished(modality, objective) / "export"
-    assert {"config.json", "model.safetensors", "README.md", "pretraining.yaml"} <= {path.name for path in export.iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "pretraining.yaml"} <= {
+        path.name for path in export.iterdir()
+    }
     card = (export / "README.md").read_text()
-    assert modality in card and "from_pretrained" in card and "student_rank" in card and "Verdict" in card and "samples usable" in card
+    assert (
+        modality in card
+        and "from_pretrained" in card
+        and "student_rank" in card
+        and "Verdict" in card
+        and "samples usable" in card
+    )
     views, _ = tiny.batches_of(tiny.config_of(modality, export.parent, tiny.using(objective)))(0, 0, 1)
     state = tiny.checkpoint_tensors(export.parent, 20)
     alone = not any(key.startswith("teacher.") for key in state)  # without a teacher, both are the student
@@ -59,7 +67,11 @@ def test_the_export_is_the_teacher_to_the_bit(modality, objective):
         model = D2vModel.from_pretrained(place)
         assert not model.training
         side = "student" if alone else name
-        expected = {key.removeprefix(f"{side}.encoder."): value for key, value in state.items() if key.startswith(f"{side}.encoder.")}
+        expected = {
+            key.removeprefix(f"{side}.encoder."): value
+            for key, value in state.items()
+            if key.startswith(f"{side}.encoder.")
+        }
         tiny.assert_same(model.state_dict(), expected)
         # a model that never was on disk, with the checkpoint's weights
         made = D2vModel(model.config).eval()
@@ -79,8 +91,14 @@ def test_the_export_reads_raw_inputs_by_hugging_faces_tools(modality, objective)
 
     export = tiny.finished(modality, objective) / "export"
     tools = {  # by the name of what the model reads
-        "pixel_values": (AutoImageProcessor, lambda tool: tool(np.zeros((20, 20, 3), dtype=np.uint8), return_tensors="pt")),
-        "input_values": (AutoFeatureExtractor, lambda tool: tool(np.random.randn(8000), sampling_rate=tool.sampling_rate, return_tensors="pt")),
+        "pixel_values": (
+            AutoImageProcessor,
+            lambda tool: tool(np.zeros((20, 20, 3), dtype=np.uint8), return_tensors="pt"),
+        ),
+        "input_values": (
+            AutoFeatureExtractor,
+            lambda tool: tool(np.random.randn(8000), sampling_rate=tool.sampling_rate, return_tensors="pt"),
+        ),
         "input_ids": (AutoTokenizer, lambda tool: tool(["def f(x): return x"], return_tensors="pt")),
     }
     model = AutoModel.from_pretrained(export)
@@ -88,7 +106,9 @@ def test_the_export_reads_raw_inputs_by_hugging_faces_tools(modality, objective)
     try:
         inputs = call(reader.from_pretrained(export))
     except ValueError:  # grey images have one channel
-        inputs = reader.from_pretrained(export)(np.zeros((20, 20), dtype=np.uint8), return_tensors="pt", input_data_format="none")
+        inputs = reader.from_pretrained(export)(
+            np.zeros((20, 20), dtype=np.uint8), return_tensors="pt", input_data_format="none"
+        )
     if "pixel_values" in inputs:
         channels = model.config.frontends[modality]["channels"]
         inputs = {"pixel_values": inputs["pixel_values"][:, :channels]}
@@ -121,7 +141,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(modality, objective, tmp_pa
     tiny.assert_same(tiny.checkpoint_tensors(tmp_path, 20), tiny.checkpoint_tensors(whole, 20))
     assert tiny.losses(tmp_path) == tiny.losses(whole)
     assert sorted(tiny.losses(tmp_path)) == list(range(1, 21))
-    tiny.assert_same(tiny.load(tmp_path / "export" / "model.safetensors"), tiny.load(whole / "export" / "model.safetensors"))
+    tiny.assert_same(
+        tiny.load(tmp_path / "export" / "model.safetensors"), tiny.load(whole / "export" / "model.safetensors")
+    )
 
 
 # What is wrong with a command.

@@ -20,7 +20,13 @@ SPLITS = {"image": "test", "text": ""}
 @pytest.mark.parametrize("modality", SPLITS)
 def test_a_run_is_the_same_to_the_bit_and_its_curve_is_that_of_an_evaluation(modality, tmp_path):
     """With dropout and dropped layers, which draw from the random states that a probe must not move."""
-    probe = ("run.probe.path=demo", "run.probe.every=15", "run.probe.max_samples=150", "run.probe.k=5", f"run.probe.test_split='{SPLITS[modality]}'")
+    probe = (
+        "run.probe.path=demo",
+        "run.probe.every=15",
+        "run.probe.max_samples=150",
+        "run.probe.k=5",
+        f"run.probe.test_split='{SPLITS[modality]}'",
+    )
     pretrain.main(tiny.arguments(modality, tmp_path, tiny.using("data2vec"), *tiny.DROPOUT, *probe))
     plain = tiny.finished(modality)
     assert tiny.losses(tmp_path) == tiny.losses(plain)
@@ -39,8 +45,12 @@ def test_a_run_is_the_same_to_the_bit_and_its_curve_is_that_of_an_evaluation(mod
     for name, place in (("teacher", "export"), ("student", "export/student")):
         model = D2vModel.from_pretrained(tmp_path / place)
         frontend = module.FrontendConfig(**model.config.frontends[modality])
-        splits = [module.Samples(config.data, frontend, split=s, folder=tmp_path) for s in ("train", SPLITS[modality]) if s]
-        (row,) = evaluate_encoder(name, model, *label_splits(splits[0], splits[1] if splits[1:] else None, settings), settings)
+        splits = [
+            module.Samples(config.data, frontend, split=s, folder=tmp_path) for s in ("train", SPLITS[modality]) if s
+        ]
+        (row,) = evaluate_encoder(
+            name, model, *label_splits(splits[0], splits[1] if splits[1:] else None, settings), settings
+        )
         assert curve[20][f"probe_{name}_knn"] == pytest.approx(next(iter(row.scores.values())) / 100, abs=1e-9)
 
 
@@ -50,7 +60,9 @@ def test_features_that_are_not_finite_give_no_number(tmp_path):
     probe = OnlineProbe(samples, None, ProbeConfig(path="demo", max_samples=50))
     with torch.no_grad():
         objective.student["encoder"].trunk.blocks[0].mlp.fc1.bias.fill_(torch.nan)
-    assert list(probe(objective.student["encoder"], objective.teacher["encoder"], torch.device("cpu"))) == ["probe_teacher_knn"]
+    assert list(probe(objective.student["encoder"], objective.teacher["encoder"], torch.device("cpu"))) == [
+        "probe_teacher_knn"
+    ]
 
 
 def test_errors(tmp_path):

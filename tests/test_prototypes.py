@@ -43,7 +43,11 @@ def test_loss_between_views_and_its_gradients(views, pairs, temperature):
 def test_losses_and_targets_are_float32_whatever_comes():
     half = torch.randn(2, 3).bfloat16()
     assert sharpened(half, torch.zeros(3), 0.04).dtype == sinkhorn(half, 0.05).dtype == torch.float32
-    assert cross_entropy(shares_of(2, 3), half, 0.1).dtype == across_views([shares_of(2, 3)] * 2, [half, half], 0.1).dtype == torch.float32
+    assert (
+        cross_entropy(shares_of(2, 3), half, 0.1).dtype
+        == across_views([shares_of(2, 3)] * 2, [half, half], 0.1).dtype
+        == torch.float32
+    )
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -60,7 +64,9 @@ def test_head(frozen):
     assert not torch.equal(head(x), head(x, -1)) and torch.equal(head(x, 1), head(x, -1))
     torch.testing.assert_close(copy.deepcopy(head)(x), head(x))
     big = PrototypeHead(64, 128, 32, 7, frozen_gain=True)
-    assert all(abs(float(big.mlp[i].weight.detach().std()) - 0.02) < 2e-3 and not big.mlp[i].bias.any() for i in (0, 2, 4))
+    assert all(
+        abs(float(big.mlp[i].weight.detach().std()) - 0.02) < 2e-3 and not big.mlp[i].bias.any() for i in (0, 2, 4)
+    )
     head(x).sum().backward()
     assert (head.prototypes[0].parametrizations.weight.original0.grad is None) is frozen
 
@@ -73,7 +79,9 @@ def test_head_with_batch_norms():
         z = F.gelu((z - z.mean(dim=0)) / (z.var(dim=0, correction=0) + 1e-5).sqrt())
     direction = F.normalize(head.prototypes[0].parametrizations.weight.original1, dim=1)
     torch.testing.assert_close(head(x), F.normalize(F.linear(z, head.mlp[6].weight), dim=1) @ direction.T)
-    assert {type(layer) for layer in head.mlp[1::3]} == {GroupedBatchNorm}  # whose statistics are those of all processes
+    assert {type(layer) for layer in head.mlp[1::3]} == {
+        GroupedBatchNorm
+    }  # whose statistics are those of all processes
 
 
 def slow_sinkhorn(cosines: torch.Tensor, epsilon: float, iterations: int) -> torch.Tensor:
@@ -94,7 +102,9 @@ def slow_sinkhorn(cosines: torch.Tensor, epsilon: float, iterations: int) -> tor
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_sinkhorn(epsilon, rows, prototypes, iterations):
     cosines = F.normalize(torch.randn(rows, 6), dim=1) @ F.normalize(torch.randn(6, prototypes), dim=0)
-    torch.testing.assert_close(sinkhorn(cosines, epsilon, iterations), slow_sinkhorn(cosines, epsilon, iterations), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        sinkhorn(cosines, epsilon, iterations), slow_sinkhorn(cosines, epsilon, iterations), rtol=1e-4, atol=1e-7
+    )
 
 
 def test_sinkhorn_shares_the_rows_among_the_prototypes():
@@ -139,7 +149,10 @@ def test_equal_to_lightly():
 def test_loss_of_an_untrained_head(agreement, temperature):
     """Logits of unit vectors of width P are N(0, 1 / P): with s = 1 / (sqrt(P) t) of a side, the loss is ln K + s_s^2 / 2 - agreement s_s s_t."""
     num_prototypes, width = 8192, 256
-    directions, z = F.normalize(torch.randn(num_prototypes, width), dim=1), F.normalize(torch.randn(2, 64, width), dim=2)
+    directions, z = (
+        F.normalize(torch.randn(num_prototypes, width), dim=1),
+        F.normalize(torch.randn(2, 64, width), dim=2),
+    )
     teacher = z[0] @ directions.T
     student = F.normalize(agreement * z[0] + math.sqrt(1 - agreement**2) * z[1], dim=1) @ directions.T
     of_student, of_teacher = 1 / (16 * 0.1), 1 / (16 * temperature)
@@ -177,9 +190,14 @@ def test_usage_of_several_prototypes():
     targets = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0.5, 0, 0.5], [1, 0, 0, 0]])
     found = {name: float(value) for name, value in usage(targets, torch.tensor(1.0)).items()}
     mean = [0.5, 0.375, 0.125]
-    assert found["target_entropy"] == pytest.approx(math.log(2) / 4) and found["divergence"] == pytest.approx(1 - math.log(2) / 4)
+    assert found["target_entropy"] == pytest.approx(math.log(2) / 4) and found["divergence"] == pytest.approx(
+        1 - math.log(2) / 4
+    )
     assert found["mean_target_entropy"] == pytest.approx(-sum(p * math.log(p) for p in mean))
-    assert found["prototype_perplexity"] == pytest.approx(math.exp(found["mean_target_entropy"])) and found["prototypes_used"] == 2
+    assert (
+        found["prototype_perplexity"] == pytest.approx(math.exp(found["mean_target_entropy"]))
+        and found["prototypes_used"] == 2
+    )
 
 
 def test_center_is_a_moving_average_and_survives_a_bad_batch():

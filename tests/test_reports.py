@@ -23,7 +23,14 @@ from d2v.evaluation.scoring import EvaluateConfig, evaluate_encoder, label_split
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 
-SETTINGS = {"max_train": 200, "max_test": 90, "probe_steps": 30, "pictures": 3, "few_draws": 2, "logistic_cs": [0.01, 1.0]}
+SETTINGS = {
+    "max_train": 200,
+    "max_test": 90,
+    "probe_steps": 30,
+    "pictures": 3,
+    "few_draws": 2,
+    "logistic_cs": [0.01, 1.0],
+}
 
 
 def model_of(seed: int, **frontend) -> D2vModel:
@@ -43,7 +50,12 @@ def digits() -> dict:
     samples = [module.Samples(config.data, config.frontend, split=split, folder=Path()) for split in ("train", "test")]
     settings = EvaluateConfig(**SETTINGS)
     train, test = label_splits(*samples, settings)
-    return {"encoders": {"mine": model_of(1), "random init": model_of(0)}, "train": train, "test": test, "config": settings}
+    return {
+        "encoders": {"mine": model_of(1), "random init": model_of(0)},
+        "train": train,
+        "test": test,
+        "config": settings,
+    }
 
 
 @pytest.fixture
@@ -81,7 +93,9 @@ def test_knn_sweep_is_scikit_learns_weighted_neighbours(subject, figures):
     for name, (near, far) in subject.features.items():
         near, far = zscore(near, far)
         for k, value in finding.numbers[name].items():
-            theirs = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
+            theirs = KNeighborsClassifier(
+                k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
+            )
             expected = 100 * theirs.fit(near, subject.train.labels).score(far, subject.test.labels)
             assert value == pytest.approx(expected, abs=1e-4)
     assert list(finding.numbers["mine"]) == [1, 2, 5, 10, 20, 50, 100]  # 200 neighbours of 200 are all
@@ -107,7 +121,9 @@ def test_logistic_regression_leaves_the_choice_to_the_holdout(subject):
     expected = LogisticRegression(C=best, max_iter=1000).fit(x, y).score(test_x, test_y)
     assert best == 1.0 and expected > 0.3
     assert logistic_regression(near, y, far, test_y, cs=[1e-6, 1.0], held=0.1, seed=0) == (pytest.approx(expected), 1.0)
-    assert logistic_regression(near, y, far, (test_y + 1) % 10, cs=[1e-6, 1.0], held=0.1, seed=0)[1] == 1.0  # whatever the test set holds
+    assert (
+        logistic_regression(near, y, far, (test_y + 1) % 10, cs=[1e-6, 1.0], held=0.1, seed=0)[1] == 1.0
+    )  # whatever the test set holds
     (finding,) = make_reports(subject, ["logistic"]).values()
     assert finding.numbers["mine"]["C"] in (0.01, 1.0) and 30 < finding.numbers["mine"]["accuracy"] <= 100
 
@@ -117,18 +133,27 @@ def test_few_labels(subject, figures):
     for amount, counts in (("10%", [10, 4, 1]), ("1%", [1, 1, 1]), ("100%", [100, 40, 3]), ("5", [5, 5, 3])):
         rows = few_labels.draw(labels, amount, np.random.default_rng(0))
         assert np.bincount(labels[rows]).tolist() == counts and len(set(rows)) == len(rows)
-    assert (few_labels.draw(labels, "5", np.random.default_rng(0)) != few_labels.draw(labels, "5", np.random.default_rng(1))).any()
+    assert (
+        few_labels.draw(labels, "5", np.random.default_rng(0)) != few_labels.draw(labels, "5", np.random.default_rng(1))
+    ).any()
     subject.config = replace(subject.config, few_labels=["2", "20%", "100%"])
     (finding,) = make_reports(subject, ["few_labels"]).values()
     near, far = subject.features["mine"]
     x, test_x = zscore(near, far)
     whole = LogisticRegression(C=1.0, max_iter=1000).fit(x, subject.train.labels)
     found = finding.numbers["mine"]
-    assert found["100%"] == {"labels": 200, "mean": pytest.approx(100 * accuracy_score(subject.test.labels, whole.predict(test_x))), "spread": 0}
+    assert found["100%"] == {
+        "labels": 200,
+        "mean": pytest.approx(100 * accuracy_score(subject.test.labels, whole.predict(test_x))),
+        "spread": 0,
+    }
     assert found["2"]["labels"] == 20 and max(found["2"]["mean"], found["20%"]["mean"]) < found["100%"]["mean"]
     drawn = lines_of(figures[0])
     assert set(drawn) == {"mine", "random init"} and drawn["mine"][0] == [20, found["20%"]["labels"], 200]
-    assert drawn["mine"][1] == [found[a]["mean"] for a in ("2", "20%", "100%")] and len(figures[0].axes[0].collections) == 2  # bands
+    assert (
+        drawn["mine"][1] == [found[a]["mean"] for a in ("2", "20%", "100%")]
+        and len(figures[0].axes[0].collections) == 2
+    )  # bands
     check_picture(subject.picture("few_labels"))
 
 
@@ -170,7 +195,9 @@ def test_layer_curve_is_the_table_of_all_layers(subject, figures):
     assert finding.numbers["mine"] == {row.layer: row.scores for row in rows}
     drawn = lines_of(figures[0])
     assert set(drawn) == {f"{name}: {score}" for name in ("mine", "random init") for score in ("k-NN 20", "linear")}
-    assert drawn["mine: linear"] == ([0, 1, 2], [row.scores["linear"] for row in rows]) and [row.layer for row in rows] == ["local", "1", "2"]
+    assert drawn["mine: linear"] == ([0, 1, 2], [row.scores["linear"] for row in rows]) and [
+        row.layer for row in rows
+    ] == ["local", "1", "2"]
     check_picture(subject.picture("layer_curve"))
 
 
@@ -184,7 +211,9 @@ def test_layer_curve_of_every_modality(modality, tmp_path, figures):
     make_reports(Subject("mine", {"mine": model}, train, None, settings, tmp_path), ["layer_curve"])
     assert list(lines_of(figures[0])) == ["mine: k-NN 20, leave one out"]
     check_picture(tmp_path / "layer_curve.png")
-    with pytest.raises(ValueError, match=f"evaluate.reports: attention needs tokens on a grid; those of {modality} are a sequence"):
+    with pytest.raises(
+        ValueError, match=f"evaluate.reports: attention needs tokens on a grid; those of {modality} are a sequence"
+    ):
         make_reports(Subject("mine", {"mine": model}, train, None, settings, tmp_path), ["attention"])
 
 
@@ -215,9 +244,14 @@ def test_attention_is_what_the_block_computes(subject, frontend, figures):
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["sample", "mean", "head 1", "head 2"] + [""] * 8
     tiles = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
-    assert [tile.shape for tile in tiles[:4]] == [(8, 8, 3), (4, 4), (4, 4), (4, 4)] and all(tile.std() > 0 for tile in tiles)
+    assert [tile.shape for tile in tiles[:4]] == [(8, 8, 3), (4, 4), (4, 4), (4, 4)] and all(
+        tile.std() > 0 for tile in tiles
+    )
     np.testing.assert_allclose(tiles[1], (tiles[2] + tiles[3]) / 2, rtol=1e-5)
-    assert finding.numbers["query"] == ("the class token" if frontend else "all tokens") and len(finding.numbers["spread_by_head"]) == 2
+    assert (
+        finding.numbers["query"] == ("the class token" if frontend else "all tokens")
+        and len(finding.numbers["spread_by_head"]) == 2
+    )
     check_picture(subject.picture("attention"))
 
 
@@ -236,10 +270,14 @@ def test_patches_are_shown_for_each_encoder(subject, figures):
     (figure,) = figures
     assert [axes.get_title() for axes in figure.axes[:3]] == ["sample", "mine", "random init"] and len(figure.axes) == 9
     tiles = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
-    assert [tile.shape for tile in tiles[:3]] == [(8, 8, 3), (4, 4, 3), (4, 4, 3)] and all(tile.std() > 0.01 for tile in tiles)
+    assert [tile.shape for tile in tiles[:3]] == [(8, 8, 3), (4, 4, 3), (4, 4, 3)] and all(
+        tile.std() > 0.01 for tile in tiles
+    )
     for column in (1, 2):  # one scale for all samples of an encoder
         values = np.stack(tiles[column::3])
-        np.testing.assert_allclose((values.min(axis=(0, 1, 2)), values.max(axis=(0, 1, 2))), [[0] * 3, [1] * 3], atol=1e-6)
+        np.testing.assert_allclose(
+            (values.min(axis=(0, 1, 2)), values.max(axis=(0, 1, 2))), [[0] * 3, [1] * 3], atol=1e-6
+        )
     assert all(0 < sum(shares) <= 1 for shares in finding.numbers["variance"].values())
     check_picture(subject.picture("patches"))
 
@@ -288,7 +326,10 @@ def dense_subject(folder: Path, **settings) -> Subject:
     model = model_of(1, **frontend)
     data = module.DataConfig(path=str(folder / "images"), eval_crop=1.0)
     config = EvaluateConfig(label="", masks=str(folder / "masks"), probe_steps=100, **settings)
-    samples = [module.Samples(data, module.FrontendConfig(**model.config.frontends["image"]), split=s, folder=folder) for s in ("train", "test")]
+    samples = [
+        module.Samples(data, module.FrontendConfig(**model.config.frontends["image"]), split=s, folder=folder)
+        for s in ("train", "test")
+    ]
     return Subject("mine", {"mine": model}, *label_splits(*samples, config), config, folder)
 
 
@@ -298,7 +339,12 @@ def test_dense_probe_finds_what_tokens_know(scenes):
     assert list(finding.numbers["mine"]["iou"]) == ["2", "4"] and finding.numbers["mine"]["miou"] > 60
     assert finding.lines == [f"dense probe of mine: mean IoU {finding.numbers['mine']['miou']:.1f} over 2 classes"]
     for path in (scenes / "masks" / "train").iterdir():  # masks that have nothing to do with the pictures
-        Image.fromarray(np.random.default_rng(int(path.stem)).choice(np.uint8([2, 4]), (4, 5), p=[0.8, 0.2]).repeat(8, 0).repeat(8, 1)).save(path)
+        Image.fromarray(
+            np.random.default_rng(int(path.stem))
+            .choice(np.uint8([2, 4]), (4, 5), p=[0.8, 0.2])
+            .repeat(8, 0)
+            .repeat(8, 1)
+        ).save(path)
     assert make_reports(dense_subject(scenes), ["dense"])["dense"].numbers["mine"]["miou"] < 50
 
 
@@ -340,7 +386,10 @@ def replace_config(subject: Subject, **settings) -> Subject:
 
 
 def test_errors(subject):
-    with pytest.raises(ValueError, match=r"d2v.evaluation.reports has no 'knn_sweeep'; it has attention, dense, .*or give the dotted name"):
+    with pytest.raises(
+        ValueError,
+        match=r"d2v.evaluation.reports has no 'knn_sweeep'; it has attention, dense, .*or give the dotted name",
+    ):
         make_reports(subject, ["knn_sweeep"])
     for name in ("knn_sweep", "logistic", "few_labels", "geometry", "layer_curve"):
         with pytest.raises(ValueError, match=f"evaluate.reports: {name} needs labels; evaluate.label is ''"):

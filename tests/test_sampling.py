@@ -41,7 +41,9 @@ def test_lengths_in_a_batch_are_alike():
     lengths = np.random.default_rng(1).integers(1, 1000, 3200)
 
     def padding(sampler):
-        return np.mean([1 - lengths[batch].mean() / lengths[batch].max() for batch in map(sampler, range(len(sampler)))])
+        return np.mean(
+            [1 - lengths[batch].mean() / lengths[batch].max() for batch in map(sampler, range(len(sampler)))]
+        )
 
     assert padding(Sampler(3200, 16, 0)) > 0.4
     assert padding(Sampler(3200, 16, 0, lengths=lengths)) < 0.08

@@ -8,14 +8,28 @@ from d2v.training.schedules import SCHEDULES, constant, cosine, cosine_between, 
 
 
 def test_tri_stage_of_the_published_run():
-    for step, lr in {0: 5e-6, 6000: 2.525e-4, 12000: 5e-4, 200000: 5e-4, 372000: 5e-4, 386000: 5e-5, 400000: 5e-6, 500000: 5e-6}.items():
-        assert 5e-4 * tri_stage(step, 400000, 12000, floor=0.01, start=0.01, hold=0.9) == pytest.approx(lr, rel=1e-6), step
+    for step, lr in {
+        0: 5e-6,
+        6000: 2.525e-4,
+        12000: 5e-4,
+        200000: 5e-4,
+        372000: 5e-4,
+        386000: 5e-5,
+        400000: 5e-6,
+        500000: 5e-6,
+    }.items():
+        assert 5e-4 * tri_stage(step, 400000, 12000, floor=0.01, start=0.01, hold=0.9) == pytest.approx(lr, rel=1e-6), (
+            step
+        )
 
 
 @pytest.mark.parametrize(("floor", "start"), [(0.0, 0.0), (0.1, 0.05)])
 def test_cosine(floor, start):
     for step in range(0, 121, 5):
-        rising, falling = start + step * (1 - start) / 20, floor + 0.5 * (1 - floor) * (1 + math.cos(math.pi * min(step - 20, 80) / 80))
+        rising, falling = (
+            start + step * (1 - start) / 20,
+            floor + 0.5 * (1 - floor) * (1 + math.cos(math.pi * min(step - 20, 80) / 80)),
+        )
         assert cosine(step, 100, 20, floor=floor, start=start) == pytest.approx(rising if step < 20 else falling)
 
 
@@ -50,7 +64,11 @@ def test_ema_decay_of_byol_and_weight_decay_of_dino():
     """The curve of facts/ssl_methods.md 0.2: 1 - (1 - m0) (1 + cos(pi t / T)) / 2, and between any two values."""
     for step in range(0, 121, 10):
         progress = min(step, 100) / 100
-        assert cosine_between(step, 100, 0.996, 1.0) == pytest.approx(1 - 0.004 * (1 + math.cos(math.pi * progress)) / 2, abs=1e-12)
-        assert cosine_between(step, 100, 0.04, 0.4) == pytest.approx(0.04 + 0.36 * (1 - math.cos(math.pi * progress)) / 2, abs=1e-12)
+        assert cosine_between(step, 100, 0.996, 1.0) == pytest.approx(
+            1 - 0.004 * (1 + math.cos(math.pi * progress)) / 2, abs=1e-12
+        )
+        assert cosine_between(step, 100, 0.04, 0.4) == pytest.approx(
+            0.04 + 0.36 * (1 - math.cos(math.pi * progress)) / 2, abs=1e-12
+        )
         assert cosine_between(step, 100, 0.04, None) == 0.04
     assert [cosine_between(step, 100, 0.996, 1.0) for step in (0, 50, 100)] == pytest.approx([0.996, 0.998, 1.0])

@@ -23,7 +23,10 @@ def slow_correlation(x: np.ndarray, y: np.ndarray) -> float:
 @pytest.mark.parametrize("num_classes", [2, 4, 8])
 def test_scores_of_classes(num_classes):
     generator = np.random.default_rng(num_classes)
-    logits, labels = generator.normal(size=(50, num_classes)).astype(np.float32), generator.integers(num_classes, size=50)
+    logits, labels = (
+        generator.normal(size=(50, num_classes)).astype(np.float32),
+        generator.integers(num_classes, size=50),
+    )
     logits[np.arange(50), labels] += 1
     scores, found = classification(logits, labels), logits.argmax(1)
     assert scores["accuracy"] == pytest.approx(np.mean([f == y for f, y in zip(found, labels, strict=True)]))
@@ -38,7 +41,9 @@ def test_scores_of_classes(num_classes):
     assert scores["loss"] == pytest.approx(-np.log(shares[np.arange(50), labels]).mean(), rel=1e-5)
     if num_classes > 5:
         assert scores["top5"] == pytest.approx(
-            np.mean([y in sorted(range(num_classes), key=lambda c: -x[c])[:5] for x, y in zip(logits, labels, strict=True)])
+            np.mean(
+                [y in sorted(range(num_classes), key=lambda c: -x[c])[:5] for x, y in zip(logits, labels, strict=True)]
+            )
         )
     assert ("top5" in scores) == (num_classes > 5)
 
@@ -55,15 +60,29 @@ def test_scores_of_numbers():
 
 
 def test_which_way_is_better():
-    assert better("accuracy", 0.5, 0.4) and not better("accuracy", 0.4, 0.4) and not better("accuracy", float("nan"), float("-inf"))
-    assert better("wer", 0.4, 0.5) and better("loss", 1.0, float("inf")) and not better("loss", float("nan"), float("inf"))
+    assert (
+        better("accuracy", 0.5, 0.4)
+        and not better("accuracy", 0.4, 0.4)
+        and not better("accuracy", float("nan"), float("-inf"))
+    )
+    assert (
+        better("wer", 0.4, 0.5) and better("loss", 1.0, float("inf")) and not better("loss", float("nan"), float("inf"))
+    )
 
 
 def test_the_table_has_a_line_for_each_finished_run(tmp_path):
-    for name, scores in (("cola", {"validation": {"matthews": 0.5}}), ("mrpc", {"validation": {"f1": 0.1}, "test": {"f1": 0.75}})):
+    for name, scores in (
+        ("cola", {"validation": {"matthews": 0.5}}),
+        ("mrpc", {"validation": {"f1": 0.1}, "test": {"f1": 0.75}}),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps({"scores": scores}))
-    assert table(tmp_path, "results.json").splitlines() == ["| run | matthews | f1 |", "|---|---|---|", "| cola | 0.5 |  |", "| mrpc |  | 0.75 |"]
+    assert table(tmp_path, "results.json").splitlines() == [
+        "| run | matthews | f1 |",
+        "|---|---|---|",
+        "| cola | 0.5 |  |",
+        "| mrpc |  | 0.75 |",
+    ]
     assert table(tmp_path / "cola", "results.json") == ""
 
 

@@ -16,7 +16,9 @@ def test_simclr_is_the_mean_over_all_views():
     assert last.bias is None and last.weight.shape == (8,)
     features = torch.cat([model.student["encoder"](view).extra[:, 0] for view in views])
     z = features @ model.student["projector"][0].weight.T
-    z = ((z - z.mean(dim=0)) / (z.var(dim=0, correction=0) + 1e-5).sqrt()).relu()  # both views together; a fresh norm's weights are 1 and 0
+    z = (
+        (z - z.mean(dim=0)) / (z.var(dim=0, correction=0) + 1e-5).sqrt()
+    ).relu()  # both views together; a fresh norm's weights are 1 and 0
     z = z @ model.student["projector"][3].weight.T
     z = unit((z - z.mean(dim=0)) / (z.var(dim=0, correction=0) + 1e-5).sqrt())
     terms = []

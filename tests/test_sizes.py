@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted(path for package in ("d2v", "modalities", "scripts", "benchmarks") for path in (ROOT / package).rglob("*.py"))
+FILES = sorted(
+    path for package in ("d2v", "modalities", "scripts", "benchmarks") for path in (ROOT / package).rglob("*.py")
+)
 MAX_FILE, MAX_FUNCTION, MAX_ARGUMENTS = 400, 60, 8
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -18,14 +20,18 @@ def num_arguments(node: Function) -> int:
 
 
 def too_large(source: str) -> list[str]:
-    found = [f"{source.count(chr(10))} lines in the file, at most {MAX_FILE - 1}"] if source.count("\n") >= MAX_FILE else []
+    found = (
+        [f"{source.count(chr(10))} lines in the file, at most {MAX_FILE - 1}"] if source.count("\n") >= MAX_FILE else []
+    )
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, Function):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > MAX_FUNCTION:
                 found.append(f"{node.name} (line {node.lineno}): {lines} lines, at most {MAX_FUNCTION}")
             if num_arguments(node) > MAX_ARGUMENTS:
-                found.append(f"{node.name} (line {node.lineno}): {num_arguments(node)} arguments, at most {MAX_ARGUMENTS}")
+                found.append(
+                    f"{node.name} (line {node.lineno}): {num_arguments(node)} arguments, at most {MAX_ARGUMENTS}"
+                )
     return found
 
 
@@ -37,4 +43,6 @@ def test_size(path: Path):
 def test_the_limits_bite():
     assert too_large("x = 1\n" * 400) and not too_large("x = 1\n" * 399)
     assert too_large("def f():\n" + "    x = 1\n" * 60) and not too_large("def f():\n" + "    x = 1\n" * 59)
-    assert too_large("def f(a, b, c, d, *, e, g, h, i, j): ...") and not too_large("def f(self, a, b, c, d, *, e, g, h, i): ...")
+    assert too_large("def f(a, b, c, d, *, e, g, h, i, j): ...") and not too_large(
+        "def f(self, a, b, c, d, *, e, g, h, i): ..."
+    )

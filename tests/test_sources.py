@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from d2v.modalities.common import sources
-from d2v.modalities.common.sources import AUDIO, IMAGES, TEXTS, Report, open_source
+from d2v.modalities.common.data_report import Report
+from d2v.modalities.common.sampling import seeded_globals
+from d2v.modalities.common.sources import AUDIO, IMAGES, TEXTS, open_source
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -122,10 +124,14 @@ def test_a_list_of_folders_unites_their_classes(tmp_path):
 
 
 def parquet(path: Path, shades: list[int]) -> None:
-    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["x", "y"])})
+    features = datasets.Features(
+        {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["x", "y"])}
+    )
     cells = [{"bytes": png(shade), "path": None} for shade in shades]
     path.parent.mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_dict({"image": cells, "label": [shade % 2 for shade in shades]}, features=features).to_parquet(path)
+    datasets.Dataset.from_dict(
+        {"image": cells, "label": [shade % 2 for shade in shades]}, features=features
+    ).to_parquet(path)
 
 
 def test_folders_of_parquet(tmp_path):
@@ -133,7 +139,11 @@ def test_folders_of_parquet(tmp_path):
     parquet(tmp_path / "data" / "train-00001-of-00002.parquet", [3])
     parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [4])
     dataset = open_source(str(tmp_path), "train", IMAGES, "image")
-    assert len(dataset) == 3 and sources.media_column(dataset, "image") == "image" and sources.classes(dataset, "label") == ["x", "y"]
+    assert (
+        len(dataset) == 3
+        and sources.media_column(dataset, "image") == "image"
+        and sources.classes(dataset, "label") == ["x", "y"]
+    )
     assert sources.read_bytes(dataset[2]["image"]) == png(3)
     assert sources.identifiers(dataset, str(tmp_path), "train") == ["train:0", "train:1", "train:2"]
     assert len(open_source(str(tmp_path), "train[:2]", IMAGES, "image")) == 2
@@ -149,19 +159,27 @@ def test_folders_of_parquet(tmp_path):
 def test_a_readme_with_configs_decides(tmp_path):
     parquet(tmp_path / "a.parquet", [1])
     parquet(tmp_path / "b.parquet", [2, 3])
-    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: b.parquet\n---\n# data\n")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: b.parquet\n---\n# data\n"
+    )
     assert len(open_source(str(tmp_path), "train", IMAGES, "image")) == 2
 
 
 def test_audio_in_parquet_stays_encoded(tmp_path):
     features = datasets.Features({"audio": datasets.Audio(decode=False), "text": datasets.Value("string")})
-    datasets.Dataset.from_dict({"audio": [{"bytes": b"abc", "path": None}], "text": ["hi"]}).cast(features).to_parquet(tmp_path / "a.parquet")
+    datasets.Dataset.from_dict({"audio": [{"bytes": b"abc", "path": None}], "text": ["hi"]}).cast(features).to_parquet(
+        tmp_path / "a.parquet"
+    )
     dataset = open_source(str(tmp_path), "train", AUDIO, "audio")
     assert sources.read_bytes(dataset[0][sources.media_column(dataset, "audio")]) == b"abc"
     assert sources.media_column(dataset, "text") == "text"
     with pytest.raises(ValueError, match=r"no column holds image; the columns are .*audio"):
         sources.media_column(
-            dataset.select_columns(["text", "audio"]).rename_column("audio", "sound").remove_columns("sound").add_column("audio", [1]), "image"
+            dataset.select_columns(["text", "audio"])
+            .rename_column("audio", "sound")
+            .remove_columns("sound")
+            .add_column("audio", [1]),
+            "image",
         )
 
 
@@ -176,7 +194,10 @@ def test_tables_of_paths_are_relative_to_the_table(tmp_path, kind):
         separator = "," if kind == "csv" else "\t"
         table.write_text("".join(separator.join(row) + "\n" for row in [("file", "text"), *rows]))
     dataset = open_source(str(table), "train", AUDIO, "audio")
-    assert [sources.read_bytes(cell) for cell in dataset["file"]] == [tmp_path / "clips/a.wav", tmp_path / "clips/b.wav"]
+    assert [sources.read_bytes(cell) for cell in dataset["file"]] == [
+        tmp_path / "clips/a.wav",
+        tmp_path / "clips/b.wav",
+    ]
     assert sources.media_column(dataset, "audio") == "file" and list(dataset["text"]) == ["one", "two"]
 
 
@@ -220,7 +241,10 @@ def test_errors_say_what_is_missing(tmp_path):
         open_source(str(tmp_path / "a.wav"), "train", IMAGES, "image")
     with pytest.raises(ValueError, match="matches no file"):
         open_source(str(tmp_path / "*.jpg"), "train", IMAGES, "image")
-    with pytest.raises(ValueError, match=r"'someone/no-such-data' is no local file or folder \(looked for .*\); as a Hub data set cannot be read"):
+    with pytest.raises(
+        ValueError,
+        match=r"'someone/no-such-data' is no local file or folder \(looked for .*\); as a Hub data set cannot be read",
+    ):
         open_source("someone/no-such-data", "train", IMAGES, "image")
 
 
@@ -231,7 +255,9 @@ def test_damaged_tables_are_errors_of_the_user(tmp_path):
 
 
 def test_cells():
-    assert sources.read_bytes({"bytes": b"x", "path": "y"}) == b"x" and sources.read_bytes({"bytes": None, "path": "y"}) == Path("y")
+    assert sources.read_bytes({"bytes": b"x", "path": "y"}) == b"x" and sources.read_bytes(
+        {"bytes": None, "path": "y"}
+    ) == Path("y")
     assert sources.read_bytes("y") == Path("y") and sources.read_bytes(b"x") == b"x"
     for empty in (None, "", {"bytes": None, "path": None}):
         with pytest.raises(ValueError, match="empty cell"):
@@ -243,13 +269,23 @@ def test_cells():
 
 def test_report():
     bad = [(f"{number}.jpg", "cut off") for number in range(7)]
-    report = Report("image", found=100, usable=92, unreadable=bad, too_short=[("s.jpg", "2 x 2")], classes={"cat": 90, "dog": 2}, amount="3 hours")
+    report = Report(
+        "image",
+        found=100,
+        usable=92,
+        unreadable=bad,
+        too_short=[("s.jpg", "2 x 2")],
+        classes={"cat": 90, "dog": 2},
+        amount="3 hours",
+    )
     text = report.lines()
     assert text[0] == "image: 92 of 100 samples usable, 3 hours"
     assert text[1].startswith("unreadable: 7: 0.jpg (cut off)") and text[1].endswith("4.jpg (cut off), ...")
     assert text[2:] == ["too short: 1: s.jpg (2 x 2)", "classes: 2: cat 90, dog 2"]
     report.check(0.08, "photos")
-    with pytest.raises(ValueError, match=r"8\.0% of the image samples of photos are bad, data.max_bad_share is 7\.0%: 0\.jpg: cut off"):
+    with pytest.raises(
+        ValueError, match=r"8\.0% of the image samples of photos are bad, data.max_bad_share is 7\.0%: 0\.jpg: cut off"
+    ):
         report.check(0.07, "photos")
     with pytest.raises(ValueError, match="none of the 3 image samples of photos is usable: a: long"):
         Report("image", found=3, usable=0, too_long=[("a", "long")]).check(1.0, "photos")
@@ -265,15 +301,15 @@ def draw() -> tuple:
 def test_seeded_repeats_and_restores():
     expected = draw()
     torch.manual_seed(0), np.random.seed(0), random.seed(0)
-    with sources.seeded(np.random.default_rng(5)):
+    with seeded_globals(np.random.default_rng(5)):
         first = draw()
     assert draw() == expected
-    with sources.seeded(np.random.default_rng(5)):
+    with seeded_globals(np.random.default_rng(5)):
         assert draw() == first
-    with sources.seeded(np.random.default_rng(6)):
+    with seeded_globals(np.random.default_rng(6)):
         assert draw() != first
     state = torch.get_rng_state()
-    with pytest.raises(KeyError), sources.seeded(np.random.default_rng(5)):
+    with pytest.raises(KeyError), seeded_globals(np.random.default_rng(5)):
         raise KeyError(draw())
     assert torch.equal(state, torch.get_rng_state())
 

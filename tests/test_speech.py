@@ -87,7 +87,9 @@ def test_extractor_equals_convolution_norm_gelu():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     direction = torch.randn_like(expected)
     weights = list(built.extractor.parameters())
-    for ours, theirs in zip(*(torch.autograd.grad((out * direction).sum(), weights) for out in (found, expected)), strict=True):
+    for ours, theirs in zip(
+        *(torch.autograd.grad((out * direction).sum(), weights) for out in (found, expected)), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
 
 
@@ -127,7 +129,9 @@ def test_equals_transformers(kernel):
 def test_padding_does_not_reach_a_clip(fields):
     built, sizes = frontend(**fields), [3000, 4100, 5000]
     clips = [torch.randn(size) for size in sizes]
-    batch = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True, padding_value=7.0)  # not zero: embed must not look there
+    batch = torch.nn.utils.rnn.pad_sequence(
+        clips, batch_first=True, padding_value=7.0
+    )  # not zero: embed must not look there
     attention_mask = (torch.arange(5000) < torch.tensor(sizes)[:, None]).long()
     tokens, padding = built.embed(batch, attention_mask), built.padding(batch, attention_mask)
     for row, clip in enumerate(clips):
@@ -143,7 +147,9 @@ def test_mel_of_a_tone_and_of_the_slow_way():
     low, high = (mel(torch.sin(2 * torch.pi * pitch * time)[None])[0].mean(0).argmax() for pitch in (300.0, 2000.0))
     assert 0 < low < high < 39
     wave = torch.randn(1, 900)
-    piece = F.pad(torch.hann_window(200), (28, 28)) * wave[0, 80:336]  # the window stands in the middle of the transform
+    piece = (
+        F.pad(torch.hann_window(200), (28, 28)) * wave[0, 80:336]
+    )  # the window stands in the middle of the transform
     expected = ((torch.fft.rfft(piece).abs().square() @ mel.filters + 1e-2).log() + 1) / 2.5
     torch.testing.assert_close(mel(wave)[0, 1], expected, rtol=1e-4, atol=1e-5)
 
@@ -212,7 +218,10 @@ def test_bad_files_are_named(folder, tmp_path):
     write(tmp_path / "short.wav", 0.02)
     found = samples(tmp_path, max_bad_share=0.5)
     assert {name for name, _ in found.report.unreadable} == {"broken.wav", "nothing.flac", "deep/cut.flac", "nan.wav"}
-    assert dict(found.report.too_short)["zero.wav"] == "no samples" and "0.100 s" in dict(found.report.too_short)["short.wav"]
+    assert (
+        dict(found.report.too_short)["zero.wav"] == "no samples"
+        and "0.100 s" in dict(found.report.too_short)["short.wav"]
+    )
     assert (found.report.found, found.report.usable, len(found)) == (18, 12, 12)
     assert not {name for name, _ in found.report.unreadable + found.report.too_short} & set(found.ids)
     with pytest.raises(ValueError, match=r"data\.max_bad_share.*broken\.wav"):
@@ -242,7 +251,11 @@ def test_evaluation_view(folder):
     (wave, long) = (found.wave(0), found.wave(11))
     assert abs(wave.mean()) < 1e-6 and wave.std() == pytest.approx(1, abs=1e-3) and len(long) == 12800
     view = found.view([0, 11])
-    assert view.modality == "speech" and view.mask is None and view.inputs["attention_mask"].sum(1).tolist() == [4000, 8000]
+    assert (
+        view.modality == "speech"
+        and view.mask is None
+        and view.inputs["attention_mask"].sum(1).tolist() == [4000, 8000]
+    )
     assert np.array_equal(view.inputs["input_values"][1].numpy(), long[2400:10400])  # the middle
     assert np.array_equal(view.inputs["input_values"][0].numpy(), np.pad(wave, (0, 4000)))
     assert torch.equal(view.padding, frontend(**MEL).padding(**view.inputs))
@@ -268,7 +281,10 @@ def test_demo():
 
 def same(first, second) -> bool:
     """Views equal to the bit."""
-    parts = [(*view.inputs.values(), view.mask.hidden, torch.zeros(0) if view.padding is None else view.padding) for view in (first, second)]
+    parts = [
+        (*view.inputs.values(), view.mask.hidden, torch.zeros(0) if view.padding is None else view.padding)
+        for view in (first, second)
+    ]
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(*parts, strict=True))
 
 
@@ -294,7 +310,9 @@ def test_a_batch_is_a_function_of_seed_and_step(folder):
     made(5, 0, 1)
     assert same(made(1, 0, 1)[0][0], first)
     assert same(batches(samples(folder, max_seconds=0.8, check_files=False, cache_hours=0.0))(1, 0, 1)[0][0], first)
-    assert not torch.equal(batches(samples(folder, max_seconds=0.8), seed=1)(1, 0, 1)[0][0].mask.hidden, first.mask.hidden)
+    assert not torch.equal(
+        batches(samples(folder, max_seconds=0.8), seed=1)(1, 0, 1)[0][0].mask.hidden, first.mask.hidden
+    )
     assert torch.equal(torch.get_rng_state(), torch_state) and np.array_equal(np.random.get_state()[1], numpy_state)
 
 
@@ -316,7 +334,9 @@ def test_masks(folder):
         share = view.mask.hidden.sum(1) / (~view.padding).sum(1)
         assert share.max() - share.min() < 1 / (~view.padding).sum(1).min()
     uneven = batches(samples(folder, max_seconds=0.5, equalise=False))
-    assert any(uneven(step, 0, 1)[0][0].mask.hidden.sum(1).unique().numel() > 1 for step in range(uneven.steps_per_epoch))
+    assert any(
+        uneven(step, 0, 1)[0][0].mask.hidden.sum(1).unique().numel() > 1 for step in range(uneven.steps_per_epoch)
+    )
 
 
 def test_streams_hold_every_sample_once(folder):

@@ -17,8 +17,23 @@ from d2v.models.encoder import D2vModel
 from d2v.objectives import byol
 
 RATE = 8000
-MEL = {"kind": "mel", "sample_rate": RATE, "mel_bins": 20, "conv_dim": 16, "pos_kernel": 5, "pos_depth": 2, "pos_groups": 4}
-WAVEFORM = {"sample_rate": RATE, "conv_dim": 16, "conv_kernels": [10, 8, 4], "conv_strides": [5, 4, 4], "pos_kernel": 5, "pos_groups": 4}
+MEL = {
+    "kind": "mel",
+    "sample_rate": RATE,
+    "mel_bins": 20,
+    "conv_dim": 16,
+    "pos_kernel": 5,
+    "pos_depth": 2,
+    "pos_groups": 4,
+}
+WAVEFORM = {
+    "sample_rate": RATE,
+    "conv_dim": 16,
+    "conv_kernels": [10, 8, 4],
+    "conv_strides": [5, 4, 4],
+    "pos_kernel": 5,
+    "pos_groups": 4,
+}
 SHORTEST = receptive_field(speech.FrontendConfig(**MEL), 2)
 WHOLE = {"share": [1.0, 1.0], "seconds": 60.0}
 
@@ -53,7 +68,9 @@ def test_a_crop_is_a_part_of_its_clip_of_the_asked_share():
     views = [view for row in drawn(maker("crop", "crop", seconds=0.4), wave, 200) for view in row]
     assert all(np.array_equal(view, wave[int(view[0]) : int(view[0]) + len(view)]) for view in views)
     sizes, starts = np.array([len(view) for view in views]), np.array([view[0] for view in views])
-    assert sizes.min() >= 2000 and sizes.max() == 3200 and near((sizes == 3200).sum(), 400, 0.4)  # uniform in 0.5 to 1, cut at 0.8
+    assert (
+        sizes.min() >= 2000 and sizes.max() == 3200 and near((sizes == 3200).sum(), 400, 0.4)
+    )  # uniform in 0.5 to 1, cut at 0.8
     assert near((sizes < 2600).sum(), 400, 0.3) and starts.min() < 100 and starts.max() > 1700
     assert near((starts / (4000 - sizes) < 0.25).sum(), 400, 0.25)
     first, second = sizes[::2], sizes[1::2]
@@ -61,7 +78,9 @@ def test_a_crop_is_a_part_of_its_clip_of_the_asked_share():
 
 
 def test_long_clips_give_crops_of_one_length():
-    assert {len(view) for row in drawn(maker("crop", "speed", chance=1.0), noise_wave(RATE * 10), 30) for view in row} == {RATE}
+    assert {
+        len(view) for row in drawn(maker("crop", "speed", chance=1.0), noise_wave(RATE * 10), 30) for view in row
+    } == {RATE}
     assert {len(view) for (view,) in drawn(maker("crop", **WHOLE), noise_wave(RATE), 3)} == {RATE}
 
 
@@ -70,10 +89,14 @@ def test_the_shortest_clips_give_two_tokens_and_no_nan(size):
     for least in (0.0, 0.01, 1.0):
         make = maker(*speech.VIEWS, chance=1.0, share=[least, 1.0], seconds=SHORTEST / RATE)
         for row in drawn(make, noise_wave(size), 20):
-            assert all(SHORTEST <= len(view) <= make.width(np.array([size])) and np.isfinite(view).all() for view in row)
+            assert all(
+                SHORTEST <= len(view) <= make.width(np.array([size])) and np.isfinite(view).all() for view in row
+            )
 
 
-@pytest.mark.parametrize("fields", [{}, {"share": [0.1, 0.3]}, {"seconds": 0.2, "share": [0.9, 1.0]}, {"share": [1.0, 1.0]}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"share": [0.1, 0.3]}, {"seconds": 0.2, "share": [0.9, 1.0]}, {"share": [1.0, 1.0]}]
+)
 @pytest.mark.parametrize("names", [("crop", "gain"), ("crop", "speed")])
 def test_width_is_the_longest_that_can_be(names, fields):
     assert maker("all").width(np.array([1000])) == maker("speed").width(np.array([1000])) == 1112
@@ -103,14 +126,20 @@ def test_all_draws_each_effect_by_itself():
         found = ("mask" if (view == 0).any() else "", "speed" if len(view) != 3000 else "")
         counts.update(found)
         counts[found] += 1
-    assert near(counts["mask"], 300, 0.3) and near(counts["speed"], 300, 0.3) and near(counts[("mask", "speed")], 300, 0.09)
+    assert (
+        near(counts["mask"], 300, 0.3)
+        and near(counts["speed"], 300, 0.3)
+        and near(counts[("mask", "speed")], 300, 0.09)
+    )
 
 
 def test_gain_is_uniform_in_decibels():
     wave = noise_wave(1000)
     views = [view for (view,) in drawn(maker("gain", gain=6.0, chance=1.0, **WHOLE), wave, 300)]
     gains = np.array([20 * np.log10(np.linalg.norm(view) / np.linalg.norm(wave)) for view in views])
-    assert np.abs(gains).max() < 6.001 and abs(gains.mean()) < 0.8 and gains.std() == pytest.approx(12 / 12**0.5, rel=0.1)
+    assert (
+        np.abs(gains).max() < 6.001 and abs(gains.mean()) < 0.8 and gains.std() == pytest.approx(12 / 12**0.5, rel=0.1)
+    )
     assert all(np.allclose(view, wave * 10 ** (gain / 20), atol=1e-5) for view, gain in zip(views, gains, strict=True))
 
 
@@ -133,9 +162,17 @@ def test_a_room_has_the_asked_decay_and_the_asked_direct_sound():
         half = len(tail) // 2
         fall = 10 * np.log10((tail[:half] ** 2).sum() / (tail[half : 2 * half] ** 2).sum())
         assert fall == pytest.approx(30, abs=2)  # 60 dB in all: 30 from the first half to the second
-    make, click, wave = maker("reverb", chance=1.0, reverb=[0.1, 0.1], **WHOLE), np.eye(1, 2000, dtype=np.float32)[0], noise_wave(2000)
+    make, click, wave = (
+        maker("reverb", chance=1.0, reverb=[0.1, 0.1], **WHOLE),
+        np.eye(1, 2000, dtype=np.float32)[0],
+        noise_wave(2000),
+    )
     ((response,), (view,)) = (make(sound, np.random.default_rng(5), ones) for sound in (click, wave))
-    assert response[0] == max(np.abs(response)) and np.linalg.norm(response) == pytest.approx(1, abs=1e-3) and np.abs(response[801:]).max() < 1e-6
+    assert (
+        response[0] == max(np.abs(response))
+        and np.linalg.norm(response) == pytest.approx(1, abs=1e-3)
+        and np.abs(response[801:]).max() < 1e-6
+    )
     np.testing.assert_allclose(view, np.convolve(wave, response)[:2000], atol=1e-4)
 
 
@@ -156,7 +193,9 @@ def test_gaps_are_two_of_the_asked_share_at_most():
         sizes = np.flatnonzero(gaps == -1) - np.flatnonzero(gaps == 1)
         assert len(sizes) <= 2 and sizes.sum() < 400 and (len(sizes) < 2 or sizes.max() < 200)
         shares.append(sizes.sum() / 1000)
-    assert np.mean(shares) == pytest.approx(0.19, abs=0.015) and wave.all()  # 0.1 each, less overlap; the clip itself is whole
+    assert (
+        np.mean(shares) == pytest.approx(0.19, abs=0.015) and wave.all()
+    )  # 0.1 each, less overlap; the clip itself is whole
 
 
 def test_silence_stays_silence():
@@ -165,7 +204,10 @@ def test_silence_stays_silence():
         assert not any(view.any() for view in row)
     wave = torch.from_numpy(noise_wave(50))
     assert torch.equal(noisy(wave, torch.zeros(50), 5.0), wave)
-    assert noisy(wave * 1e-30, wave.flip(0), 5.0).isfinite().all() and noisy(wave, wave.flip(0) * 1e-30, 5.0).isfinite().all()
+    assert (
+        noisy(wave * 1e-30, wave.flip(0), 5.0).isfinite().all()
+        and noisy(wave, wave.flip(0) * 1e-30, 5.0).isfinite().all()
+    )
 
 
 # Batches.
@@ -216,22 +258,34 @@ def test_a_batch_has_a_view_for_each_name(folder):
         assert len({view.inputs["input_values"].shape for view in views}) == 1
         for view in views:
             values = view.inputs["input_values"]
-            assert torch.equal(view.indices, views[0].indices) and values.dtype == torch.float32 and values.isfinite().all()
+            assert (
+                torch.equal(view.indices, views[0].indices)
+                and values.dtype == torch.float32
+                and values.isfinite().all()
+            )
             real = view.inputs.get("attention_mask", torch.ones(values.shape))
             assert not values[real == 0].any() and (lengths(found.frontend, real.long().sum(1)) >= 2).all()
-            padding = torch.zeros(4, lengths(found.frontend, values.shape[1])).bool() if view.padding is None else view.padding
+            padding = (
+                torch.zeros(4, lengths(found.frontend, values.shape[1])).bool()
+                if view.padding is None
+                else view.padding
+            )
             assert torch.equal((~padding).sum(1), lengths(found.frontend, real.long().sum(1)))
         crop = views[0].inputs["input_values"]
         for row, index in enumerate(views[0].indices.tolist()):
             part = crop[row][: int(views[0].inputs.get("attention_mask", torch.ones(crop.shape)).sum(1)[row])].numpy()
             wave = found.wave(index)
-            assert any(np.array_equal(wave[start : start + len(part)], part) for start in range(len(wave) - len(part) + 1))
+            assert any(
+                np.array_equal(wave[start : start + len(part)], part) for start in range(len(wave) - len(part) + 1)
+            )
     assert sorted(seen) == list(range(16))
 
 
 def test_views_of_a_long_clip_are_of_one_stretch(folder):
     """Crops of a recording above max_seconds lie within max_seconds of one another."""
-    found = samples(folder, views=["crop"] * 6, max_seconds=0.3, normalize=False, augment=AugmentConfig(share=[0.2, 0.2]))
+    found = samples(
+        folder, views=["crop"] * 6, max_seconds=0.3, normalize=False, augment=AugmentConfig(share=[0.2, 0.2])
+    )
     for step in range(3):
         views, _ = batches(found)(step, 0, 1)
         for row, index in enumerate(views[0].indices.tolist()):
@@ -240,7 +294,11 @@ def test_views_of_a_long_clip_are_of_one_stretch(folder):
                 continue
             for view in views:
                 part = view.inputs["input_values"][row, :200].numpy()
-                places += [start for start in np.flatnonzero(wave == part[0]) if np.array_equal(wave[start : start + 200], part)]
+                places += [
+                    start
+                    for start in np.flatnonzero(wave == part[0])
+                    if np.array_equal(wave[start : start + 200], part)
+                ]
             assert len(places) == 6 and max(places) - min(places) <= 0.3 * 0.8 * RATE
 
 
@@ -253,7 +311,10 @@ def test_two_parts_hold_the_rows_of_one(folder):
             for mine, theirs in zip(half, whole, strict=True):
                 assert torch.equal(mine.inputs["input_values"], theirs.inputs["input_values"][part::2])
                 assert torch.equal(mine.indices, theirs.indices[part::2])
-                real = (view.inputs.get("attention_mask", torch.ones(view.inputs["input_values"].shape).int()) for view in (mine, theirs))
+                real = (
+                    view.inputs.get("attention_mask", torch.ones(view.inputs["input_values"].shape).int())
+                    for view in (mine, theirs)
+                )
                 assert torch.equal(next(real), next(real)[part::2])
 
 
@@ -277,7 +338,9 @@ def test_a_clip_that_vanishes_is_replaced_under_its_own_number(tmp_path):
     (tmp_path / "0.wav").unlink()
     views, names = batches(found, bad_log=lambda name, why: heard.append(name))(0, 0, 1)
     assert set(heard) == {"0.wav"} and sorted(names) == ["1.wav", "1.wav", "2.wav", "3.wav"]
-    assert [found.ids[index] for index in views[0].indices] == names and all(view.inputs["input_values"].isfinite().all() for view in views)
+    assert [found.ids[index] for index in views[0].indices] == names and all(
+        view.inputs["input_values"].isfinite().all() for view in views
+    )
 
 
 # Settings.
@@ -286,14 +349,23 @@ def test_a_clip_that_vanishes_is_replaced_under_its_own_number(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"views": ["crop", "echo"]}, r"data\.views holds 'echo'; it may hold crop, speed, reverb, noise, gain, mask, all"),
-        ({"views": ["crop"], "pack_seconds": 2.0}, r"data\.pack_seconds is 2\.0, and nothing reads it: data\.views makes views of single clips"),
+        (
+            {"views": ["crop", "echo"]},
+            r"data\.views holds 'echo'; it may hold crop, speed, reverb, noise, gain, mask, all",
+        ),
+        (
+            {"views": ["crop"], "pack_seconds": 2.0},
+            r"data\.pack_seconds is 2\.0, and nothing reads it: data\.views makes views of single clips",
+        ),
         ({"views": ["crop"], "mask_prob": 0.5}, r"data\.mask_prob is 0\.5, and nothing reads it"),
         ({"views": ["crop"], "mask_kind": "block"}, r"data\.mask_kind is block, and nothing reads it"),
         ({"views": ["crop"], "equalise": False}, r"data\.equalise is False, and nothing reads it"),
         ({"augment": {"seconds": 2.0}}, r"data\.augment\.seconds is 2\.0, and nothing reads it: data\.views is empty"),
         ({"augment": {"share": [0.1, 0.2]}}, r"data\.augment\.share is .* data\.views is empty"),
-        ({"views": ["crop"], "augment": {"chance": 0.1}}, r"data\.augment\.chance is 0\.1, and nothing reads it: data\.views has no effects"),
+        (
+            {"views": ["crop"], "augment": {"chance": 0.1}},
+            r"data\.augment\.chance is 0\.1, and nothing reads it: data\.views has no effects",
+        ),
         ({"views": ["gain"], "augment": {"snr": [1.0, 2.0]}}, r"data\.augment\.snr is .* neither noise nor all"),
         ({"views": ["noise"], "augment": {"gain": 3.0}}, r"data\.augment\.gain is 3\.0, .* neither gain nor all"),
         ({"views": ["crop"], "augment": {"mask": 0.1}}, r"data\.augment\.mask is 0\.1, .* neither mask nor all"),
@@ -316,10 +388,18 @@ def test_settings_out_of_range(name, value):
 
 
 def test_good_settings_and_views_of_less_than_two_tokens(tmp_path, folder):
-    check_augment(["crop", "all"], AugmentConfig(chance=0.2, gain=1.0, snr=[0.0, 1.0], mask=0.3, reverb=[0.2, 0.2], seconds=3.0, share=[0.0, 1.0]))
+    check_augment(
+        ["crop", "all"],
+        AugmentConfig(chance=0.2, gain=1.0, snr=[0.0, 1.0], mask=0.3, reverb=[0.2, 0.2], seconds=3.0, share=[0.0, 1.0]),
+    )
     assert speech.VIEWS[0] == "crop" and isinstance(batches(samples(folder, views=[])), speech.Batches)
     with pytest.raises(ValueError, match=r"data\.augment\.seconds is 0\.01; 2 tokens need"):
-        speech.prepare(speech.DataConfig(path="demo", views=["crop"], augment=AugmentConfig(seconds=0.01)), speech.FrontendConfig(), tmp_path, 0)
+        speech.prepare(
+            speech.DataConfig(path="demo", views=["crop"], augment=AugmentConfig(seconds=0.01)),
+            speech.FrontendConfig(),
+            tmp_path,
+            0,
+        )
 
 
 # Training.
@@ -339,6 +419,8 @@ def test_every_weight_learns_from_views(demo, frontend):
     loss = objective(views)
     (loss.total / loss.count).backward()
     assert loss.total.isfinite() and int(loss.count) == 4
-    idle = {name for name, weight in objective.student.named_parameters() if weight.grad is None or not weight.grad.any()}
+    idle = {
+        name for name, weight in objective.student.named_parameters() if weight.grad is None or not weight.grad.any()
+    }
     assert idle == {"encoder.frontends.speech.mask_token"}
     assert not objective.student["encoder"].frontends["speech"].mask_token.requires_grad

@@ -14,7 +14,9 @@ from d2v.training.init_from import bring_tokenizer, start_from
 
 def encoder_of(objective, side: str) -> dict[str, torch.Tensor]:
     prefix = f"{side}.encoder."
-    return {name.removeprefix(prefix): value for name, value in objective.state_dict().items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in objective.state_dict().items() if name.startswith(prefix)
+    }
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -31,7 +33,10 @@ def test_an_export_gives_both_sides_its_weights(modality, what, tmp_path):
         found = encoder_of(objective, side)
         assert {name for name in expected if not torch.equal(found[name], expected[name])} == set()
     tiny.assert_same(objective.predictor.state_dict(), head)
-    assert said == [f"starts from {place}: student, teacher", "starts anew: predictor, optimizer, step, learning rate and EMA decay"]
+    assert said == [
+        f"starts from {place}: student, teacher",
+        "starts anew: predictor, optimizer, step, learning rate and EMA decay",
+    ]
 
 
 @pytest.mark.parametrize("modality", ["speech", "text"])
@@ -40,7 +45,14 @@ def test_a_checkpoint_of_the_same_method_brings_its_teacher_and_head(modality, t
     if modality == "speech":
         published += [
             f"model.frontends.speech.{setting}"
-            for setting in ("kind=waveform", "sample_rate=16000", "mel_bins=80", "mel_high=null", "conv_kernels=[10,8]", "conv_strides=[5,16]")
+            for setting in (
+                "kind=waveform",
+                "sample_rate=16000",
+                "mel_bins=80",
+                "mel_high=null",
+                "conv_kernels=[10,8]",
+                "conv_strides=[5,16]",
+            )
         ]
     config = tiny.config_of(modality, tmp_path, *published)
     source = tiny.objective_of(config)
@@ -52,7 +64,10 @@ def test_a_checkpoint_of_the_same_method_brings_its_teacher_and_head(modality, t
     objective = tiny.objective_of(config)
     said = start_from(objective, tmp_path / "checkpoint.pt", config)
     tiny.assert_same(objective.state_dict(), source.state_dict())
-    assert said[0].endswith("student, teacher, predictor") and said[1] == "starts anew: optimizer, step, learning rate and EMA decay"
+    assert (
+        said[0].endswith("student, teacher, predictor")
+        and said[1] == "starts anew: optimizer, step, learning rate and EMA decay"
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +141,9 @@ def test_a_run_goes_on_from_another_with_its_tokenizer_and_resumes_without_it(tm
     modality = "text"
     first = tmp_path / "first"
     shutil.copytree(tiny.finished(modality) / "export", first)
-    line = tiny.arguments(modality, tmp_path / "second", f"train.init_from={first}", "train.steps=12", "run.save_every=10")
+    line = tiny.arguments(
+        modality, tmp_path / "second", f"train.init_from={first}", "train.steps=12", "run.save_every=10"
+    )
     assert tiny.wait(tiny.start(tiny.run, line)) == [0]
     assert (tmp_path / "second" / "export" / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
     before, after = (tiny.load(folder / "model.safetensors") for folder in (first, tmp_path / "second" / "export"))

@@ -46,7 +46,10 @@ def test_norms(name, padding):
 
 
 @pytest.mark.parametrize("padding", [None, PADDING], ids=["whole", "padded"])
-@pytest.mark.parametrize(("each", "final"), [([], []), (["instance"], []), (["layer"], ["layer"]), (["batch", "instance"], ["layer", "instance"])])
+@pytest.mark.parametrize(
+    ("each", "final"),
+    [([], []), (["instance"], []), (["layer"], ["layer"]), (["batch", "instance"], ["layer", "instance"])],
+)
 def test_mean_of_layers(each, final, padding):
     layers = [torch.randn(3, 6, 4) * 2 + n for n in range(3)]
     normed = []

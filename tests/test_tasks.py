@@ -46,7 +46,9 @@ def labels_for(kind: type, view: View) -> torch.Tensor:
 @pytest.mark.parametrize("kind", AUTO)
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_an_export_loads_with_a_new_head_and_comes_back_from_the_auto_classes(modality, kind, tmp_path):
-    encoder, view = encoder_and_view(modality, tmp_path / "run", "model.trunk.pre_norm=true", "model.trunk.final_norm=true")
+    encoder, view = encoder_and_view(
+        modality, tmp_path / "run", "model.trunk.pre_norm=true", "model.trunk.final_norm=true"
+    )
     encoder.save_pretrained(tmp_path / "export")
     names = {number: f"class {number}" for number in range(5)}
     labelled = {"num_labels": 5, "id2label": names, "label2id": {name: number for number, name in names.items()}}
@@ -54,7 +56,10 @@ def test_an_export_loads_with_a_new_head_and_comes_back_from_the_auto_classes(mo
     assert {name.partition(".")[0] for name in loading["missing_keys"]} == {"head"} and not loading["unexpected_keys"]
     loaded = model.encoder.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in encoder.state_dict().items() if name in loaded)
-    assert {name for name in encoder.state_dict() if name not in loaded} <= {"trunk.final_norm.weight", "trunk.final_norm.bias"}
+    assert {name for name in encoder.state_dict() if name not in loaded} <= {
+        "trunk.final_norm.weight",
+        "trunk.final_norm.bias",
+    }
     assert model.head.out.weight.std() > 0 and not model.head.out.bias.any()
     output = model(**view.inputs, labels=labels_for(kind, view))
     output.loss.backward()
@@ -72,7 +77,9 @@ def test_an_export_loads_with_a_new_head_and_comes_back_from_the_auto_classes(mo
 
 def test_the_students_folder_of_a_run_loads_too(tmp_path):
     export = tiny.finished(MODALITIES[0]) / "export"
-    teacher, student = (D2vForSequenceClassification.from_pretrained(place, num_labels=3) for place in (export, export / "student"))
+    teacher, student = (
+        D2vForSequenceClassification.from_pretrained(place, num_labels=3) for place in (export, export / "student")
+    )
     name = "encoder.trunk.blocks.0.attention.qkv.weight"
     assert not torch.equal(teacher.state_dict()[name], student.state_dict()[name])
     tiny.assert_same(student.encoder.state_dict(), AutoModel.from_pretrained(export / "student").state_dict())
@@ -84,14 +91,25 @@ def test_the_head_pools_norms_and_classifies(modality, tmp_path):
     encoder, view = encoder_and_view(modality, tmp_path)
     x = encoder(view).x
     real = torch.ones(x.shape[:2]).bool() if view.padding is None else ~view.padding
-    for task in ({}, {"pooling": "first", "pooled_norm": False, "dense_dim": 16}, {"dense_dim": 8, "activation": "none", "pooled_norm": False}):
+    for task in (
+        {},
+        {"pooling": "first", "pooled_norm": False, "dense_dim": 16},
+        {"dense_dim": 8, "activation": "none", "pooled_norm": False},
+    ):
         config = D2vConfig(frontends=encoder.config.frontends, trunk=encoder.config.trunk, task=task, num_labels=4)
         model = D2vForSequenceClassification(config).eval()
         model.encoder.load_state_dict(encoder.state_dict())
         head = model.head
-        pooled = torch.stack([row[keep][0] if task.get("pooling") == "first" else row[keep].mean(dim=0) for row, keep in zip(x, real, strict=True)])
+        pooled = torch.stack(
+            [
+                row[keep][0] if task.get("pooling") == "first" else row[keep].mean(dim=0)
+                for row, keep in zip(x, real, strict=True)
+            ]
+        )
         if task.get("pooled_norm", True):
-            pooled = (pooled - pooled.mean(1, keepdim=True)) / (pooled.var(1, correction=0, keepdim=True) + encoder.trunk.config.norm_eps).sqrt()
+            pooled = (pooled - pooled.mean(1, keepdim=True)) / (
+                pooled.var(1, correction=0, keepdim=True) + encoder.trunk.config.norm_eps
+            ).sqrt()
         if "dense_dim" in task:
             pooled = pooled @ head.dense.weight.T + head.dense.bias
             pooled = pooled if task.get("activation") == "none" else pooled.tanh()
@@ -127,7 +145,9 @@ def test_losses_are_the_slow_ones():
     torch.testing.assert_close(total / count, ((logits[:, 0] - shares[:, 0]) ** 2).mean())
     many = (shares > 0.25).float()
     total, count = supervised(logits, many, "multi_label_classification")
-    torch.testing.assert_close(total / count, -(many * logits.sigmoid().log() + (1 - many) * (1 - logits.sigmoid()).log()).mean())
+    torch.testing.assert_close(
+        total / count, -(many * logits.sigmoid().log() + (1 - many) * (1 - logits.sigmoid()).log()).mean()
+    )
 
 
 def spelled(path: tuple[int, ...], blank: int) -> list[int]:
@@ -147,7 +167,9 @@ def test_ctc_sums_over_all_paths(blank):
         probabilities = logits[row].softmax(dim=-1)
         paths = torch.cartesian_prod(*[torch.arange(3)] * int(lengths[row])).tolist()
         wanted = [label for label in labels[row].tolist() if label >= 0]
-        likelihood = sum(probabilities[range(len(path)), path].prod() for path in paths if spelled(path, blank) == wanted)
+        likelihood = sum(
+            probabilities[range(len(path)), path].prod() for path in paths if spelled(path, blank) == wanted
+        )
         expected -= likelihood.log()
     total, count = ctc(logits, lengths, labels, blank)
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-6)
@@ -163,7 +185,10 @@ def test_ctc_says_blank_in_padding_and_does_not_read_it(tmp_path):
     mask[1, 4000:] = 0
     labels = torch.tensor([[1, 3], [4, -100]])
     output = model(input_values=waves, attention_mask=mask, labels=labels)
-    alone = [model(input_values=waves[row : row + 1, :size], labels=labels[row : row + 1]) for row, size in ((0, 8000), (1, 4000))]
+    alone = [
+        model(input_values=waves[row : row + 1, :size], labels=labels[row : row + 1])
+        for row, size in ((0, 8000), (1, 4000))
+    ]
     torch.testing.assert_close(output.loss, (alone[0].loss + alone[1].loss) / 2, rtol=1e-4, atol=1e-4)
     tokens = alone[1].logits.shape[1]
     assert (output.logits[1, tokens:].argmax(-1) == 2).all() and output.logits.isfinite().all()
@@ -188,12 +213,16 @@ def test_hidden_tokens_are_the_mask_token_zeros_or_noise_and_hidden_channels_zer
     for more, noise in (("mask_token=true", 0.0), ("mask_token=false", 0.0), ("mask_token=false", 0.01)):
         encoder, view = encoder_and_view("speech", tmp_path, f"model.frontends.speech.{more}", "objective.shared=[]")
         task = {"mask_noise": noise}
-        model = D2vForCTC(D2vConfig(frontends=encoder.config.frontends, trunk=encoder.config.trunk, num_labels=6, task=task)).eval()
+        model = D2vForCTC(
+            D2vConfig(frontends=encoder.config.frontends, trunk=encoder.config.trunk, num_labels=6, task=task)
+        ).eval()
         model.encoder.load_state_dict(encoder.state_dict())
         x = encoder.embed(view)
         hidden, channels = torch.rand(x.shape[:2]) < 0.4, torch.rand(len(x), x.shape[2]) < 0.3
         given = []
-        model.encoder.register_forward_pre_hook(lambda _, args, kwargs, given=given: given.append(kwargs["tokens"]), with_kwargs=True)
+        model.encoder.register_forward_pre_hook(
+            lambda _, args, kwargs, given=given: given.append(kwargs["tokens"]), with_kwargs=True
+        )
         model.encode(view._replace(mask=Mask(hidden, None, channels)))
         (fed,) = given
         everywhere = ~channels[:, None].expand_as(fed)
@@ -228,7 +257,9 @@ def test_wrong_settings_of_a_task_are_named(kind, task, message, tmp_path):
 def test_dropout_of_the_head_is_before_each_linear_layer(tmp_path):
     encoder, _ = encoder_and_view("text", tmp_path)
     task = {"dropout": 0.5, "pooling": "first", "dense_dim": 8}
-    model = D2vForSequenceClassification(D2vConfig(frontends=encoder.config.frontends, trunk=encoder.config.trunk, num_labels=3, task=task))
+    model = D2vForSequenceClassification(
+        D2vConfig(frontends=encoder.config.frontends, trunk=encoder.config.trunk, num_labels=3, task=task)
+    )
     pooled = torch.randn(4, 32)
     model.train()
     torch.manual_seed(3)

@@ -16,7 +16,12 @@ from d2v.modalities import text
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text import tokenizer as tokenizers
 
-LINES = [f"{a} {b} {c}, and then {b} again." for a in ("The sea", "A ship") for b in ("rises", "turns", "sinks") for c in ("slowly", "at night")]
+LINES = [
+    f"{a} {b} {c}, and then {b} again."
+    for a in ("The sea", "A ship")
+    for b in ("rises", "turns", "sinks")
+    for c in ("slowly", "at night")
+]
 
 
 @pytest.fixture
@@ -57,7 +62,9 @@ def test_trained_tokenizer_has_robertas_special_tokens(tmp_path: Path, novels: P
     assert (frontend.bos_token_id, frontend.pad_token_id, frontend.eos_token_id) == (0, 1, 2)
     assert tokenizer.decode(tokenizer("The sea\u00e9 \u65e5").input_ids) == "<s>The sea\u00e9 \u65e5</s>"
     prepared(novels, tmp_path / "b")
-    assert (tmp_path / "a/tokenizer/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer/tokenizer.json").read_bytes()
+    assert (tmp_path / "a/tokenizer/tokenizer.json").read_bytes() == (
+        tmp_path / "b/tokenizer/tokenizer.json"
+    ).read_bytes()
 
 
 def test_prepare_again_changes_nothing(tmp_path: Path, novels: Path):
@@ -84,7 +91,15 @@ def test_export_loads_with_autotokenizer(tmp_path: Path, novels: Path):
 
 def test_bare_tokenizer_folders(tmp_path: Path, novels: Path):
     """vocab.json with merges.txt, and vocab.txt, neither with a tokenizer_config.json; missing special tokens are added."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz,.", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz,.",
+        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+    ]
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert/vocab.txt").write_text("\n".join(words))
     _, frontend = prepared(novels, tmp_path / "run_bert", tokenizer=str(tmp_path / "bert"))
@@ -93,10 +108,15 @@ def test_bare_tokenizer_folders(tmp_path: Path, novels: Path):
 
     (tmp_path / "gpt").mkdir()
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    (tmp_path / "gpt/vocab.json").write_text(json.dumps({token: i for i, token in enumerate([*letters, "th", "<|endoftext|>"])}))
+    (tmp_path / "gpt/vocab.json").write_text(
+        json.dumps({token: i for i, token in enumerate([*letters, "th", "<|endoftext|>"])})
+    )
     (tmp_path / "gpt/merges.txt").write_text("#version: 0.2\nt h\n")
     _, frontend = prepared(novels, tmp_path / "run_gpt", tokenizer=str(tmp_path / "gpt"))
-    assert frontend.bos_token_id == frontend.eos_token_id == 257 and (frontend.pad_token_id, frontend.mask_token_id) == (258, 259)
+    assert frontend.bos_token_id == frontend.eos_token_id == 257 and (
+        frontend.pad_token_id,
+        frontend.mask_token_id,
+    ) == (258, 259)
     assert tokenizers.read(tmp_path / "run_gpt")("the").tokens() == ["<|endoftext|>", "th", "e", "<|endoftext|>"]
 
 
@@ -132,7 +152,9 @@ def test_errors_name_what_is_wrong(tmp_path: Path, novels: Path):
     data, frontend = prepared(novels, tmp_path / "run")
     with pytest.raises(ValueError, match=r"frontend\.vocab_size 7"):
         text.Samples(data, replace(frontend, vocab_size=7), split="train", folder=tmp_path / "run")
-    with pytest.raises(ValueError, match=r"blocks of data\.block_size 32 tokens, fewer than one batch: train\.batch_size is 999"):
+    with pytest.raises(
+        ValueError, match=r"blocks of data\.block_size 32 tokens, fewer than one batch: train\.batch_size is 999"
+    ):
         made(text.Samples(data, frontend, split="train", folder=tmp_path / "run"), 999)
 
 
@@ -158,7 +180,9 @@ def test_bytes_that_are_no_text_are_counted(tmp_path: Path, novels: Path):
 def test_table_of_labelled_sentences(tmp_path: Path):
     for split, count in (("train", 40), ("test", 8)):
         rows = [f'"{line}",{i % 3},kind{i % 3}' for i, line in enumerate((LINES * 4)[:count])]
-        (tmp_path / f"{split}.csv").write_text("text,label,category\n" + "\n".join(rows) + ('\n"",1,kind1\n' if split == "test" else "\n"))
+        (tmp_path / f"{split}.csv").write_text(
+            "text,label,category\n" + "\n".join(rows) + ('\n"",1,kind1\n' if split == "test" else "\n")
+        )
     data, frontend = prepared(tmp_path, tmp_path / "run")
     test = text.Samples(data, frontend, split="test", folder=tmp_path / "run")
     assert (test.report.found, len(test)) == (9, 8) and test.report.classes == {"0": 3, "1": 3, "2": 2}
@@ -168,7 +192,10 @@ def test_table_of_labelled_sentences(tmp_path: Path):
     view = test.view([0, 5])
     tokenizer = tokenizers.read(tmp_path / "run")
     expected = tokenizer([LINES[0], LINES[5]], truncation=True, max_length=32, padding=True)
-    assert view.inputs["input_ids"].tolist() == expected.input_ids and view.inputs["attention_mask"].tolist() == expected.attention_mask
+    assert (
+        view.inputs["input_ids"].tolist() == expected.input_ids
+        and view.inputs["attention_mask"].tolist() == expected.attention_mask
+    )
     assert view.mask is None and view.modality == "text" and test.ids[5] == "test:5"
     assert test.lengths[[0, 5]].tolist() == view.inputs["attention_mask"].sum(1).tolist()
     raw = test.raw([0, 5])
@@ -204,7 +231,10 @@ def slow_blocks(samples: text.Samples | SimpleNamespace, capacity: int) -> list[
 
 @pytest.mark.parametrize("capacity", [15, 31, 60, 500])
 def test_blocks_hold_whole_lines_of_one_document(samples: text.Samples, capacity: int):
-    found = [samples.corpus.tokens[start:stop].tolist() for start, stop in corpora.blocks(samples.corpus, capacity, "complete_doc")]
+    found = [
+        samples.corpus.tokens[start:stop].tolist()
+        for start, stop in corpora.blocks(samples.corpus, capacity, "complete_doc")
+    ]
     assert found == slow_blocks(samples, capacity)
     assert max(map(len, found)) <= capacity and (capacity < 500 or len(found) == 3)
 
@@ -220,14 +250,20 @@ def test_shuffled_blocks_hold_each_row_once_in_another_order(samples: text.Sampl
 
     before, mixed = samples.corpus, corpora.shuffled(samples.corpus, seed=1)
     of = dict(zip(before.rows, rows(before), strict=True))
-    assert rows(mixed) == [of[row] for row in mixed.rows] and mixed.rows.tolist() != sorted(mixed.rows) == before.rows.tolist()
+    assert (
+        rows(mixed) == [of[row] for row in mixed.rows]
+        and mixed.rows.tolist() != sorted(mixed.rows) == before.rows.tolist()
+    )
     assert rows(corpora.shuffled(before, 1)) == rows(mixed) != rows(corpora.shuffled(before, 2))
     batches = made(samples, break_mode="shuffled")
     mixed = corpora.shuffled(before, batches.seed)
     found = [mixed.tokens[start:stop].tolist() for start, stop in batches.blocks]
     assert found == slow_blocks(SimpleNamespace(corpus=mixed), 31)
     inputs = batches(0, 0, 1)[0][0].inputs
-    read = [ids[1:real] for ids, real in zip(inputs["input_ids"].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True)]
+    read = [
+        ids[1:real]
+        for ids, real in zip(inputs["input_ids"].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True)
+    ]
     assert all(block in found for block in read)
 
 
@@ -267,7 +303,9 @@ def test_blocks_start_with_bos_and_padding_is_never_hidden(samples: text.Samples
 def test_berts_variant(samples: text.Samples):
     chosen = kept = random = 0
     for step in range(60):
-        ((view,), _) = made(samples, 8, mask_prob=0.5, mask_length=1, random_token_prob=0.1, keep_token_prob=0.1)(step, 0, 1)
+        ((view,), _) = made(samples, 8, mask_prob=0.5, mask_length=1, random_token_prob=0.1, keep_token_prob=0.1)(
+            step, 0, 1
+        )
         ids, corrupted, hidden = view.inputs["input_ids"], view.inputs["corrupted_ids"], view.mask.hidden
         assert (corrupted[hidden] == samples.frontend.mask_token_id).all()
         changed = (corrupted != ids) & ~hidden
@@ -282,7 +320,10 @@ def test_berts_variant(samples: text.Samples):
 
 def network(dim: int = 16, **fields) -> text.Frontend:
     made = text.Frontend(text.FrontendConfig(vocab_size=40, max_positions=12, mask_token_id=39, **fields), dim, 2)
-    torch.nn.init.constant_(made.tokens.weight, torch.nan), torch.nn.init.constant_(made.position_table.weight, torch.nan)
+    (
+        torch.nn.init.constant_(made.tokens.weight, torch.nan),
+        torch.nn.init.constant_(made.position_table.weight, torch.nan),
+    )
     made.init_weights()
     return made
 
@@ -301,7 +342,9 @@ def test_positions_count_what_is_not_padding():
     rows = torch.tensor([[2, 3, 4, 5, 6], [2, 1, 3, 4, 1]])
     tokens = torch.zeros(2, 5, 16)
     assert torch.equal(made.positions(tokens, padding), made.position_table.weight[rows])
-    assert torch.equal(made.positions(tokens, None).expand(2, -1, -1), made.position_table.weight[rows[:1]].expand(2, -1, -1))
+    assert torch.equal(
+        made.positions(tokens, None).expand(2, -1, -1), made.position_table.weight[rows[:1]].expand(2, -1, -1)
+    )
     with pytest.raises(ValueError, match="13 tokens; the model reads at most 12"):
         made.positions(torch.zeros(1, 13, 16), None)
 

@@ -38,14 +38,19 @@ def test_same_is_the_row():
 def test_deletion_takes_out_the_asked_share_anywhere(words, share):
     views = drawn("deletion", words, 300, deletion=share)
     kept = np.array([len(view) for view in views])
-    assert all(view == sorted(view) for view in views) and set(kept) <= {max(1, words - int(share * words)), max(1, words - int(share * words) - 1)}
+    assert all(view == sorted(view) for view in views) and set(kept) <= {
+        max(1, words - int(share * words)),
+        max(1, words - int(share * words) - 1),
+    }
     assert np.mean(kept) == pytest.approx(words - min(share * words, words - 1), abs=0.15)
     places = np.bincount(np.concatenate(views), minlength=10 + words)[10:] / 300
     assert np.abs(places - kept.mean() / words).max() < 4 * 0.5 / 300**0.5  # no place is spared
 
 
 def test_deletion_of_spans():
-    taken = [sorted({*range(10, 50)} - {*view}) for view in drawn("deletion", 40, 300, deletion=0.25, deletion_length=5)]
+    taken = [
+        sorted({*range(10, 50)} - {*view}) for view in drawn("deletion", 40, 300, deletion=0.25, deletion_length=5)
+    ]
     for places in taken:
         runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
         assert len(runs) <= 2 and all(len(run) >= 5 or run[-1] == 49 for run in runs)  # the end cuts spans
@@ -57,7 +62,11 @@ def test_a_crop_is_a_stretch_of_the_asked_share():
     assert all(view == list(range(view[0], view[0] + len(view))) for view in views)
     sizes, starts = np.array([len(view) for view in views]), np.array([view[0] - 10 for view in views])
     assert sizes.min() == 10 and sizes.max() == 30 and sizes.mean() == pytest.approx(20, abs=1.2)
-    assert (starts / (40 - sizes)).mean() == pytest.approx(0.5, abs=0.06) and starts.min() == 0 and (starts + sizes).max() == 40
+    assert (
+        (starts / (40 - sizes)).mean() == pytest.approx(0.5, abs=0.06)
+        and starts.min() == 0
+        and (starts + sizes).max() == 40
+    )
     assert {len(view) for view in drawn("crop", 2, 50, crop=[0.0, 0.3])} == {1}
 
 
@@ -69,8 +78,13 @@ def samples(tmp_path_factory) -> text.Samples:
     """Forty sentences of 2 to 41 words, the longest cut to 32 tokens."""
     folder = tmp_path_factory.mktemp("views")
     words = [f"w{number}" for number in range(50)]
-    (folder / "rows.txt").write_text("\n".join(" ".join(words[k] for k in range(number, 2 * number + 2)[:50] if k < 50) for number in range(40)))
-    data, frontend = text.DataConfig(path=str(folder / "rows.txt"), vocab_size=400, block_size=32), text.FrontendConfig(max_positions=64)
+    (folder / "rows.txt").write_text(
+        "\n".join(" ".join(words[k] for k in range(number, 2 * number + 2)[:50] if k < 50) for number in range(40))
+    )
+    data, frontend = (
+        text.DataConfig(path=str(folder / "rows.txt"), vocab_size=400, block_size=32),
+        text.FrontendConfig(max_positions=64),
+    )
     text.prepare(data, frontend, folder, seed=0)
     return text.Samples(data, frontend, split="train", folder=folder)
 
@@ -81,9 +95,14 @@ def batches(samples: text.Samples, *views: str, seed: int = 3, **fields) -> text
 
 
 def same(first: list, second: list) -> bool:
-    every = [[*view.inputs.values(), view.indices, torch.zeros(0) if view.padding is None else view.padding] for view in (*first, *second)]
+    every = [
+        [*view.inputs.values(), view.indices, torch.zeros(0) if view.padding is None else view.padding]
+        for view in (*first, *second)
+    ]
     return all(
-        torch.equal(a, b) for mine, theirs in zip(every[: len(first)], every[len(first) :], strict=True) for a, b in zip(mine, theirs, strict=True)
+        torch.equal(a, b)
+        for mine, theirs in zip(every[: len(first)], every[len(first) :], strict=True)
+        for a, b in zip(mine, theirs, strict=True)
     )
 
 
@@ -125,7 +144,9 @@ def test_a_batch_is_a_function_of_seed_and_step(samples):
     names = ("deletion", "deletion")
     first, _ = batches(samples, *names)(1, 0, 1)
     assert same(batches(samples, *names)(1, 0, 1)[0], first) and not same(first[:1], first[1:])
-    assert not same(batches(samples, *names)(2, 0, 1)[0], first) and not same(batches(samples, *names, seed=4)(1, 0, 1)[0], first)
+    assert not same(batches(samples, *names)(2, 0, 1)[0], first) and not same(
+        batches(samples, *names, seed=4)(1, 0, 1)[0], first
+    )
     assert isinstance(batches(samples), text.Batches)
 
 
@@ -144,12 +165,24 @@ def test_rows_of_a_batch_are_of_similar_length(samples):
     ("fields", "message"),
     [
         ({"views": ["same", "shuffle"]}, r"data\.views holds 'shuffle'; it may hold same, deletion, crop"),
-        ({"views": ["same"], "break_mode": "none"}, r"data\.break_mode is none, and nothing reads it: data\.views makes views of single rows"),
+        (
+            {"views": ["same"], "break_mode": "none"},
+            r"data\.break_mode is none, and nothing reads it: data\.views makes views of single rows",
+        ),
         ({"views": ["same"], "mask_prob": 0.5}, r"data\.mask_prob is 0\.5, and nothing reads it"),
         ({"views": ["same"], "mask_kind": "random"}, r"data\.mask_kind is random, and nothing reads it"),
-        ({"views": ["same"], "reference_teacher_input": True}, r"data\.reference_teacher_input is True, and nothing reads it"),
-        ({"augment": {"deletion": 0.1}}, r"data\.augment\.deletion is 0\.1, and nothing reads it: data\.views has no deletion"),
-        ({"views": ["crop"], "augment": {"deletion_length": 2}}, r"data\.augment\.deletion_length is 2, .* no deletion"),
+        (
+            {"views": ["same"], "reference_teacher_input": True},
+            r"data\.reference_teacher_input is True, and nothing reads it",
+        ),
+        (
+            {"augment": {"deletion": 0.1}},
+            r"data\.augment\.deletion is 0\.1, and nothing reads it: data\.views has no deletion",
+        ),
+        (
+            {"views": ["crop"], "augment": {"deletion_length": 2}},
+            r"data\.augment\.deletion_length is 2, .* no deletion",
+        ),
         ({"views": ["deletion"], "augment": {"crop": [0.1, 0.2]}}, r"data\.augment\.crop is .* no crop"),
     ],
 )
@@ -161,7 +194,15 @@ def test_what_nothing_reads_is_an_error(samples, tmp_path, fields, message):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("deletion", 0.0), ("deletion", 1.0), ("deletion_length", 0), ("crop", [0.5, 1.1]), ("crop", [0.5]), ("crop", [0.0, 0.0]), ("crop", [0.9, 0.1])],
+    [
+        ("deletion", 0.0),
+        ("deletion", 1.0),
+        ("deletion_length", 0),
+        ("crop", [0.5, 1.1]),
+        ("crop", [0.5]),
+        ("crop", [0.0, 0.0]),
+        ("crop", [0.9, 0.1]),
+    ],
 )
 def test_settings_out_of_range(name, value):
     with pytest.raises(ValueError, match=rf"data\.augment\.{name} is .*; it must be "):
@@ -176,14 +217,18 @@ def test_every_weight_learns_from_views(tmp_path: Path, fields):
     data = text.DataConfig(path="demo", vocab_size=300, block_size=64, views=["same", "crop"])
     frontend = text.FrontendConfig(max_positions=64, **fields)
     text.prepare(data, frontend, tmp_path, seed=0)
-    views, _ = text.batches(text.Samples(data, frontend, split="train", folder=tmp_path), data, frontend, 4, seed=0)(0, 0, 1)
+    views, _ = text.batches(text.Samples(data, frontend, split="train", folder=tmp_path), data, frontend, 4, seed=0)(
+        0, 0, 1
+    )
     trunk = {"depth": 1, "dim": 16, "num_heads": 2, "mlp_dim": 16, "dropout": 0.1}
     encoder = D2vModel(D2vConfig(frontends={"text": vars(frontend)}, trunk=trunk))
     objective = byol.build(encoder, byol.Config(hidden_dim=16, out_dim=8)).train()
     loss = objective(views)
     (loss.total / loss.count).backward()
     assert loss.total.isfinite() and int(loss.count) == 4
-    assert not [name for name, weight in objective.student.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert not [
+        name for name, weight in objective.student.named_parameters() if weight.grad is None or not weight.grad.any()
+    ]
 
 
 def test_the_two_readings_of_a_row_differ_by_dropout(samples):
@@ -191,12 +236,18 @@ def test_the_two_readings_of_a_row_differ_by_dropout(samples):
     assert same(views[:1], views[1:])
     trunk = {"depth": 1, "dim": 16, "num_heads": 2, "mlp_dim": 16}
     for dropout in (0.0, 0.1):
-        encoder = D2vModel(D2vConfig(frontends={"text": vars(samples.frontend)}, trunk={**trunk, "dropout": dropout})).train()
+        encoder = D2vModel(
+            D2vConfig(frontends={"text": vars(samples.frontend)}, trunk={**trunk, "dropout": dropout})
+        ).train()
         assert torch.equal(encoder(views[0]).x, encoder(views[1]).x) == (dropout == 0)
 
 
 def test_data2vec_refuses_views_in_which_nothing_is_hidden(samples):
-    encoder = D2vModel(D2vConfig(frontends={"text": vars(samples.frontend)}, trunk={"depth": 1, "dim": 16, "num_heads": 2, "mlp_dim": 16}))
+    encoder = D2vModel(
+        D2vConfig(
+            frontends={"text": vars(samples.frontend)}, trunk={"depth": 1, "dim": 16, "num_heads": 2, "mlp_dim": 16}
+        )
+    )
     objective = data2vec.build(encoder, data2vec.Config(top_k=1))
     with pytest.raises(ValueError, match=r"data\.views makes views in which nothing is: leave it out"):
         objective.check(batches(samples, "same", "crop")(0, 0, 1)[0])

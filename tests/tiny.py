@@ -41,27 +41,69 @@ os.environ.update(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true", PYTHONPATH=f"{
 torch.set_num_threads(1)
 MODALITIES = plugins.available("d2v.modalities")
 OBJECTIVES = plugins.available("d2v.objectives")
-TRUNK = ("model.trunk.dim=32", "model.trunk.depth=2", "model.trunk.num_heads=2", "model.trunk.mlp_dim=64", "objective.top_k=2")
-SHORT = ("train.steps=20", "train.warmup_steps=1", "train.batch_size=4", "run.log_every=1", "run.save_every=10", "run.health_samples=16")
-DROPOUT = ("model.trunk.dropout=0.1", "model.trunk.attention_dropout=0.1", "model.trunk.layer_drop=0.3", "model.trunk.drop_path=0.1")
+TRUNK = (
+    "model.trunk.dim=32",
+    "model.trunk.depth=2",
+    "model.trunk.num_heads=2",
+    "model.trunk.mlp_dim=64",
+    "objective.top_k=2",
+)
+SHORT = (
+    "train.steps=20",
+    "train.warmup_steps=1",
+    "train.batch_size=4",
+    "run.log_every=1",
+    "run.save_every=10",
+    "run.health_samples=16",
+)
+DROPOUT = (
+    "model.trunk.dropout=0.1",
+    "model.trunk.attention_dropout=0.1",
+    "model.trunk.layer_drop=0.3",
+    "model.trunk.drop_path=0.1",
+)
 # of objectives that the demo configs do not use: their tiny config on the demo's data, and what makes it small and free of chance
 DEMO_DATA = ("data.path=demo", "data.split=train", "evaluate.path=''")
 SMALL = {
     "mochi": ("objective.start_step=0", "objective.hardest=16"),
     "ibot": ("data.mask_views=true",),
-    "data2vec2": ("objective.decoder.dim=16", "objective.decoder.groups=2", "objective.decoder.noise=0.0", "data.masks=2"),
+    "data2vec2": (
+        "objective.decoder.dim=16",
+        "objective.decoder.groups=2",
+        "objective.decoder.noise=0.0",
+        "data.masks=2",
+    ),
 }
 
 
 def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:
     """The command line of a run of 20 steps; `objective={name: ...}` among `more` takes that objective's config."""
-    folder_of, names = ROOT / "configs" / modality, [match[1] for key in more if (match := re.fullmatch(r"objective=\{name: (\w+)\}", key))]
+    folder_of, names = (
+        ROOT / "configs" / modality,
+        [match[1] for key in more if (match := re.fullmatch(r"objective=\{name: (\w+)\}", key))],
+    )
     name = names[0] if names else "data2vec"
     if name == "data2vec":
         return [str(folder_of / "demo.yaml"), *TRUNK, *SHORT, f"run.dir={folder}", *more]
     if compares_views(name):
-        return [str(demo_of(modality, name)), *TRUNK[:-1], *SHORT, *small_heads(name), *SMALL.get(name, ()), f"run.dir={folder}", *more]
-    return [str(folder_of / f"{name}_tiny.yaml"), *TRUNK, *SHORT, *DEMO_DATA, *SMALL.get(name, ()), f"run.dir={folder}", *more]
+        return [
+            str(demo_of(modality, name)),
+            *TRUNK[:-1],
+            *SHORT,
+            *small_heads(name),
+            *SMALL.get(name, ()),
+            f"run.dir={folder}",
+            *more,
+        ]
+    return [
+        str(folder_of / f"{name}_tiny.yaml"),
+        *TRUNK,
+        *SHORT,
+        *DEMO_DATA,
+        *SMALL.get(name, ()),
+        f"run.dir={folder}",
+        *more,
+    ]
 
 
 def compares_views(objective: str) -> bool:
@@ -85,7 +127,9 @@ def small_heads(objective: str, given: dict[str, Any] | None = None) -> list[str
 def demo_of(modality: str, objective: str) -> Path:
     """The demo's config with another objective and as many views of the modality's ordinary kind as that compares."""
     values = OmegaConf.load(ROOT / "configs" / modality / "demo.yaml")
-    views = [plugins.load("d2v.modalities", modality).VIEWS[0]] * plugins.load("d2v.objectives", objective).Config.num_views
+    views = [plugins.load("d2v.modalities", modality).VIEWS[0]] * plugins.load(
+        "d2v.objectives", objective
+    ).Config.num_views
     values.objective, values.data = {"name": objective}, {"path": "demo", "views": views, **kept(values.data)}
     OmegaConf.save(values, path := scratch() / f"{modality}_{objective}.yaml")
     return path
@@ -118,7 +162,10 @@ def samples_of(config: Config, prepared: Path | None = None) -> Any:
         prepared = prepared or Path(tempfile.mkdtemp(dir=scratch()))
         prepared.mkdir(parents=True, exist_ok=True)
         modality.prepare(config.data, config.frontend, prepared, config.train.seed)
-        _samples[key] = modality.Samples(config.data, config.frontend, split=config.data.split, folder=prepared), copy.deepcopy(config.frontend)
+        _samples[key] = (
+            modality.Samples(config.data, config.frontend, split=config.data.split, folder=prepared),
+            copy.deepcopy(config.frontend),
+        )
     samples, frontend = _samples[key]
     config.model.frontends[config.modality] = copy.deepcopy(frontend)
     return samples
@@ -138,12 +185,21 @@ def batches_of(config: Config, prepared: Path | None = None) -> Any:
     return modality.batches(samples, config.data, config.frontend, config.train.batch_size, config.train.seed)
 
 
-def loop_of(config: Config, *, batches: Any = None, objective: Objective | None = None, health: bool = False, prepared: Path | None = None) -> Loop:
+def loop_of(
+    config: Config,
+    *,
+    batches: Any = None,
+    objective: Objective | None = None,
+    health: bool = False,
+    prepared: Path | None = None,
+) -> Loop:
     """A Loop that writes to the config's run.dir."""
     Path(config.run.dir).mkdir(parents=True, exist_ok=True)
     objective = objective or objective_of(config, prepared)
     batches = batches or batches_of(config, prepared)
-    check = HealthCheck(samples_of(config), limit=config.run.health_samples, label="label", group="") if health else None
+    check = (
+        HealthCheck(samples_of(config), limit=config.run.health_samples, label="label", group="") if health else None
+    )
     ddp = DistributedDataParallelKwargs(find_unused_parameters=config.model.trunk.drops_layers)
     accelerator = Accelerator(kwargs_handlers=[ddp])
     set_seed(config.train.seed, device_specific=True)

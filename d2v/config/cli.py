@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], list[str]]:
     """The values of `name=value` for `names`, which are no settings ("" if not given), and the other arguments."""
-    taken = {name: "" for name in names} | {name: value for name, _, value in (a.partition("=") for a in arguments) if name in names}
+    taken = {name: "" for name in names} | {
+        name: value for name, _, value in (a.partition("=") for a in arguments) if name in names
+    }
     return taken, [argument for argument in arguments if argument.partition("=")[0] not in names]
 
 

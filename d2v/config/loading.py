@@ -64,7 +64,9 @@ def modality_of(values: dict, path: str) -> str:
     frontends = model.get("frontends") or {}
     if not isinstance(frontends, dict) or len(frontends) != 1:
         names = ", ".join(plugins.available("d2v.modalities"))
-        raise ValueError(f"{path}: model.frontends must name one modality ({names}) and its settings; it is {frontends!r}")
+        raise ValueError(
+            f"{path}: model.frontends must name one modality ({names}) and its settings; it is {frontends!r}"
+        )
     return next(iter(frontends))
 
 
@@ -86,7 +88,9 @@ def typed(parts: Any, values: Any, where: str, path: str) -> Any:
         if not isinstance(values, dict | DictConfig):
             raise ValueError(f"{path}: {where} must hold the keys {', '.join(parts)}; it is {values!r}")
         check_keys(values, tuple(parts), where, path)
-        return {name: typed(part, values.get(name), f"{where}.{name}".lstrip("."), path) for name, part in parts.items()}
+        return {
+            name: typed(part, values.get(name), f"{where}.{name}".lstrip("."), path) for name, part in parts.items()
+        }
     values = {} if values is None else values
     if not isinstance(values, dict | DictConfig):
         raise ValueError(f"{path}: {where} must hold keys of {parts.__name__}; it is {values!r}")
@@ -102,7 +106,9 @@ def typed(parts: Any, values: Any, where: str, path: str) -> Any:
 
 def _read_yaml(path: Path) -> dict:
     if not path.is_file():
-        raise ValueError(f"no config file {path.absolute()}; the first argument is a YAML file such as those in configs/")
+        raise ValueError(
+            f"no config file {path.absolute()}; the first argument is a YAML file such as those in configs/"
+        )
     try:
         loaded = OmegaConf.load(path)
     except Exception as error:  # whatever the YAML reader raises; among others: a duplicate key

@@ -51,7 +51,12 @@ class Probe(NamedTuple):
 
 
 def linear_probe(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, probe: Probe, device: str | torch.device = "cpu"
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    probe: Probe,
+    device: str | torch.device = "cpu",
 ) -> tuple[float, float]:
     """Test accuracy in [0, 1] of multinomial logistic regression on z-scored features, and the learning rate chosen.
 
@@ -61,7 +66,9 @@ def linear_probe(
     varies = (train != train[:1]).any(axis=0)  # the others are zero once z-scored: most of a bag of tokens, say
     x, test_x = zscore(train[:, varies], test[:, varies])
     weights, best = fit_probe(x, train_labels, int(max(train_labels.max(), test_labels.max())) + 1, probe, device)
-    return float(_accuracies(weights, torch.from_numpy(test_x).to(device), torch.from_numpy(test_labels).to(device))[0]), best
+    return float(
+        _accuracies(weights, torch.from_numpy(test_x).to(device), torch.from_numpy(test_labels).to(device))[0]
+    ), best
 
 
 def fit_probe(
@@ -93,10 +100,16 @@ def _fit(x: Tensor, y: Tensor, num_classes: int, lrs: list[float], probe: Probe,
     x = F.pad(x, (0, 1), value=1.0)  # (G, D + 1)
     generator = np.random.default_rng((probe.seed, 1))
     for step in range(probe.steps):
-        rows = slice(None) if len(x) <= batch_size else torch.from_numpy(generator.integers(len(x), size=batch_size)).to(x.device)
+        rows = (
+            slice(None)
+            if len(x) <= batch_size
+            else torch.from_numpy(generator.integers(len(x), size=batch_size)).to(x.device)
+        )
         features, labels = x[rows], y[rows]
         probabilities = torch.einsum("bd,lcd->lbc", features, weights).softmax(dim=-1)  # (L, B, C)
-        probabilities[:, torch.arange(len(labels), device=x.device), labels] -= 1  # gradient of the cross entropy by the logits
+        probabilities[:, torch.arange(len(labels), device=x.device), labels] -= (
+            1  # gradient of the cross entropy by the logits
+        )
         gradient = torch.einsum("lbc,bd->lcd", probabilities, features) / len(labels)
         first.lerp_(gradient, 0.1)
         second.lerp_(gradient.square(), 0.01)
@@ -117,7 +130,14 @@ def logits_of(weights: Tensor, x: Tensor) -> Tensor:
 
 
 def logistic_regression(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, *, cs: list[float], held: float, seed: int
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    cs: list[float],
+    held: float,
+    seed: int,
 ) -> tuple[float, float]:
     """Test accuracy in [0, 1] of scikit-learn's logistic regression on z-scored features, and its C, chosen by the holdout of train.
 
@@ -136,11 +156,15 @@ def fit_logistic(x: np.ndarray, labels: np.ndarray, c: float):
     from sklearn.linear_model import LogisticRegression  # takes seconds to import, and most evaluations do without
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of a large C on features that separate: its accuracy is settled long before
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # of a large C on features that separate: its accuracy is settled long before
         return LogisticRegression(C=c, max_iter=1000).fit(x, labels)
 
 
-def probe_other_groups(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, probe: Probe, device: str | torch.device = "cpu") -> float:
+def probe_other_groups(
+    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, probe: Probe, device: str | torch.device = "cpu"
+) -> float:
     """Accuracy in [0, 1] over all samples, each by a probe trained without its group; more than ten groups are folded into ten."""
     names = np.random.default_rng(probe.seed).permutation(np.unique(groups))
     correct = 0.0

@@ -25,11 +25,19 @@ POOLS = ("mean", "class", "first")
 class EmbedConfig:
     """Which features, and how they are made."""
 
-    layers: list[str] = field(default_factory=lambda: ["last"])  # "last", "local" or a block from 1 to depth; of several the mean is taken
-    pool: str = "mean"  # mean: over content tokens; class: the class token; first: the first content token (of a sentence: <s>)
-    batch_size: int = 16  # rows of the longest samples; of shorter ones as many as take the same room, and similar lengths together
+    layers: list[str] = field(
+        default_factory=lambda: ["last"]
+    )  # "last", "local" or a block from 1 to depth; of several the mean is taken
+    pool: str = (
+        "mean"  # mean: over content tokens; class: the class token; first: the first content token (of a sentence: <s>)
+    )
+    batch_size: int = (
+        16  # rows of the longest samples; of shorter ones as many as take the same room, and similar lengths together
+    )
     chunk: int = 1024  # samples that are sorted by length, and then written, together
-    overlap: float = 0.1  # what is longer than a model reads at once is read in windows; share that neighbours have in common
+    overlap: float = (
+        0.1  # what is longer than a model reads at once is read in windows; share that neighbours have in common
+    )
 
     def __post_init__(self):
         """ValueError: a value that no embedding can use."""
@@ -70,7 +78,10 @@ class Part(NamedTuple):
 def embed(encoder, samples: Stream, config: EmbedConfig, device: str | torch.device = "cpu") -> Part:
     """Features of all samples. ValueError: the encoder has no such layer or no class token."""
     bad: list[tuple[str, str]] = [*samples.report.unreadable, *samples.report.too_short]
-    sums, counts = np.zeros((len(samples), encoder.trunk.config.dim), dtype=np.float32), np.zeros((len(samples), 1), dtype=np.float32)
+    sums, counts = (
+        np.zeros((len(samples), encoder.trunk.config.dim), dtype=np.float32),
+        np.zeros((len(samples), 1), dtype=np.float32),
+    )
     with frozen(encoder):
         for indices, view, counted in _ahead(_views(samples, config, bad)):
             counted = counted if counted is None else counted.to(device)
@@ -86,7 +97,9 @@ def _sums(encoder, view: View, counted: Tensor | None, config: EmbedConfig) -> t
     tokens, features = layer_tokens(encoder, view, config.layers, "embed.layers")
     x = torch.stack([tokens[name].float() for name in config.layers]).mean(dim=0)  # (B, T, D)
     if config.pool == "class":
-        return class_token(features, "embed.pool is class, but this model has no class token; it may be mean or first"), x.new_ones(len(x))
+        return class_token(
+            features, "embed.pool is class, but this model has no class token; it may be mean or first"
+        ), x.new_ones(len(x))
     if counted is None:
         counted = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if view.padding is None else ~view.padding
     if config.pool == "first":
@@ -120,7 +133,9 @@ def by_room(lengths: np.ndarray | None, batch_size: int, indices: np.ndarray) ->
     order = indices[np.argsort(lengths[indices], kind="stable")]
     room, borders, start = batch_size * lengths[order[-1]], [], 0
     for place, length in enumerate(lengths[order]):
-        if (place + 1 - start) * length > room or (place - start >= batch_size and length > 1.1 * lengths[order[start]]):
+        if (place + 1 - start) * length > room or (
+            place - start >= batch_size and length > 1.1 * lengths[order[start]]
+        ):
             borders.append(place)
             start = place
     return np.split(order, borders)
@@ -148,7 +163,12 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def embed_all(
-    encoder, open_part: Callable[[int, int], Stream], total: int, shards: Shards, config: EmbedConfig, device: str | torch.device = "cpu"
+    encoder,
+    open_part: Callable[[int, int], Stream],
+    total: int,
+    shards: Shards,
+    config: EmbedConfig,
+    device: str | torch.device = "cpu",
 ) -> None:
     """Features of `total` samples into `shards`, part by part; parts that are there already stay. `open_part(start, stop)`: those samples."""
     for number, start in enumerate(tqdm(range(0, total, config.chunk), unit="part", disable=None)):

@@ -32,7 +32,9 @@ class Shards:
         if place.is_file():
             changed = changes(json.loads(place.read_text()), json.loads(json.dumps(settings)))
             if changed and not overwrite:
-                raise ValueError(f"{self.folder} holds parts that were made otherwise ({'; '.join(changed[:8])}); run.overwrite=true begins anew")
+                raise ValueError(
+                    f"{self.folder} holds parts that were made otherwise ({'; '.join(changed[:8])}); run.overwrite=true begins anew"
+                )
             if changed:
                 files.remove_folder(self.folder)
         self._record(place)
@@ -53,7 +55,9 @@ class Shards:
 
     def bad(self) -> list[tuple[str, str]]:
         """Ids and reasons of all bad samples."""
-        return [(name, why) for path in self._paths() for name, why in json.loads(pq.read_schema(path).metadata[b"bad"])]
+        return [
+            (name, why) for path in self._paths() for name, why in json.loads(pq.read_schema(path).metadata[b"bad"])
+        ]
 
     def __len__(self) -> int:
         """Rows of all parts."""
@@ -83,8 +87,13 @@ class Shards:
         with written(ids_file) as place, place.open("w") as ids:
             for part in paths:
                 table = pq.read_table(part)
-                array[start : start + len(table)] = table["features"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
-                ids.writelines(f"{',' if start + row else '['}\n{json.dumps(name)}" for row, name in enumerate(table["id"].to_pylist()))
+                array[start : start + len(table)] = (
+                    table["features"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
+                )
+                ids.writelines(
+                    f"{',' if start + row else '['}\n{json.dumps(name)}"
+                    for row, name in enumerate(table["id"].to_pylist())
+                )
                 start += len(table)
             ids.write("\n]\n")
         array.flush()

@@ -71,7 +71,13 @@ def class_token(features: Features, message: str) -> Tensor:
 
 
 def pooled_features(
-    encoder, samples: Samples, batch_size: int, device: str | torch.device = "cpu", *, indices: np.ndarray | None = None, layer: str = "all"
+    encoder,
+    samples: Samples,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    *,
+    indices: np.ndarray | None = None,
+    layer: str = "all",
 ) -> dict[str, np.ndarray]:
     """Mean over content tokens in eval mode: layer's name (as in layer_tokens) -> (N, D) in the order of `indices` (None: all samples).
 
@@ -85,7 +91,9 @@ def pooled_features(
         for rows in batches:
             view = samples.view(indices[rows]).to(device)
             if layer == "class":
-                pooled = {layer: class_token(encoder(view), "evaluate.layer is 'class'; this encoder has no class token")}
+                pooled = {
+                    layer: class_token(encoder(view), "evaluate.layer is 'class'; this encoder has no class token")
+                }
             else:
                 tokens = layer_tokens(encoder, view, [layer], "evaluate.layer")[0]
                 pooled = {name: mean_of_tokens(x.float(), view.padding) for name, x in tokens.items()}

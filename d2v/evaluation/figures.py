@@ -36,7 +36,15 @@ def lines_figure(curves: Mapping[str, Curve], *, title: str, xlabel: str, ylabel
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for name, curve in curves.items():
-        (line,) = axes.plot(curve.x, curve.y, marker="o", markersize=3, linewidth=1.4, label=name, linestyle=":" if "random init" in name else "-")
+        (line,) = axes.plot(
+            curve.x,
+            curve.y,
+            marker="o",
+            markersize=3,
+            linewidth=1.4,
+            label=name,
+            linestyle=":" if "random init" in name else "-",
+        )
         if curve.spread is not None:
             low, high = np.array(curve.y) - curve.spread, np.array(curve.y) + curve.spread
             axes.fill_between(curve.x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)

@@ -55,7 +55,8 @@ class Subject:
         """Pooled features of a split, by the encoder's name and the layer's."""
         settings = (self.config.batch_size, self.device)
         return {
-            name: pooled_features(encoder, split.samples, *settings, indices=split.indices, layer=layer) for name, encoder in self.encoders.items()
+            name: pooled_features(encoder, split.samples, *settings, indices=split.indices, layer=layer)
+            for name, encoder in self.encoders.items()
         }
 
     def labels(self, report: str) -> np.ndarray:
@@ -88,5 +89,7 @@ class Subject:
 
 def make_reports(subject: Subject, names: Iterable[str]) -> dict[str, Finding]:
     """Each report by its name. ValueError: an unknown report, or one that cannot be made of this model and data."""
-    modules = {name: plugins.load("d2v.evaluation.reports", name) for name in names}  # all names first: a report may take minutes
+    modules = {
+        name: plugins.load("d2v.evaluation.reports", name) for name in names
+    }  # all names first: a report may take minutes
     return {name: module.report(subject) for name, module in modules.items()}

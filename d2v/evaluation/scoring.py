@@ -26,7 +26,9 @@ class EvaluateConfig:
     max_test: int = 0
     layer: str = "last"  # "last" (trunk output), "local" (before the trunk), a block from 1 to depth (its end), "all", or "class" (class token)
     label: str = "label"  # column to be predicted; "": none, for reports that need no classes
-    group: str = ""  # column, e.g. the speaker: adds scores within train where neighbours and probes see other groups only
+    group: str = (
+        ""  # column, e.g. the speaker: adds scores within train where neighbours and probes see other groups only
+    )
     zscore: bool = True  # of k-NN's features, with train's statistics; probes always
     k: list[int] = field(default_factory=lambda: [20])
     temperature: float = 0.07
@@ -38,9 +40,15 @@ class EvaluateConfig:
     raw: bool = True  # also the raw-input baseline
     batch_size: int = 64
     seed: int = 0
-    reports: list[str] = field(default_factory=list)  # further ones by the names of their files in d2v/reports; some take minutes
-    logistic_cs: list[float] = field(default_factory=lambda: [0.0001, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0])  # of the report logistic
-    few_labels: list[str] = field(default_factory=lambda: ["1%", "5%", "10%", "100%"])  # share of each class, or "5": so many of each
+    reports: list[str] = field(
+        default_factory=list
+    )  # further ones by the names of their files in d2v/reports; some take minutes
+    logistic_cs: list[float] = field(
+        default_factory=lambda: [0.0001, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0]
+    )  # of the report logistic
+    few_labels: list[str] = field(
+        default_factory=lambda: ["1%", "5%", "10%", "100%"]
+    )  # share of each class, or "5": so many of each
     few_draws: int = 3  # of the report few_labels
     pictures: int = 6  # samples that the reports attention and patches show
     masks: str = ""  # of the report dense: a folder with a mask (class numbers, 255: none) of the name of each image, ending in .png
@@ -56,17 +64,27 @@ class EvaluateConfig:
             ("batch_size", self.batch_size > 0, "a positive number"),
             ("random_seeds", self.random_seeds >= 0, "0 or more"),
             ("logistic_cs", bool(self.logistic_cs) and min(self.logistic_cs) > 0, "one or more positive numbers"),
-            ("few_labels", bool(self.few_labels) and all(map(_is_amount, self.few_labels)), 'numbers such as "5" or shares such as "10%"'),
+            (
+                "few_labels",
+                bool(self.few_labels) and all(map(_is_amount, self.few_labels)),
+                'numbers such as "5" or shares such as "10%"',
+            ),
             ("few_draws", self.few_draws > 0, "a positive number"),
             ("pictures", self.pictures > 0, "a positive number"),
-            ("layer", self.layer in ("last", "local", "all") or self.layer.isdecimal(), '"last", "local", "all" or the number of a block'),
+            (
+                "layer",
+                self.layer in ("last", "local", "all") or self.layer.isdecimal(),
+                '"last", "local", "all" or the number of a block',
+            ),
         ):
             if not good:
                 raise ValueError(f"evaluate.{name} is {getattr(self, name)!r}; it must be {allowed}")
 
 
 def _is_amount(text: str) -> bool:
-    return re.fullmatch(r"[1-9]\d*|(?!0+(\.0+)?%)\d+(\.\d+)?%", text) is not None and (text[-1] != "%" or float(text[:-1]) <= 100)
+    return re.fullmatch(r"[1-9]\d*|(?!0+(\.0+)?%)\d+(\.\d+)?%", text) is not None and (
+        text[-1] != "%" or float(text[:-1]) <= 100
+    )
 
 
 class Split(NamedTuple):
@@ -93,13 +111,19 @@ def label_splits(train: Samples, test: Samples | None, config: EvaluateConfig) -
     chosen = _choose(len(train), config.max_train, config.seed)
     if not config.label:
         none = np.zeros(0, dtype=np.int64)
-        return Split(train, chosen, none, None), test and Split(test, _choose(len(test), config.max_test, config.seed), none, None)
+        return Split(train, chosen, none, None), test and Split(
+            test, _choose(len(test), config.max_test, config.seed), none, None
+        )
     classes, labels = np.unique(train.column(config.label)[chosen], return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f"evaluate.label={config.label!r} has one value in split {config.train_split!r}: {classes[0]!r}; choose another column")
+        raise ValueError(
+            f"evaluate.label={config.label!r} has one value in split {config.train_split!r}: {classes[0]!r}; choose another column"
+        )
     groups = np.unique(train.column(config.group)[chosen], return_inverse=True)[1] if config.group else None
     if groups is not None and groups.max() == 0:
-        raise ValueError(f"evaluate.group={config.group!r} has one value in split {config.train_split!r}: no sample has neighbours of other groups")
+        raise ValueError(
+            f"evaluate.group={config.group!r} has one value in split {config.train_split!r}: no sample has neighbours of other groups"
+        )
     train_split = Split(train, chosen, labels, groups)
     if test is None:
         return train_split, None
@@ -109,7 +133,9 @@ def label_splits(train: Samples, test: Samples | None, config: EvaluateConfig) -
     if unseen:
         few = ", ".join(map(str, unseen[:5]))
         remedy = "raise evaluate.max_train" if config.max_train else "check evaluate.train_split and evaluate.label"
-        raise ValueError(f"{len(unseen)} classes of split {config.test_split!r} are not in {config.train_split!r} ({few}); {remedy}")
+        raise ValueError(
+            f"{len(unseen)} classes of split {config.test_split!r} are not in {config.train_split!r} ({few}); {remedy}"
+        )
     return train_split, Split(test, chosen, np.searchsorted(classes, values), None)
 
 
@@ -120,7 +146,12 @@ def _choose(count: int, limit: int, seed: int) -> np.ndarray:
 
 
 def evaluate_features(
-    train_x: np.ndarray, test_x: np.ndarray | None, train: Split, test: Split | None, config: EvaluateConfig, device: str | torch.device = "cpu"
+    train_x: np.ndarray,
+    test_x: np.ndarray | None,
+    train: Split,
+    test: Split | None,
+    config: EvaluateConfig,
+    device: str | torch.device = "cpu",
 ) -> dict[str, float]:
     """Percentages by name for features of the two splits; `test` None: scores within train only."""
     probe = Probe(config.probe_lrs, config.probe_steps, config.probe_holdout, config.seed)
@@ -144,13 +175,22 @@ def evaluate_features(
     return scores
 
 
-def evaluate_encoder(name: str, encoder, train: Split, test: Split | None, config: EvaluateConfig, device: str | torch.device = "cpu") -> list[Row]:
+def evaluate_encoder(
+    name: str, encoder, train: Split, test: Split | None, config: EvaluateConfig, device: str | torch.device = "cpu"
+) -> list[Row]:
     """One row for each layer that `config.layer` asks for."""
     near = pooled_features(encoder, train.samples, config.batch_size, device, indices=train.indices, layer=config.layer)
-    far = {} if test is None else pooled_features(encoder, test.samples, config.batch_size, device, indices=test.indices, layer=config.layer)
+    far = (
+        {}
+        if test is None
+        else pooled_features(encoder, test.samples, config.batch_size, device, indices=test.indices, layer=config.layer)
+    )
     if config.layer == "all" and np.array_equal(near["last"], near[list(near)[-2]]):
         del near["last"]  # no final norm: what comes before it once more
-    return [Row(name, layer, x.shape[1], evaluate_features(x, far.get(layer), train, test, config, device)) for layer, x in near.items()]
+    return [
+        Row(name, layer, x.shape[1], evaluate_features(x, far.get(layer), train, test, config, device))
+        for layer, x in near.items()
+    ]
 
 
 def evaluate_raw(train: Split, test: Split | None, config: EvaluateConfig, device: str | torch.device = "cpu") -> Row:
@@ -181,6 +221,8 @@ def table(rows: list[Row]) -> str:
         scores = [f"{row.scores[score]:.1f}{spread.get(score, '')}" if score in row.scores else "-" for score in names]
         cells.append([row.model, row.layer, str(row.dim), *scores])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)

@@ -66,14 +66,20 @@ class Labelled:
     rows: Callable[[Split, list[np.ndarray]], list[dict]]  # of the predictions file
     classes: list[str] | None  # of the confusion matrix
     save_preprocessor: Callable[[Path], None]
-    row_scores: Callable[[list[dict]], dict[str, float]] | None = None  # of what costs too much for `score` and is in the rows
+    row_scores: Callable[[list[dict]], dict[str, float]] | None = (
+        None  # of what costs too much for `score` and is in the rows
+    )
 
 
 def read_values(argv: list[str]) -> dict:
     """The settings of `CONFIG [model=PATH] key=value ...` as plain dictionaries. ValueError: whatever is wrong with their form."""
     if not argv or "=" in argv[0]:
-        raise ValueError("usage: CONFIG [model=PATH] key=value ...; model= names an export of pretraining, without it training is from scratch")
-    arguments = [f"train.init_from={arg.removeprefix('model=')}" if arg.startswith("model=") else arg for arg in argv[1:]]
+        raise ValueError(
+            "usage: CONFIG [model=PATH] key=value ...; model= names an export of pretraining, without it training is from scratch"
+        )
+    arguments = [
+        f"train.init_from={arg.removeprefix('model=')}" if arg.startswith("model=") else arg for arg in argv[1:]
+    ]
     values = load_values(argv[0], arguments)
     check_keys(values, SECTIONS, "", argv[0])
     return values
@@ -105,7 +111,10 @@ def load(argv: list[str], modality: str, labelled: ModuleType, model: type[TaskM
 def finetune(config: FinetuneConfig, labelled: ModuleType, model_class: type[TaskModel]) -> dict[str, dict[str, float]]:
     """One run, from files to export/; the scores by split. ValueError: whatever the user can mend."""
     folder, train = Path(config.run.dir), config.train
-    check_apart(folder, {"data.path": config.data.path, "model": train.init_from, "data.tokenizer": vars(config.data).get("tokenizer")})
+    check_apart(
+        folder,
+        {"data.path": config.data.path, "model": train.init_from, "data.tokenizer": vars(config.data).get("tokenizer")},
+    )
     accelerator = open_accelerator(train, config.run, unused=True)  # what is frozen, dropped layers, the mask token
     with new_run(folder, FILES, overwrite=config.run.overwrite) if accelerator.is_main_process else nullcontext():
         loop, data = assemble(config, labelled, model_class, accelerator)
@@ -120,7 +129,9 @@ def finetune(config: FinetuneConfig, labelled: ModuleType, model_class: type[Tas
     return scores
 
 
-def assemble(config: FinetuneConfig, labelled: ModuleType, model_class: type[TaskModel], accelerator: Accelerator) -> tuple[Loop, Labelled]:
+def assemble(
+    config: FinetuneConfig, labelled: ModuleType, model_class: type[TaskModel], accelerator: Accelerator
+) -> tuple[Loop, Labelled]:
     """The loop of a run and its data; all that can be wrong with the settings or the files shows here. ValueError: it is."""
     folder, train = Path(config.run.dir), config.train
     with accelerator.main_process_first():
@@ -140,13 +151,17 @@ def assemble(config: FinetuneConfig, labelled: ModuleType, model_class: type[Tas
     objective = Supervised(model, train)
     validation = _validation(config, objective, data, folder)
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
-    if accelerator.is_main_process:  # only now: a command that failed until here does not bind the folder to its settings
+    if (
+        accelerator.is_main_process
+    ):  # only now: a command that failed until here does not bind the folder to its settings
         save_yaml(config.as_dict(), folder / "config.yaml")
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     accelerator.print(
         f"from {train.init_from or 'scratch'}: {trained / 1e6:.2f} M trained parameters; {train.steps} steps of {train.batch_size} samples"
     )
-    return Loop(objective, data.batches, train=train, run=config.run, accelerator=accelerator, validation=validation), data
+    return Loop(
+        objective, data.batches, train=train, run=config.run, accelerator=accelerator, validation=validation
+    ), data
 
 
 def make_room(folder: Path) -> None:
@@ -176,7 +191,10 @@ def adopt(config: FinetuneConfig, folder: Path, say: Callable[[str], None]) -> D
     if name not in frontends:
         raise ValueError(f"model={config.train.init_from} reads {', '.join(frontends)}; this script fine-tunes {name}")
     changed = []
-    for where, ours, theirs in ((f"frontends.{name}", config.frontend, frontends[name]), ("trunk", config.model.trunk, trunk)):
+    for where, ours, theirs in (
+        (f"frontends.{name}", config.frontend, frontends[name]),
+        ("trunk", config.model.trunk, trunk),
+    ):
         for field, value in theirs.items():
             if not any(word in field for word in FREE) and vars(ours)[field] != value:
                 changed.append(f"{where}.{field}={value} instead of {vars(ours)[field]}")
@@ -186,14 +204,18 @@ def adopt(config: FinetuneConfig, folder: Path, say: Callable[[str], None]) -> D
     return encoder
 
 
-def build_model(config: FinetuneConfig, model_class: type[TaskModel], head: dict[str, Any], encoder: D2vModel | None) -> TaskModel:
+def build_model(
+    config: FinetuneConfig, model_class: type[TaskModel], head: dict[str, Any], encoder: D2vModel | None
+) -> TaskModel:
     """A task model with a new head, its encoder as it was initialised or that of `encoder`."""
     made = D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk, task=config.task, **head)
     model = model_class(made)
     checkpoint_activations(model.encoder, config.train.checkpoint_activations)
     if encoder is not None:
         own = set(model.encoder.state_dict())
-        model.encoder.load_state_dict({name: value for name, value in encoder.state_dict().items() if name in own})  # all but a final norm
+        model.encoder.load_state_dict(
+            {name: value for name, value in encoder.state_dict().items() if name in own}
+        )  # all but a final norm
     return model
 
 
@@ -202,7 +224,9 @@ def _validation(config: FinetuneConfig, objective: Supervised, data: Labelled, f
     if "validation" not in data.splits:
         for name in ("metric", "patience", "validate_every"):
             if getattr(config.train, name):
-                raise ValueError(f"train.{name} is {getattr(config.train, name)!r}, but there is no validation split: see data.validation_split")
+                raise ValueError(
+                    f"train.{name} is {getattr(config.train, name)!r}, but there is no validation split: see data.validation_split"
+                )
         return None
     return Validation(
         objective,
@@ -221,7 +245,9 @@ def _export(model: TaskModel, folder: Path, config: FinetuneConfig, data: Labell
         save_yaml(config.as_dict(), draft / "finetuning.yaml")
 
 
-def report(folder: Path, model_class: type[TaskModel], data: Labelled, step: int, device: torch.device) -> dict[str, dict[str, float]]:
+def report(
+    folder: Path, model_class: type[TaskModel], data: Labelled, step: int, device: torch.device
+) -> dict[str, dict[str, float]]:
     """Scores of the exported model by split, printed; beside them predictions as csv and, for classes, the confusion matrix as PNG."""
     model = model_class.from_pretrained(folder / "export").to(device)
     scores = {}

@@ -27,10 +27,14 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     found, num_classes = logits.argmax(axis=1), logits.shape[1]
     scores = {"accuracy": float(accuracy_score(labels, found))}
     if num_classes > 5:
-        scores["top5"] = float((np.argsort(-logits, axis=1, kind="stable")[:, :5] == labels[:, None]).any(axis=1).mean())
+        scores["top5"] = float(
+            (np.argsort(-logits, axis=1, kind="stable")[:, :5] == labels[:, None]).any(axis=1).mean()
+        )
     scores["f1"] = float(f1_score(labels, found, average="binary" if num_classes == 2 else "macro", zero_division=0))
     scores["matthews"] = float(matthews_corrcoef(labels, found))
-    return scores | {"loss": float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())}
+    return scores | {
+        "loss": float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
+    }
 
 
 def regression(values: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -38,7 +42,9 @@ def regression(values: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant input, as in the first steps
         correlations = {"pearson": pearsonr(values, labels)[0], "spearman": spearmanr(values, labels)[0]}
-    return {name: float(np.nan_to_num(value)) for name, value in correlations.items()} | {"loss": float(np.mean((values - labels) ** 2))}
+    return {name: float(np.nan_to_num(value)) for name, value in correlations.items()} | {
+        "loss": float(np.mean((values - labels) ** 2))
+    }
 
 
 def transcription(wanted: Sequence[str], found: Sequence[str]) -> dict[str, float]:

@@ -49,8 +49,24 @@ def outputs(model: TaskModel, split: Split, batch_size: int, device: torch.devic
 class Validation:
     """Scores the objective's result; `keep` saves it when it is the best so far."""
 
-    def __init__(self, objective: Supervised, split: Split, score: Score, *, metric: str, batch_size: int, keep: Callable[[TaskModel], None]):
-        self.objective, self.split, self.score, self.metric, self.batch_size, self.keep = objective, split, score, metric, batch_size, keep
+    def __init__(
+        self,
+        objective: Supervised,
+        split: Split,
+        score: Score,
+        *,
+        metric: str,
+        batch_size: int,
+        keep: Callable[[TaskModel], None],
+    ):
+        self.objective, self.split, self.score, self.metric, self.batch_size, self.keep = (
+            objective,
+            split,
+            score,
+            metric,
+            batch_size,
+            keep,
+        )
         self.config = objective.config
         self.every = self.config.validate_every or max(1, self.config.steps // 20)
         worst = float("inf") if metric in LOWER_IS_BETTER else float("-inf")
@@ -66,7 +82,9 @@ class Validation:
         objective, scores = self.objective, {}
         value = torch.zeros((), device=accelerator.device)
         if accelerator.is_main_process:
-            scores = self.score(outputs(objective.result, self.split, self.batch_size, accelerator.device), self.split.labels)
+            scores = self.score(
+                outputs(objective.result, self.split, self.batch_size, accelerator.device), self.split.labels
+            )
             objective.train()
             if self.metric not in scores:
                 raise ValueError(f"train.metric is {self.metric!r}; the scores of this task are {', '.join(scores)}")
@@ -81,4 +99,8 @@ class Validation:
 
     def stops(self, step: int) -> bool:
         """Whether `train.patience` validations have passed since the best; known at those steps only."""
-        return self.config.patience > 0 and self.due(step) and step - int(self.objective.best_step) >= self.config.patience * self.every
+        return (
+            self.config.patience > 0
+            and self.due(step)
+            and step - int(self.objective.best_step) >= self.config.patience * self.every
+        )

@@ -10,7 +10,14 @@ from d2v.objectives.common.objective import Objective
 
 FREE = ("drop", "init", "std")  # in the name of a setting that gives no weight another meaning
 QUIRKS = {"norm_over_padding", "reference_padding", "reference_padded_input"}  # chosen by the reader, not by the file
-UNREAD = {"layer_scale", "bos_token_id", "eos_token_id", "cls_rows", "name", "shared"}  # give no weight another meaning; `shared`: see _copied
+UNREAD = {
+    "layer_scale",
+    "bos_token_id",
+    "eos_token_id",
+    "cls_rows",
+    "name",
+    "shared",
+}  # give no weight another meaning; `shared`: see _copied
 
 
 def check_same(written: Any, back: Any, unheld: tuple[str, ...] = ()) -> None:
@@ -28,14 +35,22 @@ def check_same(written: Any, back: Any, unheld: tuple[str, ...] = ()) -> None:
     found = back.state_dict()
     for name, value in written.state_dict().items():
         if name not in found or not torch.equal(found[name].cpu(), value.float().cpu()):
-            raise ValueError(f"fairseq's format cannot hold {name}: it reads back {'with other values' if name in found else 'without it'}")
+            raise ValueError(
+                f"fairseq's format cannot hold {name}: it reads back {'with other values' if name in found else 'without it'}"
+            )
 
 
 def _settings(objective: Any) -> dict[str, Any]:
     """Every setting by its name in a config, without those that may differ."""
     encoder, modality = encoder_of(objective)
-    parts = {f"model.frontends.{modality}": encoder.frontends[modality].config, "model.trunk": encoder.trunk.config, "objective": objective.config}
-    return {name: value for part, config in parts.items() for name, value in _flat(part, config).items() if counts(name)}
+    parts = {
+        f"model.frontends.{modality}": encoder.frontends[modality].config,
+        "model.trunk": encoder.trunk.config,
+        "objective": objective.config,
+    }
+    return {
+        name: value for part, config in parts.items() for name, value in _flat(part, config).items() if counts(name)
+    }
 
 
 def _flat(prefix: str, config: Any) -> dict[str, Any]:
@@ -43,7 +58,11 @@ def _flat(prefix: str, config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field, value in vars(config).items():
         name = f"{prefix}.{field}"
-        found |= _flat(name, value) if is_dataclass(value) else {name: list(value) if isinstance(value, list | tuple) else value}
+        found |= (
+            _flat(name, value)
+            if is_dataclass(value)
+            else {name: list(value) if isinstance(value, list | tuple) else value}
+        )
     return found
 
 

@@ -26,15 +26,27 @@ def export_onnx(model: Any, path: str | Path) -> float:
         import onnxruntime
         import onnxscript  # noqa: F401  # which torch.onnx imports when it is too late for a good message
     except ImportError as error:
-        raise ValueError(f"ONNX needs the package {error.name}, which is not installed: pip install 'd2v[onnx]'") from None
+        raise ValueError(
+            f"ONNX needs the package {error.name}, which is not installed: pip install 'd2v[onnx]'"
+        ) from None
     path, graph = Path(path), _Graph(model.eval())
     short, long = _example(model, rows=2, tokens=5), _example(model, rows=3, tokens=12)
     with torch.no_grad():
-        expected = [[x.cpu().numpy() for x in graph(*inputs.values())] for inputs in (short, long)]  # also fills caches with real tensors
+        expected = [
+            [x.cpu().numpy() for x in graph(*inputs.values())] for inputs in (short, long)
+        ]  # also fills caches with real tensors
         names = ["logits"] if graph.task else ["last_hidden_state", "extra"][: len(expected[0])]
-        free = tuple(dict.fromkeys(range(x.ndim if x.ndim < 4 else 1), torch.export.Dim.DYNAMIC) for x in long.values())  # images have one size
+        free = tuple(
+            dict.fromkeys(range(x.ndim if x.ndim < 4 else 1), torch.export.Dim.DYNAMIC) for x in long.values()
+        )  # images have one size
         program = torch.onnx.export(
-            graph.eval(), tuple(long.values()), dynamo=True, input_names=list(long), output_names=names, dynamic_shapes=(free,), verbose=False
+            graph.eval(),
+            tuple(long.values()),
+            dynamo=True,
+            input_names=list(long),
+            output_names=names,
+            dynamic_shapes=(free,),
+            verbose=False,
         )
     assert program is not None
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,9 +56,13 @@ def export_onnx(model: Any, path: str | Path) -> float:
         worst = 0.0
         for inputs, wanted in zip((short, long), expected, strict=True):
             found = session.run(None, {name: value.cpu().numpy() for name, value in inputs.items()})
-            worst = max(worst, *(float(abs(x - y).max() / max(1, abs(y).max())) for x, y in zip(found, wanted, strict=True)))
+            worst = max(
+                worst, *(float(abs(x - y).max() / max(1, abs(y).max())) for x, y in zip(found, wanted, strict=True))
+            )
         if not worst <= TOLERANCE:
-            raise ValueError(f"{path} is not written: onnxruntime's features differ from torch's by {worst:.1e}, more than {TOLERANCE}")
+            raise ValueError(
+                f"{path} is not written: onnxruntime's features differ from torch's by {worst:.1e}, more than {TOLERANCE}"
+            )
         for file in Path(draft).iterdir():
             file.replace(path.with_name(file.name))
     return worst
@@ -60,7 +76,9 @@ class _Graph(nn.Module):
         self.model, self.task = model, not isinstance(model, D2vModel)
         encoder = model.encoder if self.task else model
         if len(encoder.config.frontends) != 1:
-            raise ValueError(f"an ONNX file takes the inputs of one modality; this model reads {', '.join(encoder.config.frontends)}")
+            raise ValueError(
+                f"an ONNX file takes the inputs of one modality; this model reads {', '.join(encoder.config.frontends)}"
+            )
         self.names = list(_example(model, rows=1, tokens=1))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -77,10 +95,18 @@ def _example(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
     (modality,) = encoder.config.frontends
     config, generator = encoder.frontend(modality).config, torch.Generator().manual_seed(0)
     if modality == "image":
-        inputs = {"pixel_values": torch.randn(rows, config.channels, config.image_size, config.image_size, generator=generator)}
+        inputs = {
+            "pixel_values": torch.randn(
+                rows, config.channels, config.image_size, config.image_size, generator=generator
+            )
+        }
     else:
         tokens = min(tokens, config.max_positions) if modality == "text" else tokens
-        length = tokens if modality == "text" else plugins.load("d2v.modalities", modality).frontend.receptive_field(config, tokens)
+        length = (
+            tokens
+            if modality == "text"
+            else plugins.load("d2v.modalities", modality).frontend.receptive_field(config, tokens)
+        )
         attention_mask = torch.ones(rows, length, dtype=torch.long)
         attention_mask[0, -(-length // 2) :] = 0
         if modality == "text":

@@ -19,17 +19,24 @@ def read_config(source: str | Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{source} is no folder of a model that can be read, nor to be had from the Hub: {reason}") from None
+        raise ValueError(
+            f"{source} is no folder of a model that can be read, nor to be had from the Hub: {reason}"
+        ) from None
 
 
-def load_whole(auto: Any, source: str | Path, drop: Callable[[str], bool] = lambda name: False, **arguments: Any) -> Any:
+def load_whole(
+    auto: Any, source: str | Path, drop: Callable[[str], bool] = lambda name: False, **arguments: Any
+) -> Any:
     """What `auto.from_pretrained` makes of `source`; names for which `drop` is true may be missing or left over. ValueError: any other."""
     arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         model, found = auto.from_pretrained(source, **arguments)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    for problem, names in (("lacks", found["missing_keys"]), ("has, and the model does not,", found["unexpected_keys"])):
+    for problem, names in (
+        ("lacks", found["missing_keys"]),
+        ("has, and the model does not,", found["unexpected_keys"]),
+    ):
         wrong = sorted(name for name in names if not drop(name))
         if wrong:  # from_pretrained only warns, and fills what is missing at random
             raise ValueError(f"{source} {problem} the weight {wrong[0]} ({len(wrong)} in all)")
@@ -40,7 +47,9 @@ def load_whole(auto: Any, source: str | Path, drop: Callable[[str], bool] = lamb
 
 def load_ours(source: str | Path) -> Any:
     """The D2vModel or task model that the config of a folder or Hub name names. ValueError: none of them, or not whole."""
-    known = {kind.__name__: kind for kind in (D2vModel, D2vForCTC, D2vForImageClassification, D2vForSequenceClassification)}
+    known = {
+        kind.__name__: kind for kind in (D2vModel, D2vForCTC, D2vForImageClassification, D2vForSequenceClassification)
+    }
     named = (read_config(source).architectures or [D2vModel.__name__])[0]
     if named not in known:
         raise ValueError(f"{source} holds a {named}; this reads {', '.join(known)}")

@@ -91,9 +91,13 @@ def fill(module: nn.Module, state: dict[str, Tensor], table: Table, where: str) 
     for name, tensor in own.items():
         theirs = translated(_parts(name, table)[0], back) or name
         if name not in state:
-            raise ValueError(f"{where} is incomplete: it has no key {theirs}, which gives {name}, {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{where} is incomplete: it has no key {theirs}, which gives {name}, {tuple(tensor.shape)}"
+            )
         if [n for n in state[name].shape if n != 1] != [n for n in tensor.shape if n != 1]:
-            raise ValueError(f"{where} has {theirs}, for {name} of shape {tuple(state[name].shape)}; the config asks for {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{where} has {theirs}, for {name} of shape {tuple(state[name].shape)}; the config asks for {tuple(tensor.shape)}"
+            )
     extra = sorted(state.keys() - own.keys())
     if extra:
         raise ValueError(f"{where} has a key that the config gives no place: {translated(extra[0], back) or extra[0]}")
@@ -107,7 +111,9 @@ def encoder_of(objective: Objective) -> tuple[Any, str]:
     return encoder, modality
 
 
-def fill_objective(objective: Objective, head: nn.Module, names: Names, state: dict[str, Tensor], teacher: dict[str, Tensor] | None) -> None:
+def fill_objective(
+    objective: Objective, head: nn.Module, names: Names, state: dict[str, Tensor], teacher: dict[str, Tensor] | None
+) -> None:
     """Fills student, head and teacher; what they do not keep in the teacher, or a whole teacher that they did not keep, is the student's.
 
     ValueError: as in `renamed` and `fill`; keys are checked part by part, the objective is worth nothing then.

@@ -21,7 +21,9 @@ def slopes(num_heads: int) -> list[float]:
 
 @lru_cache(maxsize=8)
 def _slopes(num_heads: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # the cached tensor may first be asked for in inference and then be used in training
+    with torch.inference_mode(
+        False
+    ):  # the cached tensor may first be asked for in inference and then be used in training
         return torch.tensor(slopes(num_heads), device=device)  # (H,)
 
 
@@ -36,7 +38,11 @@ def check(kind: str) -> None:
 
 def build(kind: str, num_heads: int, num_layers: int = 1) -> "Alibi | None":
     """The bias of a frontend whose settings say alibi=`kind`."""
-    return None if kind == "none" else Alibi(num_heads, per_head=kind == "head", num_layers=num_layers, learned=kind != "fixed")
+    return (
+        None
+        if kind == "none"
+        else Alibi(num_heads, per_head=kind == "head", num_layers=num_layers, learned=kind != "fixed")
+    )
 
 
 class Alibi(nn.Module):
@@ -57,7 +63,9 @@ class Alibi(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """Positions (N, K) of the tokens -> (N, H, K, K), or (L, N, H, K, K) with scales per block."""
-        scale = self.scale.float().clamp(min=0).view(self.num_layers, 1, -1) * _slopes(self.num_heads, positions.device)  # (L, 1, H)
+        scale = self.scale.float().clamp(min=0).view(self.num_layers, 1, -1) * _slopes(
+            self.num_heads, positions.device
+        )  # (L, 1, H)
         distance = (positions[:, :, None] - positions[:, None, :]).abs()  # (N, K, K)
         bias = -scale[..., None, None] * distance[:, None]  # (L, N, H, K, K)
         return bias[0] if self.num_layers == 1 else bias

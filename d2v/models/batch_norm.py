@@ -17,7 +17,9 @@ class GroupedBatchNorm(_BatchNorm):
     Row i of the global batch is of group i mod G, however many processes share it. Evaluation is that of any batch norm.
     """
 
-    def __init__(self, num_features: int, *, groups: int = 1, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
+    def __init__(
+        self, num_features: int, *, groups: int = 1, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True
+    ):
         super().__init__(num_features, eps=eps, momentum=momentum, affine=affine)
         self.groups = groups
 
@@ -75,10 +77,16 @@ def group_batch_norms(module: nn.Module, groups: int) -> nn.Module:
             group_batch_norms(child, groups)
             continue
         if type(child) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-            raise ValueError(f"{name} is a {type(child).__name__}; only plain batch norms can be computed across processes")
+            raise ValueError(
+                f"{name} is a {type(child).__name__}; only plain batch norms can be computed across processes"
+            )
         if child.momentum is None or not child.track_running_stats:
-            raise ValueError(f"{name} is a batch norm without running statistics, or with those of a whole run (momentum None)")
-        made = GroupedBatchNorm(child.num_features, groups=groups, eps=child.eps, momentum=child.momentum, affine=child.affine)
+            raise ValueError(
+                f"{name} is a batch norm without running statistics, or with those of a whole run (momentum None)"
+            )
+        made = GroupedBatchNorm(
+            child.num_features, groups=groups, eps=child.eps, momentum=child.momentum, affine=child.affine
+        )
         made.load_state_dict(child.state_dict())
         setattr(module, name, made)
     return module

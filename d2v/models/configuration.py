@@ -15,7 +15,9 @@ class D2vConfig(PreTrainedConfig):
 
     model_type = "d2v"
 
-    def __init__(self, frontends: dict | None = None, trunk: Any = None, task: Any = None, origin: dict | None = None, **kwargs):
+    def __init__(
+        self, frontends: dict | None = None, trunk: Any = None, task: Any = None, origin: dict | None = None, **kwargs
+    ):
         self.frontends = {name: _fields(config) for name, config in (frontends or {}).items()}
         self.trunk = _fields(trunk or {})
         self.task = _fields(task or {})

@@ -40,7 +40,11 @@ class DecoderConfig:
             ("kernel", self.kernel >= 1, "at least 1"),
             ("head_layers", self.head_layers >= 1, "at least 1"),
             ("head_ratio", self.dim * self.head_ratio >= 1, f"at least 1 / objective.decoder.dim, 1/{self.dim}"),
-            ("groups", self.groups >= 1 and self.dim % max(1, self.groups) == 0, f"a divisor of objective.decoder.dim, {self.dim}"),
+            (
+                "groups",
+                self.groups >= 1 and self.dim % max(1, self.groups) == 0,
+                f"a divisor of objective.decoder.dim, {self.dim}",
+            ),
             ("head_init", self.head_init in ("default", "trunk"), "default or trunk"),
             ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
             ("noise", self.noise >= 0, "0 or more"),
@@ -62,9 +66,13 @@ class ConvLayer(nn.Module):
         if isinstance(self.conv, nn.Conv1d):
             return convolved(self.conv, x)
         side = math.isqrt(x.shape[1])
-        grid = x.unflatten(1, (side, side)).movedim(-1, 1)  # (N, C_in, side, side); channels last in memory, and so are the weights: a tenth faster
+        grid = x.unflatten(1, (side, side)).movedim(
+            -1, 1
+        )  # (N, C_in, side, side); channels last in memory, and so are the weights: a tenth faster
         weight = self.conv.weight.contiguous(memory_format=torch.channels_last)
-        y = F.conv2d(grid, weight, self.conv.bias, padding=self.conv.padding, groups=self.conv.groups)[..., :side, :side]
+        y = F.conv2d(grid, weight, self.conv.bias, padding=self.conv.padding, groups=self.conv.groups)[
+            ..., :side, :side
+        ]
         y = y.flatten(2).transpose(1, 2)
         return F.gelu(F.layer_norm(y, y.shape[-1:]))
 
@@ -79,7 +87,9 @@ class Decoder(nn.Module):
             raise ValueError(f"objective.decoder.groups is {config.groups}; it must divide the trunk's width, {dim}")
         self.config = config
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(ConvLayer(dim if number == 0 else config.dim, config) for number in range(config.depth))
+        self.layers = nn.ModuleList(
+            ConvLayer(dim if number == 0 else config.dim, config) for number in range(config.depth)
+        )
         self.head = perceptron([config.dim] + [int(config.dim * config.head_ratio)] * (config.head_layers - 1) + [dim])
 
     def init_head(self, std: float) -> None:
@@ -105,6 +115,8 @@ class Decoder(nn.Module):
     def places(self, x: Tensor, keep: Tensor, num_tokens: int) -> Tensor:
         """(N, K, D) -> (N, T, D): each token at its index in `keep` (N, K), fresh noise elsewhere. ValueError as in forward."""
         if self.config.dims == 2 and math.isqrt(num_tokens) ** 2 != num_tokens:
-            raise ValueError(f"objective.decoder.dims is 2, but {num_tokens} tokens are no square grid; 1 reads them as a sequence")
+            raise ValueError(
+                f"objective.decoder.dims is 2, but {num_tokens} tokens are no square grid; 1 reads them as a sequence"
+            )
         noise = torch.randn(len(x), num_tokens, x.shape[2], device=x.device, dtype=x.dtype) * self.config.noise
         return noise.scatter(1, keep[..., None].expand_as(x), x)

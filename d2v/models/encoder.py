@@ -32,7 +32,9 @@ class D2vModel(PreTrainedModel):
         for name, fields in config.frontends.items():
             modality = plugins.load("d2v.modalities", name)
             # a dot would split the key of a state dict: the user's own package is known by its last part there
-            frontend = modality.Frontend(build_config(modality.FrontendConfig, fields, name), trunk.dim, trunk.num_heads)
+            frontend = modality.Frontend(
+                build_config(modality.FrontendConfig, fields, name), trunk.dim, trunk.num_heads
+            )
             if getattr(frontend, "is_encoder", False) and (trunk.depth or trunk.input_norm):
                 given = f"model.trunk.depth is {trunk.depth} and model.trunk.input_norm {str(trunk.input_norm).lower()}"
                 raise ValueError(f"the frontend of {name} is a whole encoder: {given}; they must be 0 and false")
@@ -91,7 +93,9 @@ class D2vModel(PreTrainedModel):
         frontend = self.frontend(view.modality)
         x = self.embed(view) if tokens is None else tokens  # (B, T, D)
         padding, keep = view.padding, None if mask is None else mask.keep
-        if mask is not None and (keep is None or frontend.positions_read_tokens):  # else what is hidden would have no effect
+        if mask is not None and (
+            keep is None or frontend.positions_read_tokens
+        ):  # else what is hidden would have no effect
             x, padding = _repeated(x, len(mask.hidden)), _repeated(padding, len(mask.hidden))  # (N, T, D), (N, T)
             x = frontend.hide(x, mask.hidden, **view.inputs)
         if padding is not None and frontend.zero_padding:
@@ -114,7 +118,9 @@ class D2vModel(PreTrainedModel):
         x, results = self.trunk(x, bias, layers=layers, first=first, only=only)
         if only is not None:
             return Features(x, results)
-        return Features(x[:, num_extra:], [result[:, num_extra:] for result in results], x[:, :num_extra] if num_extra else None)
+        return Features(
+            x[:, num_extra:], [result[:, num_extra:] for result in results], x[:, :num_extra] if num_extra else None
+        )
 
 
 def _repeated(x: Tensor | None, num_rows: int) -> Tensor | None:

@@ -22,7 +22,9 @@ def perceptron(widths: list[int], *, norm: bool = False) -> nn.Sequential:
     return nn.Sequential(*parts, nn.Linear(widths[-2], widths[-1]))
 
 
-def projector(widths: list[int], *, norm: bool = True, bias: bool = False, last: str = "linear", groups: int = 1) -> nn.Sequential:
+def projector(
+    widths: list[int], *, norm: bool = True, bias: bool = False, last: str = "linear", groups: int = 1
+) -> nn.Sequential:
     """Linear layers from width to width, with batch norm if `norm`, and ReLU, between them: (B, widths[0]) -> (B, widths[-1]).
 
     `bias` is that of the hidden linear layers. `last`: what ends it: "linear" (with a bias), "bare" (without one), "norm" (a batch norm
@@ -30,7 +32,11 @@ def projector(widths: list[int], *, norm: bool = True, bias: bool = False, last:
     """
     parts: list[nn.Module] = []
     for inner, outer in pairwise(widths[:-1]):
-        parts += [nn.Linear(inner, outer, bias=bias), GroupedBatchNorm(outer, groups=groups) if norm else nn.Identity(), nn.ReLU()]
+        parts += [
+            nn.Linear(inner, outer, bias=bias),
+            GroupedBatchNorm(outer, groups=groups) if norm else nn.Identity(),
+            nn.ReLU(),
+        ]
     parts.append(nn.Linear(widths[-2], widths[-1], bias=last == "linear"))
     if last in ("norm", "scale"):
         parts.append(GroupedBatchNorm(widths[-1], groups=groups, affine=last == "scale"))
@@ -74,7 +80,14 @@ class ClassificationHead(nn.Module):
     """Norm (or none), a dense layer with its activation (or none), and the linear layer to the classes; dropout before each linear layer."""
 
     def __init__(
-        self, dim: int, num_labels: int, *, norm_eps: float | None = None, dense_dim: int = 0, activation: str = "tanh", dropout: float = 0.0
+        self,
+        dim: int,
+        num_labels: int,
+        *,
+        norm_eps: float | None = None,
+        dense_dim: int = 0,
+        activation: str = "tanh",
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(dim, norm_eps)

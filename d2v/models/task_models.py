@@ -34,7 +34,9 @@ class ClassifierConfig:
     activation: str = "tanh"  # after it; or none
     dropout: float = 0.0  # before each linear layer
     init_scale: float = 1.0  # of the last layer's weights, N(0, 0.02) before; BEiT: 0.001
-    mask_noise: float = 0.0  # > 0: what is hidden is N(0, mask_noise) instead of a mask token or zero (data2vec 2.0: 0.01)
+    mask_noise: float = (
+        0.0  # > 0: what is hidden is N(0, mask_noise) instead of a mask token or zero (data2vec 2.0: 0.01)
+    )
 
     def __post_init__(self):
         """ValueError: an unknown choice or a number that makes no sense."""
@@ -119,7 +121,9 @@ class Classifier(TaskModel):
         super().__init__(config)
         without = [name for name in config.frontends if self.encoder.frontend(name).extra() is None]
         if task.pooling == "class" and without:
-            raise ValueError(f"task.pooling is 'class', but the frontend of {without[0]} has no class token; it may be mean, first")
+            raise ValueError(
+                f"task.pooling is 'class', but the frontend of {without[0]} has no class token; it may be mean, first"
+            )
         trunk = self.encoder.trunk.config
         self.head = ClassificationHead(
             trunk.dim,
@@ -205,7 +209,11 @@ class D2vForCTC(TaskModel):
 
     def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum and count, see losses.ctc."""
-        tokens = torch.full((len(logits),), logits.shape[1], device=logits.device) if padding is None else (~padding).sum(dim=1)
+        tokens = (
+            torch.full((len(logits),), logits.shape[1], device=logits.device)
+            if padding is None
+            else (~padding).sum(dim=1)
+        )
         return ctc(logits, tokens, labels, self.task.blank)
 
 

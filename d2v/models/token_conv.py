@@ -18,5 +18,11 @@ def convolve(conv: nn.Conv1d, x: Tensor) -> Tensor:
     if x.device.type != "cpu" or conv.kernel_size[0] < LONG:
         return conv(x.transpose(1, 2)).transpose(1, 2)
     row, weight = x.transpose(1, 2)[:, :, None], conv.weight[:, :, None]  # (N, C_in, 1, T), channels last in memory
-    y = F.conv2d(row, weight.contiguous(memory_format=torch.channels_last), conv.bias, padding=(0, *conv.padding), groups=conv.groups)
+    y = F.conv2d(
+        row,
+        weight.contiguous(memory_format=torch.channels_last),
+        conv.bias,
+        padding=(0, *conv.padding),
+        groups=conv.groups,
+    )
     return y[:, :, 0].transpose(1, 2)

@@ -47,13 +47,25 @@ class TrunkConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model.trunk.{name} is {getattr(self, name)!r}; it may be {', '.join(allowed)}")
-        for name in ("dropout", "input_dropout", "attention_dropout", "activation_dropout", "drop_path", "layer_drop", "prenet_layer_drop"):
+        for name in (
+            "dropout",
+            "input_dropout",
+            "attention_dropout",
+            "activation_dropout",
+            "drop_path",
+            "layer_drop",
+            "prenet_layer_drop",
+        ):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"model.trunk.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if not 0 <= self.prenet_depth <= self.depth:
-            raise ValueError(f"model.trunk.prenet_depth is {self.prenet_depth}; the trunk has {self.depth} blocks (model.trunk.depth)")
+            raise ValueError(
+                f"model.trunk.prenet_depth is {self.prenet_depth}; the trunk has {self.depth} blocks (model.trunk.depth)"
+            )
         if self.layer_scale and not self.pre_norm:
-            raise ValueError(f"model.trunk.layer_scale is {self.layer_scale}, but only pre-norm blocks have one (model.trunk.pre_norm=true)")
+            raise ValueError(
+                f"model.trunk.layer_scale is {self.layer_scale}, but only pre-norm blocks have one (model.trunk.pre_norm=true)"
+            )
 
     @property
     def drops_layers(self) -> bool:
@@ -108,7 +120,9 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, (N, H, T, D / H) each."""
         N, T, D = x.shape  # noqa: N806
-        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self.bias == "qv" else self.qkv.bias
+        qkv_bias = (
+            torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self.bias == "qv" else self.qkv.bias
+        )
         qkv = F.linear(x, self.qkv.weight, qkv_bias)  # (N, T, 3D)
         return qkv.view(N, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
 
@@ -221,7 +235,9 @@ class Trunk(nn.Module):
         self.input_norm = nn.LayerNorm(config.dim, config.norm_eps) if config.input_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout if config.input_dropout is None else config.input_dropout)
         prenet_drop = config.layer_drop if config.prenet_layer_drop is None else config.prenet_layer_drop
-        self.layer_drops = [prenet_drop if number < config.prenet_depth else config.layer_drop for number in range(config.depth)]
+        self.layer_drops = [
+            prenet_drop if number < config.prenet_depth else config.layer_drop for number in range(config.depth)
+        ]
         make = PreNormBlock if config.pre_norm else PostNormBlock
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(make(config, rate) for rate in rates)
@@ -236,7 +252,9 @@ class Trunk(nn.Module):
         `only` (N, T) bool: the tokens that are wanted, (n, D) of each; the last block then computes its second half for no others.
         """
         if bias is not None and bias.ndim == 5 and len(bias) != len(self.blocks):
-            raise ValueError(f"the frontend gives {len(bias)} attention biases; the trunk has {len(self.blocks)} blocks (model.trunk.depth)")
+            raise ValueError(
+                f"the frontend gives {len(bias)} attention biases; the trunk has {len(self.blocks)} blocks (model.trunk.depth)"
+            )
         biases = [bias] * len(self.blocks) if bias is None or bias.ndim < 5 else list(bias)
         x = self.dropout(self.input_norm(x))
         results = []

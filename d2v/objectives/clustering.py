@@ -47,7 +47,11 @@ class Clustering(Joint):
     def __init__(self, encoder: D2vModel, config: Config):
         dim = encoder.trunk.config.dim
         heads = {"instance": config.out_dim, "cluster": config.num_clusters}
-        super().__init__(encoder, teacher=False, **{name: projector([dim, dim, out], norm=False, bias=True) for name, out in heads.items()})
+        super().__init__(
+            encoder,
+            teacher=False,
+            **{name: projector([dim, dim, out], norm=False, bias=True) for name, out in heads.items()},
+        )
         self.config = config
 
     def forward(self, views: list[View]) -> Loss:
@@ -64,7 +68,11 @@ class Clustering(Joint):
             "instance_loss": instance.detach(),
             "cluster_loss": cluster.detach(),
             "missing_entropy": entropy.detach(),
-            "confidence": logs[0].detach().exp().amax(dim=1).mean(),  # 1 / C: undecided; 1: each sample is of one cluster
+            "confidence": logs[0]
+            .detach()
+            .exp()
+            .amax(dim=1)
+            .mean(),  # 1 / C: undecided; 1: each sample is of one cluster
             "prediction_spread": normalised_std(rows[0]),
         }
         return Loss((instance + cluster + entropy) * samples, samples, metrics)
@@ -72,7 +80,9 @@ class Clustering(Joint):
 
 def missing_entropy(logs: Tensor) -> Tensor:
     """What the entropy of the clusters' shares lacks to ln C, from log assignments (N, C): 0 if they are of one size, ln C if one holds all."""
-    shares = logs.logsumexp(dim=0) - math.log(len(logs))  # (C,), as logarithms: the gradient of an empty cluster stays finite
+    shares = logs.logsumexp(dim=0) - math.log(
+        len(logs)
+    )  # (C,), as logarithms: the gradient of an empty cluster stays finite
     return math.log(logs.shape[1]) + (shares.exp() * shares).sum()
 
 

@@ -34,14 +34,23 @@ class Config:
     ema_decay: float = 0.999
     ema_end_decay: float = 0.9999
     ema_anneal_steps: int = 30000
-    shared: list[str] = field(default_factory=list)  # parts of the encoder that the teacher copies instead of averaging (prefixes of names)
+    shared: list[str] = field(
+        default_factory=list
+    )  # parts of the encoder that the teacher copies instead of averaging (prefixes of names)
     feed_tokens: bool = False  # the teacher is fed the student's unmasked local features
     norm_over_padding: bool = False  # the reference's quirk: instance norm counts padded tokens
 
     def __post_init__(self):
         """ValueError: a choice that does not exist, or a decay outside [0, 1]."""
         norms = tuple(NORMS)
-        check_choices(self, layers=("ffn", "block"), layer_norms=norms, final_norms=norms, loss_scale=tuple(SCALES), head_init=("default", "trunk"))
+        check_choices(
+            self,
+            layers=("ffn", "block"),
+            layer_norms=norms,
+            final_norms=norms,
+            loss_scale=tuple(SCALES),
+            head_init=("default", "trunk"),
+        )
 
 
 class Data2Vec(Objective):
@@ -62,7 +71,9 @@ class Data2Vec(Objective):
     def check(self, views: list[View]) -> None:
         """ValueError: nothing is hidden, or masks of data2vec 2.0, which leave tokens out."""
         if views[0].mask is None:
-            raise ValueError("data2vec predicts what is hidden of one view; data.views makes views in which nothing is: leave it out")
+            raise ValueError(
+                "data2vec predicts what is hidden of one view; data.views makes views in which nothing is: leave it out"
+            )
         if any(view.mask is not None and view.mask.keep is not None for view in views):
             raise ValueError(
                 "data2vec encodes every token: the masks of this data.mask_kind leave some out; use its default, or objective.name=data2vec2"
@@ -92,8 +103,12 @@ class Data2Vec(Objective):
         config = self.config
         fed = tokens if config.feed_tokens else None
         apart = {*config.layer_norms, *config.final_norms} <= {"layer"}  # a token's norm does not need the other tokens
-        layers = self.teacher["encoder"](view, tokens=fed, layers=config.layers, first=self.first, only=only if apart else None).layers
-        target = mean_of_layers(layers, config.layer_norms, config.final_norms, None if config.norm_over_padding else view.padding)
+        layers = self.teacher["encoder"](
+            view, tokens=fed, layers=config.layers, first=self.first, only=only if apart else None
+        ).layers
+        target = mean_of_layers(
+            layers, config.layer_norms, config.final_norms, None if config.norm_over_padding else view.padding
+        )
         return target if only is None or apart else target[only]
 
     def ema_decay(self, step: int, steps: int = 0) -> float:

@@ -35,9 +35,13 @@ class Config:
     ema_decay: float = 0.999
     ema_end_decay: float = 0.99999
     ema_anneal_steps: int = 100000
-    shared: list[str] = field(default_factory=list)  # parts of the encoder that the teacher copies instead of averaging (prefixes of names)
+    shared: list[str] = field(
+        default_factory=list
+    )  # parts of the encoder that the teacher copies instead of averaging (prefixes of names)
     feed_tokens: bool = False  # the teacher is fed the student's unmasked local features
-    reference_padding: bool = False  # the reference's quirk: padded tokens count in instance norm, and the decoder reads them
+    reference_padding: bool = (
+        False  # the reference's quirk: padded tokens count in instance norm, and the decoder reads them
+    )
 
     def __post_init__(self):
         """ValueError: a choice that does not exist, a number that makes no sense, or one that nothing reads."""
@@ -47,7 +51,9 @@ class Config:
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be 0 or more")
         if self.cls_rows and not self.cls_loss:
-            raise ValueError(f"objective.cls_rows is {self.cls_rows}, but objective.cls_loss is 0: there is no sum that it would scale")
+            raise ValueError(
+                f"objective.cls_rows is {self.cls_rows}, but objective.cls_loss is 0: there is no sum that it would scale"
+            )
 
 
 class Data2Vec2(Objective):
@@ -58,13 +64,19 @@ class Data2Vec2(Objective):
         super().__init__(tuple(f"encoder.{part}" for part in config.shared), encoder=encoder)
         trunk = encoder.trunk.config
         if not 1 <= config.top_k <= trunk.depth - trunk.prenet_depth:
-            layers = f"{trunk.depth} layers" + (f", of which the first {trunk.prenet_depth} give no targets" if trunk.prenet_depth else "")
+            layers = f"{trunk.depth} layers" + (
+                f", of which the first {trunk.prenet_depth} give no targets" if trunk.prenet_depth else ""
+            )
             raise ValueError(f"objective.top_k is {config.top_k}; the trunk has {layers}")
         tokens = [name for name, _ in encoder.frontends.named_parameters() if name.endswith("mask_token")]
         if tokens:
-            raise ValueError(f"data2vec2 leaves out what is hidden: {tokens[0]} would never be trained; set model.frontends.{tokens[0]}=false")
+            raise ValueError(
+                f"data2vec2 leaves out what is hidden: {tokens[0]} would never be trained; set model.frontends.{tokens[0]}=false"
+            )
         if config.cls_loss and all(frontend.extra() is None for frontend in encoder.frontends.values()):
-            raise ValueError(f"objective.cls_loss is {config.cls_loss}, but the frontend has no class token; set it to 0")
+            raise ValueError(
+                f"objective.cls_loss is {config.cls_loss}, but the frontend has no class token; set it to 0"
+            )
         self.config = config
         self.first = trunk.depth - config.top_k
         self.decoder = Decoder(trunk.dim, config.decoder)
@@ -74,7 +86,9 @@ class Data2Vec2(Objective):
     def check(self, views: list[View]) -> None:
         """ValueError: masks without `keep`."""
         if any(view.mask is None or view.mask.keep is None for view in views):
-            raise ValueError("data2vec2 encodes what is visible: its masks need `keep`, the same number of tokens in every row (see data.mask_kind)")
+            raise ValueError(
+                "data2vec2 encodes what is visible: its masks need `keep`, the same number of tokens in every row (see data.mask_kind)"
+            )
 
     def forward(self, views: list[View]) -> Loss:
         """The regression loss over the hidden tokens of all masks, and the class token's; ValueError as in `check`."""
@@ -87,7 +101,11 @@ class Data2Vec2(Objective):
         target = self.target(view, tokens.detach())  # (B, T, D)
         features = student(view, mask, tokens=tokens)
         masks = len(mask.hidden) // len(target)  # M
-        padding = None if view.padding is None or self.config.reference_padding else view.padding.repeat_interleave(masks, dim=0)  # (N, T)
+        padding = (
+            None
+            if view.padding is None or self.config.reference_padding
+            else view.padding.repeat_interleave(masks, dim=0)
+        )  # (N, T)
         prediction = self.decoder(features.x, mask, padding).float()  # (n, D)
         row, place = mask.hidden.nonzero(as_tuple=True)  # (n,) each
         wanted = target[row // masks, place]  # (n, D)
@@ -108,16 +126,25 @@ class Data2Vec2(Objective):
         config = self.config
         fed = tokens if config.feed_tokens else None
         layers = self.teacher["encoder"](view, tokens=fed, layers=config.layers, first=self.first).layers
-        return mean_of_layers(layers, config.layer_norms, config.final_norms, None if config.reference_padding else view.padding)
+        return mean_of_layers(
+            layers, config.layer_norms, config.final_norms, None if config.reference_padding else view.padding
+        )
 
     def class_loss(self, extra: Tensor | None, target: Tensor, padding: Tensor | None) -> Tensor:
         """The class token (N, E, D) against the mean target of its sample (B, T, D), summed over rows. ValueError: there is no such token."""
         if extra is None:
-            raise ValueError(f"objective.cls_loss is {self.config.cls_loss}, but the frontend has no class token; set it to 0")
+            raise ValueError(
+                f"objective.cls_loss is {self.config.cls_loss}, but the frontend has no class token; set it to 0"
+            )
         real = torch.ones(target.shape[:2], device=target.device) if padding is None else (~padding).float()  # (B, T)
         mean = (target * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)  # (B, D)
         rows = len(extra)
-        error = regression(extra[:, -1], mean.repeat_interleave(rows // len(mean), dim=0), self.config.loss_beta, self.config.loss_scale)
+        error = regression(
+            extra[:, -1],
+            mean.repeat_interleave(rows // len(mean), dim=0),
+            self.config.loss_beta,
+            self.config.loss_scale,
+        )
         return self.config.cls_loss * (self.config.cls_rows or rows) / rows * error
 
     def ema_decay(self, step: int, steps: int = 0) -> float:

@@ -38,7 +38,9 @@ class Config:
     teacher_temperature: float = 0.07
     warmup_share: float = 0.1  # until then: 30 epochs of 300
     center_momentum: float = 0.9
-    ema_decay: float = 0.996  # at the start; it reaches 1 at the last step by half a cosine. Batches of 256 and fewer: 0.9995
+    ema_decay: float = (
+        0.996  # at the start; it reaches 1 at the last step by half a cosine. Batches of 256 and fewer: 0.9995
+    )
 
     def __post_init__(self):
         """ValueError: a decay or a share outside [0, 1], or a number that must be positive."""
@@ -63,7 +65,9 @@ class DINO(Joint):
     def begin_step(self, step: int, steps: int) -> None:
         """The teacher's temperature: linear in the step (the paper's code: in the epoch)."""
         config = self.config
-        self.temperature = linear_decay(step, config.start_temperature, config.teacher_temperature, round(config.warmup_share * steps))
+        self.temperature = linear_decay(
+            step, config.start_temperature, config.teacher_temperature, round(config.warmup_share * steps)
+        )
 
     def forward(self, views: list[View]) -> Loss:
         """Cross entropy between each global view's target and every other view, its mean over pairs, summed over samples (equation 3)."""

@@ -50,7 +50,9 @@ class Config:
         check_choices(self)
         temperatures = ("student_temperature", "start_temperature", "teacher_temperature", "patch_temperature")
         positive = ("hidden_dim", "bottleneck_dim", "num_prototypes", "class_weight", "patch_weight", *temperatures)
-        check_numbers(self, positive=positive, shares=("frozen_share", "warmup_share", "center_momentum", "patch_center_momentum"))
+        check_numbers(
+            self, positive=positive, shares=("frozen_share", "warmup_share", "center_momentum", "patch_center_momentum")
+        )
 
 
 class IBOT(Joint):
@@ -59,7 +61,9 @@ class IBOT(Joint):
     def __init__(self, encoder: D2vModel, config: Config):
         dim, num_outputs = encoder.trunk.config.dim, 1 if config.shared_head else 2
         sizes = (dim, config.hidden_dim, config.bottleneck_dim, config.num_prototypes)
-        super().__init__(encoder, hides=True, head=PrototypeHead(*sizes, frozen_gain=config.frozen_gain, num_outputs=num_outputs))
+        super().__init__(
+            encoder, hides=True, head=PrototypeHead(*sizes, frozen_gain=config.frozen_gain, num_outputs=num_outputs)
+        )
         self.config = config
         self.center = Center(config.num_prototypes, config.center_momentum)
         self.patch_center = Center(config.num_prototypes, config.patch_center_momentum)
@@ -70,14 +74,27 @@ class IBOT(Joint):
         super().check(views)
         for number, view in enumerate(views[:2]):
             if view.mask is None or view.mask.keep is not None or len(view.mask.hidden) != num_samples(view):
-                what = "no mask" if view.mask is None else "one that leaves tokens out" if view.mask.keep is not None else "several"
-                raise ValueError(f"ibot needs a mask of each sample, that replaces tokens in place, in two global views; view {number} has {what}")
+                what = (
+                    "no mask"
+                    if view.mask is None
+                    else "one that leaves tokens out"
+                    if view.mask.keep is not None
+                    else "several"
+                )
+                raise ValueError(
+                    f"ibot needs a mask of each sample, that replaces tokens in place, in two global views; view {number} has {what}"
+                )
 
     def begin_step(self, step: int, steps: int) -> None:
         """The teacher's temperatures: linear in the step (the paper's code: in the epoch)."""
         config = self.config
-        schedule = partial(linear_decay, step, config.start_temperature, anneal_steps=round(config.warmup_share * steps))
-        self.temperature, self.patch_temperature = schedule(end=config.teacher_temperature), schedule(end=config.patch_temperature)
+        schedule = partial(
+            linear_decay, step, config.start_temperature, anneal_steps=round(config.warmup_share * steps)
+        )
+        self.temperature, self.patch_temperature = (
+            schedule(end=config.teacher_temperature),
+            schedule(end=config.patch_temperature),
+        )
 
     def forward(self, views: list[View]) -> Loss:
         """class_weight * DINO's loss + patch_weight * that of hidden tokens (equations 1 and 2, here summed over samples)."""
@@ -93,16 +110,21 @@ class IBOT(Joint):
             chosen = [x[where] for x, where in zip(patch_outputs, hidden, strict=True)]  # (n, K) each
             patch_targets = [sharpened(rows, self.patch_center.value, self.patch_temperature) for rows in chosen]
         class_loss = across_views(targets, logits, config.student_temperature)
-        losses = [cross_entropy(*pair, config.student_temperature) for pair in zip(patch_targets, patch_logits, strict=True)]  # (n,) each
+        losses = [
+            cross_entropy(*pair, config.student_temperature) for pair in zip(patch_targets, patch_logits, strict=True)
+        ]  # (n,) each
         patch_loss = over_samples(losses, hidden)
         self.center.update(torch.cat(outputs))  # the next step's
-        self.patch_center.update(torch.cat([mean_of_tokens(x, view.padding) for x, view in zip(patch_outputs, whole, strict=True)]))
+        self.patch_center.update(
+            torch.cat([mean_of_tokens(x, view.padding) for x, view in zip(patch_outputs, whole, strict=True)])
+        )
         count = torch.tensor(len(logits[0]), device=class_loss.device)
         metrics = {
             **usage(torch.cat(targets), class_loss / count),
             "class_loss": class_loss.detach() / count,
             "patch_loss": patch_loss.detach() / count,
-            "patch_target_entropy": over_samples([torch.special.entr(x).sum(dim=1) for x in patch_targets], hidden) / count,
+            "patch_target_entropy": over_samples([torch.special.entr(x).sum(dim=1) for x in patch_targets], hidden)
+            / count,
             "center_norm": self.center.value.norm(),
             "patch_center_norm": self.patch_center.value.norm(),
             "target_spread": normalised_std(outputs[0]),
@@ -137,7 +159,9 @@ def summary_and_tokens(encoder: nn.Module, view: View, mask: Mask | None = None)
 def over_samples(values: list[Tensor], hidden: list[Tensor]) -> Tensor:
     """Of values (n,) at the hidden tokens (B, T) of each view: their mean in each sample, 0 where nothing is hidden; summed; the views' mean."""
     shares = [where / where.sum(dim=1, keepdim=True).clamp(min=1) for where in hidden]  # (B, T) each
-    return torch.stack([(x * share[where]).sum() for x, share, where in zip(values, shares, hidden, strict=True)]).mean()
+    return torch.stack(
+        [(x * share[where]).sum() for x, share, where in zip(values, shares, hidden, strict=True)]
+    ).mean()
 
 
 def build(encoder: D2vModel, config: Config) -> IBOT:

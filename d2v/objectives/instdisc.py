@@ -39,7 +39,9 @@ class Config:
         check_choices(self, loss=("nce", "softmax"))
         check_numbers(self, positive=("out_dim", "temperature"))
         if self.negatives < (self.loss == "nce"):
-            raise ValueError(f"objective.negatives is {self.negatives}; nce needs 1 or more, softmax may take 0 (the whole bank)")
+            raise ValueError(
+                f"objective.negatives is {self.negatives}; nce needs 1 or more, softmax may take 0 (the whole bank)"
+            )
         if not 0 <= self.bank_momentum < 1:
             raise ValueError(f"objective.bank_momentum is {self.bank_momentum}; it must be at least 0 and below 1")
 
@@ -67,9 +69,13 @@ class InstDisc(Joint):
         super().check(views)
         indices = views[0].indices
         if indices is None:
-            raise ValueError("instdisc remembers every sample, but these views do not number them: this data cannot be used with it")
+            raise ValueError(
+                "instdisc remembers every sample, but these views do not number them: this data cannot be used with it"
+            )
         if int(indices.max()) >= self.config.num_samples:
-            raise ValueError(f"objective.num_samples is {self.config.num_samples}, but a sample's number is {int(indices.max())}: there are more")
+            raise ValueError(
+                f"objective.num_samples is {self.config.num_samples}, but a sample's number is {int(indices.max())}: there are more"
+            )
 
     def begin_step(self, step: int, steps: int) -> None:
         """What is drawn in a step depends on nothing else."""
@@ -81,7 +87,9 @@ class InstDisc(Joint):
         assert indices is not None
         feature = unit(embedding(self.student, views[0]))  # (B, P)
         places = self.places(indices)  # (B, 1 + K), the own row first; or all, (n,)
-        total, similarity, labels = at_once(partial(self.contrast, indices=indices, places=places), feature)  # before the bank's update
+        total, similarity, labels = at_once(
+            partial(self.contrast, indices=indices, places=places), feature
+        )  # before the bank's update
         metrics = described(similarity, labels, feature, self.bank.rows[indices], again=places == indices.unsqueeze(1))
         self.bank.update(gather(indices), gather(feature))
         return Loss(total, torch.tensor(len(feature), device=total.device), metrics)
@@ -106,7 +114,9 @@ class InstDisc(Joint):
         if not self.config.negatives:
             return torch.arange(self.config.num_samples, device=indices.device)
         shape, device = (len(indices) * world_size(), self.config.negatives), indices.device
-        drawn = torch.randint(self.config.num_samples, shape, generator=seeded(self.step, device), device=device)  # for the global batch
+        drawn = torch.randint(
+            self.config.num_samples, shape, generator=seeded(self.step, device), device=device
+        )  # for the global batch
         return torch.cat([indices.unsqueeze(1), drawn[mine(len(indices), device)]], dim=1)
 
     @torch.no_grad()

@@ -31,9 +31,13 @@ class Config(moco.Config):
         super().__post_init__()
         check_numbers(self, natural=("mixed", "mixed_with_query", "start_step"))
         if not self.mixed + self.mixed_with_query:
-            raise ValueError("objective.mixed and objective.mixed_with_query are both 0, which is moco: name one negative at least")
+            raise ValueError(
+                "objective.mixed and objective.mixed_with_query are both 0, which is moco: name one negative at least"
+            )
         if not 1 <= self.hardest <= self.queue_size:
-            raise ValueError(f"objective.hardest is {self.hardest}; it must be between 1 and objective.queue_size, {self.queue_size}")
+            raise ValueError(
+                f"objective.hardest is {self.hardest}; it must be between 1 and objective.queue_size, {self.queue_size}"
+            )
 
 
 class MoCHi(moco.MoCo):
@@ -45,7 +49,9 @@ class MoCHi(moco.MoCo):
         """ValueError: a run that ends before anything is mixed."""
         super().begin_step(step, steps)
         if self.config.start_step >= steps:
-            raise ValueError(f"objective.start_step is {self.config.start_step}; train.steps is {steps}: nothing would ever be mixed")
+            raise ValueError(
+                f"objective.start_step is {self.config.start_step}; train.steps is {steps}: nothing would ever be mixed"
+            )
 
     def compare(self, query: Tensor, key: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Cosines with all candidates, (B, 1 + K + S), and where the positives are, (B,)."""
@@ -53,17 +59,25 @@ class MoCHi(moco.MoCo):
         if self.step < self.config.start_step:
             return similarity, labels
         nearest = similarity[:, 1:].detach().topk(self.config.hardest, dim=1).indices  # (B, hardest)
-        return torch.cat([similarity, cosines(query, self.mix(query.detach(), self.queue.rows, nearest, generator))], dim=1), labels
+        return torch.cat(
+            [similarity, cosines(query, self.mix(query.detach(), self.queue.rows, nearest, generator))], dim=1
+        ), labels
 
     def mix(self, query: Tensor, queue: Tensor, nearest: Tensor, generator: torch.Generator) -> Tensor:
         """Unit negatives (B, S) of P from each query's `nearest` rows of the queue: convex mixtures of two, or of one and the query."""
         own, pairs = mine(len(query), query.device), self.config.mixed
-        size = (len(query) * world_size(), pairs + self.config.mixed_with_query)  # drawn for the global batch, so that processes agree: (N, S)
+        size = (
+            len(query) * world_size(),
+            pairs + self.config.mixed_with_query,
+        )  # drawn for the global batch, so that processes agree: (N, S)
         drawn = {"size": size, "generator": generator, "device": query.device}
         first, second = (torch.randint(self.config.hardest, **drawn)[own] for _ in range(2))  # (B, S) each
         weight = torch.rand(**drawn)[own]  # (B, S)
         weight[:, pairs:] /= 2  # the query never outweighs the key that it is mixed with
-        one, other = queue[nearest.gather(1, first)], queue[nearest.gather(1, second[:, :pairs])]  # (B, S, P), (B, s, P)
+        one, other = (
+            queue[nearest.gather(1, first)],
+            queue[nearest.gather(1, second[:, :pairs])],
+        )  # (B, S, P), (B, s, P)
         other = torch.cat([other, query.unsqueeze(1).expand(-1, size[1] - pairs, -1)], dim=1)  # (B, S, P)
         return F.normalize(one.lerp(other, weight.unsqueeze(2)), dim=2)
 

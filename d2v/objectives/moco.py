@@ -33,7 +33,9 @@ class Config:
     queue_size: int = 65536  # a multiple of train.batch_size, of twice that if symmetric
     temperature: float = 0.2
     ema_decay: float = 0.999
-    symmetric: bool = False  # each view is query and key in turn; the two losses are added, and the queue receives both keys
+    symmetric: bool = (
+        False  # each view is query and key in turn; the two losses are added, and the queue receives both keys
+    )
     # an encoder's batch norms see so many groups of the batch apart, and keys in groups drawn anew: else the loss can be lowered by reading
     # the batch's statistics. Published: one group a GPU, of 32 samples. 1: the whole batch
     norm_groups: int = 1
@@ -54,7 +56,9 @@ class MoCo(Joint):
         widths = [encoder.trunk.config.dim, *([config.hidden_dim] if config.hidden_dim else []), config.out_dim]
         super().__init__(encoder, groups=config.norm_groups, projector=projector(widths, norm=False, bias=True))
         if config.norm_groups > 1 and not any(isinstance(module, _BatchNorm) for module in self.modules()):
-            raise ValueError(f"objective.norm_groups is {config.norm_groups}; this encoder has no batch norm: it must be 1")
+            raise ValueError(
+                f"objective.norm_groups is {config.norm_groups}; this encoder has no batch norm: it must be 1"
+            )
         self.config = config
         self.queue = Queue(config.queue_size, config.out_dim)
         self.step = 0
@@ -63,14 +67,18 @@ class MoCo(Joint):
         """ValueError: too few views, or padded ones that would have to change places."""
         super().check(views)
         if self.groups > 1 and any(view.padding is not None or "attention_mask" in view.inputs for view in views):
-            raise ValueError(f"objective.norm_groups is {self.groups}, which needs samples of one length; these are padded: it must be 1")
+            raise ValueError(
+                f"objective.norm_groups is {self.groups}, which needs samples of one length; these are padded: it must be 1"
+            )
 
     def check_batch(self, batch_size: int, parts: int) -> None:
         """ValueError: a batch that does not divide the queue, or that batch norm or the processes cannot share."""
         super().check_batch(batch_size, parts)
         keys, size = batch_size * (1 + self.config.symmetric), self.config.queue_size
         if size % keys:
-            raise ValueError(f"objective.queue_size is {size}; it must be a multiple of the {keys} keys of a step (train.batch_size {batch_size})")
+            raise ValueError(
+                f"objective.queue_size is {size}; it must be a multiple of the {keys} keys of a step (train.batch_size {batch_size})"
+            )
 
     def begin_step(self, step: int, steps: int) -> None:
         """What is drawn in a step depends on nothing else."""
@@ -81,12 +89,18 @@ class MoCo(Joint):
         self.check(views)
         first, second = views
         pairs = [(second, first), (first, second)] if self.config.symmetric else [(first, second)]  # query, key
-        generator, total, keys = seeded(self.step, self.queue.rows.device), torch.zeros((), device=self.queue.rows.device), []
+        generator, total, keys = (
+            seeded(self.step, self.queue.rows.device),
+            torch.zeros((), device=self.queue.rows.device),
+            [],
+        )
         for query_view, key_view in pairs:
             query = unit(embedding(self.student, query_view))  # (B, P)
             keys.append(self.keys(key_view, generator))
             key = keys[-1][mine(len(query), query.device)]  # (B, P)
-            loss, similarity, labels = at_once(partial(self.contrast, key=key, generator=generator), query)  # before the push
+            loss, similarity, labels = at_once(
+                partial(self.contrast, key=key, generator=generator), query
+            )  # before the push
             total = total + loss
         self.queue.push(torch.cat(keys))
         return Loss(total, torch.tensor(len(query), device=total.device), described(similarity, labels, query, key))

@@ -32,7 +32,9 @@ class Config:
     predictor_norm: bool = True  # a batch norm without weights ends the predictor, as it does the projector (false)
     temperature: float = 0.2  # (1.0)
     ema_decay: float = 0.99  # at the start; it reaches 1 at the last step by half a cosine (0.996 for 1000 epochs)
-    freeze: list[str] = field(default_factory=list)  # parts of the encoder that stay as they were made (prefixes of names): the patch projection
+    freeze: list[str] = field(
+        default_factory=list
+    )  # parts of the encoder that stay as they were made (prefixes of names): the patch projection
 
     def __post_init__(self):
         """ValueError: a decay outside [0, 1], a width or depth below 1, a temperature that is not above 0."""
@@ -49,7 +51,9 @@ class MoCoV3(Joint):
         """ValueError: a part to freeze that the encoder does not have."""
         freeze(config.freeze, encoder)
         dim, hidden, out = encoder.trunk.config.dim, config.hidden_dim, config.out_dim
-        super().__init__(encoder, projector=projector([dim] + [hidden] * (config.projector_layers - 1) + [out], last="norm"))
+        super().__init__(
+            encoder, projector=projector([dim] + [hidden] * (config.projector_layers - 1) + [out], last="norm")
+        )
         self.config = config
         self.predictor = projector([out, hidden, out], last="norm" if config.predictor_norm else "bare")
 

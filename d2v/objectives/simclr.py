@@ -33,7 +33,9 @@ class Config:
         """ValueError: a size or temperature that is not positive."""
         check_numbers(self, positive=("num_layers", "out_dim", "temperature"), natural=("hidden_dim",))
         if self.hidden_dim and self.num_layers == 1:
-            raise ValueError(f"objective.hidden_dim is {self.hidden_dim}; a head of one layer (objective.num_layers) has no hidden one")
+            raise ValueError(
+                f"objective.hidden_dim is {self.hidden_dim}; a head of one layer (objective.num_layers) has no hidden one"
+            )
 
 
 class SimCLR(Joint):

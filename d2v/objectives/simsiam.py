@@ -42,7 +42,9 @@ class SimSiam(Joint):
 
     def __init__(self, encoder: D2vModel, config: Config):
         dim, out = encoder.trunk.config.dim, config.out_dim
-        super().__init__(encoder, teacher=False, projector=projector([dim] + [out] * config.projector_layers, last="norm"))
+        super().__init__(
+            encoder, teacher=False, projector=projector([dim] + [out] * config.projector_layers, last="norm")
+        )
         self.config = config
         self.predictor = projector([out, config.predictor_dim, out])
 
@@ -51,7 +53,9 @@ class SimSiam(Joint):
         self.check(views)
         targets = [embedding(self.student, view) for view in views]  # (B, P) each
         predictions = [self.predictor(target) for target in targets]
-        total = 0.5 * (difference(predictions[0], targets[1].detach()) + difference(predictions[1], targets[0].detach()))
+        total = 0.5 * (
+            difference(predictions[0], targets[1].detach()) + difference(predictions[1], targets[0].detach())
+        )
         metrics = {"target_spread": normalised_std(targets[0]), "prediction_spread": normalised_std(predictions[0])}
         return Loss(total, torch.tensor(len(targets[0]), device=total.device), metrics)
 

@@ -35,7 +35,9 @@ class Config:
     temperature: float = 0.1
     epsilon: float = 0.05  # sharpness of the assignments; 0.03 where the loss stays at ln K
     iterations: int = 3
-    queue_size: int = 0  # earlier samples that are assigned too, where a batch is small against K: 3840 for batches of 256
+    queue_size: int = (
+        0  # earlier samples that are assigned too, where a batch is small against K: 3840 for batches of 256
+    )
     queue_share: float = 0.075  # when the queue begins to fill; it is used once it is full: 15 epochs of 200
 
     def __post_init__(self):
@@ -61,7 +63,9 @@ class SwAV(Joint):
         """ValueError: as every method that compares views; a queue that does not hold whole batches."""
         super().check_batch(batch_size, parts)
         if self.config.queue_size % batch_size:
-            raise ValueError(f"objective.queue_size is {self.config.queue_size}; it must be a multiple of train.batch_size, {batch_size}, or 0")
+            raise ValueError(
+                f"objective.queue_size is {self.config.queue_size}; it must be a multiple of train.batch_size, {batch_size}, or 0"
+            )
 
     @torch.no_grad()
     def begin_step(self, step: int, steps: int) -> None:

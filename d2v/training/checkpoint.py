@@ -41,7 +41,11 @@ def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
     accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        manifest = {path.relative_to(temporary).as_posix(): _fingerprint(path) for path in sorted(temporary.rglob("*")) if path.is_file()}
+        manifest = {
+            path.relative_to(temporary).as_posix(): _fingerprint(path)
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         _remove(final)
         temporary.rename(final)

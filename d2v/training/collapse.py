@@ -80,7 +80,9 @@ def health(features: dict[str, Tensor]) -> dict[str, float]:
     return metrics
 
 
-def knn_votes(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float, *, same: Callable | None = None) -> Tensor:
+def knn_votes(
+    queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float, *, same: Callable | None = None
+) -> Tensor:
     """Scores of each class by weighted cosine k-NN: (Q, D), (G, D), (G,) integers from 0 -> (Q, C).
 
     The score of a class is the sum of exp(cosine / temperature) over those of the k nearest that have it (InstDisc, arXiv 1805.01978).
@@ -92,14 +94,22 @@ def knn_votes(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature
     for rows in torch.arange(len(queries), device=queries.device).split(1024):  # bounds the similarity matrix
         similarity = queries[rows] @ bank.T  # (rows, G)
         if same is not None:
-            similarity = similarity.masked_fill(same(rows), -math.inf)  # weight exp(-inf) = 0, should fewer than k be left
+            similarity = similarity.masked_fill(
+                same(rows), -math.inf
+            )  # weight exp(-inf) = 0, should fewer than k be left
         top, nearest = similarity.topk(min(k, len(bank)), dim=1)  # (rows, k)
         scores.append(((top / temperature).exp().unsqueeze(2) * one_hot[nearest]).sum(dim=1))
     return torch.cat(scores)
 
 
 def knn_leave_one_out(
-    features: Tensor, labels: Tensor, k: int = 20, temperature: float = 0.07, groups: Tensor | None = None, *, centre: bool = True
+    features: Tensor,
+    labels: Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+    groups: Tensor | None = None,
+    *,
+    centre: bool = True,
 ) -> float:
     """Accuracy in [0, 1] of k-NN among the samples themselves, each without itself or, with `groups`, without its group.
 
@@ -108,10 +118,14 @@ def knn_leave_one_out(
     """
     groups = torch.arange(len(features), device=features.device) if groups is None else groups.to(features.device)
     if len(groups) < 2 or bool((groups == groups[0]).all()):
-        raise ValueError(f"k-NN has no neighbours: all {len(groups)} samples are of one group; give at least two groups")
+        raise ValueError(
+            f"k-NN has no neighbours: all {len(groups)} samples are of one group; give at least two groups"
+        )
     labels = labels.to(features.device)
     features = features.float() - features.float().mean(dim=0) if centre else features
-    votes = knn_votes(features, features, labels, k, temperature, same=lambda rows: groups[rows].unsqueeze(1) == groups)  # (N, C)
+    votes = knn_votes(
+        features, features, labels, k, temperature, same=lambda rows: groups[rows].unsqueeze(1) == groups
+    )  # (N, C)
     return float((votes.argmax(dim=1) == labels).float().mean())
 
 
@@ -120,7 +134,10 @@ def knn_leave_one_out(
 
 EARLY = 0.1  # share of the steps before which nothing is judged but a loss that is not finite: warm-up
 MIN_TARGET_STD, MIN_PREDICTION_STD = 0.1, 0.01  # fairseq's stop conditions
-MIN_SPREAD, MIN_PERPLEXITY = 0.05, 1.5  # of embeddings, 1 where their directions are even; of prototypes, 1 where a single one is used
+MIN_SPREAD, MIN_PERPLEXITY = (
+    0.05,
+    1.5,
+)  # of embeddings, 1 where their directions are even; of prototypes, 1 where a single one is used
 DEAD_RANK, LOST_RANK, LOW_RANK = 1.5, 0.15, 0.5  # effective rank: absolute; shares of the random init's
 KNN_STEPS = 0.2  # share of the steps from which k-NN below the random init counts
 PREDICTION_STEPS = 1 / 3  # ... and constant predictions: a hard target is first answered by its mean
@@ -157,19 +174,32 @@ def judge(history: list[dict]) -> Verdict:
     if (dead := _dead_embeddings(history) or _dead_outputs(history, checks, init, progress)) and not learns:
         return Verdict("collapsed", dead, _advice(history))
     if init is None or len(checks) < 2:
-        missing = "no health check at step 0 to compare with" if init is None else f"{len(checks)} health checks after step 0; two are needed"
+        missing = (
+            "no health check at step 0 to compare with"
+            if init is None
+            else f"{len(checks)} health checks after step 0; two are needed"
+        )
         return Verdict("too early", missing)
     reason = _numbers(init, checks[-1])
     state = _state(init, checks, gain, progress)
     if state != "healthy" and not learns and checks[-1]["student_rank"] < LOW_RANK * init["student_rank"]:
-        kind = "complete collapse: features of all samples lie on one line" if checks[-1]["student_rank"] < DEAD_RANK else "dimensional collapse"
+        kind = (
+            "complete collapse: features of all samples lie on one line"
+            if checks[-1]["student_rank"] < DEAD_RANK
+            else "dimensional collapse"
+        )
         reason = f"{kind}; {reason}"
     if state == "healthy" and not learns and _relative_loss_ratio(history) > 2:
-        state, reason = "collapsing", f"loss is {_relative_loss_ratio(history):.1f} times that of the first steps; {reason}"
+        state, reason = (
+            "collapsing",
+            f"loss is {_relative_loss_ratio(history):.1f} times that of the first steps; {reason}",
+        )
     return Verdict(state, reason, "" if state == "healthy" else _advice(history))
 
 
-def _state(init: dict, checks: list[dict], gain: float | None, progress: float) -> Literal["healthy", "collapsing", "collapsed"]:
+def _state(
+    init: dict, checks: list[dict], gain: float | None, progress: float
+) -> Literal["healthy", "collapsing", "collapsed"]:
     """What ranks and k-NN say; `gain` is the k-NN's over the random init in standard errors, None without labels."""
     rank, share = checks[-1]["student_rank"], checks[-1]["student_rank"] / max(init["student_rank"], 1e-9)
     learns = gain is not None and gain > 2  # then a smaller rank is the network's choice, not a loss of content
@@ -192,7 +222,11 @@ def _knn_gain(before: dict, after: dict) -> float | None:
     The student's; the teacher's where that has clearly gained, for then it is the one to use. A teacher that merely stands still says
     nothing: a slow one keeps its random init's features while the student loses its own.
     """
-    gains = [_knn_difference(name, before, after) for name in ("teacher_knn", "student_knn") if name in before and name in after]
+    gains = [
+        _knn_difference(name, before, after)
+        for name in ("teacher_knn", "student_knn")
+        if name in before and name in after
+    ]
     if "student_knn" not in before or "student_knn" not in after:
         return None
     return gains[0] if gains[0] > 2 else gains[-1]
@@ -220,7 +254,9 @@ def _dead_outputs(history: list[dict], checks: list[dict], init: dict | None, pr
     """Why targets or predictions are constant by now, or "" if they are not."""
     prediction, target = _recent(history, "prediction_std"), _recent(history, "target_std")
     if prediction is not None and prediction < MIN_PREDICTION_STD and progress > PREDICTION_STEPS:
-        return f"prediction std {prediction:.2g} is below {MIN_PREDICTION_STD}: the student says the same for every token"
+        return (
+            f"prediction std {prediction:.2g} is below {MIN_PREDICTION_STD}: the student says the same for every token"
+        )
     if target is None or target >= MIN_TARGET_STD:
         return ""
     # Targets without normalisation may start that small; where they have not shrunk and the rank holds, the scale alone says nothing.
@@ -240,7 +276,11 @@ def _numbers(init: dict, check: dict) -> str:
 
 def _advice(history: list[dict]) -> str:
     """The change for the cause that the records show, most certain first."""
-    target, decays, hidden = _values(history, "target_std"), _values(history, "ema_decay"), _values(history, "hidden_share")
+    target, decays, hidden = (
+        _values(history, "target_std"),
+        _values(history, "ema_decay"),
+        _values(history, "hidden_share"),
+    )
     if _dead_embeddings(history):
         return "keep the batch norms of the heads, raise objective.ema_decay, sharpen or centre the targets as published, or lower train.lr"
     lr = max(_values(history, "lr"), default=None)

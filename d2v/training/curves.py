@@ -15,14 +15,22 @@ COLOURS = {"student": "#0072b2", "teacher": "#d55e00", "local": "#777777", "targ
 PANELS = (
     ("Loss (no progress signal by itself)", "loss", "linear", {"loss": "loss"}),
     ("Spread of targets and predictions", "std", "linear", {"target_std": "target", "prediction_std": "prediction"}),
-    ("Effective rank of pooled features", "effective rank", "linear", {"student_rank": "student", "teacher_rank": "teacher", "local_rank": "local"}),
+    (
+        "Effective rank of pooled features",
+        "effective rank",
+        "linear",
+        {"student_rank": "student", "teacher_rank": "teacher", "local_rank": "local"},
+    ),
     ("k-NN of pooled features", "accuracy (%)", "linear", {"student_knn": "student", "teacher_knn": "teacher"}),
     ("k-NN on run.probe", "accuracy (%)", "linear", {"probe_student_knn": "student", "probe_teacher_knn": "teacher"}),
     (
         "Scores of the validation split",
         "score",
         "linear",
-        {f"validation_{name}": name for name in ("accuracy", "top5", "f1", "matthews", "pearson", "spearman", "wer", "cer")},
+        {
+            f"validation_{name}": name
+            for name in ("accuracy", "top5", "f1", "matthews", "pearson", "spearman", "wer", "cer")
+        },
     ),
     ("Loss of the validation split", "loss", "linear", {"validation_loss": "validation loss"}),
     ("Gradient norm", "norm before clipping", "log", {"grad_norm": "gradient norm"}),
@@ -36,7 +44,9 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path, title: s
     curves_figure(history, title).savefig(path, dpi=120)
 
 
-def plot_spectrum(spectra: Mapping[str, Any], path: str | Path, title: str = "Singular values of the features' covariance") -> None:
+def plot_spectrum(
+    spectra: Mapping[str, Any], path: str | Path, title: str = "Singular values of the features' covariance"
+) -> None:
     """Writes {name: singular values, largest first} on a log scale; a cliff is dimensional collapse. ValueError: there is nothing to draw."""
     spectrum_figure(spectra, title).savefig(path, dpi=120)
 
@@ -63,7 +73,15 @@ def confusion_figure(labels: np.ndarray, predicted: np.ndarray, classes: Sequenc
     axes.set_yticklabels([classes[place] for place in places], fontsize=7)
     if len(classes) <= 20:
         for (row, column), count in np.ndenumerate(counts):
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color="white" if shares[row, column] > 0.5 else "black")
+            axes.text(
+                column,
+                row,
+                str(count),
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if shares[row, column] > 0.5 else "black",
+            )
     return figure
 
 
@@ -73,7 +91,9 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "") -> "Fig
 
     panels = [panel for panel in PANELS if any(len(_series(history, name)[0]) for name in panel[3])]
     if not panels:
-        raise ValueError(f"nothing to plot: {len(history)} records and no metric among {', '.join(name for p in PANELS for name in p[3])}")
+        raise ValueError(
+            f"nothing to plot: {len(history)} records and no metric among {', '.join(name for p in PANELS for name in p[3])}"
+        )
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained")
@@ -99,7 +119,9 @@ def _curve(axes, history: Sequence[Mapping[str, Any]], name: str, legend: str) -
     if name.endswith("_knn"):
         values = 100 * values
     colour = COLOURS.get(legend, f"C{len(axes.lines)}" if axes.lines else "#0072b2")
-    axes.plot(steps, values, color=colour, linewidth=1.4, label=legend, marker="o" if len(steps) < 30 else None, markersize=3)
+    axes.plot(
+        steps, values, color=colour, linewidth=1.4, label=legend, marker="o" if len(steps) < 30 else None, markersize=3
+    )
     if name in ("student_rank", "student_knn", "probe_student_knn") and steps[0] == 0:
         axes.axhline(values[0], color=colour, linewidth=1, linestyle=":", label="student at init")
 
@@ -124,7 +146,9 @@ def spectrum_figure(spectra: Mapping[str, Any], title: str) -> "Figure":
         positive = values[values > 0]  # a collapsed direction is exactly 0: its log has no place, the line ends there
         if not len(positive):
             raise ValueError(f"spectrum {name!r} has no positive value: these features are constant")
-        axes.plot(np.arange(1, len(positive) + 1), np.log10(positive), linewidth=1.5, label=name, color=COLOURS.get(name))
+        axes.plot(
+            np.arange(1, len(positive) + 1), np.log10(positive), linewidth=1.5, label=name, color=COLOURS.get(name)
+        )
     axes.set(title=title, xlabel="index, largest first", ylabel="log10 of the singular value")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -10,7 +10,9 @@ from d2v.objectives.common.objective import Objective
 from d2v.training.collapse import Verdict
 
 
-def export(objective: Objective, folder: Path, config: Config, save_preprocessor: Callable[[Path], None], card: str) -> None:
+def export(
+    objective: Objective, folder: Path, config: Config, save_preprocessor: Callable[[Path], None], card: str
+) -> None:
     """Replaces `folder` by a new export, whole or not at all: the teacher in it, the student in its sub-folder `student`."""
     with replaced(folder) as draft:
         student, teacher = objective.encoders
@@ -26,10 +28,14 @@ def model_card(config: Config, records: list[dict], verdict: Verdict, report: li
     last = {key: value for record in records for key, value in record.items()}
     init = next((record for record in records if record["step"] == 0), {})
     numbers = [
-        f"| {name} | {_number(init.get(name))} | {_number(last[name])} |" for name in sorted(last) if name.startswith(("student", "teacher", "local"))
+        f"| {name} | {_number(init.get(name))} | {_number(last[name])} |"
+        for name in sorted(last)
+        if name.startswith(("student", "teacher", "local"))
     ]
     curve = [
-        f"| {name} | | {_number(last[name])} |" for name in ("loss", "target_std", "prediction_std", "hidden_share", "grad_norm") if name in last
+        f"| {name} | | {_number(last[name])} |"
+        for name in ("loss", "target_std", "prediction_std", "hidden_share", "grad_norm")
+        if name in last
     ]
     text = [
         "---",

@@ -19,7 +19,9 @@ class HealthCheck:
         self.labels = _codes(samples, label, self.indices, required=False)
         self.groups = _codes(samples, group, self.indices, required=True) if group else None
 
-    def __call__(self, student: D2vModel, teacher: D2vModel, device: torch.device) -> tuple[dict[str, float], dict[str, Tensor]]:
+    def __call__(
+        self, student: D2vModel, teacher: D2vModel, device: torch.device
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Metrics of the last block of both and of the student's local features, and the features themselves, (N, D) by name."""
         of_student = pooled_features(student, self.samples, self.batch_size, device, indices=self.indices)
         of_teacher = pooled_features(teacher, self.samples, self.batch_size, device, indices=self.indices, layer="last")

@@ -28,11 +28,20 @@ def start_from(objective: Objective, path: str | Path, config: Config) -> list[s
     own = objective.state_dict()
     heads = {name for name in own if not name.startswith(("student.encoder.", "teacher.encoder."))}
     brought = heads & set(state)
-    same = type(source) is type(objective) and getattr(source.config, "decoder", None) == getattr(objective.config, "decoder", None)
+    same = type(source) is type(objective) and getattr(source.config, "decoder", None) == getattr(
+        objective.config, "decoder", None
+    )
     if not same or brought != heads or any(state[name].shape != own[name].shape for name in heads):
         brought = set()  # another method's, or none
     _fill(
-        objective, {name: state[name] for name in state if name.startswith(("student.encoder.", "teacher.encoder.")) or name in brought}, heads, path
+        objective,
+        {
+            name: state[name]
+            for name in state
+            if name.startswith(("student.encoder.", "teacher.encoder.")) or name in brought
+        },
+        heads,
+        path,
     )
     anew = sorted({name.partition(".")[0] for name in heads - brought})
     kept = sorted({name.partition(".")[0] for name in brought})
@@ -51,9 +60,13 @@ def bring_tokenizer(config: Any, folder: Path) -> None:
         config.data.tokenizer = OmegaConf.load(saved).data.tokenizer
         return
     source = Path(config.train.init_from)
-    places = [place for place in (source / "export", source, source / "tokenizer") if (place / "tokenizer.json").is_file()]
+    places = [
+        place for place in (source / "export", source, source / "tokenizer") if (place / "tokenizer.json").is_file()
+    ]
     if not places:
-        raise ValueError(f"train.init_from: {source} brings no tokenizer; name the one that it was trained with, data.tokenizer=FOLDER or a Hub name")
+        raise ValueError(
+            f"train.init_from: {source} brings no tokenizer; name the one that it was trained with, data.tokenizer=FOLDER or a Hub name"
+        )
     config.data.tokenizer = str(places[0])
 
 
@@ -68,7 +81,11 @@ def read(path: Path, said: str = "train.init_from") -> tuple[D2vModel, dict[str,
         if not isinstance(encoder, D2vModel):
             raise ValueError(f"{said}: {folder} holds a {type(encoder).__name__}, not a d2v encoder")
         weights = encoder.state_dict()
-        return encoder, {f"{side}.encoder.{name}": value for side in ("student", "teacher") for name, value in weights.items()}, None
+        return (
+            encoder,
+            {f"{side}.encoder.{name}": value for side in ("student", "teacher") for name, value in weights.items()},
+            None,
+        )
     if path.is_file():
         source = load_fairseq(path)
         encoder = source.student["encoder"]
@@ -82,13 +99,17 @@ def _compare(encoder: D2vModel, config: Config, path: Path) -> None:
     name = config.modality
     theirs = {"trunk": encoder.config.trunk, f"frontends.{name}": encoder.config.frontends.get(name)}
     if theirs[f"frontends.{name}"] is None:
-        raise ValueError(f"train.init_from: {path} reads {', '.join(encoder.config.frontends)}, this config trains {name}")
+        raise ValueError(
+            f"train.init_from: {path} reads {', '.join(encoder.config.frontends)}, this config trains {name}"
+        )
     ours = {"trunk": vars(config.model.trunk), f"frontends.{name}": vars(config.frontend)}
     for part, fields in ours.items():
         for field, value in fields.items():
             if any(word in field for word in FREE) or field not in theirs[part] or theirs[part][field] == value:
                 continue
-            raise ValueError(f"model.{part}.{field} is {value}; {path}, which train.init_from names, was trained with {theirs[part][field]}")
+            raise ValueError(
+                f"model.{part}.{field} is {value}; {path}, which train.init_from names, was trained with {theirs[part][field]}"
+            )
 
 
 @torch.no_grad()
@@ -98,7 +119,9 @@ def _fill(objective: nn.Module, state: dict[str, Tensor], optional: set[str], pa
     if missing:
         raise ValueError(f"train.init_from: {path} has no weight {missing[0]} ({len(missing)} are missing)")
     if extra:
-        raise ValueError(f"train.init_from: {path} has a weight {extra[0]} that this model does not have ({len(extra)} are left over)")
+        raise ValueError(
+            f"train.init_from: {path} has a weight {extra[0]} that this model does not have ({len(extra)} are left over)"
+        )
     wrong = [name for name in sorted(state) if state[name].shape != own[name].shape]
     if wrong:
         shapes = f"{tuple(state[wrong[0]].shape)}, this model {tuple(own[wrong[0]].shape)}"

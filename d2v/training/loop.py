@@ -80,7 +80,9 @@ class Loop:
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.progress = checkpoint.Progress()
         accelerator.register_for_checkpointing(self.progress)
-        self.micro_batches = MicroBatches(batches, accelerator.process_index, accelerator.num_processes, train.accumulate)
+        self.micro_batches = MicroBatches(
+            batches, accelerator.process_index, accelerator.num_processes, train.accumulate
+        )
         self.meter = Meter(self.folder / "bad_steps.jsonl", train.max_bad_steps)
         self.features: dict[str, Tensor] = {}
         self.verdict = Verdict("too early", "no step yet")
@@ -95,7 +97,13 @@ class Loop:
             self._check_health()
             self._run_probe()
         batches = self._batches()
-        bar = tqdm(total=self.train.steps, initial=self.progress.step, disable=not self.accelerator.is_main_process, mininterval=1.0, unit="step")
+        bar = tqdm(
+            total=self.train.steps,
+            initial=self.progress.step,
+            disable=not self.accelerator.is_main_process,
+            mininterval=1.0,
+            unit="step",
+        )
         self.model.train()
         while self.progress.step < self.train.steps and not self._stopped():
             self._step(batches)
@@ -121,7 +129,10 @@ class Loop:
     def _step(self, batches: Iterator[tuple[list[View], list[str], float]]) -> None:
         """One optimizer step. Losses are sums: what is divided by is the count of predictions of all processes and micro-batches."""
         train, world, step = self.train, self.accelerator.num_processes, self.progress.step
-        lr, weight_decay = train.lr * self._rate(step), cosine_between(step, train.steps, train.weight_decay, train.end_weight_decay)
+        lr, weight_decay = (
+            train.lr * self._rate(step),
+            cosine_between(step, train.steps, train.weight_decay, train.end_weight_decay),
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * (train.lr if group["constant"] else lr)
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
@@ -135,7 +146,9 @@ class Loop:
             last = micro == train.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self.model(views)
-                if micro == 0:  # keeps fp16 gradients near 1; exact only without accumulation, hence the correction below
+                if (
+                    micro == 0
+                ):  # keeps fp16 gradients near 1; exact only without accumulation, hence the correction below
                     guess = all_sum(loss.count.float()) * train.accumulate / world
                 self.accelerator.backward(loss.total / guess)
             sums += torch.stack([loss.total.detach().float(), loss.count.float()])
@@ -158,7 +171,9 @@ class Loop:
     def _rate(self, step: int) -> float:
         train = self.train
         extra = {"hold": train.hold} if train.schedule == "tri_stage" else {}
-        return SCHEDULES[train.schedule](step, train.steps, train.warmup_steps, floor=train.floor, start=train.start, **extra)
+        return SCHEDULES[train.schedule](
+            step, train.steps, train.warmup_steps, floor=train.floor, start=train.start, **extra
+        )
 
     def _batches(self) -> Iterator[tuple[list[View], list[str], float]]:
         """Views on the device, sample ids, and the seconds that were waited for them, from the current step on."""
@@ -183,7 +198,11 @@ class Loop:
         record, rate, error = self.meter.flush(self.accelerator.is_main_process)
         self.history.add({"step": self.progress.step, **record, **rate})
         self.accelerator.log({k: v for k, v in record.items()} | rate, step=self.progress.step)
-        shown = {"loss": f"{record['loss']:.4g}", "lr": f"{record['lr']:.2e}", "samples/s": f"{rate['samples_per_second']:.1f}"}
+        shown = {
+            "loss": f"{record['loss']:.4g}",
+            "lr": f"{record['lr']:.2e}",
+            "samples/s": f"{rate['samples_per_second']:.1f}",
+        }
         state = {"health": self.verdict.state} if self.health is not None else {}
         bar.set_postfix(shown | {"data": f"{rate['data_wait']:.0%}"} | state, refresh=False)
         if error:
@@ -222,7 +241,9 @@ class Loop:
         if self.accelerator.is_main_process:
             plot_curves(self.history.records, self.folder / "curves.png")
             spectra = {name: singular_values(x) for name, x in self.features.items()}
-            spectra = {name: values for name, values in spectra.items() if values.any()}  # constant features have none to draw
+            spectra = {
+                name: values for name, values in spectra.items() if values.any()
+            }  # constant features have none to draw
             if spectra:
                 plot_spectrum(spectra, self.folder / "spectrum.png")
 

@@ -8,26 +8,25 @@ import torch
 
 from d2v.evaluation.features import Samples, pooled_features
 from d2v.evaluation.scoring import EvaluateConfig, evaluate_features, label_splits
+from d2v.settings import check_fields, setting
 
 
 @dataclass
 class ProbeConfig:
     """The labelled set, how often, and the k-NN; scripts/evaluate.py gives the same numbers."""
 
-    path: Any = ""  # as data.path; "": no probe
-    every: int = 0  # steps; 0: ten times in a run
-    train_split: str = "train"
-    test_split: str = ""  # "": within train, each sample without itself
-    label: str = "label"
-    max_samples: int = 1000  # of each split
-    k: int = 20
-    batch_size: int = 64
+    path: Any = setting("", "Where the labelled set is, as data.path; empty: no probe.")
+    every: int = setting(0, "Steps between probes; 0: ten times in a run.", least=0)
+    train_split: str = setting("train", "The split whose samples are the neighbours.")
+    test_split: str = setting("", "The split that is scored; empty: within train, each sample without itself.")
+    label: str = setting("label", "The column to be predicted.")
+    max_samples: int = setting(1000, "Samples of each split.", least=2)
+    k: int = setting(20, "Neighbours that vote.", least=1)
+    batch_size: int = setting(64, "Of computing features; changes no result.", least=1)
 
     def __post_init__(self):
         """ValueError: a number that makes no sense."""
-        for name, least in (("every", 0), ("max_samples", 2), ("k", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"run.probe.{name} is {getattr(self, name)}; it must be at least {least}")
+        check_fields(self, "run.probe")
 
 
 class OnlineProbe:
@@ -49,12 +48,18 @@ class OnlineProbe:
 
     def __call__(self, student, teacher, device: torch.device) -> dict[str, float]:
         """Accuracy of both in [0, 1], by name; nothing of one whose features are not finite."""
-        found = {f"probe_{name}_knn": self._accuracy(encoder, device) for name, encoder in (("student", student), ("teacher", teacher))}
+        found = {
+            f"probe_{name}_knn": self._accuracy(encoder, device)
+            for name, encoder in (("student", student), ("teacher", teacher))
+        }
         return {name: value for name, value in found.items() if value is not None}
 
     def _accuracy(self, encoder, device: torch.device) -> float | None:
         train, test = (
-            split and pooled_features(encoder, split.samples, self.settings.batch_size, device, indices=split.indices, layer="last")["last"]
+            split
+            and pooled_features(
+                encoder, split.samples, self.settings.batch_size, device, indices=split.indices, layer="last"
+            )["last"]
             for split in (self.train, self.test)
         )
         assert train is not None

@@ -70,10 +70,20 @@ def parameter_groups(
     for is_vector in (False, True):
         for name, p in trained.items():
             if is_vector == (not decay_all and p.squeeze().ndim <= 1):
-                key = not is_vector, layer_scale(name, depth, layer_decay, frontends), any(within(name, prefix) for prefix in constant)
+                key = (
+                    not is_vector,
+                    layer_scale(name, depth, layer_decay, frontends),
+                    any(within(name, prefix) for prefix in constant),
+                )
                 groups.setdefault(key, []).append(p)
     return [
-        {"params": params, "weight_decay": weight_decay if decays else 0.0, "decays": decays, "scale": scale, "constant": stays}
+        {
+            "params": params,
+            "weight_decay": weight_decay if decays else 0.0,
+            "decays": decays,
+            "scale": scale,
+            "constant": stays,
+        }
         for (decays, scale, stays), params in groups.items()
     ]
 
@@ -87,7 +97,9 @@ def layer_scale(name: str, depth: int, layer_decay: float, frontends: bool) -> f
     block = _block(name)
     if block is not None:
         return layer_decay ** (depth - block)
-    before = (".frontends." in name or ".trunk.input_norm." in name) and "bias_table" not in name and ".alibi." not in name
+    before = (
+        (".frontends." in name or ".trunk.input_norm." in name) and "bias_table" not in name and ".alibi." not in name
+    )
     return layer_decay ** (depth + 1) if before and frontends else 1.0
 
 

@@ -34,7 +34,9 @@ def check_settings(folder: Path, config: dict, resume: str, sections: tuple[str,
                 f"{folder} holds a run of another config ({'; '.join(changed[:8])}); choose another run.dir, or the old settings to resume"
             )
     if resume == "never" and found(folder / "checkpoints"):
-        raise ValueError(f"{folder} has checkpoints and run.resume is never; choose another run.dir, or run.resume=auto to go on")
+        raise ValueError(
+            f"{folder} has checkpoints and run.resume is never; choose another run.dir, or run.resume=auto to go on"
+        )
 
 
 def check_apart(folder: Path, sources: dict[str, Any]) -> None:
@@ -49,7 +51,9 @@ def check_apart(folder: Path, sources: dict[str, Any]) -> None:
             if source == own or source.is_relative_to(own):
                 raise ValueError(f"run.dir={folder} holds {setting}={one}, which the run reads; choose another run.dir")
             if own.is_relative_to(source) and setting.startswith(("data.", "evaluate.", "run.")):
-                raise ValueError(f"run.dir={folder} lies in {setting}={one}: what the run writes would be read as data; choose another run.dir")
+                raise ValueError(
+                    f"run.dir={folder} lies in {setting}={one}: what the run writes would be read as data; choose another run.dir"
+                )
 
 
 @contextmanager
@@ -83,7 +87,9 @@ def new_run(folder: Path, names: Iterable[str], *, overwrite: bool) -> Iterator[
 
 def record_trackers(folder: Path, before: set[str]) -> None:
     """Records the files that trackers have made in a run's folder, where `before` were the files there."""
-    files.record(folder, {name for name in files.files_in(folder) - before if "tfevents" in name or name.endswith("hparams.yml")})
+    files.record(
+        folder, {name for name in files.files_in(folder) - before if "tfevents" in name or name.endswith("hparams.yml")}
+    )
 
 
 def _owned(folder: Path) -> list[str]:

@@ -32,7 +32,9 @@ class Meter:
             self.metrics[name] = self.metrics[name] + value.detach() if name in self.metrics else value.detach()
         self.micro, self.waited, self.samples = self.micro + 1, self.waited + waited, self.samples + samples
 
-    def add_step(self, step: int, loss: Tensor, norm: Tensor, finite: Tensor, ids: list[str], rates: dict[str, float]) -> None:
+    def add_step(
+        self, step: int, loss: Tensor, norm: Tensor, finite: Tensor, ids: list[str], rates: dict[str, float]
+    ) -> None:
         """One optimizer step."""
         self.steps.append((step, loss, norm, finite, ids))
         self.rates = rates
@@ -41,11 +43,15 @@ class Meter:
         """Means since the last call, speeds, and what must stop the run; non-finite steps are written down with their samples."""
         loss, norm, finite = (torch.stack([entry[i] for entry in self.steps]).cpu() for i in (1, 2, 3))
         error = None
-        for (step, _, _, _, ids), one_loss, one_norm, good in zip(self.steps, loss.tolist(), norm.tolist(), finite.tolist(), strict=True):
+        for (step, _, _, _, ids), one_loss, one_norm, good in zip(
+            self.steps, loss.tolist(), norm.tolist(), finite.tolist(), strict=True
+        ):
             self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
             if not good and write:
                 with self.bad_steps.open("a") as file:
-                    file.write(json.dumps({"step": step, "loss": one_loss, "grad_norm": one_norm, "samples": ids}) + "\n")
+                    file.write(
+                        json.dumps({"step": step, "loss": one_loss, "grad_norm": one_norm, "samples": ids}) + "\n"
+                    )
             if self.bad_in_a_row >= self.max_bad_steps:
                 error = (
                     f"{self.bad_in_a_row} steps in a row, up to step {step}, gave a loss or gradient that is not finite; samples: "
@@ -53,7 +59,11 @@ class Meter:
                 )
         good = finite if finite.any() else torch.ones_like(finite)
         metrics = mean_of_metrics({name: value / self.micro for name, value in self.metrics.items()})
-        record = {"loss": loss[good].mean().item(), "grad_norm": norm[good].mean().item(), **{name: value.item() for name, value in metrics.items()}}
+        record = {
+            "loss": loss[good].mean().item(),
+            "grad_norm": norm[good].mean().item(),
+            **{name: value.item() for name, value in metrics.items()},
+        }
         seconds = max(time.perf_counter() - self.start, 1e-9)
         samples = all_sum(torch.tensor(float(self.samples), device=self.steps[0][1].device)).item()
         speed = {"samples_per_second": samples / seconds, "data_wait": self.waited / seconds, "seconds": seconds}

@@ -21,7 +21,9 @@ def polynomial(step: int, total: int, warmup: int, *, floor: float = 0.0, start:
     return floor + (1 - floor) * max(0.0, (total - step) / max(1, total - warmup))
 
 
-def tri_stage(step: int, total: int, warmup: int, *, floor: float = 0.01, start: float = 0.01, hold: float = 0.9) -> float:
+def tri_stage(
+    step: int, total: int, warmup: int, *, floor: float = 0.01, start: float = 0.01, hold: float = 0.9
+) -> float:
     """Linear from `start` over `warmup` steps, 1 for `hold` of the run, then exponential down to `floor` (fairseq's tri_stage)."""
     if step < warmup:
         return start + (1 - start) * step / warmup

@@ -14,7 +14,10 @@ def check_settings(config: Any, *settings: tuple[str, bool, str], where: str = "
 
 def check_unread(config: Any, names: Iterable[str], why: str, where: str = "data") -> None:
     """ValueError: the first setting of `names` that has another value than its default, though nothing reads it."""
-    defaults = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in dataclasses.fields(config)}
+    defaults = {
+        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        for f in dataclasses.fields(config)
+    }
     for name in names:
         if getattr(config, name) != defaults[name]:
             raise ValueError(f"{where}.{name} is {getattr(config, name)}, and nothing reads it: {why}")

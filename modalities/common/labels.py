@@ -24,9 +24,13 @@ class SplitConfig:
     def check_splits(self) -> None:
         """ValueError: a share that makes no sense, or that has no effect."""
         if not 0 <= self.validation_share < 1:
-            raise ValueError(f"data.validation_share is {self.validation_share}; it must be at least 0 (nothing is held out) and below 1")
+            raise ValueError(
+                f"data.validation_share is {self.validation_share}; it must be at least 0 (nothing is held out) and below 1"
+            )
         if self.validation_share and self.validation_split:
-            raise ValueError(f"data.validation_share {self.validation_share} and data.validation_split {self.validation_split!r}: give one of them")
+            raise ValueError(
+                f"data.validation_share {self.validation_share} and data.validation_split {self.validation_split!r}: give one of them"
+            )
 
 
 class Opened(NamedTuple):
@@ -50,7 +54,9 @@ def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str 
     return Opened(train, indices, labels, names, splits)
 
 
-def divide(data: Any, seed: int, make: Callable[[str], Any], *, group: str = "") -> tuple[Any, np.ndarray, dict[str, tuple[Any, np.ndarray]]]:
+def divide(
+    data: Any, seed: int, make: Callable[[str], Any], *, group: str = ""
+) -> tuple[Any, np.ndarray, dict[str, tuple[Any, np.ndarray]]]:
     """Training samples by `make(split)`, which of them are trained on, and (samples, which of them) of each split that is scored.
 
     Without a validation split, data.validation_share of train is held out, whole groups where `group` is a column; then no split that is
@@ -62,7 +68,12 @@ def divide(data: Any, seed: int, make: Callable[[str], Any], *, group: str = "")
         samples = make(data.validation_split)
         parts["validation"] = samples, np.arange(len(samples))
     elif data.validation_share:
-        held = _held_out(np.random.default_rng((seed, 0x5A11D)), len(train), data.validation_share, _column(train, group, "group") if group else None)
+        held = _held_out(
+            np.random.default_rng((seed, 0x5A11D)),
+            len(train),
+            data.validation_share,
+            _column(train, group, "group") if group else None,
+        )
         indices = np.setdiff1d(indices, held)
         parts["validation"] = train, held
     if data.test_split:
@@ -73,7 +84,9 @@ def divide(data: Any, seed: int, make: Callable[[str], Any], *, group: str = "")
         for name, (samples, rows) in parts.items():
             parts[name] = samples, rows[~np.isin(_column(samples, group, "group")[rows], seen)]
             if not len(parts[name][1]):
-                raise ValueError(f"data.group {group!r}: the {name} split has no sample of a group that is not trained on")
+                raise ValueError(
+                    f"data.group {group!r}: the {name} split has no sample of a group that is not trained on"
+                )
     return train, indices, parts
 
 
@@ -85,7 +98,9 @@ def _held_out(generator: np.random.Generator, count: int, share: float, groups: 
     order = generator.permutation(len(names))
     taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), share * count)) + 1]
     if len(taken) == len(names):
-        raise ValueError(f"data.validation_share {share} of {len(names)} groups leaves none to train on; the first is {names[0]!r}")
+        raise ValueError(
+            f"data.validation_share {share} of {len(names)} groups leaves none to train on; the first is {names[0]!r}"
+        )
     return np.flatnonzero(np.isin(groups, names[taken]))
 
 
@@ -95,20 +110,28 @@ def learn(samples: Any, column: str, *, numbers: bool) -> tuple[list[str] | None
     if numbers:
         return None, _numbers(values, column, "train")
     if values.dtype.kind == "f" and (values != np.round(values)).any():
-        raise ValueError(f"data.label {column!r} holds fractions such as {values[values != np.round(values)][0]}; set data.regression=true")
+        raise ValueError(
+            f"data.label {column!r} holds fractions such as {values[values != np.round(values)][0]}; set data.regression=true"
+        )
     names = _names(values, samples.classes)
     known = samples.classes or [str(value) for value in np.unique(values)]
     if len(set(names)) < 2:
         raise ValueError(f"data.label {column!r} has one value, {names[0]!r}; there is nothing to tell apart")
     if len(set(names)) == len(names):
-        raise ValueError(f"data.label {column!r} has another value for each of {len(names)} samples, such as {names[0]!r}; is it the class?")
+        raise ValueError(
+            f"data.label {column!r} has another value for each of {len(names)} samples, such as {names[0]!r}; is it the class?"
+        )
     return known, _codes(names, known, column, "train")
 
 
 def encode(samples: Any, column: str, names: list[str] | None, split: str) -> np.ndarray:
     """The classes of another split by the names of the training split, or its numbers. ValueError: no such column, or a value that is no class."""
     values = _column(samples, column)
-    return _numbers(values, column, split) if names is None else _codes(_names(values, samples.classes), names, column, split)
+    return (
+        _numbers(values, column, split)
+        if names is None
+        else _codes(_names(values, samples.classes), names, column, split)
+    )
 
 
 def _column(samples: Any, column: str, setting: str = "label") -> np.ndarray:
@@ -142,7 +165,9 @@ def _codes(names: list[str], known: list[str], column: str, split: str) -> np.nd
     unseen = sorted({name for name in names if name not in code})
     if unseen:
         few = ", ".join(map(repr, unseen[:5]))
-        raise ValueError(f"data.label {column!r} of split {split!r} holds {few}, unseen in training; its classes are {', '.join(known[:20])}")
+        raise ValueError(
+            f"data.label {column!r} of split {split!r} holds {few}, unseen in training; its classes are {', '.join(known[:20])}"
+        )
     return np.array([code[name] for name in names], dtype=np.int64)
 
 
@@ -151,17 +176,30 @@ def labelled(opened: Opened, batches: Any, save_preprocessor: Callable) -> Label
     names = opened.names
     head = {"problem_type": REGRESSION, "num_labels": 1}
     if names is not None:
-        head = {"problem_type": CLASSES, "id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+        head = {
+            "problem_type": CLASSES,
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: number for number, name in enumerate(names)},
+        }
 
     def score(outputs: list[np.ndarray], labels) -> dict[str, float]:
         logits = np.stack(outputs)
-        return regression(logits[:, 0], np.asarray(labels)) if names is None else classification(logits, np.asarray(labels))
+        return (
+            regression(logits[:, 0], np.asarray(labels))
+            if names is None
+            else classification(logits, np.asarray(labels))
+        )
 
     def rows(split: Split, outputs: list[np.ndarray]) -> list[dict]:
         ids = [split.samples.ids[index] for index in split.indices]
         if names is None:
-            return [{"id": i, "label": float(y), "prediction": float(x[0])} for i, y, x in zip(ids, split.labels, outputs, strict=True)]
-        return [_row(i, names[y], names[int(x.argmax())], x) for i, y, x in zip(ids, split.labels, outputs, strict=True)]
+            return [
+                {"id": i, "label": float(y), "prediction": float(x[0])}
+                for i, y, x in zip(ids, split.labels, outputs, strict=True)
+            ]
+        return [
+            _row(i, names[y], names[int(x.argmax())], x) for i, y, x in zip(ids, split.labels, outputs, strict=True)
+        ]
 
     return Labelled(
         batches=batches,
@@ -178,4 +216,9 @@ def labelled(opened: Opened, batches: Any, save_preprocessor: Callable) -> Label
 def _row(identifier: str, label: str, prediction: str, logits: np.ndarray) -> dict:
     """One line of a predictions file; the probability is the prediction's."""
     shares = np.exp(logits.astype(np.float64) - logits.max())
-    return {"id": identifier, "label": label, "prediction": prediction, "probability": round(float(shares.max() / shares.sum()), 6)}
+    return {
+        "id": identifier,
+        "label": label,
+        "prediction": prediction,
+        "probability": round(float(shares.max() / shares.sum()), 6),
+    }

@@ -24,7 +24,13 @@ def random(generator: Generator, num_tokens: int, ratio: float) -> np.ndarray:
 
 
 def block(
-    generator: Generator, grid: tuple[int, int], num_hidden: int, *, min_block: int = 16, max_block: int | None = None, min_aspect: float = 0.3
+    generator: Generator,
+    grid: tuple[int, int],
+    num_hidden: int,
+    *,
+    min_block: int = 16,
+    max_block: int | None = None,
+    min_aspect: float = 0.3,
 ) -> np.ndarray:
     """BEiT's block-wise mask over (rows, columns): rectangles are added until `num_hidden` patches are hidden, or ten tries add none.
 
@@ -56,7 +62,9 @@ def block(
     return hidden.reshape(-1)
 
 
-def span(generator: Generator, num_tokens: int, prob: float, length: int, *, min_spans: int = 1, last_frame: bool = False) -> np.ndarray:
+def span(
+    generator: Generator, num_tokens: int, prob: float, length: int, *, min_spans: int = 1, last_frame: bool = False
+) -> np.ndarray:
     """Spans of `length` tokens at distinct random starts; they may overlap, so less than `prob` is hidden. Returns (T,) bool.
 
     The number of spans is prob * T / length, rounded up or down at random. Starts lie in [0, T - length), as in wav2vec 2.0's reference,
@@ -90,7 +98,9 @@ def block_1d(generator: Generator, num_tokens: int, ratio: float, length: int, a
     return _painted(generator, (num_tokens,), ratio, length, adjust)
 
 
-def block_2d(generator: Generator, grid: tuple[int, int], ratio: float, length: int, adjust: float, *, inverse: bool) -> np.ndarray:
+def block_2d(
+    generator: Generator, grid: tuple[int, int], ratio: float, length: int, adjust: float, *, inverse: bool
+) -> np.ndarray:
     """The same over (rows, columns), with squares of side `length`; `inverse`: what is drawn stays visible, and the rest is hidden.
 
     Returns (rows * columns,) bool, int(ratio * T) of them True; inverse: all but int((1 - ratio) * T).
@@ -104,7 +114,10 @@ def _painted(generator: Generator, grid: tuple[int, ...], share: float, length: 
     painted = np.zeros(grid, dtype=bool)
     centres = generator.integers(0, painted.size, int(painted.size * ((share + adjust) / length ** len(grid))))
     offsets = np.arange(length) - length // 2
-    axes = [np.clip(centre[:, None] + offsets, 0, size - 1) for centre, size in zip(np.unravel_index(centres, grid), grid, strict=True)]
+    axes = [
+        np.clip(centre[:, None] + offsets, 0, size - 1)
+        for centre, size in zip(np.unravel_index(centres, grid), grid, strict=True)
+    ]
     painted[axes[0] if len(grid) == 1 else (axes[0][:, :, None], axes[1][:, None, :])] = True
     painted = painted.reshape(-1)
     surplus = int(painted.sum()) - min(max(1, int(painted.size * share)), painted.size - 1)

@@ -1,6 +1,11 @@
 """Which samples make the batch of a step: a pure function of (seed, step), so that resuming and sharding need no state."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
+import torch
 
 
 class Sampler:
@@ -10,10 +15,14 @@ class Sampler:
     small and an epoch still differs from the last. What does not fill a batch waits for the next epoch's shuffle.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, *, lengths: np.ndarray | None = None, chunk: int = 32):
+    def __init__(
+        self, num_samples: int, batch_size: int, seed: int, *, lengths: np.ndarray | None = None, chunk: int = 32
+    ):
         """ValueError: fewer samples than one batch."""
         if num_samples < batch_size:
-            raise ValueError(f"data has {num_samples} usable samples, fewer than one batch: train.batch_size is {batch_size}")
+            raise ValueError(
+                f"data has {num_samples} usable samples, fewer than one batch: train.batch_size is {batch_size}"
+            )
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.lengths, self.chunk = lengths, chunk
         self._made: dict[int, np.ndarray] = {}
@@ -26,7 +35,9 @@ class Sampler:
         """Indices of the global batch of `step`, (batch_size,)."""
         epoch, number = divmod(step, len(self))
         if epoch not in self._made:  # this epoch and the one before are kept: parts may be a step apart
-            self._made = {e: rows for e, rows in self._made.items() if e == epoch - 1} | {epoch: self._make_epoch(epoch)}
+            self._made = {e: rows for e, rows in self._made.items() if e == epoch - 1} | {
+                epoch: self._make_epoch(epoch)
+            }
         return self._made[epoch][number]
 
     def _make_epoch(self, epoch: int) -> np.ndarray:
@@ -42,3 +53,19 @@ class Sampler:
 def share(num_rows: int, part: int, parts: int) -> slice:
     """Rows of a global batch that fall to `part` of `parts` (process, then micro-batch): every parts-th, so that lengths stay alike."""
     return slice(part, num_rows, parts)
+
+
+@contextmanager
+def seeded_globals(generator: np.random.Generator) -> Iterator[None]:
+    """Inside, the global generators of torch (CPU), numpy and random follow `generator`; afterwards they are as before."""
+    python, legacy = random.getstate(), np.random.get_state()
+    seeds = generator.integers(2**32, size=3)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(seeds[0]))
+            random.seed(int(seeds[1]))
+            np.random.seed(int(seeds[2]))
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)

@@ -4,18 +4,14 @@ import csv
 import glob
 import json
 import os
-import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
-import torch
 from datasets.exceptions import DatasetsError
 
 AUDIO = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64", ".m4a")
@@ -33,7 +29,9 @@ def open_source(path: Any, split: str, extensions: Sequence[str], what: str) -> 
     metadata.csv / metadata.jsonl; text files give one row per line, column "text". ValueError: says what is missing and what there is.
     """
     if not path:
-        raise ValueError(f"data.path is required: a folder of {what} files, a table (parquet, csv, jsonl), a Hub data set, or a list of these")
+        raise ValueError(
+            f"data.path is required: a folder of {what} files, a table (parquet, csv, jsonl), a Hub data set, or a list of these"
+        )
     if not isinstance(path, str | os.PathLike):
         return _join([open_source(entry, split, extensions, what) for entry in path], split)
     name = os.fspath(path)
@@ -50,7 +48,12 @@ def open_source(path: Any, split: str, extensions: Sequence[str], what: str) -> 
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", name):
         raise ValueError(f"data.path {name!r} does not exist (looked for {local})")
     hub, _, config = name.partition(":")
-    return _load(split, f"data.path {name!r} is no local file or folder (looked for {local}); as a Hub data set", hub, config or None)
+    return _load(
+        split,
+        f"data.path {name!r} is no local file or folder (looked for {local}); as a Hub data set",
+        hub,
+        config or None,
+    )
 
 
 # Folders and files.
@@ -77,7 +80,9 @@ def _open_folder(folder: Path, split: str, extensions: tuple[str, ...], what: st
     raise ValueError(f"data.path {folder} has no {what} files: {_found(files, extensions, what)}")
 
 
-def _open_files(files: list[Path], split: str, extensions: tuple[str, ...], what: str, root: Path, *, divided: bool = False) -> datasets.Dataset:
+def _open_files(
+    files: list[Path], split: str, extensions: tuple[str, ...], what: str, root: Path, *, divided: bool = False
+) -> datasets.Dataset:
     """`files` of one kind, all media or all tables; `divided`: they are already those of `split`."""
     kinds = {file.suffix.lower() for file in files}
     if not divided:
@@ -90,7 +95,9 @@ def _open_files(files: list[Path], split: str, extensions: tuple[str, ...], what
     if len(builders) != 1 or None in builders:
         raise ValueError(f"data.path has no {what} files: {_found(files, extensions, what)}")
     options = {"sep": "\t"} if kinds == {".tsv"} else {}
-    return _absolute(_load("train", str(root), builders.pop(), data_files=[str(file) for file in files], **options), root)
+    return _absolute(
+        _load("train", str(root), builders.pop(), data_files=[str(file) for file in files], **options), root
+    )
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -102,7 +109,11 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _split_root(folder: Path, split: str, files: list[Path], extensions: tuple[str, ...]) -> Path:
     """The sub-folder of `split`, or the folder itself if it is not divided. ValueError: it is divided and has no such split."""
-    inner = {file.relative_to(folder).parts[0] for file in files if file.suffix.lower() in extensions and file.parent != folder}
+    inner = {
+        file.relative_to(folder).parts[0]
+        for file in files
+        if file.suffix.lower() in extensions and file.parent != folder
+    }
     known = inner & {*SPLITS, split}
     if len(known) == 1 and inner - known:  # classes of which one happens to be called "train", as in bus, car, train
         known = set()
@@ -138,7 +149,12 @@ def _media(files: list[Path], root: Path, split: str) -> datasets.Dataset:
     classes = set(label)
     if root.name == split:  # another split may hold classes that this one lacks; the numbers must agree
         siblings = [root.parent / name for name in SPLITS if (root.parent / name).is_dir()]
-        classes |= {inner.name for sibling in siblings for inner in sibling.iterdir() if inner.is_dir() and not inner.name.startswith(".")}
+        classes |= {
+            inner.name
+            for sibling in siblings
+            for inner in sibling.iterdir()
+            if inner.is_dir() and not inner.name.startswith(".")
+        }
     feature = datasets.ClassLabel(names=sorted(classes))
     features = datasets.Features({"file": datasets.Value("string"), "label": feature})
     return datasets.Dataset.from_dict({**columns, "label": feature.str2int(label)}, features=features)
@@ -150,7 +166,11 @@ def _metadata(files: list[Path], root: Path) -> dict[str, list] | None:
     if path is None:
         return None
     with path.open(newline="", encoding="utf-8-sig") as lines:
-        rows = list(csv.DictReader(lines)) if path.suffix == ".csv" else [json.loads(line) for line in lines if line.strip()]
+        rows = (
+            list(csv.DictReader(lines))
+            if path.suffix == ".csv"
+            else [json.loads(line) for line in lines if line.strip()]
+        )
     names = list(dict.fromkeys(name for row in rows for name in row))
     if "file_name" not in names:
         raise ValueError(f"{path} has no column 'file_name'; its columns are {', '.join(map(str, names)) or 'none'}")
@@ -169,7 +189,10 @@ def _integers(values: list) -> list:
 
 
 def _has_configs(readme: Path) -> bool:
-    return readme.is_file() and re.match(r"---\s*\n(.*\n)*?configs:", readme.read_text(encoding="utf-8", errors="replace")) is not None
+    return (
+        readme.is_file()
+        and re.match(r"---\s*\n(.*\n)*?configs:", readme.read_text(encoding="utf-8", errors="replace")) is not None
+    )
 
 
 def _found(files: Iterator[Path] | list[Path], extensions: Sequence[str], what: str) -> str:
@@ -184,7 +207,9 @@ def _load(split: str, where: str, *args: Any, **options: Any) -> datasets.Datase
     try:
         builder = datasets.load_dataset_builder(*args, **options)
         if "encoding_errors" in vars(builder.config):
-            builder.config.encoding_errors = "replace"  # one bad byte must not stop a run: such lines are counted by who reads them
+            builder.config.encoding_errors = (
+                "replace"  # one bad byte must not stop a run: such lines are counted by who reads them
+            )
         builder.download_and_prepare()
     except (OSError, ValueError, DatasetsError) as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
@@ -215,14 +240,21 @@ def _join(parts: list[datasets.Dataset], split: str) -> datasets.Dataset:
     """One data set of the columns that all parts have; class names are united. ValueError: no common column, or of different types."""
     common = [name for name in parts[0].column_names if all(name in part.column_names for part in parts)]
     if not common:
-        raise ValueError(f"the parts of data.path share no column: {'; '.join(', '.join(part.column_names) for part in parts)}")
+        raise ValueError(
+            f"the parts of data.path share no column: {'; '.join(', '.join(part.column_names) for part in parts)}"
+        )
     parts = [part.select_columns(common) for part in parts]
     for name in common:
         kinds = [part.features[name] for part in parts]
         if all(isinstance(kind, datasets.ClassLabel) for kind in kinds) and any(kind != kinds[0] for kind in kinds):
             united = datasets.ClassLabel(names=sorted({label for kind in kinds for label in kind.names}))
-            codes = [np.asarray(united.str2int(kind.int2str(list(part[name])))) for part, kind in zip(parts, kinds, strict=True)]
-            parts = [p.remove_columns(name).add_column(name, c, feature=united) for p, c in zip(parts, codes, strict=True)]
+            codes = [
+                np.asarray(united.str2int(kind.int2str(list(part[name]))))
+                for part, kind in zip(parts, kinds, strict=True)
+            ]
+            parts = [
+                p.remove_columns(name).add_column(name, c, feature=united) for p, c in zip(parts, codes, strict=True)
+            ]
     try:
         return datasets.concatenate_datasets([part.select_columns(common) for part in parts])
     except ValueError as error:
@@ -275,10 +307,15 @@ def identifiers(dataset: datasets.Dataset, path: Any, split: str, first: int = 0
     if "file" not in dataset.column_names or not _is_string(dataset.features["file"]):
         return [f"{split}:{first + row}" for row in range(len(dataset))]
     root = Path(path).expanduser().absolute() if isinstance(path, str | os.PathLike) else None
-    return [os.path.relpath(file, root) if root and Path(file).is_relative_to(root) and root.is_dir() else file for file in dataset["file"]]
+    return [
+        os.path.relpath(file, root) if root and Path(file).is_relative_to(root) and root.is_dir() else file
+        for file in dataset["file"]
+    ]
 
 
-def column(dataset: datasets.Dataset, name: str, rows: np.ndarray, ids: Sequence[str], *, empty: Any = None) -> np.ndarray:
+def column(
+    dataset: datasets.Dataset, name: str, rows: np.ndarray, ids: Sequence[str], *, empty: Any = None
+) -> np.ndarray:
     """Values of `name` for `rows`, `empty` in place of missing ones. ValueError: no such column, or rows without a value and no `empty`."""
     if name not in dataset.column_names:
         raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(dataset.column_names)}")
@@ -297,57 +334,3 @@ def classes(dataset: datasets.Dataset, name: str) -> list[str] | None:
     if _is_string(feature):
         return sorted({value for value in dataset[name] if value is not None})
     return None
-
-
-@dataclass
-class Report:
-    """What a scan of one split found, and what of it can be used."""
-
-    what: str
-    found: int
-    usable: int
-    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (id, reason)
-    too_short: list[tuple[str, str]] = field(default_factory=list)
-    too_long: list[tuple[str, str]] = field(default_factory=list)
-    classes: dict[str, int] | None = None  # usable samples per class
-    amount: str = ""  # "0.55 hours", "3.1M tokens"
-
-    def lines(self) -> list[str]:
-        """The report for a person: one line each, the first five bad names of a kind."""
-        amount = f", {self.amount}" if self.amount else ""
-        text = [f"{self.what}: {self.usable} of {self.found} samples usable{amount}"]
-        for kind in ("unreadable", "too_short", "too_long"):
-            bad = getattr(self, kind)
-            if bad:
-                more = ", ..." if len(bad) > 5 else ""
-                text.append(f"{kind.replace('_', ' ')}: {len(bad)}: {', '.join(f'{name} ({why})' for name, why in bad[:5])}{more}")
-        if self.classes is not None:
-            counts = [f"{name} {count}" for name, count in self.classes.items()]
-            text.append(f"classes: {len(counts)}: {', '.join(counts[:20])}{', ...' if len(counts) > 20 else ''}")
-        return text
-
-    def check(self, max_bad_share: float, where: Any) -> None:
-        """ValueError: nothing is usable, or the share of unreadable and too short samples exceeds `max_bad_share`."""
-        bad = self.unreadable + self.too_short
-        first = "; ".join(f"{name}: {why}" for name, why in (bad or self.too_long)[:5])
-        if self.usable == 0:
-            raise ValueError(f"none of the {self.found} {self.what} samples of {where} is usable{': ' if first else ''}{first}")
-        if len(bad) > max_bad_share * self.found:
-            share = len(bad) / self.found
-            raise ValueError(f"{share:.1%} of the {self.what} samples of {where} are bad, data.max_bad_share is {max_bad_share:.1%}: {first}")
-
-
-@contextmanager
-def seeded(generator: np.random.Generator) -> Iterator[None]:
-    """Inside, the global generators of torch (CPU), numpy and random follow `generator`; afterwards they are as before."""
-    python, legacy = random.getstate(), np.random.get_state()
-    seeds = generator.integers(2**32, size=3)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seeds[0]))
-            random.seed(int(seeds[1]))
-            np.random.seed(int(seeds[2]))
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)

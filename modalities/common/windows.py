@@ -28,11 +28,15 @@ def cut(length: int, size: int, overlap: float) -> list[Window]:
     hop = max(1, size - max(2, round(overlap * size)))
     starts = [*range(0, length - size, hop), length - size]
     borders = [0, *((start + size + following) // 2 for start, following in pairwise(starts)), length]
-    return [Window(start, start + size, first, last) for start, (first, last) in zip(starts, pairwise(borders), strict=True)]
+    return [
+        Window(start, start + size, first, last) for start, (first, last) in zip(starts, pairwise(borders), strict=True)
+    ]
 
 
 def counted(windows: Sequence[Window]) -> Tensor:
     """Which tokens of each window count, (B, T) bool; windows of one size."""
-    places = torch.tensor([w.start for w in windows])[:, None] + torch.arange(windows[0].stop - windows[0].start)  # (B, T)
+    places = torch.tensor([w.start for w in windows])[:, None] + torch.arange(
+        windows[0].stop - windows[0].start
+    )  # (B, T)
     first, last = (torch.tensor([getattr(w, side) for w in windows])[:, None] for side in ("first", "last"))
     return (places >= first) & (places < last)

@@ -5,4 +5,15 @@ from d2v.modalities.image.data import DataConfig, Samples, prepare, save_preproc
 from d2v.modalities.image.frontend import MODALITY, Frontend, FrontendConfig
 from d2v.modalities.image.views import VIEWS
 
-__all__ = ["MODALITY", "VIEWS", "DataConfig", "Frontend", "FrontendConfig", "ImageBatches", "Samples", "batches", "prepare", "save_preprocessor"]
+__all__ = [
+    "MODALITY",
+    "VIEWS",
+    "DataConfig",
+    "Frontend",
+    "FrontendConfig",
+    "ImageBatches",
+    "Samples",
+    "batches",
+    "prepare",
+    "save_preprocessor",
+]

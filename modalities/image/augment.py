@@ -19,7 +19,17 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import Image as TensorImage
 
 # What Pillow and numpy raise for a file that is cut off, corrupt, a bomb, or no image at all.
-UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
+UNREADABLE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 BICUBIC, NEAREST = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.NEAREST
 
 
@@ -38,7 +48,9 @@ def decode(source: bytes | Path, channels: int) -> Image.Image | TensorImage:
 def size(source: bytes | Path | Image.Image | Tensor) -> tuple[int, int]:
     """Height and width; of a file from its header alone. One of `UNREADABLE`: it has none."""
     if isinstance(source, Image.Image | Tensor):
-        return (source.height, source.width) if isinstance(source, Image.Image) else (source.shape[-2], source.shape[-1])
+        return (
+            (source.height, source.width) if isinstance(source, Image.Image) else (source.shape[-2], source.shape[-1])
+        )
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     if _is_array(source):
         array = np.load(file, allow_pickle=False, mmap_mode=None if isinstance(source, bytes) else "r")
@@ -54,7 +66,9 @@ def decode_mask(path: Path, wanted: tuple[int, int]) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             if image.mode not in ("L", "P"):
-                raise ValueError(f"mask {path} is of mode {image.mode}; class numbers are grey (L) or a palette's (P) of 8 bits")
+                raise ValueError(
+                    f"mask {path} is of mode {image.mode}; class numbers are grey (L) or a palette's (P) of 8 bits"
+                )
             mask = Image.fromarray(np.array(image))
     except OSError as error:
         raise ValueError(f"mask {path} cannot be read: {type(error).__name__}: {error}") from None
@@ -97,11 +111,17 @@ def _channels_first(image: Image.Image | Tensor) -> Tensor:
     return array.reshape(image.height, image.width, -1).permute(2, 0, 1)
 
 
-def training(image_size: int, *, crop_scale: Sequence[float], crop_ratio: Sequence[float], flip: float, color_jitter: float) -> v2.Compose:
+def training(
+    image_size: int, *, crop_scale: Sequence[float], crop_ratio: Sequence[float], flip: float, color_jitter: float
+) -> v2.Compose:
     """Colour jitter, flip, random resized crop, in the reference's order -> S x S image. Draws from torch's global generator."""
     jitter = [v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []
     crop = v2.RandomResizedCrop(
-        image_size, scale=(crop_scale[0], crop_scale[1]), ratio=(crop_ratio[0], crop_ratio[1]), interpolation=BICUBIC, antialias=True
+        image_size,
+        scale=(crop_scale[0], crop_scale[1]),
+        ratio=(crop_ratio[0], crop_ratio[1]),
+        interpolation=BICUBIC,
+        antialias=True,
     )
     return v2.Compose([*jitter, v2.RandomHorizontalFlip(flip), crop])
 

@@ -18,13 +18,19 @@ def make(name: str, *, channels: int, image_size: int, small_stem: bool) -> nn.M
     import timm  # seconds that those who use none need not wait
 
     if not timm.is_model(str(name)):
-        raise ValueError(f"model.frontends.image.backbone is {name!r}, which timm does not have; try timm.list_models('*{str(name)[:6]}*')")
+        raise ValueError(
+            f"model.frontends.image.backbone is {name!r}, which timm does not have; try timm.list_models('*{str(name)[:6]}*')"
+        )
     known = {"img_size": image_size, "dynamic_img_size": True}
-    with torch.device("cpu"):  # also where transformers builds without memory: what is computed in constructors must exist
+    with torch.device(
+        "cpu"
+    ):  # also where transformers builds without memory: what is computed in constructors must exist
         for number, wanted in enumerate(SIZES):
             settings = {key: known[key] for key in wanted}
             try:
-                model = timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0, global_pool="", **settings)
+                model = timm.create_model(
+                    name, pretrained=False, in_chans=channels, num_classes=0, global_pool="", **settings
+                )
                 break
             except TypeError:
                 if number == len(SIZES) - 1:
@@ -39,7 +45,9 @@ def _shrink_stem(model: nn.Module, name: str, channels: int) -> None:
     from timm.models.resnet import ResNet
 
     if not isinstance(model, ResNet) or not isinstance(model.conv1, nn.Conv2d):
-        raise ValueError(f"model.frontends.image.small_stem is of ResNets whose stem is one convolution, such as resnet18; the backbone is {name}")
+        raise ValueError(
+            f"model.frontends.image.small_stem is of ResNets whose stem is one convolution, such as resnet18; the backbone is {name}"
+        )
     model.conv1 = nn.Conv2d(channels, model.conv1.out_channels, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
     model.init_weights()
@@ -50,7 +58,9 @@ def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:
     try:
         x = model.forward_features(pixel_values)
     except AssertionError as error:
-        raise ValueError(f"pixel_values of shape {tuple(pixel_values.shape)}: the backbone cannot read them: {error}") from None
+        raise ValueError(
+            f"pixel_values of shape {tuple(pixel_values.shape)}: the backbone cannot read them: {error}"
+        ) from None
     if isinstance(x, Tensor) and x.ndim == 4:
         return x if getattr(model, "output_fmt", "NCHW") == "NHWC" else x.permute(0, 2, 3, 1)
     if isinstance(x, Tensor) and x.ndim == 3:
@@ -58,7 +68,9 @@ def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:
         side = isqrt(x.shape[1])
         if side * side == x.shape[1]:
             return x.unflatten(1, (side, side))
-    raise ValueError(f"the backbone {type(model).__name__} gives no feature map of squares, whose positions would be the tokens")
+    raise ValueError(
+        f"the backbone {type(model).__name__} gives no feature map of squares, whose positions would be the tokens"
+    )
 
 
 def survey(model: nn.Module, channels: int, image_size: int) -> tuple[int, int, int]:

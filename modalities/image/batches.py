@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2v.modalities.common import masking, sampling, sources
+from d2v.modalities.common import masking, sampling
+from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment, masks, views
 from d2v.modalities.image.data import DataConfig, Samples, readable, transform
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
@@ -21,7 +22,12 @@ def _ignore(sample: str, reason: str) -> None:
 
 
 def batches(
-    samples: Samples, data: DataConfig, frontend: FrontendConfig, batch_size: int, seed: int, bad_log: Callable[[str, str], None] = _ignore
+    samples: Samples,
+    data: DataConfig,
+    frontend: FrontendConfig,
+    batch_size: int,
+    seed: int,
+    bad_log: Callable[[str, str], None] = _ignore,
 ) -> "ImageBatches":
     """Training batches of `samples`; `bad_log(id, reason)` hears of images that can no longer be read."""
     return ImageBatches(samples, data, frontend, batch_size=batch_size, seed=seed, bad_log=bad_log)
@@ -31,7 +37,14 @@ class ImageBatches:
     """Augmented batches: one view, masked, or those that data.views and data.local_views ask for."""
 
     def __init__(
-        self, samples: Samples, data: DataConfig, frontend: FrontendConfig, *, batch_size: int, seed: int, bad_log: Callable[[str, str], None]
+        self,
+        samples: Samples,
+        data: DataConfig,
+        frontend: FrontendConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        bad_log: Callable[[str, str], None],
     ):
         self.sampler = sampling.Sampler(len(samples), batch_size, seed)
         self.steps_per_epoch = len(self.sampler)
@@ -44,7 +57,9 @@ class ImageBatches:
         rows = sampling.share(len(batch), part, parts)
         drawn = [
             self._row(generator, int(index))
-            for index, generator in zip(batch[rows], masking.generators(self._seed, step, range(len(batch))[rows]), strict=True)
+            for index, generator in zip(
+                batch[rows], masking.generators(self._seed, step, range(len(batch))[rows]), strict=True
+            )
         ]
         images, hidden, indices = zip(*drawn, strict=True)
         numbers = torch.tensor(indices)
@@ -60,5 +75,5 @@ class ImageBatches:
         hidden = masks.draw(generator, self._data, self._frontend)
         hidden += [[]] * (len(self._transforms) - len(hidden))  # local views have none
         index, image = readable(self._samples, np.arange(index, index + 100) % len(self._samples), self._bad_log)
-        with sources.seeded(generator):
+        with seeded_globals(generator):
             return [transform(image) for transform in self._transforms], hidden, index

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from d2v.modalities.common import sources
+from d2v.modalities.common.data_report import Report
 from d2v.modalities.image import augment, masks, views
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.types import View
@@ -57,14 +58,20 @@ def check_reading(data: ReadConfig, frontend: FrontendConfig) -> None:
     """ValueError: settings of reading and cropping that contradict one another."""
     for name, values in (("mean", data.mean), ("std", data.std)):
         if len(values) not in (1, frontend.channels):
-            raise ValueError(f"data.{name} has {len(values)} values for {frontend.channels} channels: give one, or one per channel")
+            raise ValueError(
+                f"data.{name} has {len(values)} values for {frontend.channels} channels: give one, or one per channel"
+            )
     if min(data.std) <= 0:
         raise ValueError(f"data.std {list(data.std)} must be positive")
     if data.color_jitter and frontend.channels not in (1, 3):
-        raise ValueError(f"data.color_jitter {data.color_jitter} needs 1 or 3 channels, not {frontend.channels}: set it to 0")
+        raise ValueError(
+            f"data.color_jitter {data.color_jitter} needs 1 or 3 channels, not {frontend.channels}: set it to 0"
+        )
     for name, values, top in (("crop_scale", data.crop_scale, 1.0), ("crop_ratio", data.crop_ratio, float("inf"))):
         if len(values) != 2 or not 0 < values[0] <= values[1] <= top:
-            raise ValueError(f"data.{name} {list(values)} must be [low, high] with 0 < low <= high{' <= 1' if top == 1 else ''}")
+            raise ValueError(
+                f"data.{name} {list(values)} must be [low, high] with 0 < low <= high{' <= 1' if top == 1 else ''}"
+            )
     for name, value in (("flip", data.flip), ("eval_crop", data.eval_crop)):
         if not 0 <= value <= 1 or (value == 0 and name != "flip"):
             raise ValueError(f"data.{name} {value} must lie between 0 and 1")
@@ -80,7 +87,9 @@ def demo(split: str) -> datasets.Dataset:
         raise ValueError(f"data.split {split!r}: the demo has the splits train, test")
     pixels, digits = load_digits(return_X_y=True)  # (1797, 64) in 0 to 16, (1797,)
     cells = [{"bytes": _png(pixels[row].reshape(8, 8)), "path": None} for row in splits[split]]
-    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=[str(n) for n in range(10)])})
+    features = datasets.Features(
+        {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=[str(n) for n in range(10)])}
+    )
     return datasets.Dataset.from_dict({"image": cells, "label": digits[splits[split]].tolist()}, features=features)
 
 
@@ -100,9 +109,19 @@ class Samples:
     @staticmethod
     def open(config: ReadConfig, split: str) -> datasets.Dataset:
         """The rows of a split, not read yet. ValueError: there are none."""
-        return demo(split) if config.path == "demo" else sources.open_source(config.path, split, sources.IMAGES, "image")
+        return (
+            demo(split) if config.path == "demo" else sources.open_source(config.path, split, sources.IMAGES, "image")
+        )
 
-    def __init__(self, config: ReadConfig, frontend: FrontendConfig, *, split: str, folder: Path, rows: sources.Rows | None = None):
+    def __init__(
+        self,
+        config: ReadConfig,
+        frontend: FrontendConfig,
+        *,
+        split: str,
+        folder: Path,
+        rows: sources.Rows | None = None,
+    ):
         """ValueError: the source cannot be opened, or too many of its images are bad. `rows`: these only, of which the headers are checked."""
         self.config, self.frontend = config, frontend
         dataset, first = (self.open(config, split), 0) if rows is None else rows
@@ -111,7 +130,7 @@ class Samples:
         self._media = dataset.select_columns([sources.media_column(dataset, "image")])
         self.classes = sources.classes(dataset, config.label) if config.label in dataset.column_names else None
         ids = sources.identifiers(dataset, config.path, split, first)
-        self.report = sources.Report("image", found=len(dataset), usable=0)
+        self.report = Report("image", found=len(dataset), usable=0)
         self._rows = np.flatnonzero(self._scan(ids))
         self.ids = [ids[row] for row in self._rows]
         self.report.usable = len(self._rows)
@@ -133,7 +152,10 @@ class Samples:
     def view(self, indices: Iterable[int]) -> View:
         """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S). ValueError: an image can no longer be read."""
         try:
-            images = [augment.evaluation(self.image(index), self.frontend.image_size, self.config.eval_crop) for index in indices]
+            images = [
+                augment.evaluation(self.image(index), self.frontend.image_size, self.config.eval_crop)
+                for index in indices
+            ]
         except augment.UNREADABLE as error:
             raise ValueError(_reason(error)) from error
         return View(MODALITY, {"pixel_values": augment.normalise(images, self.config.mean, self.config.std)})
@@ -145,7 +167,12 @@ class Samples:
         """
         places = [(index, (Path(folder) / self.ids[index]).with_suffix(".png")) for index in indices]
         masks = [augment.decode_mask(place, augment.size(self.image(index))) for index, place in places]
-        return np.stack([np.asarray(augment.evaluation(mask, self.frontend.image_size, self.config.eval_crop, augment.NEAREST)) for mask in masks])
+        return np.stack(
+            [
+                np.asarray(augment.evaluation(mask, self.frontend.image_size, self.config.eval_crop, augment.NEAREST))
+                for mask in masks
+            ]
+        )
 
     def raw(self, indices: Iterable[int]) -> np.ndarray:
         """Pixels of the evaluation view averaged to 8 x 8, (B, C * 64)."""
@@ -171,8 +198,14 @@ class Samples:
         lists = {"unreadable": self.report.unreadable, "too_short": self.report.too_short}
         usable = np.ones(len(ids), dtype=bool)
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
-            blocks = (range(start, min(start + 4096, len(ids))) for start in range(0, len(ids), 4096))  # `map` queues all it is given at once
-            for row, problem in ((row, problem) for block in blocks for row, problem in zip(block, pool.map(self._problem, block), strict=True)):
+            blocks = (
+                range(start, min(start + 4096, len(ids))) for start in range(0, len(ids), 4096)
+            )  # `map` queues all it is given at once
+            for row, problem in (
+                (row, problem)
+                for block in blocks
+                for row, problem in zip(block, pool.map(self._problem, block), strict=True)
+            ):
                 if problem:
                     usable[row] = False
                     lists[problem[0]].append((ids[row], problem[1]))
@@ -198,7 +231,11 @@ def _reason(error: BaseException) -> str:
 def transform(data: ReadConfig, frontend: FrontendConfig) -> Callable[[Any], Any]:
     """The random training transform of an image."""
     return augment.training(
-        frontend.image_size, crop_scale=data.crop_scale, crop_ratio=data.crop_ratio, flip=data.flip, color_jitter=data.color_jitter
+        frontend.image_size,
+        crop_scale=data.crop_scale,
+        crop_ratio=data.crop_ratio,
+        flip=data.flip,
+        color_jitter=data.color_jitter,
     )
 
 

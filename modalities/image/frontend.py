@@ -28,7 +28,9 @@ class FrontendConfig:
     patch_size: int = 16
     channels: int = 3
     relative_bias: bool = True
-    bias_layers: int = 1  # 1: all blocks share the relative bias; the trunk's depth: each has its own (BEiT's fine-tuned models)
+    bias_layers: int = (
+        1  # 1: all blocks share the relative bias; the trunk's depth: each has its own (BEiT's fine-tuned models)
+    )
     class_token: bool = True
     positions: str = "none"  # none: the relative bias alone; sincos: fixed, added to the patches (data2vec 2.0); learned: for the class token too
     mask_token: bool = True  # false: what is hidden is zero, or left out (data2vec 2.0)
@@ -69,8 +71,12 @@ def relative_index(rows: int, columns: int, class_token: bool, device: torch.dev
 
     Patches: by row and column offset. Then three more rows: class to patch, patch to class, class to class.
     """
-    with torch.inference_mode(False):  # the cached tensor may first be asked for in inference and then be used in training
-        row, column = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
+    with torch.inference_mode(
+        False
+    ):  # the cached tensor may first be asked for in inference and then be used in training
+        row, column = torch.meshgrid(
+            torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
+        )
         row, column = row.flatten(), column.flatten()  # (T,)
         index = (row[:, None] - row + rows - 1) * (2 * columns - 1) + column[:, None] - column + columns - 1  # (T, T)
         if class_token:
@@ -85,7 +91,9 @@ def sincos(rows: int, columns: int, dim: int, device: torch.device) -> Tensor:
     """Fixed positions (T, D) of data2vec 2.0 and MAE (arXiv 2111.06377): sine and cosine of the column, then of the row."""
     with torch.inference_mode(False):
         rates = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim / 4))  # (D / 4,)
-        row, column = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
+        row, column = torch.meshgrid(
+            torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
+        )
         angles = [axis.reshape(-1, 1) * rates for axis in (column, row)]  # (T, D / 4) each
         return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
 
@@ -118,7 +126,9 @@ class Frontend(nn.Module):
             self.grid = (grid[0], grid[1])
             self.backbone.to(torch.get_default_device())
             if width != dim:
-                raise ValueError(f"backbone={config.backbone} gives {width} features: set model.trunk.dim={width} (it is {dim}), {ALONE}")
+                raise ValueError(
+                    f"backbone={config.backbone} gives {width} features: set model.trunk.dim={width} (it is {dim}), {ALONE}"
+                )
         self.mask_token = nn.Parameter(torch.zeros(dim)) if config.mask_token else None
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         num_offsets = (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1) + 3 * config.class_token
@@ -138,7 +148,11 @@ class Frontend(nn.Module):
             nn.init.uniform_(self.patch_embed.weight, -bound, bound)
             if self.class_token is not None:
                 nn.init.normal_(self.class_token)
-        for weight in (self.mask_token, *(() if xavier else (self.patch_embed.weight, self.class_token)), self.position_table):
+        for weight in (
+            self.mask_token,
+            *(() if xavier else (self.patch_embed.weight, self.class_token)),
+            self.position_table,
+        ):
             if weight is not None:
                 nn.init.trunc_normal_(weight, std=std, a=-std, b=std)
         nn.init.zeros_(self.patch_embed.bias)
@@ -150,7 +164,9 @@ class Frontend(nn.Module):
 
     def _make_backbone(self) -> nn.Module:
         config = self.config
-        return backbone.make(config.backbone, channels=config.channels, image_size=config.image_size, small_stem=config.small_stem)
+        return backbone.make(
+            config.backbone, channels=config.channels, image_size=config.image_size, small_stem=config.small_stem
+        )
 
     @property
     def is_encoder(self) -> bool:
@@ -161,9 +177,15 @@ class Frontend(nn.Module):
         """(B, C, S, S) -> (B, T, D), patches row by row. ValueError: another number of channels or another size; in training see `_reads`."""
         if not self._reads(pixel_values):
             size, patch, shape = self.config.image_size, self.config.patch_size, tuple(pixel_values.shape)
-            others = "" if not self.training or self.backbone is not None else f", and in training other squares of {patch} x {patch} pixels"
+            others = (
+                ""
+                if not self.training or self.backbone is not None
+                else f", and in training other squares of {patch} x {patch} pixels"
+            )
             others += " that are smaller" if others and self.bias_table is not None else ""
-            raise ValueError(f"pixel_values of shape {shape}: this model reads (batch, {self.config.channels}, {size}, {size}){others}")
+            raise ValueError(
+                f"pixel_values of shape {shape}: this model reads (batch, {self.config.channels}, {size}, {size}){others}"
+            )
         if self.backbone is not None:
             return backbone.feature_map(self.backbone, pixel_values).flatten(1, 2)
         return self.patch_embed(pixel_values).flatten(2).transpose(1, 2)  # (B, T, D)
@@ -182,7 +204,9 @@ class Frontend(nn.Module):
     def hide(self, tokens: Tensor, hidden: Tensor, **inputs: Tensor) -> Tensor:
         """(N, T, D), (N, T) bool -> (N, T, D) with the mask token, or zero, where hidden. ValueError: a backbone has mixed the tokens."""
         if self.backbone is not None:
-            raise ValueError(f"backbone={self.config.backbone} mixes all tokens: nothing can be hidden behind it; objectives with masks need patches")
+            raise ValueError(
+                f"backbone={self.config.backbone} mixes all tokens: nothing can be hidden behind it; objectives with masks need patches"
+            )
         if self.mask_token is None:
             return tokens.masked_fill(hidden[..., None], 0)
         return torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
@@ -193,7 +217,11 @@ class Frontend(nn.Module):
         if self.position_table is not None:
             table = self.position_table[int(self.class_token is not None) :]
             return (table if grid == self.grid else resized(table, self.grid[0], grid[0])).to(tokens.dtype)
-        return sincos(*grid, tokens.shape[-1], tokens.device).to(tokens.dtype) if self.config.positions == "sincos" else None
+        return (
+            sincos(*grid, tokens.shape[-1], tokens.device).to(tokens.dtype)
+            if self.config.positions == "sincos"
+            else None
+        )
 
     def _grid_of(self, num_tokens: int | None) -> tuple[int, int]:
         """Patches along the sides of a square image of `num_tokens`; None: of an image of the model's size."""

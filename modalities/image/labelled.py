@@ -17,7 +17,8 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
 from d2v.finetuning.run import FinetuneConfig, Labelled
-from d2v.modalities.common import labels, masking, sampling, sources
+from d2v.modalities.common import labels, masking, sampling
+from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment
 from d2v.modalities.image.data import ReadConfig, Samples, check_reading, readable, save_preprocessor, transform
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
@@ -49,12 +50,18 @@ def check(data: DataConfig, frontend: FrontendConfig, batch_size: int) -> None:
         if not 0 <= getattr(data, name) <= 1:
             raise ValueError(f"data.{name} is {getattr(data, name)}; it must lie between 0 and 1")
     if data.auto_augment and data.color_jitter:
-        raise ValueError(f"data.auto_augment takes the place of data.color_jitter, which is {data.color_jitter}: set it to 0")
+        raise ValueError(
+            f"data.auto_augment takes the place of data.color_jitter, which is {data.color_jitter}: set it to 0"
+        )
     if data.auto_augment and frontend.channels != 3:
-        raise ValueError(f"data.auto_augment needs images of 3 channels; model.frontends.{MODALITY}.channels is {frontend.channels}")
+        raise ValueError(
+            f"data.auto_augment needs images of 3 channels; model.frontends.{MODALITY}.channels is {frontend.channels}"
+        )
     mixes = data.mixup or data.cutmix
     if mixes and batch_size % 2:
-        raise ValueError(f"train.batch_size is {batch_size}; data.mixup and data.cutmix mix pairs of images and need an even number")
+        raise ValueError(
+            f"train.batch_size is {batch_size}; data.mixup and data.cutmix mix pairs of images and need an even number"
+        )
     if data.regression and (mixes or data.label_smoothing):
         raise ValueError("data.regression=true: data.mixup, data.cutmix and data.label_smoothing are for classes")
 
@@ -63,7 +70,14 @@ class Batches:
     """Augmented, labelled batches: a pure function of (seed, step, part, parts)."""
 
     def __init__(
-        self, opened: labels.Opened, data: DataConfig, frontend: FrontendConfig, *, batch_size: int, seed: int, bad_log: Callable[[str, str], None]
+        self,
+        opened: labels.Opened,
+        data: DataConfig,
+        frontend: FrontendConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        bad_log: Callable[[str, str], None],
     ):
         """ValueError: fewer samples than one batch, or a RandAugment that timm does not know."""
         self.sampler = sampling.Sampler(len(opened.indices), batch_size, seed)
@@ -88,17 +102,23 @@ class Batches:
         pixels = torch.stack(images)
         target = torch.as_tensor(np.array(targets))
         if self._mixup is not None:
-            with sources.seeded(common):
+            with seeded_globals(common):
                 pixels, target = self._mixup(pixels, target)
         elif self._data.label_smoothing:
-            target = mixup_target(target, len(self._opened.names), smoothing=self._data.label_smoothing)  # timm's way to write them, unmixed
-        return [View(MODALITY, {"pixel_values": pixels[: len(rows)]}, labels=target[: len(rows)])], list(ids[: len(rows)])
+            target = mixup_target(
+                target, len(self._opened.names), smoothing=self._data.label_smoothing
+            )  # timm's way to write them, unmixed
+        return [View(MODALITY, {"pixel_values": pixels[: len(rows)]}, labels=target[: len(rows)])], list(
+            ids[: len(rows)]
+        )
 
     def _row(self, generator: np.random.Generator, place: int) -> tuple[Tensor, Any, str]:
         """Augmented image (C, S, S), its label, sample id."""
         indices = self._opened.indices
-        index, image = readable(self._opened.train, indices[np.arange(place, place + 100) % len(indices)], self._bad_log)
-        with sources.seeded(generator):
+        index, image = readable(
+            self._opened.train, indices[np.arange(place, place + 100) % len(indices)], self._bad_log
+        )
+        with seeded_globals(generator):
             image = self._transform(image)
             image = image if self._rand_augment is None else self._rand_augment(image)
             pixels = augment.normalise([image], self._data.mean, self._data.std)[0]
@@ -113,10 +133,14 @@ def _rand_augment(data: DataConfig, image_size: int) -> Callable[[Any], Any]:
     try:
         return rand_augment_transform(data.auto_augment, settings)
     except (AssertionError, ValueError, KeyError) as error:
-        raise ValueError(f"data.auto_augment is {data.auto_augment!r}; timm reads strings such as rand-m9-mstd0.5-inc1 ({error})") from None
+        raise ValueError(
+            f"data.auto_augment is {data.auto_augment!r}; timm reads strings such as rand-m9-mstd0.5-inc1 ({error})"
+        ) from None
 
 
-def open_data(config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
+def open_data(
+    config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
+) -> Labelled:
     """The batches and splits of a run. ValueError: as `check`, Samples and labels.open_splits."""
     data, frontend, train = config.data, config.frontend, config.train
     check(data, frontend, train.batch_size)

@@ -28,7 +28,9 @@ class MaskConfig:
     min_aspect: float = 0.3
     mask_length: int = 3  # side of the squares; of block and inverse_block
     mask_adjust: float = 0.0  # added to the share that squares cover; of block and inverse_block
-    mask_views: bool = False  # each of data.views, without the local ones, has a mask of kind beit, in this share of the images (iBOT)
+    mask_views: bool = (
+        False  # each of data.views, without the local ones, has a mask of kind beit, in this share of the images (iBOT)
+    )
     mask_chance: float = 0.5
     mask_range: list[float] = field(default_factory=lambda: [0.1, 0.5])  # its ratio is drawn uniformly from here
 
@@ -36,19 +38,25 @@ class MaskConfig:
 def check(config: Any, frontend: Any) -> None:
     """ValueError: settings of masks, or of masked views (a DataConfig's), that contradict one another."""
     if not 0 < config.mask_ratio <= 1 or not 0 < config.min_aspect <= 1:
-        raise ValueError(f"data.mask_ratio {config.mask_ratio} and data.min_aspect {config.min_aspect} must lie between 0 and 1")
+        raise ValueError(
+            f"data.mask_ratio {config.mask_ratio} and data.min_aspect {config.min_aspect} must lie between 0 and 1"
+        )
     _check_views(config)
     if config.views and not config.mask_views:
         return
     if frontend.backbone:
-        raise ValueError(f"backbone={frontend.backbone} mixes all patches, so that none can be hidden: name data.views, without data.mask_views")
+        raise ValueError(
+            f"backbone={frontend.backbone} mixes all patches, so that none can be hidden: name data.views, without data.mask_views"
+        )
     if config.views:
         return
     _check_kind(config)
     rows, columns = frontend.grid
     wanted = round(config.mask_ratio * rows * columns)
     if not 0 < wanted < rows * columns:
-        raise ValueError(f"data.mask_ratio {config.mask_ratio} hides {wanted} of {rows * columns} patches: some must be hidden and some visible")
+        raise ValueError(
+            f"data.mask_ratio {config.mask_ratio} hides {wanted} of {rows * columns} patches: some must be hidden and some visible"
+        )
     if config.mask_kind != "beit":
         return
     drawn = np.mean([_hidden(g, config, frontend.grid).sum() for g in masking.generators(0, 0, range(64))])
@@ -66,9 +74,13 @@ def _check_kind(config: MaskConfig) -> None:
         if value < 1:
             raise ValueError(f"data.{name} {value} must be at least 1")
     if config.mask_adjust < 0:
-        raise ValueError(f"data.mask_adjust {config.mask_adjust} must be 0 or more: it is added to the share that squares cover")
+        raise ValueError(
+            f"data.mask_adjust {config.mask_adjust} must be 0 or more: it is added to the share that squares cover"
+        )
     if config.masks > 1 and config.mask_kind == "beit":
-        raise ValueError(f"data.masks {config.masks} needs a data.mask_kind with equal counts: {', '.join(MASK_KINDS[1:])}")
+        raise ValueError(
+            f"data.masks {config.masks} needs a data.mask_kind with equal counts: {', '.join(MASK_KINDS[1:])}"
+        )
 
 
 def _check_views(config: Any) -> None:
@@ -99,7 +111,9 @@ def _hidden(generator: np.random.Generator, config: MaskConfig, grid: tuple[int,
         return masking.scattered(generator, grid[0] * grid[1], config.mask_ratio)
     if config.mask_kind != "beit":
         inverse = config.mask_kind == "inverse_block"
-        return masking.block_2d(generator, grid, config.mask_ratio, config.mask_length, config.mask_adjust, inverse=inverse)
+        return masking.block_2d(
+            generator, grid, config.mask_ratio, config.mask_length, config.mask_adjust, inverse=inverse
+        )
     return _rectangles(generator, config, grid, round(config.mask_ratio * grid[0] * grid[1]))
 
 
@@ -110,7 +124,9 @@ def _varied(generator: np.random.Generator, config: MaskConfig, grid: tuple[int,
 
 
 def _rectangles(generator: np.random.Generator, config: MaskConfig, grid: tuple[int, int], wanted: int) -> np.ndarray:
-    return masking.block(generator, grid, wanted, min_block=config.min_block, max_block=config.max_block, min_aspect=config.min_aspect)
+    return masking.block(
+        generator, grid, wanted, min_block=config.min_block, max_block=config.max_block, min_aspect=config.min_aspect
+    )
 
 
 def gather(rows: list[np.ndarray], kind: str) -> Mask | None:

@@ -34,9 +34,13 @@ class Family(NamedTuple):
 STRONG, WEAK = (0.8, 0.8, 0.8, 0.2), (0.4, 0.4, 0.2, 0.1)
 FAMILIES = {
     # MoCo v2 (arXiv 2003.04297) and SimSiam
-    "moco_v2": Family((0.2, 1), (0.4, 0.4, 0.4, 0.1), blur=0.5, interpolation=BILINEAR, order="crop jitter grey blur flip"),
+    "moco_v2": Family(
+        (0.2, 1), (0.4, 0.4, 0.4, 0.1), blur=0.5, interpolation=BILINEAR, order="crop jitter grey blur flip"
+    ),
     # instance discrimination (arXiv 1805.01978) and MoCo v1
-    "instdisc": Family((0.2, 1), (0.4, 0.4, 0.4, 0.4), jitter_chance=1, interpolation=BILINEAR, order="crop grey jitter flip"),
+    "instdisc": Family(
+        (0.2, 1), (0.4, 0.4, 0.4, 0.4), jitter_chance=1, interpolation=BILINEAR, order="crop grey jitter flip"
+    ),
     "simclr": Family((0.08, 1), STRONG, blur=0.5),  # arXiv 2002.05709, appendix A
     # BYOL (arXiv 2006.07733), appendix B; MoCo v3 and VICReg too
     "byol_a": Family((0.08, 1), WEAK, blur=1),
@@ -55,8 +59,12 @@ VIEWS = tuple(FAMILIES)
 class ViewConfig:
     """Views of the same images instead of one masked view; flip and crop_ratio are theirs too, crop_scale, color_jitter and masks are not."""
 
-    views: list[str] = field(default_factory=list)  # one augmentation for each view, of those in modalities/image/views.py; empty: one masked view
-    view_scale: list[float] | None = None  # share of the area that crops of these views have; None: as published for each
+    views: list[str] = field(
+        default_factory=list
+    )  # one augmentation for each view, of those in modalities/image/views.py; empty: one masked view
+    view_scale: list[float] | None = (
+        None  # share of the area that crops of these views have; None: as published for each
+    )
     local_views: int = 0  # further, smaller views, after the others (multi-crop)
     local_size: int = 96
     local_scale: list[float] | None = None  # None: as published, [0.05, 0.4] or beside swav [0.05, 0.14]
@@ -75,7 +83,9 @@ def check(data: Any, frontend: Any) -> None:
     if not data.views:
         return
     if frontend.channels not in (1, 3):
-        raise ValueError(f"data.views change colours, which needs 1 or 3 channels; model.frontends.image.channels is {frontend.channels}")
+        raise ValueError(
+            f"data.views change colours, which needs 1 or 3 channels; model.frontends.image.channels is {frontend.channels}"
+        )
     hue = max(FAMILIES[name].jitter[3] for name in data.views)
     if not 0 <= data.color_strength * hue <= 0.5:
         raise ValueError(
@@ -89,7 +99,11 @@ def check(data: Any, frontend: Any) -> None:
 
 def _check_read(data: Any) -> None:
     if data.views:
-        check_unread(data, ("crop_scale", "color_jitter"), "data.views have crops and colours of their own (data.view_scale, data.color_strength)")
+        check_unread(
+            data,
+            ("crop_scale", "color_jitter"),
+            "data.views have crops and colours of their own (data.view_scale, data.color_strength)",
+        )
     else:
         check_unread(data, ("view_scale", "local_views", "color_strength", "blur"), "data.views is empty")
     if not data.local_views:
@@ -102,7 +116,9 @@ def _check_size(size: int, frontend: Any) -> None:
             f"data.local_size {size} must be between 1 and the size of the other views, model.frontends.image.image_size {frontend.image_size}"
         )
     if not frontend.backbone and size % frontend.patch_size:
-        raise ValueError(f"data.local_size {size} must be a multiple of model.frontends.image.patch_size {frontend.patch_size}")
+        raise ValueError(
+            f"data.local_size {size} must be a multiple of model.frontends.image.patch_size {frontend.patch_size}"
+        )
 
 
 def transforms(data: Any, image_size: int) -> list[Callable[[Any], Any]]:
@@ -117,7 +133,9 @@ def _transform(family: Family, scale: Any, size: int, data: Any) -> v2.Compose:
     ratio = (data.crop_ratio[0], data.crop_ratio[1])
     jitter = v2.ColorJitter(*(data.color_strength * amount for amount in family.jitter))
     parts = {
-        "crop": v2.RandomResizedCrop(size, scale=(low, high), ratio=ratio, interpolation=family.interpolation, antialias=True),
+        "crop": v2.RandomResizedCrop(
+            size, scale=(low, high), ratio=ratio, interpolation=family.interpolation, antialias=True
+        ),
         "flip": v2.RandomHorizontalFlip(data.flip),
         "jitter": v2.RandomApply([jitter], p=family.jitter_chance),
         "grey": v2.RandomGrayscale(family.grey),

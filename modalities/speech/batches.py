@@ -23,7 +23,12 @@ def _ignore(sample: str, reason: str) -> None:
 
 
 def batches(
-    samples: Samples, data: DataConfig, frontend: FrontendConfig, batch_size: int, seed: int, bad_log: Callable[[str, str], None] = _ignore
+    samples: Samples,
+    data: DataConfig,
+    frontend: FrontendConfig,
+    batch_size: int,
+    seed: int,
+    bad_log: Callable[[str, str], None] = _ignore,
 ) -> "Batches | ViewBatches":
     """Training batches of `samples`; `bad_log(id, reason)` hears of clips that can no longer be read."""
     make = ViewBatches if data.views else Batches
@@ -37,7 +42,14 @@ class Batches:
     """
 
     def __init__(
-        self, samples: Samples, data: DataConfig, frontend: FrontendConfig, *, batch_size: int, seed: int, bad_log: Callable[[str, str], None]
+        self,
+        samples: Samples,
+        data: DataConfig,
+        frontend: FrontendConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        bad_log: Callable[[str, str], None],
     ):
         """ValueError: less audio than one batch."""
         self._samples, self._data, self._frontend, self._seed, self._bad_log = samples, data, frontend, seed, bad_log
@@ -80,10 +92,16 @@ class Batches:
         tokens = lengths(self._frontend, self._sizes[items])  # (rows,)
         drawn = list(zip(generators, tokens.tolist(), strict=True))
         if data.mask_kind == "block":
-            return [[masking.block_1d(g, t, data.mask_prob, data.mask_length, data.mask_adjust) for _ in range(data.masks)] for g, t in drawn]
+            return [
+                [masking.block_1d(g, t, data.mask_prob, data.mask_length, data.mask_adjust) for _ in range(data.masks)]
+                for g, t in drawn
+            ]
         if data.mask_kind == "random":
             return [[masking.scattered(g, t, data.mask_prob) for _ in range(data.masks)] for g, t in drawn]
-        hidden = [masking.span(generator, t, data.mask_prob, data.mask_length, min_spans=data.min_masks) for generator, t in drawn]
+        hidden = [
+            masking.span(generator, t, data.mask_prob, data.mask_length, min_spans=data.min_masks)
+            for generator, t in drawn
+        ]
         if data.equalise:
             (common,) = masking.generators(self._seed, step, [len(items)])  # no row's own
             hidden = masking.equalise(common, hidden)
@@ -120,11 +138,20 @@ class ViewBatches:
     """Clips of similar length, each read once and seen in one view for each name in data.views; a view draws from a generator of its own."""
 
     def __init__(
-        self, samples: Samples, data: DataConfig, frontend: FrontendConfig, *, batch_size: int, seed: int, bad_log: Callable[[str, str], None]
+        self,
+        samples: Samples,
+        data: DataConfig,
+        frontend: FrontendConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        bad_log: Callable[[str, str], None],
     ):
         """ValueError: fewer clips than one batch."""
         self._samples, self._data, self._frontend, self._seed, self._bad_log = samples, data, frontend, seed, bad_log
-        self._views = Views(data.views, data.augment, rate=frontend.sample_rate, shortest=receptive_field(frontend, MIN_TOKENS))
+        self._views = Views(
+            data.views, data.augment, rate=frontend.sample_rate, shortest=receptive_field(frontend, MIN_TOKENS)
+        )
         self._sizes = np.minimum(samples.lengths, round(data.max_seconds * frontend.sample_rate))
         longest = round(data.augment.seconds * frontend.sample_rate)  # clips above it differ no more
         self.sampler = sampling.Sampler(len(samples), batch_size, seed, lengths=np.minimum(self._sizes, longest))
@@ -140,7 +167,12 @@ class ViewBatches:
         width = self._views.width(self._sizes[items])  # of the whole batch: positions depend on it, and parts must not
         indices = torch.tensor(read)
         views = [
-            View(MODALITY, *collate(of_view, self._frontend, width), self._mask(of_view, generators, width), indices=indices)
+            View(
+                MODALITY,
+                *collate(of_view, self._frontend, width),
+                self._mask(of_view, generators, width),
+                indices=indices,
+            )
             for of_view in zip(*waves, strict=True)
         ]
         return views, [self._samples.ids[index] for index in read]
@@ -152,7 +184,9 @@ class ViewBatches:
             return None
         tokens = [int(lengths(self._frontend, len(wave))) for wave in waves]
         hidden = [
-            masking.sometimes(g, data.mask_chance, masking.span(g, t, data.mask_prob, data.mask_length, min_spans=data.min_masks))
+            masking.sometimes(
+                g, data.mask_chance, masking.span(g, t, data.mask_prob, data.mask_length, min_spans=data.min_masks)
+            )
             for g, t in zip(generators, tokens, strict=True)
         ]
         return Mask(torch.from_numpy(masking.stacked(hidden, int(lengths(self._frontend, width)))))
@@ -176,5 +210,9 @@ def readable(samples: Samples, index: int, size: int, bad_log: Callable[[str, st
         except (audio.UnreadableError, OSError) as error:
             bad_log(samples.ids[candidate], str(error))
             continue
-        return (wave if len(wave) >= size else np.resize(wave, size)), candidate  # a short stand-in is repeated: lengths are settled
-    raise ValueError(f"100 clips in a row cannot be read, the first is {samples.ids[index]}: was data.path changed or unmounted?")
+        return (
+            wave if len(wave) >= size else np.resize(wave, size)
+        ), candidate  # a short stand-in is repeated: lengths are settled
+    raise ValueError(
+        f"100 clips in a row cannot be read, the first is {samples.ids[index]}: was data.path changed or unmounted?"
+    )

@@ -21,7 +21,9 @@ class DecodeConfig:
 
     beam: int = 0  # hypotheses that are kept; 0: greedy only
     lm: str = ""  # a word n-gram that KenLM reads, ARPA or binary; "": none
-    lexicon: str = ""  # a file with one word a line, those that may be found with a model; "": the words that were trained on
+    lexicon: str = (
+        ""  # a file with one word a line, those that may be found with a model; "": the words that were trained on
+    )
     lm_weight: float = 2.0
     word_score: float = 0.0  # added for each word; above 0 favours more words
 
@@ -42,22 +44,36 @@ def build(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) ->
     try:
         from torchaudio.models.decoder import ctc_decoder
     except (ImportError, RuntimeError):
-        raise ValueError("data.decode.beam needs the package flashlight-text: pip install 'd2v[beam]', or data.decode.beam=0") from None
+        raise ValueError(
+            "data.decode.beam needs the package flashlight-text: pip install 'd2v[beam]', or data.decode.beam=0"
+        ) from None
     for name in ("lm", "lexicon"):
         given = getattr(config, name)
         if given and not Path(given).is_file():
             raise ValueError(f"data.decode.{name} is {given!r}: no such file (looked for {Path(given).absolute()})")
-    options = {"tokens": vocabulary.letters, "blank_token": BLANK, "sil_token": SPACE, "unk_word": UNKNOWN, "beam_size": config.beam}
+    options = {
+        "tokens": vocabulary.letters,
+        "blank_token": BLANK,
+        "sil_token": SPACE,
+        "unk_word": UNKNOWN,
+        "beam_size": config.beam,
+    }
     if not config.lm:
         decoder = ctc_decoder(lexicon=None, lm=None, log_add=True, **options)
         return lambda logits: vocabulary.decode(_best(decoder, logits).tokens.tolist())
     with tempfile.TemporaryDirectory() as folder:  # the decoder reads a file
         spelled = Path(folder) / "lexicon.txt"
-        spelled.write_text("".join(f"{word} {' '.join(word)} {SPACE}\n" for word in words(config, vocabulary, texts)), encoding="utf-8")
+        spelled.write_text(
+            "".join(f"{word} {' '.join(word)} {SPACE}\n" for word in words(config, vocabulary, texts)), encoding="utf-8"
+        )
         try:
-            decoder = ctc_decoder(lexicon=str(spelled), lm=config.lm, lm_weight=config.lm_weight, word_score=config.word_score, **options)
+            decoder = ctc_decoder(
+                lexicon=str(spelled), lm=config.lm, lm_weight=config.lm_weight, word_score=config.word_score, **options
+            )
         except RuntimeError as error:
-            raise ValueError(f"data.decode.lm is {config.lm!r}, which KenLM cannot read: {' '.join(str(error).split())[:300]}") from None
+            raise ValueError(
+                f"data.decode.lm is {config.lm!r}, which KenLM cannot read: {' '.join(str(error).split())[:300]}"
+            ) from None
     return lambda logits: " ".join(_best(decoder, logits).words)
 
 
@@ -66,7 +82,9 @@ def words(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) ->
     lines = Path(config.lexicon).read_text("utf-8").splitlines() if config.lexicon else texts
     found = sorted({word for line in lines for word in line.split() if not vocabulary.unknown(word)})
     if not found:
-        raise ValueError(f"data.decode.lexicon {config.lexicon!r} has no word of the letters {' '.join(vocabulary.letters[3:])}")
+        raise ValueError(
+            f"data.decode.lexicon {config.lexicon!r} has no word of the letters {' '.join(vocabulary.letters[3:])}"
+        )
     return found
 
 

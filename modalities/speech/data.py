@@ -18,6 +18,7 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from d2v.modalities.common import sources
 from d2v.modalities.common.checks import check_masked_views, check_settings, check_unread
+from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.windows import counted, cut
 from d2v.modalities.speech import audio, synth
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field, stride
@@ -49,7 +50,11 @@ class ReadConfig:
             self,
             ("cache_hours", self.cache_hours >= 0, "0 or more"),
             ("min_seconds", self.min_seconds >= 0, "0 or more"),
-            ("max_seconds", self.max_seconds >= self.min_seconds and self.max_seconds > 0, f"at least data.min_seconds, {self.min_seconds}"),
+            (
+                "max_seconds",
+                self.max_seconds >= self.min_seconds and self.max_seconds > 0,
+                f"at least data.min_seconds, {self.min_seconds}",
+            ),
         )
 
 
@@ -57,7 +62,9 @@ class ReadConfig:
 class DataConfig(ReadConfig):
     """The same for pretraining, and how clips are joined and masked."""
 
-    pack_seconds: float = 0.0  # > 0: clips are joined and cut into streams of this length; for corpora of very short clips
+    pack_seconds: float = (
+        0.0  # > 0: clips are joined and cut into streams of this length; for corpora of very short clips
+    )
     mask_kind: str = "span"  # span: overlapping spans (1.0); block, random: counts fixed by the length, and what is hidden is left out (2.0)
     masks: int = 1  # masks per clip, of block and random
     mask_prob: float = 0.65
@@ -78,7 +85,11 @@ class DataConfig(ReadConfig):
             self,
             ("pack_seconds", self.pack_seconds >= 0, "0 (off) or more"),
             ("mask_kind", self.mask_kind in MASK_KINDS, ", ".join(MASK_KINDS)),
-            ("masks", self.masks == 1 or (self.masks > 1 and self.mask_kind != "span"), "1, or more with data.mask_kind block or random"),
+            (
+                "masks",
+                self.masks == 1 or (self.masks > 1 and self.mask_kind != "span"),
+                "1, or more with data.mask_kind block or random",
+            ),
             ("mask_prob", 0 < self.mask_prob < 1, "between 0 and 1"),
             ("mask_length", self.mask_length >= 1, "at least 1"),
             ("mask_adjust", self.mask_adjust >= 0, "0 or more"),
@@ -86,16 +97,26 @@ class DataConfig(ReadConfig):
         )
         check_augment(self.views, self.augment)
         if self.views:
-            check_unread(self, ("pack_seconds", "mask_kind", "masks", "mask_adjust", "equalise"), "data.views makes views of single clips")
+            check_unread(
+                self,
+                ("pack_seconds", "mask_kind", "masks", "mask_adjust", "equalise"),
+                "data.views makes views of single clips",
+            )
         check_masked_views(self, ("mask_prob", "mask_length", "min_masks"))
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
     """ValueError: rows of training would be too short."""
     needed = receptive_field(frontend, MIN_TOKENS)
-    for name, seconds in (("max_seconds", data.max_seconds), ("pack_seconds", data.pack_seconds), ("augment.seconds", data.augment.seconds)):
+    for name, seconds in (
+        ("max_seconds", data.max_seconds),
+        ("pack_seconds", data.pack_seconds),
+        ("augment.seconds", data.augment.seconds),
+    ):
         if seconds and round(seconds * frontend.sample_rate) < needed:
-            raise ValueError(f"data.{name} is {seconds}; {MIN_TOKENS} tokens need {needed / frontend.sample_rate:.3f} seconds")
+            raise ValueError(
+                f"data.{name} is {seconds}; {MIN_TOKENS} tokens need {needed / frontend.sample_rate:.3f} seconds"
+            )
 
 
 class Samples:
@@ -106,9 +127,21 @@ class Samples:
     @staticmethod
     def open(config: ReadConfig, split: str) -> datasets.Dataset:
         """The rows of a split, not read yet. ValueError: there are none."""
-        return synth.dataset(split) if config.path == "demo" else sources.open_source(config.path, split, sources.AUDIO, "audio")
+        return (
+            synth.dataset(split)
+            if config.path == "demo"
+            else sources.open_source(config.path, split, sources.AUDIO, "audio")
+        )
 
-    def __init__(self, config: ReadConfig, frontend: FrontendConfig, *, split: str, folder: Path, rows: sources.Rows | None = None):
+    def __init__(
+        self,
+        config: ReadConfig,
+        frontend: FrontendConfig,
+        *,
+        split: str,
+        folder: Path,
+        rows: sources.Rows | None = None,
+    ):
         """ValueError: the source cannot be opened, or too many of its clips are bad. `rows`: these only, of which the headers are checked."""
         self.config, self.frontend, self.rate = config, frontend, frontend.sample_rate
         dataset, first = (self.open(config, split), 0) if rows is None else rows
@@ -118,7 +151,7 @@ class Samples:
         self._cache: dict[int, np.ndarray] | None = {} if rows is None else None  # row -> decoded clip; only saves time
         self.classes = sources.classes(dataset, config.label) if config.label in dataset.column_names else None
         ids = sources.identifiers(dataset, config.path, split, first)
-        self.report = sources.Report("audio", found=len(dataset), usable=0)
+        self.report = Report("audio", found=len(dataset), usable=0)
         self._rows, self.lengths = self._scan(ids)  # (N,) each
         self._longest = round(config.max_seconds * self.rate)
         self.cut = self.lengths > self._longest
@@ -152,7 +185,9 @@ class Samples:
         """Whole clips, unmasked; those above max_seconds keep their middle; input_values (B, S)."""
         longest = self._longest
         waves = [self.wave(index) for index in indices]
-        inputs, padding = collate([audio.crop(wave, longest, (len(wave) - longest) // 2) for wave in waves], self.frontend)
+        inputs, padding = collate(
+            [audio.crop(wave, longest, (len(wave) - longest) // 2) for wave in waves], self.frontend
+        )
         return View(MODALITY, inputs, padding)
 
     def windows(self, index: int, overlap: float, batch_size: int) -> Iterator[tuple[View, Tensor]]:
@@ -163,7 +198,9 @@ class Samples:
         wave, hop = self.wave(index), stride(self.frontend)
         windows = cut(lengths(self.frontend, len(wave)), lengths(self.frontend, self._longest), overlap)
         for some in (windows[start : start + batch_size] for start in range(0, len(windows), batch_size)):
-            waves = [wave[w.start * hop : w.start * hop + receptive_field(self.frontend, w.stop - w.start)] for w in some]
+            waves = [
+                wave[w.start * hop : w.start * hop + receptive_field(self.frontend, w.stop - w.start)] for w in some
+            ]
             yield View(MODALITY, *collate(waves, self.frontend)), counted(some)
 
     def raw(self, indices: Iterable[int]) -> np.ndarray:
@@ -202,7 +239,11 @@ class Samples:
                     self.report.unreadable.append((ids[row], measured))
                     continue
                 if measured < shortest:
-                    why = f"{measured / self.rate:.3f} s, at least {shortest / self.rate:.3f} s are needed" if measured else "no samples"
+                    why = (
+                        f"{measured / self.rate:.3f} s, at least {shortest / self.rate:.3f} s are needed"
+                        if measured
+                        else "no samples"
+                    )
                     self.report.too_short.append((ids[row], why))
                     continue
                 rows.append(row)
@@ -224,7 +265,9 @@ class Samples:
         return {value: counts[code if by_code else value] for code, value in enumerate(self.classes)}
 
 
-def collate(waves: Sequence[np.ndarray], frontend: FrontendConfig, size: int = 0) -> tuple[dict[str, Tensor], Tensor | None]:
+def collate(
+    waves: Sequence[np.ndarray], frontend: FrontendConfig, size: int = 0
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """Clips padded at the right to the longest or to `size`: inputs (B, S), and token padding (B, T) if there is any."""
     sizes = torch.tensor([len(wave) for wave in waves])
     longest = max(size, int(sizes.max()))
@@ -244,5 +287,9 @@ def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, fron
 def feature_extractor(data: ReadConfig, frontend: FrontendConfig) -> Wav2Vec2FeatureExtractor:
     """What pads and normalises waveforms as `Samples.view` does."""
     return Wav2Vec2FeatureExtractor(
-        feature_size=1, sampling_rate=frontend.sample_rate, padding_value=0.0, do_normalize=data.normalize, return_attention_mask=True
+        feature_size=1,
+        sampling_rate=frontend.sample_rate,
+        padding_value=0.0,
+        do_normalize=data.normalize,
+        return_attention_mask=True,
     )

@@ -45,10 +45,10 @@ class FrontendConfig:
     mask_token: bool = True  # false: what is hidden is zero before the positions (data2vec 2.0)
     alibi: str = "none"  # attention falls with distance: see d2v/models/alibi.py
     alibi_layers: int = 1  # 1: all blocks share the scales; the trunk's depth: each has its own
-    reference_padding: bool = (
-        False  # the reference's quirk (and transformers'): deeper position layers read padded frames, so features depend on the batch
+    reference_padding: bool = False  # the reference's quirk (and transformers'): deeper position layers read padded frames, so features depend on the batch
+    reference_padded_input: bool = (
+        False  # data2vec 2.0's quirk: the first layer reads them too, as they come from the extractor
     )
-    reference_padded_input: bool = False  # data2vec 2.0's quirk: the first layer reads them too, as they come from the extractor
 
     def __post_init__(self):
         """ValueError: settings that are wrong by themselves or contradict one another."""
@@ -57,9 +57,25 @@ class FrontendConfig:
         alibi.check(self.alibi)
         kernels, strides = list(self.conv_kernels), list(self.conv_strides)
         if not kernels or len(kernels) != len(strides):
-            raise ValueError(f"frontend conv_kernels={kernels} and conv_strides={strides} must have the same length, at least 1")
-        names = ("sample_rate", "conv_dim", "mel_bins", "mel_kernel", "mel_stride", "pos_kernel", "pos_depth", "pos_groups", "alibi_layers")
-        for name, value in [("conv_kernels", min(kernels)), ("conv_strides", min(strides)), *((name, getattr(self, name)) for name in names)]:
+            raise ValueError(
+                f"frontend conv_kernels={kernels} and conv_strides={strides} must have the same length, at least 1"
+            )
+        names = (
+            "sample_rate",
+            "conv_dim",
+            "mel_bins",
+            "mel_kernel",
+            "mel_stride",
+            "pos_kernel",
+            "pos_depth",
+            "pos_groups",
+            "alibi_layers",
+        )
+        for name, value in [
+            ("conv_kernels", min(kernels)),
+            ("conv_strides", min(strides)),
+            *((name, getattr(self, name)) for name in names),
+        ]:
             if value < 1:
                 raise ValueError(f"frontend {name} holds {value}; it must be at least 1")
 
@@ -107,7 +123,9 @@ class ConvBlock(nn.Module):
         windows = x.unfold(1, self.kernel, self.stride).flatten(2)  # (B, L', C_in * kernel)
         x = F.linear(windows, self.weight.flatten(1))  # (B, L', C_out)
         # float32 statistics also where the whole model is half precision
-        normed = F.layer_norm(x.float(), self.norm.normalized_shape, self.norm.weight.float(), self.norm.bias.float(), self.norm.eps)
+        normed = F.layer_norm(
+            x.float(), self.norm.normalized_shape, self.norm.weight.float(), self.norm.bias.float(), self.norm.eps
+        )
         return F.gelu(normed.to(x.dtype))
 
 
@@ -133,7 +151,12 @@ class MelExtractor(nn.Module):
     def __init__(self, config: FrontendConfig):
         super().__init__()
         self.spectrogram = LogMel(
-            config.sample_rate, config.mel_bins, config.mel_window_ms, config.mel_hop_ms, low=config.mel_low, high=config.mel_high
+            config.sample_rate,
+            config.mel_bins,
+            config.mel_window_ms,
+            config.mel_hop_ms,
+            low=config.mel_low,
+            high=config.mel_high,
         )
         self.layers = nn.ModuleList([ConvBlock(config.mel_bins, config.conv_dim, config.mel_kernel, config.mel_stride)])
 

@@ -17,7 +17,9 @@ class DataConfig(LabelledConfig):
     regression: bool = False  # the label is a number
 
 
-def open_data(config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
+def open_data(
+    config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
+) -> Labelled:
     """The batches and splits of a run. ValueError: as Samples, check_start and labels.open_splits."""
     data, frontend, train = config.data, config.frontend, config.train
     check_start(data, train.init_from)

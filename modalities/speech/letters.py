@@ -59,5 +59,15 @@ class Vocabulary:
         """The same for transformers."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "vocab.json"
-            file.write_text(json.dumps({letter: code for code, letter in enumerate(self.letters)}, ensure_ascii=False), encoding="utf-8")
-            return Wav2Vec2CTCTokenizer(str(file), bos_token=None, eos_token=None, unk_token=UNKNOWN, pad_token=BLANK, word_delimiter_token=SPACE)
+            file.write_text(
+                json.dumps({letter: code for code, letter in enumerate(self.letters)}, ensure_ascii=False),
+                encoding="utf-8",
+            )
+            return Wav2Vec2CTCTokenizer(
+                str(file),
+                bos_token=None,
+                eos_token=None,
+                unk_token=UNKNOWN,
+                pad_token=BLANK,
+                word_delimiter_token=SPACE,
+            )

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
-FLOOR, SHIFT, SCALE = 1e-2, 1.0, 2.5  # (log(power + FLOOR) + SHIFT) / SCALE is near zero mean, unit variance on clips of unit variance
+FLOOR, SHIFT, SCALE = (
+    1e-2,
+    1.0,
+    2.5,
+)  # (log(power + FLOOR) + SHIFT) / SCALE is near zero mean, unit variance on clips of unit variance
 
 
 class LogMel(nn.Module):
@@ -18,24 +22,35 @@ class LogMel(nn.Module):
     filters: Tensor  # (size / 2 + 1, M)
     window: Tensor
 
-    def __init__(self, sample_rate: int, num_bins: int, window_ms: float, hop_ms: float, low: float, high: float | None = None):
+    def __init__(
+        self, sample_rate: int, num_bins: int, window_ms: float, hop_ms: float, low: float, high: float | None = None
+    ):
         """ValueError: a band outside 0 .. sample_rate / 2, or bins so narrow that they hold no frequency of the spectrum."""
         super().__init__()
         high = sample_rate / 2 if high is None else high
         if not 0 <= low < high <= sample_rate / 2:
-            raise ValueError(f"frontend mel_low={low}, mel_high={high}: allowed is 0 <= low < high <= {sample_rate / 2} (half of sample_rate)")
+            raise ValueError(
+                f"frontend mel_low={low}, mel_high={high}: allowed is 0 <= low < high <= {sample_rate / 2} (half of sample_rate)"
+            )
         width, self.hop = round(sample_rate * window_ms / 1000), round(sample_rate * hop_ms / 1000)
         if width < 2 or self.hop < 1:
             raise ValueError(
                 f"frontend mel_window_ms={window_ms}, mel_hop_ms={hop_ms}: {width} and {self.hop} samples at {sample_rate} Hz is too few"
             )
         self.size = fft_size(width)
-        with torch.device("cpu"), warnings.catch_warnings():  # computed even where the model is built on the meta device
+        with (
+            torch.device("cpu"),
+            warnings.catch_warnings(),
+        ):  # computed even where the model is built on the meta device
             warnings.simplefilter("ignore")  # of empty bins, an error below
             filters = melscale_fbanks(self.size // 2 + 1, low, high, num_bins, sample_rate)  # (size / 2 + 1, M)
-            window = torch.hann_window(width).clone()  # torch returns a slice of a longer one, which safetensors refuses to load into
+            window = torch.hann_window(
+                width
+            ).clone()  # torch returns a slice of a longer one, which safetensors refuses to load into
         if (filters.amax(0) == 0).any():
-            raise ValueError(f"frontend mel_bins={num_bins} is too many for a window of {window_ms} ms at {sample_rate} Hz: some bins would be empty")
+            raise ValueError(
+                f"frontend mel_bins={num_bins} is too many for a window of {window_ms} ms at {sample_rate} Hz: some bins would be empty"
+            )
         self.register_buffer("filters", filters)  # persistent: from_pretrained would bring others back as garbage
         self.register_buffer("window", window)
 
@@ -43,7 +58,9 @@ class LogMel(nn.Module):
         """(B, S) to (B, F, M)."""
         with torch.autocast(waves.device.type, enabled=False):
             window = self.window.float()
-            spectrum = torch.stft(waves.float(), self.size, self.hop, len(window), window, center=False, return_complex=True)
+            spectrum = torch.stft(
+                waves.float(), self.size, self.hop, len(window), window, center=False, return_complex=True
+            )
             power = torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2)  # (B, F, size / 2 + 1)
             return ((power @ self.filters.float() + FLOOR).log() + SHIFT) / SCALE  # (B, F, M)
 

@@ -13,11 +13,24 @@ from scipy.signal import lfilter
 
 RATE = 8000
 FRAME = 160  # samples for which the formants stand still
-VOWELS = {"a": (730, 1090, 2440), "e": (530, 1840, 2480), "i": (270, 2290, 3010), "o": (570, 840, 2410), "u": (300, 870, 2240)}  # Hz
+VOWELS = {
+    "a": (730, 1090, 2440),
+    "e": (530, 1840, 2480),
+    "i": (270, 2290, 3010),
+    "o": (570, 840, 2410),
+    "u": (300, 870, 2240),
+}  # Hz
 BANDWIDTHS = np.array([80.0, 110.0, 170.0])  # Hz
 WORDS = ("ia", "ai", "eo", "oe", "ua", "au", "iu", "ui", "ea", "ae")
 VOICES: dict[str, dict[str, tuple[float, float]]] = {  # pitch in Hz, formants relative to the table
-    "train": {"v1": (95, 0.92), "v2": (120, 0.98), "v3": (150, 1.03), "v4": (185, 1.09), "v5": (215, 1.15), "v6": (250, 1.20)},
+    "train": {
+        "v1": (95, 0.92),
+        "v2": (120, 0.98),
+        "v3": (150, 1.03),
+        "v4": (185, 1.09),
+        "v5": (215, 1.15),
+        "v6": (250, 1.20),
+    },
     "test": {"v7": (110, 0.95), "v8": (230, 1.12)},
 }
 CLIPS = {"train": 420, "test": 120}
@@ -36,9 +49,14 @@ def dataset(split: str) -> datasets.Dataset:
         rows["label"].append(label)
         rows["text"].append(WORDS[label])
         rows["speaker"].append(speaker)
-    audio = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # datasets.Audio would ask for torchcodec here
+    audio = {
+        "bytes": datasets.Value("binary"),
+        "path": datasets.Value("string"),
+    }  # datasets.Audio would ask for torchcodec here
     string = datasets.Value("string")
-    features = datasets.Features({"audio": audio, "label": datasets.ClassLabel(names=list(WORDS)), "text": string, "speaker": string})
+    features = datasets.Features(
+        {"audio": audio, "label": datasets.ClassLabel(names=list(WORDS)), "text": string, "speaker": string}
+    )
     return datasets.Dataset.from_dict(rows, features=features)
 
 
@@ -47,11 +65,17 @@ def say(word: str, pitch: float, scale: float, generator: np.random.Generator) -
     num_frames = int(generator.uniform(0.4, 0.8) * RATE) // FRAME
     time = np.linspace(0, 1, num_frames * FRAME)
     jitter = 1 + 0.01 * np.cumsum(generator.normal(size=len(time))) / np.sqrt(len(time))
-    phase = np.cumsum(pitch * generator.uniform(0.92, 1.08) * (1 + generator.uniform(-0.15, 0.15) * time) * jitter / RATE)
+    phase = np.cumsum(
+        pitch * generator.uniform(0.92, 1.08) * (1 + generator.uniform(-0.15, 0.15) * time) * jitter / RATE
+    )
     pulses = np.diff(np.floor(phase), prepend=0) + 0.03 * generator.normal(size=len(time))  # and a little breath
-    source = np.diff(lfilter([1], [1, -1.9, 0.9025], pulses), prepend=0)  # -12 dB per octave at the glottis, +6 at the lips
+    source = np.diff(
+        lfilter([1], [1, -1.9, 0.9025], pulses), prepend=0
+    )  # -12 dB per octave at the glottis, +6 at the lips
     middle, width = generator.uniform(0.4, 0.6), generator.uniform(0.03, 0.06)
-    mix = 1 / (1 + np.exp(-(np.linspace(0, 1, num_frames) - middle) / width))[:, None]  # (frames, 1), 0 at the first vowel, 1 at the second
+    mix = (
+        1 / (1 + np.exp(-(np.linspace(0, 1, num_frames) - middle) / width))[:, None]
+    )  # (frames, 1), 0 at the first vowel, 1 at the second
     first, second = (np.array(VOWELS[vowel]) * scale * generator.uniform(0.93, 1.07, size=3) for vowel in word)
     formants = (1 - mix) * first + mix * second  # (frames, 3)
     wave = _filter(source, formants) * np.minimum(1, np.minimum(time, 1 - time) * 12)
@@ -67,9 +91,13 @@ def _filter(source: np.ndarray, formants: np.ndarray) -> np.ndarray:
     z = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)  # (frequencies,)
     radius = np.exp(-np.pi * BANDWIDTHS / RATE)
     middle = -2 * radius * np.cos(2 * np.pi * np.minimum(formants, 0.48 * RATE) / RATE)  # (frames, 3)
-    response = np.prod((1 + middle + radius**2)[..., None] / (1 + middle[..., None] * z + radius[:, None] ** 2 * z**2), axis=1)
+    response = np.prod(
+        (1 + middle + radius**2)[..., None] / (1 + middle[..., None] * z + radius[:, None] ** 2 * z**2), axis=1
+    )
     padded = np.pad(source, (0, FRAME))
-    pieces = np.lib.stride_tricks.sliding_window_view(padded, 2 * FRAME)[::FRAME] * np.hanning(2 * FRAME + 1)[:-1]  # (frames, 2 FRAME)
+    pieces = (
+        np.lib.stride_tricks.sliding_window_view(padded, 2 * FRAME)[::FRAME] * np.hanning(2 * FRAME + 1)[:-1]
+    )  # (frames, 2 FRAME)
     filtered = np.fft.irfft(np.fft.rfft(pieces, size) * response, size)  # (frames, size)
     wave = np.zeros(len(source) + size)
     for number, piece in enumerate(filtered):

@@ -52,7 +52,9 @@ class Transcripts:
             elif SPACE in text:
                 self.report.unreadable.append((name, f"its transcript holds {SPACE!r}, which stands between words"))
             elif size > longest:
-                self.report.too_long.append((name, f"{size / samples.rate:.1f} s, data.max_seconds is {data.max_seconds}"))
+                self.report.too_long.append(
+                    (name, f"{size / samples.rate:.1f} s, data.max_seconds is {data.max_seconds}")
+                )
             elif training and needed > tokens:
                 self.report.too_short.append((name, f"its transcript needs {needed} tokens, the clip has {tokens}"))
             else:
@@ -92,12 +94,16 @@ def check_letters(split: str, texts: list[str], vocabulary: Vocabulary, max_shar
     return f"{said}; they count as errors"
 
 
-def open_data(config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
+def open_data(
+    config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
+) -> Labelled:
     """The batches and splits of a run. ValueError: as Samples, Transcripts, check_start, check_letters, labels.divide and beam.build."""
     data, frontend, train = config.data, config.frontend, config.train
     check_start(data, train.init_from)
     if config.task.blank:
-        raise ValueError(f"task.blank is {config.task.blank}; the vocabulary that is made of the transcripts has the blank at 0")
+        raise ValueError(
+            f"task.blank is {config.task.blank}; the vocabulary that is made of the transcripts has the blank at 0"
+        )
 
     def make(split: str) -> Transcripts:
         found = Transcripts(Samples(data, frontend, split=split, folder=folder), data, training=split == data.split)
@@ -133,7 +139,11 @@ def open_data(config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str]
     return Labelled(
         batches=Batches(opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log),
         splits=splits,
-        head={"id2label": dict(enumerate(letters)), "label2id": {letter: code for code, letter in enumerate(letters)}, "pad_token_id": 0},
+        head={
+            "id2label": dict(enumerate(letters)),
+            "label2id": {letter: code for code, letter in enumerate(letters)},
+            "pad_token_id": 0,
+        },
         score=lambda outputs, texts: transcription(texts, [vocabulary.greedy(logits) for logits in outputs]),
         metric="wer",
         rows=rows,

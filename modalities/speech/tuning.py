@@ -60,7 +60,14 @@ class Batches:
         bad_log: Callable[[str, str], None],
     ):
         """`dim`: the model's width, of which channels are hidden. ValueError: fewer clips than one batch."""
-        self._opened, self._data, self._frontend, self._dim, self._seed, self._bad_log = opened, data, frontend, dim, seed, bad_log
+        self._opened, self._data, self._frontend, self._dim, self._seed, self._bad_log = (
+            opened,
+            data,
+            frontend,
+            dim,
+            seed,
+            bad_log,
+        )
         self._longest = round(data.max_seconds * frontend.sample_rate)
         self._sizes = np.minimum(opened.train.lengths[opened.indices], self._longest)  # samples
         self.sampler = sampling.Sampler(len(opened.indices), batch_size, seed, lengths=self._sizes)
@@ -90,7 +97,9 @@ class Batches:
                 continue
             size = min(len(wave), int(opened.train.lengths[index]), self._longest)  # the header may have promised less
             return audio.anywhere(wave, size, generator), opened.labels[index], name
-        raise ValueError(f"none of the {len(places)} clips of a batch can be read, the last is {name}: was data.path changed or unmounted?")
+        raise ValueError(
+            f"none of the {len(places)} clips of a batch can be read, the last is {name}: was data.path changed or unmounted?"
+        )
 
     def _mask(self, generators: list[np.random.Generator], own: Sequence[int], tokens: int) -> Mask | None:
         """Spans of each row's own tokens, and of the channels, as in wav2vec 2.0 (arXiv 2006.11477, section 4.4); None if nothing is hidden."""
@@ -99,10 +108,16 @@ class Batches:
             return None
         hidden = [np.zeros(count, dtype=bool) for count in own]
         if data.mask_prob:
-            hidden = [masking.span(generator, count, data.mask_prob, data.mask_length) for generator, count in zip(generators, own, strict=True)]
+            hidden = [
+                masking.span(generator, count, data.mask_prob, data.mask_length)
+                for generator, count in zip(generators, own, strict=True)
+            ]
         channels = None
         if data.channel_prob:
-            drawn = [masking.span(generator, self._dim, data.channel_prob, data.channel_length, min_spans=0) for generator in generators]
+            drawn = [
+                masking.span(generator, self._dim, data.channel_prob, data.channel_length, min_spans=0)
+                for generator in generators
+            ]
             channels = torch.from_numpy(np.stack(drawn))  # (B, D)
         return Mask(torch.from_numpy(masking.stacked(hidden, tokens)), None, channels)
 
@@ -121,5 +136,7 @@ def check_start(data: LabelledConfig, init_from: str) -> None:
         if init_from and file.is_file():
             theirs = json.loads(file.read_text())["do_normalize"]
             if theirs != data.normalize:
-                raise ValueError(f"data.normalize is {data.normalize}; the encoder of {init_from} was trained with {theirs}")
+                raise ValueError(
+                    f"data.normalize is {data.normalize}; the encoder of {init_from} was trained with {theirs}"
+                )
             return

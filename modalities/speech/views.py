@@ -17,7 +17,12 @@ from d2v.modalities.speech.audio import anywhere
 
 VIEWS = ("crop", "speed", "reverb", "noise", "gain", "mask", "all")
 EFFECTS = VIEWS[1:-1]  # of "all" in this order: speaker, room, other sounds, microphone, transmission
-STRENGTHS = {"reverb": "reverb", "noise": "snr", "gain": "gain", "mask": "mask"}  # which setting an effect reads, besides its chance
+STRENGTHS = {
+    "reverb": "reverb",
+    "noise": "snr",
+    "gain": "gain",
+    "mask": "mask",
+}  # which setting an effect reads, besides its chance
 SLOW, FAST = 9, 11  # tenths of a clip's speed (Ko et al., Interspeech 2015)
 DIRECT = (0.0, 10.0)  # dB of direct sound over reverberation
 GAPS = 2  # as SpecAugment's time masks (arXiv 1904.08779, table 1)
@@ -28,10 +33,14 @@ class AugmentConfig:
     """How views are cut and changed; every view draws anew, and each effect by itself."""
 
     share: list[float] = field(default_factory=lambda: [0.5, 1.0])  # of its clip that a crop holds, drawn uniformly,
-    seconds: float = 1.0  # but never more than these (COLA, arXiv 2010.10915, has 0.96): whatever is long gives crops of one length
+    seconds: float = (
+        1.0  # but never more than these (COLA, arXiv 2010.10915, has 0.96): whatever is long gives crops of one length
+    )
     chance: float = 0.5  # of each effect that a view's name stands for
     reverb: list[float] = field(default_factory=lambda: [0.1, 0.5])  # seconds in which a room's sound falls by 60 dB
-    snr: list[float] = field(default_factory=lambda: [5.0, 20.0])  # dB over noise, which is white or, as often, another clip of the data
+    snr: list[float] = field(
+        default_factory=lambda: [5.0, 20.0]
+    )  # dB over noise, which is white or, as often, another clip of the data
     gain: float = 6.0  # dB, up or down
     mask: float = 0.2  # of the view, the longest of two gaps
 
@@ -42,7 +51,11 @@ class AugmentConfig:
             ("share", in_order(self.share, 0, 1) and self.share[1] > 0, "[least, most], between 0 and 1"),
             ("seconds", self.seconds > 0, "above 0"),
             ("chance", 0 < self.chance <= 1, "above 0 and at most 1"),
-            ("reverb", in_order(self.reverb, 0, 10) and self.reverb[0] > 0, "[least, most] in seconds, above 0 and at most 10"),
+            (
+                "reverb",
+                in_order(self.reverb, 0, 10) and self.reverb[0] > 0,
+                "[least, most] in seconds, above 0 and at most 10",
+            ),
             ("snr", in_order(self.snr, -100, 100), "[least, most] in dB, between -100 and 100"),
             ("gain", 0 < self.gain <= 60, "above 0 and at most 60"),
             ("mask", 0 < self.mask < 0.5, "above 0 and below 0.5"),
@@ -84,11 +97,22 @@ class Views:
         slowest = SLOW if any("speed" in effects_of(name) for name in self.names) else 10
         return min(-(-10 * largest // slowest), self._longest)
 
-    def __call__(self, wave: np.ndarray, generator: np.random.Generator, other: Callable[[np.random.Generator], np.ndarray]) -> list[np.ndarray]:
+    def __call__(
+        self, wave: np.ndarray, generator: np.random.Generator, other: Callable[[np.random.Generator], np.ndarray]
+    ) -> list[np.ndarray]:
         """The views of a wave, (S,) float32 each; `other` draws a wave that may serve as noise."""
-        return [self._made(name, wave, own, other) for name, own in zip(self.names, generator.spawn(len(self.names)), strict=True)]
+        return [
+            self._made(name, wave, own, other)
+            for name, own in zip(self.names, generator.spawn(len(self.names)), strict=True)
+        ]
 
-    def _made(self, name: str, wave: np.ndarray, generator: np.random.Generator, other: Callable[[np.random.Generator], np.ndarray]) -> np.ndarray:
+    def _made(
+        self,
+        name: str,
+        wave: np.ndarray,
+        generator: np.random.Generator,
+        other: Callable[[np.random.Generator], np.ndarray],
+    ) -> np.ndarray:
         augment = self.augment
         chosen = [effect for effect in effects_of(name) if generator.random() < augment.chance]
         view = self._cropped(wave, generator, change_speed="speed" in chosen)
@@ -111,7 +135,9 @@ class Views:
         part = torch.from_numpy(anywhere(wave, min(size, -(-self._longest * tenths // 10)), generator))
         return part if tenths == 10 else resample(part, tenths, 10)[: self._longest]
 
-    def _noise(self, generator: np.random.Generator, size: int, other: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
+    def _noise(
+        self, generator: np.random.Generator, size: int, other: Callable[[np.random.Generator], np.ndarray]
+    ) -> Tensor:
         """`size` samples of white noise or of another clip, repeated if it is shorter."""
         if generator.random() < 0.5:
             return torch.from_numpy(generator.standard_normal(size, dtype=np.float32))
@@ -130,7 +156,9 @@ def noisy(wave: Tensor, noise: Tensor, snr: float) -> Tensor:
     """A wave with noise `snr` dB below it, two (S,); as it is where either is silent, and no ratio can be taken."""
     if not wave.any() or not noise.any():
         return wave
-    return add_noise(wave.double(), noise.double(), torch.tensor(snr, dtype=torch.double)).float()  # squares of near silence underflow in float32
+    return add_noise(
+        wave.double(), noise.double(), torch.tensor(snr, dtype=torch.double)
+    ).float()  # squares of near silence underflow in float32
 
 
 def with_gaps(wave: Tensor, generator: np.random.Generator, most: float) -> Tensor:

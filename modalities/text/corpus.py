@@ -14,6 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from d2v.modalities.common import sources
+from d2v.modalities.common.data_report import Report
 from d2v.modalities.text import tokenizer as tokenizers
 
 DEMO = "demo"
@@ -45,7 +46,9 @@ def text_column(dataset: datasets.Dataset, path: Any, text: str) -> str:
     if text in dataset.column_names:
         return text
     if text != "text":
-        raise ValueError(f"data.text is {text!r}; the columns of data.path {path} are {', '.join(dataset.column_names)}")
+        raise ValueError(
+            f"data.text is {text!r}; the columns of data.path {path} are {', '.join(dataset.column_names)}"
+        )
     return sources.media_column(dataset, "text")
 
 
@@ -55,7 +58,9 @@ def demo(split: str) -> datasets.Dataset:
 
     if split not in DEMO_SPLITS:
         raise ValueError(f"data.split {split!r}: the demo has the splits {', '.join(DEMO_SPLITS)}")
-    owner: dict[str, str] = {}  # some topics contain others: a paragraph belongs to the smallest, so that no two splits share one
+    owner: dict[
+        str, str
+    ] = {}  # some topics contain others: a paragraph belongs to the smallest, so that no two splits share one
     for topic in sorted(topics, key=lambda name: (len(topics[name]), name)):
         for paragraph in re.split(r"\n\s*\n", topics[topic]):
             owner.setdefault(" ".join(paragraph.split()), topic)
@@ -67,9 +72,16 @@ def demo(split: str) -> datasets.Dataset:
         mine[-1] = f"{mine[-1]} {paragraph}".strip()
     largest = sorted(paragraphs, key=lambda name: (-sum(map(len, paragraphs[name])), name))[:DEMO_TOPICS]
     labels = datasets.ClassLabel(names=sorted(largest))
-    rows = [(p, labels.str2int(name)) for name in labels.names for i, p in enumerate(paragraphs[name]) if (i % 4 == 3) == (split == "test")]
+    rows = [
+        (p, labels.str2int(name))
+        for name in labels.names
+        for i, p in enumerate(paragraphs[name])
+        if (i % 4 == 3) == (split == "test")
+    ]
     features = datasets.Features({"text": datasets.Value("string"), "label": labels})
-    return datasets.Dataset.from_dict({"text": [p for p, _ in rows], "label": [label for _, label in rows]}, features=features)
+    return datasets.Dataset.from_dict(
+        {"text": [p for p, _ in rows], "label": [label for _, label in rows]}, features=features
+    )
 
 
 def lines(dataset: datasets.Dataset, column: str) -> Iterator[str]:
@@ -118,7 +130,7 @@ def _fault(text: Any) -> str | None:
     return "not UTF-8" if "\ufffd" in text else None  # what a reader puts in place of bytes that are none
 
 
-def report(corpus: Corpus, dataset: datasets.Dataset, ids: list[str], label: str) -> sources.Report:
+def report(corpus: Corpus, dataset: datasets.Dataset, ids: list[str], label: str) -> Report:
     """What was found; with classes where the data has `label`."""
     classes = None
     if label in dataset.column_names:
@@ -129,11 +141,15 @@ def report(corpus: Corpus, dataset: datasets.Dataset, ids: list[str], label: str
             for value, count in sorted(Counter(values).items(), key=lambda item: (item[0] is None, item[0]))
         }
     bad = [[(ids[row], reason) for row, reason in rows] for rows in (corpus.unreadable, corpus.too_short)]
-    return sources.Report("text", corpus.found, len(corpus.rows), *bad, classes=classes, amount=f"{_short(len(corpus.tokens))} tokens")
+    return Report(
+        "text", corpus.found, len(corpus.rows), *bad, classes=classes, amount=f"{_short(len(corpus.tokens))} tokens"
+    )
 
 
 def _short(number: int) -> str:
-    scale, unit = (1e9, "B") if number >= 1e9 else (1e6, "M") if number >= 1e6 else (1e3, "k") if number >= 1e3 else (1, "")
+    scale, unit = (
+        (1e9, "B") if number >= 1e9 else (1e6, "M") if number >= 1e6 else (1e3, "k") if number >= 1e3 else (1, "")
+    )
     return f"{number / scale:.1f}{unit}" if unit else str(number)
 
 
@@ -143,7 +159,11 @@ def shuffled(corpus: Corpus, seed: int) -> Corpus:
     rows = [corpus.tokens[corpus.offsets[row] : corpus.offsets[row + 1]] for row in order]
     offsets = np.cumsum([0, *map(len, rows)])
     return replace(
-        corpus, tokens=np.concatenate([corpus.tokens[:0], *rows]), offsets=offsets, documents=np.zeros_like(corpus.documents), rows=corpus.rows[order]
+        corpus,
+        tokens=np.concatenate([corpus.tokens[:0], *rows]),
+        offsets=offsets,
+        documents=np.zeros_like(corpus.documents),
+        rows=corpus.rows[order],
     )
 
 

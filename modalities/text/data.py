@@ -55,7 +55,9 @@ class DataConfig(ReadConfig):
     mask_length: int = 4  # of span
     random_token_prob: float = 0.0  # BERT's variant: mask_prob 0.15, mask_length 1, 0.1 and 0.1
     keep_token_prob: float = 0.0
-    reference_teacher_input: bool = False  # the reference's bug (fairseq issue 4881): its teacher reads the hidden tokens only, side by side
+    reference_teacher_input: bool = (
+        False  # the reference's bug (fairseq issue 4881): its teacher reads the hidden tokens only, side by side
+    )
     # one reading of each row a name, for methods that compare them: same, deletion, crop; a sample is a row then
     views: list[str] = field(default_factory=list)
     mask_views: bool = False  # spans are hidden in this share of each view's rows (iBOT); else views hide nothing
@@ -73,11 +75,21 @@ class Samples:
         """The rows of a split, not read yet. ValueError: there are none, or they have no text."""
         return corpora.open_rows(config.path, split, config.text)[0]
 
-    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path, rows: sources.Rows | None = None):
+    def __init__(
+        self,
+        config: DataConfig,
+        frontend: FrontendConfig,
+        *,
+        split: str,
+        folder: Path,
+        rows: sources.Rows | None = None,
+    ):
         """ValueError: no data, no tokenizer in `folder`, or one that does not fit the model. `rows`: these only."""
         tokenizer = tokenizers.read(folder)
         if len(tokenizer) > frontend.vocab_size:
-            raise ValueError(f"the tokenizer of {folder} has {len(tokenizer)} tokens, the model frontend.vocab_size {frontend.vocab_size}")
+            raise ValueError(
+                f"the tokenizer of {folder} has {len(tokenizer)} tokens, the model frontend.vocab_size {frontend.vocab_size}"
+            )
         self.config, self.frontend, self.split = config, frontend, split
         self.dataset, first = (self.open(config, split), 0) if rows is None else rows
         column = corpora.text_column(self.dataset, config.path, config.text)
@@ -88,7 +100,9 @@ class Samples:
         self.report = corpora.report(self.corpus, self.dataset, every_id, config.label)
         if rows is None:
             self.report.check(config.max_bad_share, config.path)
-        self.classes = sources.classes(self.dataset, config.label) if config.label in self.dataset.column_names else None
+        self.classes = (
+            sources.classes(self.dataset, config.label) if config.label in self.dataset.column_names else None
+        )
         sizes = np.diff(self.corpus.offsets) + 1  # with <s>
         self.lengths, self.cut = np.minimum(sizes, config.block_size), sizes > config.block_size
 
@@ -112,7 +126,11 @@ class Samples:
         windows = cut(int(stop - start) + 1, self.config.block_size, overlap)  # of the row as <s> ... </s>
         for some in (windows[place : place + batch_size] for place in range(0, len(windows), batch_size)):
             rows = [
-                np.append(block(self.corpus.tokens[start + w.start : start + w.stop - 2], self.frontend), self.frontend.eos_token_id) for w in some
+                np.append(
+                    block(self.corpus.tokens[start + w.start : start + w.stop - 2], self.frontend),
+                    self.frontend.eos_token_id,
+                )
+                for w in some
             ]
             yield collate(rows, self.frontend), counted(some)
 
@@ -137,7 +155,10 @@ class Batches:
         """ValueError: fewer blocks than one batch."""
         self.samples, self.data, self.seed = samples, data, seed
         corpus = corpora.shuffled(samples.corpus, seed) if data.break_mode == "shuffled" else samples.corpus
-        self.tokens, self.blocks = corpus.tokens, corpora.blocks(corpus, data.block_size - 1, data.break_mode)  # (S,), (num_blocks, 2)
+        self.tokens, self.blocks = (
+            corpus.tokens,
+            corpora.blocks(corpus, data.block_size - 1, data.break_mode),
+        )  # (S,), (num_blocks, 2)
         if len(self.blocks) < batch_size:
             raise ValueError(
                 f"data.path {data.path} makes {len(self.blocks)} blocks of data.block_size {data.block_size} tokens, "
@@ -152,10 +173,14 @@ class Batches:
         mine = share(len(batch), part, parts)
         longest = int(np.diff(self.blocks[batch]).max()) + 1
         frontend = self.samples.frontend
-        view = collate([block(self.tokens[start:stop], frontend) for start, stop in self.blocks[batch[mine]]], frontend, longest)
+        view = collate(
+            [block(self.tokens[start:stop], frontend) for start, stop in self.blocks[batch[mine]]], frontend, longest
+        )
         generators = masking.generators(self.seed, step, range(len(batch))[mine])
         if self.data.mask_kind == "random":
-            return [leave_out(view, generators, self.data)], [f"{self.samples.split}:block {index}" for index in batch[mine]]
+            return [leave_out(view, generators, self.data)], [
+                f"{self.samples.split}:block {index}" for index in batch[mine]
+            ]
         view = hide(view, generators, self.data, self.samples)
         views = [view, hidden_only(view, self.samples.frontend)] if self.data.reference_teacher_input else [view]
         return views, [f"{self.samples.split}:block {index}" for index in batch[mine]]
@@ -178,21 +203,31 @@ class ViewBatches:
         generators = masking.generators(self.seed, step, places)
         drawn = [self._row(index, own) for index, own in zip(mine, generators, strict=True)]
         indices = torch.from_numpy(mine)
-        views = [collate(rows, self.samples.frontend, longest)._replace(indices=indices) for rows in zip(*drawn, strict=True)]
+        views = [
+            collate(rows, self.samples.frontend, longest)._replace(indices=indices) for rows in zip(*drawn, strict=True)
+        ]
         if self.data.mask_views:
-            views = [view._replace(mask=self._mask(rows, generators, longest)) for view, rows in zip(views, zip(*drawn, strict=True), strict=True)]
+            views = [
+                view._replace(mask=self._mask(rows, generators, longest))
+                for view, rows in zip(views, zip(*drawn, strict=True), strict=True)
+            ]
         return views, [self.samples.ids[index] for index in mine]
 
     def _row(self, index: int, generator: np.random.Generator) -> list[np.ndarray]:
         """The views of a row; each draws from a generator of its own."""
         row, names = self.samples.row(index), self.data.views
-        return [made(name, row, own, self.data.augment) for name, own in zip(names, generator.spawn(len(names)), strict=True)]
+        return [
+            made(name, row, own, self.data.augment)
+            for name, own in zip(names, generator.spawn(len(names)), strict=True)
+        ]
 
     def _mask(self, rows: Sequence[np.ndarray], generators: Sequence[np.random.Generator], longest: int) -> Mask:
         """Spans of a view's rows, over every token, in a share of them."""
         data = self.data
         hidden = [
-            masking.sometimes(g, data.mask_chance, masking.span(g, len(row), data.mask_prob, data.mask_length, last_frame=True))
+            masking.sometimes(
+                g, data.mask_chance, masking.span(g, len(row), data.mask_prob, data.mask_length, last_frame=True)
+            )
             for row, g in zip(rows, generators, strict=True)
         ]
         return Mask(torch.from_numpy(masking.stacked(hidden, longest)))
@@ -235,7 +270,11 @@ def hide(view: View, generators: list[np.random.Generator], data: DataConfig, sa
 def leave_out(view: View, generators: list[np.random.Generator], data: DataConfig) -> View:
     """M random masks of each row over every token, <s> and </s> too, and what they leave; K as for a row as long as the batch is wide."""
     lengths = view.inputs["attention_mask"].sum(dim=1).tolist()
-    rows = [masking.scattered(g, length, data.mask_prob) for g, length in zip(generators, lengths, strict=True) for _ in range(data.masks)]
+    rows = [
+        masking.scattered(g, length, data.mask_prob)
+        for g, length in zip(generators, lengths, strict=True)
+        for _ in range(data.masks)
+    ]
     tokens = view.inputs["input_ids"].shape[1]
     hidden = masking.stacked(rows, tokens)  # (N, T)
     keep = masking.visible(hidden, masking.num_visible(tokens, data.mask_prob))  # (N, K)
@@ -246,7 +285,10 @@ def hidden_only(view: View, frontend: FrontendConfig) -> View:
     """What the reference's teacher was given: the hidden tokens where they are, and padding everywhere else."""
     assert view.mask is not None
     hidden = view.mask.hidden
-    inputs = {"input_ids": view.inputs["input_ids"].masked_fill(~hidden, frontend.pad_token_id), "attention_mask": hidden.long()}
+    inputs = {
+        "input_ids": view.inputs["input_ids"].masked_fill(~hidden, frontend.pad_token_id),
+        "attention_mask": hidden.long(),
+    }
     return View(NAME, inputs, ~hidden, None)
 
 
@@ -289,19 +331,27 @@ def prepare_tokenizer(data: ReadConfig, frontend: FrontendConfig, folder: Path) 
     ValueError: no data, blocks longer than the model reads, or no such tokenizer.
     """
     if not data.path:
-        raise ValueError('data.path is required: text files, a table (parquet, csv, jsonl), a Hub data set, a list of these, or "demo"')
+        raise ValueError(
+            'data.path is required: text files, a table (parquet, csv, jsonl), a Hub data set, a list of these, or "demo"'
+        )
     if not 4 <= data.block_size <= frontend.max_positions:
-        raise ValueError(f"data.block_size {data.block_size} must lie in 4 ... frontend.max_positions, which is {frontend.max_positions}")
+        raise ValueError(
+            f"data.block_size {data.block_size} must lie in 4 ... frontend.max_positions, which is {frontend.max_positions}"
+        )
     if tokenizers.find(folder) is None:
         if not data.tokenizer:
-            tokenizer = tokenizers.train(corpora.lines(*corpora.open_rows(data.path, data.split, data.text)), data.vocab_size)
+            tokenizer = tokenizers.train(
+                corpora.lines(*corpora.open_rows(data.path, data.split, data.text)), data.vocab_size
+            )
         else:
             tokenizer = tokenizers.load(data.tokenizer)
         tokenizer.model_max_length = frontend.max_positions
         tokenizers.save(tokenizer, folder)
     tokenizer = tokenizers.read(folder)
     if 0 < frontend.vocab_size < len(tokenizer):
-        raise ValueError(f"frontend.vocab_size is {frontend.vocab_size}, the tokenizer of {folder} has {len(tokenizer)} tokens")
+        raise ValueError(
+            f"frontend.vocab_size is {frontend.vocab_size}, the tokenizer of {folder} has {len(tokenizer)} tokens"
+        )
     frontend.vocab_size = frontend.vocab_size or len(tokenizer)  # a larger one stays: tables may be rounded up
     for name in ("bos_token_id", "pad_token_id", "eos_token_id", "mask_token_id"):
         setattr(frontend, name, getattr(tokenizer, name))
@@ -320,15 +370,21 @@ def check(data: DataConfig) -> None:
         raise ValueError(f"data.mask_kind {data.mask_kind!r} is none of {', '.join(MASK_KINDS)}")
     if data.masks < 1 or (data.masks > 1 and data.mask_kind == "span"):
         raise ValueError(f"data.masks {data.masks} must be 1, or more with data.mask_kind=random")
-    if data.mask_kind == "random" and (data.reference_teacher_input or data.random_token_prob or data.keep_token_prob or data.mask_prob == 1):
-        raise ValueError("data.mask_kind random leaves tokens out: reference_teacher_input, *_token_prob and data.mask_prob 1 have no place in it")
+    if data.mask_kind == "random" and (
+        data.reference_teacher_input or data.random_token_prob or data.keep_token_prob or data.mask_prob == 1
+    ):
+        raise ValueError(
+            "data.mask_kind random leaves tokens out: reference_teacher_input, *_token_prob and data.mask_prob 1 have no place in it"
+        )
     if not 0 < data.mask_prob <= 1:
         raise ValueError(f"data.mask_prob {data.mask_prob} must lie in (0, 1]")
     if data.mask_length < 1:
         raise ValueError(f"data.mask_length {data.mask_length} must be at least 1")
     random, keep = data.random_token_prob, data.keep_token_prob
     if random < 0 or keep < 0 or random + keep >= 1:
-        raise ValueError(f"data.random_token_prob {random} and data.keep_token_prob {keep} must be 0 or more and sum to less than 1")
+        raise ValueError(
+            f"data.random_token_prob {random} and data.keep_token_prob {keep} must be 0 or more and sum to less than 1"
+        )
 
 
 def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, frontend: FrontendConfig) -> None:

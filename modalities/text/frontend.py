@@ -24,12 +24,18 @@ class FrontendConfig:
     pad_token_id: int = 1
     eos_token_id: int = 2
     mask_token_id: int = -1
-    position_offset: int = 1  # row of the position table that padding has (zeros); the first token has the next. RoBERTa: its pad id, 1
+    position_offset: int = (
+        1  # row of the position table that padding has (zeros); the first token has the next. RoBERTa: its pad id, 1
+    )
     init_std: float = 0.02
-    embedding_norm: bool = False  # positions, their norm and dropout belong to the embedding, and there is no mask token (data2vec 2.0)
+    embedding_norm: bool = (
+        False  # positions, their norm and dropout belong to the embedding, and there is no mask token (data2vec 2.0)
+    )
     embedding_dropout: float = 0.0  # after that norm
     alibi: str = "none"  # attention falls with distance, for small budgets: see d2v/models/alibi.py
-    position_std: float = 0.02  # of the position table; small against init_std, targets are words from the start instead of places
+    position_std: float = (
+        0.02  # of the position table; small against init_std, targets are words from the start instead of places
+    )
 
     def __post_init__(self):
         """ValueError: dropout without the norm that it follows, a rate outside [0, 1), or an unknown bias."""
@@ -37,7 +43,9 @@ class FrontendConfig:
         if not 0 <= self.embedding_dropout < 1:
             raise ValueError(f"frontend embedding_dropout={self.embedding_dropout} must be at least 0 and below 1")
         if self.embedding_dropout and not self.embedding_norm:
-            raise ValueError(f"frontend embedding_dropout={self.embedding_dropout} needs embedding_norm=true; else it is model.trunk.input_dropout")
+            raise ValueError(
+                f"frontend embedding_dropout={self.embedding_dropout} needs embedding_norm=true; else it is model.trunk.input_dropout"
+            )
 
 
 class Frontend(nn.Module):
@@ -57,7 +65,9 @@ class Frontend(nn.Module):
             )
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, dim, padding_idx=config.pad_token_id)
-        self.position_table = nn.Embedding(config.max_positions + config.position_offset + 1, dim, padding_idx=config.position_offset)
+        self.position_table = nn.Embedding(
+            config.max_positions + config.position_offset + 1, dim, padding_idx=config.position_offset
+        )
         self.norm = nn.LayerNorm(dim) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.alibi = alibi.build(config.alibi, num_heads)
@@ -73,7 +83,9 @@ class Frontend(nn.Module):
         if self.alibi is not None:
             self.alibi.init_weights()
 
-    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None, corrupted_ids: Tensor | None = None) -> Tensor:
+    def embed(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, corrupted_ids: Tensor | None = None
+    ) -> Tensor:
         """Embeddings of the original ids, (B, T) -> (B, T, D); padding is zero. With their norm: positions too. ValueError as in positions."""
         tokens = self.tokens(input_ids)
         if self.norm is None:
@@ -81,7 +93,9 @@ class Frontend(nn.Module):
         padding = input_ids == self.config.pad_token_id if attention_mask is None else attention_mask == 0
         return self.dropout(self.norm(tokens + self._places(tokens.shape[1], padding)))
 
-    def hide(self, tokens: Tensor, hidden: Tensor, input_ids: Tensor, corrupted_ids: Tensor | None = None, **_: Tensor) -> Tensor:
+    def hide(
+        self, tokens: Tensor, hidden: Tensor, input_ids: Tensor, corrupted_ids: Tensor | None = None, **_: Tensor
+    ) -> Tensor:
         """The <mask> embedding where hidden, (N, T, D); with `corrupted_ids` (B, T), those tokens elsewhere.
 
         Looked up anew: the gradient of the table is as large as the table, and one look-up makes one of it. Without a mask token: zero.
@@ -100,9 +114,13 @@ class Frontend(nn.Module):
         """Positions are counted over what is not padding."""
         offset = self.config.position_offset
         if length > self.config.max_positions:
-            raise ValueError(f"a sequence has {length} tokens; the model reads at most {self.config.max_positions} (frontend.max_positions)")
+            raise ValueError(
+                f"a sequence has {length} tokens; the model reads at most {self.config.max_positions} (frontend.max_positions)"
+            )
         if padding is None:
-            return self.position_table(torch.arange(1, length + 1, device=self.position_table.weight.device)[None] + offset)
+            return self.position_table(
+                torch.arange(1, length + 1, device=self.position_table.weight.device)[None] + offset
+            )
         real = (~padding).long()  # (N, T)
         return self.position_table(real.cumsum(dim=1) * real + offset)
 
@@ -117,7 +135,9 @@ class Frontend(nn.Module):
         assert num_tokens is not None
         return self.alibi.of(num_tokens, keep)
 
-    def padding(self, input_ids: Tensor, attention_mask: Tensor | None = None, corrupted_ids: Tensor | None = None) -> Tensor | None:
+    def padding(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, corrupted_ids: Tensor | None = None
+    ) -> Tensor | None:
         """Where there is no token, (B, T) bool, or None: by the attention mask, or else by the pad id."""
         padding = input_ids == self.config.pad_token_id if attention_mask is None else attention_mask == 0
         # a graph that is exported has values later: it cannot ask

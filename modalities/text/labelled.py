@@ -41,19 +41,29 @@ class Samples:
             raise ValueError(
                 f"data.text_pair is {config.text_pair!r}, the second text of a pair; the columns of data.path {config.path} are {columns}"
             )
-        self._parts = [corpora.tokenize(self.dataset, name, tokenizer, shortest=1) for name in (column, config.text_pair) if name]
+        self._parts = [
+            corpora.tokenize(self.dataset, name, tokenizer, shortest=1) for name in (column, config.text_pair) if name
+        ]
         usable = self._parts[0].rows if len(self._parts) == 1 else np.intersect1d(*(part.rows for part in self._parts))
         self._rows = usable  # (N,) numbers in the data set
-        self._places = [np.searchsorted(part.rows, usable) for part in self._parts]  # (N,) each: where a row is in its corpus
+        self._places = [
+            np.searchsorted(part.rows, usable) for part in self._parts
+        ]  # (N,) each: where a row is in its corpus
         every_id = sources.identifiers(self.dataset, config.path, split)
         self.ids = [every_id[row] for row in usable]
         self.report = corpora.report(self._parts[0], self.dataset, every_id, config.label)
         for part in self._parts[1:]:
-            self.report.unreadable += [(every_id[row], f"{config.text_pair}: {reason}") for row, reason in part.unreadable]
-            self.report.too_short += [(every_id[row], f"{config.text_pair}: {reason}") for row, reason in part.too_short]
+            self.report.unreadable += [
+                (every_id[row], f"{config.text_pair}: {reason}") for row, reason in part.unreadable
+            ]
+            self.report.too_short += [
+                (every_id[row], f"{config.text_pair}: {reason}") for row, reason in part.too_short
+            ]
         self.report.usable = len(usable)
         self.report.check(config.max_bad_share, config.path)
-        self.classes = sources.classes(self.dataset, config.label) if config.label in self.dataset.column_names else None
+        self.classes = (
+            sources.classes(self.dataset, config.label) if config.label in self.dataset.column_names else None
+        )
         self.lengths = np.array([len(self._row(index)) for index in range(len(usable))])
 
     def __len__(self) -> int:
@@ -96,10 +106,14 @@ class Batches:
         batch = self.sampler(step)
         mine = self._opened.indices[batch[share(len(batch), part, parts)]]
         view = self._opened.train.view(mine, int(self._lengths[batch].max()))
-        return [view._replace(labels=torch.from_numpy(self._opened.labels[mine]))], [self._opened.train.ids[index] for index in mine]
+        return [view._replace(labels=torch.from_numpy(self._opened.labels[mine]))], [
+            self._opened.train.ids[index] for index in mine
+        ]
 
 
-def open_data(config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
+def open_data(
+    config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
+) -> Labelled:
     """The batches and splits of a run; nothing can turn out unreadable later. ValueError: as prepare_tokenizer, Samples and labels.open_splits."""
     data, frontend, train = config.data, config.frontend, config.train
     data.check_splits()
@@ -111,4 +125,8 @@ def open_data(config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str]
         return samples
 
     opened = labels.open_splits(data, train.seed, make)
-    return labels.labelled(opened, Batches(opened, train.batch_size, train.seed), lambda place: save_preprocessor(place, folder, data, frontend))
+    return labels.labelled(
+        opened,
+        Batches(opened, train.batch_size, train.seed),
+        lambda place: save_preprocessor(place, folder, data, frontend),
+    )

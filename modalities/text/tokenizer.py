@@ -29,10 +29,16 @@ def train(lines: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     smallest = len(alphabet) + len(SPECIALS) + 1
     if vocab_size < smallest:
-        raise ValueError(f"data.vocab_size is {vocab_size}: 256 bytes and {len(SPECIALS) + 1} special tokens need at least {smallest}")
+        raise ValueError(
+            f"data.vocab_size is {vocab_size}: 256 bytes and {len(SPECIALS) + 1} special tokens need at least {smallest}"
+        )
     backend = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, min_frequency=2, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size - 1,
+        min_frequency=2,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     backend.train_from_iterator(lines, trainer)
     return adapt(backend, {})
@@ -57,9 +63,13 @@ def load(name: str) -> PreTrainedTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(folder if files else name)
     except (OSError, ValueError) as error:
         where = f"a folder (looked for {folder.absolute()})" if not files else "readable"
-        raise ValueError(f"data.tokenizer {name!r} is not {where}, nor to be had from the Hub: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"data.tokenizer {name!r} is not {where}, nor to be had from the Hub: {str(error).splitlines()[0]}"
+        ) from error
     if not tokenizer.is_fast:
-        raise ValueError(f"data.tokenizer {name!r} is a {type(tokenizer).__name__}, which has no fast version; give one that has")
+        raise ValueError(
+            f"data.tokenizer {name!r} is a {type(tokenizer).__name__}, which has no fast version; give one that has"
+        )
     roles = {"bos": tokenizer.cls_token or tokenizer.bos_token, "eos": tokenizer.sep_token or tokenizer.eos_token}
     roles |= {"pad": tokenizer.pad_token, "unk": tokenizer.unk_token, "mask": tokenizer.mask_token}
     return adapt(tokenizer.backend_tokenizer, {role: token for role, token in roles.items() if token})
@@ -68,16 +78,23 @@ def load(name: str) -> PreTrainedTokenizerFast:
 def adapt(backend: Tokenizer, roles: dict[str, str]) -> PreTrainedTokenizerFast:
     """`backend` with every special token of `NAMES`, those in `roles` by that name, and <s> A </s> or <s> A </s> </s> B </s> as output."""
     vocab = backend.get_vocab(with_added_tokens=True)
-    roles = {role: roles.get(role) or next((name for name in names if name in vocab), names[0]) for role, names in NAMES.items()}
+    roles = {
+        role: roles.get(role) or next((name for name in names if name in vocab), names[0])
+        for role, names in NAMES.items()
+    }
     if roles["unk"] not in vocab:  # bytes know no unknown token: do not spend an id on one
         del roles["unk"]
     if roles["pad"] in (roles["bos"], roles["eos"]):  # a common trick for GPT-2, which would take every <s> for padding
         roles["pad"] = NAMES["pad"][0]
     # lstrip: the blank before <mask> is part of what it replaces
-    backend.add_special_tokens([AddedToken(name, lstrip=role == "mask", special=True, normalized=False) for role, name in roles.items()])
+    backend.add_special_tokens(
+        [AddedToken(name, lstrip=role == "mask", special=True, normalized=False) for role, name in roles.items()]
+    )
     bos, eos = roles["bos"], roles["eos"]
     special = [(name, backend.token_to_id(name)) for name in dict.fromkeys((bos, eos))]
-    backend.post_processor = TemplateProcessing(single=f"{bos} $A {eos}", pair=f"{bos} $A {eos} {eos} $B {eos}", special_tokens=special)
+    backend.post_processor = TemplateProcessing(
+        single=f"{bos} $A {eos}", pair=f"{bos} $A {eos} {eos} $B {eos}", special_tokens=special
+    )
     backend.no_truncation()
     backend.no_padding()
     return PreTrainedTokenizerFast(
@@ -116,7 +133,9 @@ def read(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a run or export. ValueError: there is none."""
     place = find(folder)
     if place is None:
-        raise ValueError(f"{folder} has no tokenizer: looked for {folder / 'tokenizer' / FILES[0]} and {folder / FILES[0]}")
+        raise ValueError(
+            f"{folder} has no tokenizer: looked for {folder / 'tokenizer' / FILES[0]} and {folder / FILES[0]}"
+        )
     return PreTrainedTokenizerFast.from_pretrained(place)
 
 
@@ -132,7 +151,9 @@ def copy(source: Path, target: Path) -> None:
 
 def encode(tokenizer: PreTrainedTokenizerFast, lines: list[str]) -> list[list[int]]:
     """Ids of each line without special tokens, on all cores."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, it does not warn when workers fork later; they never tokenize
+    os.environ.setdefault(
+        "TOKENIZERS_PARALLELISM", "true"
+    )  # said aloud, it does not warn when workers fork later; they never tokenize
     return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(lines, add_special_tokens=False)]
 
 

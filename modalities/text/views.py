@@ -19,10 +19,10 @@ class AugmentConfig:
     """How rows are changed; every view draws anew."""
 
     deletion: float = 0.2  # share of a row's tokens that deletion takes out, before overlap
-    deletion_length: int = (
-        1  # tokens that are taken out side by side: 1 for EDA's words (arXiv 1901.11196), more for CLEAR's spans (arXiv 2012.15466)
-    )
-    crop: list[float] = field(default_factory=lambda: [0.5, 1.0])  # share of a row's tokens that a crop holds, drawn uniformly
+    deletion_length: int = 1  # tokens that are taken out side by side: 1 for EDA's words (arXiv 1901.11196), more for CLEAR's spans (arXiv 2012.15466)
+    crop: list[float] = field(
+        default_factory=lambda: [0.5, 1.0]
+    )  # share of a row's tokens that a crop holds, drawn uniformly
 
     def __post_init__(self):
         """ValueError: a value out of range."""
@@ -52,7 +52,11 @@ def made(name: str, row: np.ndarray, generator: np.random.Generator, augment: Au
         return row
     words = row[1:-1]
     if name == "deletion":
-        words = words[~masking.span(generator, len(words), augment.deletion, augment.deletion_length, min_spans=0, last_frame=True)]
+        words = words[
+            ~masking.span(
+                generator, len(words), augment.deletion, augment.deletion_length, min_spans=0, last_frame=True
+            )
+        ]
     else:
         size = max(1, round(generator.uniform(*augment.crop) * len(words)))
         start = int(generator.integers(len(words) - size + 1))

@@ -18,13 +18,20 @@ MAX_HEADS = 6
 def report(subject: Subject) -> Finding:
     """A row for each of evaluate.pictures samples: the sample, the mean of all heads, and the first heads. ValueError: a trunk without blocks."""
     if not len(subject.encoder.trunk.blocks):
-        raise ValueError("evaluate.reports: attention needs a trunk with blocks; this model has none (model.trunk.depth=0)")
+        raise ValueError(
+            "evaluate.reports: attention needs a trunk with blocks; this model has none (model.trunk.depth=0)"
+        )
     split = subject.shown_split()
     chosen = np.unique(np.linspace(0, len(split.indices) - 1, subject.config.pictures).astype(int))
     view = split.samples.view(split.indices[chosen]).to(subject.device)
     rows, columns = subject.grid("attention", view.modality)
     weights, of_class = attention_of(subject.encoder, view)  # (B, H, T)
-    maps = torch.cat([weights.mean(dim=1, keepdim=True), weights[:, :MAX_HEADS]], dim=1).unflatten(2, (rows, columns)).cpu().numpy()
+    maps = (
+        torch.cat([weights.mean(dim=1, keepdim=True), weights[:, :MAX_HEADS]], dim=1)
+        .unflatten(2, (rows, columns))
+        .cpu()
+        .numpy()
+    )
     pixels = next(iter(view.inputs.values())).movedim(1, -1).cpu().numpy()  # (B, S, S, C)
     tiles = [[shown(picture), *heads] for picture, heads in zip(pixels, maps, strict=True)]
     headings = ["sample", "mean", *(f"head {number}" for number in range(1, maps.shape[1]))]

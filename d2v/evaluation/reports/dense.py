@@ -23,14 +23,18 @@ def report(subject: Subject) -> Finding:
     """Mean IoU over the classes of the test masks, for each encoder; at the masks' resolution, logits of tokens being interpolated."""
     test, config = subject.tested("dense"), subject.config
     if not config.masks:
-        raise ValueError("evaluate.reports: dense needs evaluate.masks, a folder with a mask for each sample of data.path")
+        raise ValueError(
+            "evaluate.reports: dense needs evaluate.masks, a folder with a mask for each sample of data.path"
+        )
     probe = Probe(config.probe_lrs, config.probe_steps, config.probe_holdout, config.seed)
     numbers, lines = {}, []
     for name, encoder in subject.encoders.items():
         x, values = training_tokens(subject, encoder)
         classes, labels = np.unique(values, return_inverse=True)
         if len(classes) < 2:
-            raise ValueError(f"evaluate.masks {config.masks}: the tokens of split {config.train_split!r} have one class, {classes[0]}")
+            raise ValueError(
+                f"evaluate.masks {config.masks}: the tokens of split {config.train_split!r} have one class, {classes[0]}"
+            )
         mean, scale = moments(x)
         weights, _ = fit_probe(((x - mean) * scale).astype(np.float32), labels, len(classes), probe, subject.device)
         confusion = np.zeros((256, 256), dtype=np.int64)
@@ -39,16 +43,23 @@ def report(subject: Subject) -> Finding:
             logits = logits_of(weights, scaled.to(subject.device))[0].cpu()  # (B * T, C)
             predicted = classes[interpolated(logits.unflatten(0, tokens.shape[:3]), masks.shape[-1])]
             real = masks != IGNORED
-            confusion += np.bincount(256 * masks[real].astype(np.int64) + predicted[real], minlength=256 * 256).reshape(256, 256)
+            confusion += np.bincount(256 * masks[real].astype(np.int64) + predicted[real], minlength=256 * 256).reshape(
+                256, 256
+            )
         ious = intersection_over_union(confusion)
-        numbers[name] = {"miou": 100 * float(np.mean(list(ious.values()))), "iou": {str(c): 100 * iou for c, iou in ious.items()}}
+        numbers[name] = {
+            "miou": 100 * float(np.mean(list(ious.values()))),
+            "iou": {str(c): 100 * iou for c, iou in ious.items()},
+        }
         lines.append(f"dense probe of {name}: mean IoU {numbers[name]['miou']:.1f} over {len(ious)} classes")
     return Finding(lines, numbers)
 
 
 def batches(subject: Subject, encoder, split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Tokens (B, rows, columns, D) and masks (B, S, S) of a split."""
-    for indices in np.split(split.indices, range(subject.config.batch_size, len(split.indices), subject.config.batch_size)):
+    for indices in np.split(
+        split.indices, range(subject.config.batch_size, len(split.indices), subject.config.batch_size)
+    ):
         view = split.samples.view(indices).to(subject.device)
         grid = subject.grid("dense", view.modality)
         with frozen(encoder):
@@ -63,12 +74,16 @@ def training_tokens(subject: Subject, encoder) -> tuple[np.ndarray, np.ndarray]:
     parts = []
     for tokens, masks in batches(subject, encoder, subject.train):
         values = majority(masks, tokens.shape[1:3])
-        for x, value in zip(tokens.reshape(len(tokens), -1, tokens.shape[-1]), values.reshape(len(values), -1), strict=True):
+        for x, value in zip(
+            tokens.reshape(len(tokens), -1, tokens.shape[-1]), values.reshape(len(values), -1), strict=True
+        ):
             rows = generator.permutation(np.flatnonzero(value != IGNORED))[:share]
             parts.append((x[rows], value[rows]))
     x, values = (np.concatenate(part) for part in zip(*parts, strict=True))
     if not len(values):
-        raise ValueError(f"evaluate.masks {subject.config.masks}: no token of split {subject.config.train_split!r} has a class")
+        raise ValueError(
+            f"evaluate.masks {subject.config.masks}: no token of split {subject.config.train_split!r} has a class"
+        )
     return x, values
 
 
@@ -86,7 +101,11 @@ def majority(masks: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
 
 def interpolated(logits: Tensor, size: int) -> np.ndarray:
     """(B, rows, columns, C) -> the best class of each pixel, (B, S, S)."""
-    return F.interpolate(logits.movedim(-1, 1), size=(size, size), mode="bilinear", align_corners=False).argmax(dim=1).numpy()
+    return (
+        F.interpolate(logits.movedim(-1, 1), size=(size, size), mode="bilinear", align_corners=False)
+        .argmax(dim=1)
+        .numpy()
+    )
 
 
 def intersection_over_union(confusion: np.ndarray) -> dict[int, float]:

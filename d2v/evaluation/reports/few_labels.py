@@ -17,18 +17,26 @@ def report(subject: Subject) -> Finding:
     for name, (near, far) in subject.features.items():
         assert far is not None
         for amount in config.few_labels:
-            draws = [draw(labels, amount, np.random.default_rng((config.seed, number))) for number in range(config.few_draws)]
+            draws = [
+                draw(labels, amount, np.random.default_rng((config.seed, number))) for number in range(config.few_draws)
+            ]
             scores = [100 * accuracy(near[rows], labels[rows], far, test.labels) for rows in draws]
             found = {"labels": float(len(draws[0])), "mean": float(np.mean(scores)), "spread": float(np.std(scores))}
             numbers.setdefault(name, {})[amount] = found
     curves = {
-        name: Curve(*([amount[key] for amount in sorted(curve.values(), key=lambda a: a["labels"])] for key in ("labels", "mean", "spread")))
+        name: Curve(
+            *(
+                [amount[key] for amount in sorted(curve.values(), key=lambda a: a["labels"])]
+                for key in ("labels", "mean", "spread")
+            )
+        )
         for name, curve in numbers.items()
     }
     figure = lines_figure(curves, title=f"Few labels: {subject.name}", xlabel="labels", ylabel="accuracy (%)", log=True)
     save_figure(figure, subject.picture("few_labels"))
     lines = [
-        f"few labels of {name}: " + ", ".join(f"{amount} {a['mean']:.1f} ±{a['spread']:.1f}" for amount, a in curve.items())
+        f"few labels of {name}: "
+        + ", ".join(f"{amount} {a['mean']:.1f} ±{a['spread']:.1f}" for amount, a in curve.items())
         for name, curve in numbers.items()
     ]
     return Finding(lines, numbers)

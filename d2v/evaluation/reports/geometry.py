@@ -34,7 +34,9 @@ def report(subject: Subject) -> Finding:
         )
     spectra = {name: values for name, x in features.items() if (values := singular_values(x)).any()}
     if spectra:
-        save_figure(spectrum_figure(spectra, f"Singular values of the covariance: {subject.name}"), subject.picture("spectrum"))
+        save_figure(
+            spectrum_figure(spectra, f"Singular values of the covariance: {subject.name}"), subject.picture("spectrum")
+        )
     return Finding(lines, numbers)
 
 

@@ -23,6 +23,7 @@ def report(subject: Subject) -> Finding:
     figure = lines_figure(drawn, title=f"k-NN of {subject.name}", xlabel="k", ylabel="accuracy (%)", log=True)
     save_figure(figure, subject.picture("knn_sweep"))
     lines = [
-        f"k-NN of {name}: {min(c.values()):.1f} to {max(c.values()):.1f}, best at k = {max(c, key=lambda k: c[k])}" for name, c in curves.items()
+        f"k-NN of {name}: {min(c.values()):.1f} to {max(c.values()):.1f}, best at k = {max(c, key=lambda k: c[k])}"
+        for name, c in curves.items()
     ]
     return Finding(lines, curves)

@@ -12,7 +12,9 @@ def report(subject: Subject) -> Finding:
     far = {} if subject.test is None else subject.pooled(subject.test, "all")
     numbers = {
         name: {
-            layer: evaluate_features(x, far.get(name, {}).get(layer), subject.train, subject.test, subject.config, subject.device)
+            layer: evaluate_features(
+                x, far.get(name, {}).get(layer), subject.train, subject.test, subject.config, subject.device
+            )
             for layer, x in layers.items()
             if layer != "last"  # the last block's end, through a norm if there is one
         }
@@ -23,7 +25,12 @@ def report(subject: Subject) -> Finding:
         for score in next(iter(layers.values())):
             values = [scores[score] for scores in layers.values()]
             curves[f"{name}: {score}"] = Curve(list(range(len(values))), values)
-            lines.append(f"{score} of {name}: " + ", ".join(f"{layer} {value:.1f}" for layer, value in zip(layers, values, strict=True)))
-    figure = lines_figure(curves, title=f"Layers of {subject.name}", xlabel="block (0: local features)", ylabel="accuracy (%)")
+            lines.append(
+                f"{score} of {name}: "
+                + ", ".join(f"{layer} {value:.1f}" for layer, value in zip(layers, values, strict=True))
+            )
+    figure = lines_figure(
+        curves, title=f"Layers of {subject.name}", xlabel="block (0: local features)", ylabel="accuracy (%)"
+    )
     save_figure(figure, subject.picture("layer_curve"))
     return Finding(lines, numbers)

@@ -10,7 +10,9 @@ def report(subject: Subject) -> Finding:
     numbers, lines, labels = {}, [], subject.labels("logistic")
     for name, (near, far) in subject.features.items():
         assert far is not None
-        score, c = logistic_regression(near, labels, far, test.labels, cs=config.logistic_cs, held=config.probe_holdout, seed=config.seed)
+        score, c = logistic_regression(
+            near, labels, far, test.labels, cs=config.logistic_cs, held=config.probe_holdout, seed=config.seed
+        )
         numbers[name] = {"accuracy": 100 * score, "C": c}
         lines.append(f"logistic regression of {name}: {100 * score:.1f} (C = {c:g}, chosen by a holdout)")
     return Finding(lines, numbers)

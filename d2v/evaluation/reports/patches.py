@@ -25,9 +25,16 @@ def report(subject: Subject) -> Finding:
             x = layer_tokens(encoder, view, [subject.layer], "evaluate.layer")[0][subject.layer]  # (B, T, D)
         colours, shares[name] = main_directions(x.float())
         columns.append(list(shown(colours.reshape(-1, 1, 3).cpu().numpy()).reshape(len(pixels), *grid, 3)))
-    figure = tiles_figure(list(zip(*columns, strict=True)), ["sample", *subject.encoders], f"Main directions of the tokens: {subject.name}")
+    figure = tiles_figure(
+        list(zip(*columns, strict=True)),
+        ["sample", *subject.encoders],
+        f"Main directions of the tokens: {subject.name}",
+    )
     save_figure(figure, subject.picture("patches"))
-    lines = [f"patches of {name}: three directions hold {100 * sum(share):.0f} % of the variance" for name, share in shares.items()]
+    lines = [
+        f"patches of {name}: three directions hold {100 * sum(share):.0f} % of the variance"
+        for name, share in shares.items()
+    ]
     return Finding(lines, {"variance": shares})
 
 

@@ -18,10 +18,19 @@ from d2v.objectives.data2vec import Data2Vec
 TABLE = "rel_pos_bias.relative_position_bias_table"
 INDEX = "rel_pos_bias.relative_position_index"
 NEEDED = {"cls_token": 3, "patch_embed.proj.weight": 4, TABLE: 2, "blocks.0.mlp.fc1.weight": 2}  # and their dimensions
-UNHELD = ("objective.top_k", "objective.ema_")  # chosen on the fork's command line; other targets and losses than the published are not written
+UNHELD = (
+    "objective.top_k",
+    "objective.ema_",
+)  # chosen on the fork's command line; other targets and losses than the published are not written
 # what a setting of ours must be for the tensors to have these names and shapes
 REQUIRED = {
-    "model.frontends.image": {"relative_bias": True, "bias_layers": 1, "class_token": True, "positions": "none", "mask_token": True},
+    "model.frontends.image": {
+        "relative_bias": True,
+        "bias_layers": 1,
+        "class_token": True,
+        "positions": "none",
+        "mask_token": True,
+    },
     "model.trunk": {"pre_norm": True, "qkv_bias": "qv", "input_norm": False, "final_norm": True},
     "objective": {"head_layers": 1},
 }
@@ -38,9 +47,13 @@ def load(checkpoint: dict) -> Data2Vec:
     state, teacher = dict(checkpoint["model"]), checkpoint.get("model_ema")
     for key, dimensions in NEEDED.items():
         if not isinstance(state.get(key), Tensor):
-            raise ValueError(f"model is incomplete: it has no key {key}; the pretraining checkpoint of the BEiT fork has it")
+            raise ValueError(
+                f"model is incomplete: it has no key {key}; the pretraining checkpoint of the BEiT fork has it"
+            )
         if state[key].ndim != dimensions:
-            raise ValueError(f"model has {key} of shape {tuple(state[key].shape)}; it must have {dimensions} dimensions")
+            raise ValueError(
+                f"model has {key} of shape {tuple(state[key].shape)}; it must have {dimensions} dimensions"
+            )
     objective = _build(state)
     parts = [_without_index(part) for part in (state, teacher) if part is not None]
     if len(parts) == 2:  # the predictor has no teacher
@@ -52,11 +65,17 @@ def load(checkpoint: dict) -> Data2Vec:
 def save(objective: Data2Vec) -> dict:
     """The checkpoint that `load` reads; its `model_ema` has the student's head, as ours is not averaged. ValueError: see REQUIRED."""
     encoder, table = encoder_of(objective)[0], names(objective)
-    configs = {"model.frontends.image": encoder.frontends["image"].config, "model.trunk": encoder.trunk.config, "objective": objective.config}
+    configs = {
+        "model.frontends.image": encoder.frontends["image"].config,
+        "model.trunk": encoder.trunk.config,
+        "objective": objective.config,
+    }
     for part, wanted in REQUIRED.items():
         for name, value in wanted.items():
             if (given := getattr(configs[part], name)) != value:
-                raise ValueError(f"fairseq's format cannot hold {part}.{name}={given}: images of data2vec 1.0 have {value}")
+                raise ValueError(
+                    f"fairseq's format cannot hold {part}.{name}={given}: images of data2vec 1.0 have {value}"
+                )
     head = original(objective.predictor.state_dict(), table.head)
     found = {}
     for name, module in (("model", encoder), ("model_ema", objective.teacher["encoder"])):
@@ -69,12 +88,20 @@ def save(objective: Data2Vec) -> dict:
 def names(objective: Data2Vec) -> Names:
     """The reference's names of this objective's parts."""
     ours = "frontends.image."
-    student: Table = [(TABLE, f"{ours}bias_table"), ("cls_token", f"{ours}class_token"), ("mask_token", f"{ours}mask_token")]
+    student: Table = [
+        (TABLE, f"{ours}bias_table"),
+        ("cls_token", f"{ours}class_token"),
+        ("mask_token", f"{ours}mask_token"),
+    ]
     student += [("patch_embed.proj.", f"{ours}patch_embed."), ("norm.", "trunk.final_norm.")]
     for number in range(encoder_of(objective)[0].trunk.config.depth):
         old, new = f"blocks.{number}.", f"trunk.blocks.{number}."
         student += [(f"{old}{part}.", f"{new}{part}.") for part in ("norm1", "norm2", "mlp")]
-        student += [(f"{old}attn.", f"{new}attention."), (f"{old}gamma_1", f"{new}scale1"), (f"{old}gamma_2", f"{new}scale2")]
+        student += [
+            (f"{old}attn.", f"{new}attention."),
+            (f"{old}gamma_1", f"{new}scale1"),
+            (f"{old}gamma_2", f"{new}scale2"),
+        ]
     return Names(student, student, [("lm_head.", "layers.0.")])
 
 

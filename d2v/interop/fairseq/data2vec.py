@@ -16,7 +16,18 @@ from d2v.interop.fairseq import beit
 from d2v.interop.fairseq import data2vec2 as fairseq2
 from d2v.interop.fairseq.settings import conv_layers, spec_of, targets, targets_of
 from d2v.interop.fidelity import check_same
-from d2v.interop.renaming import Names, Table, encoder_of, fill_objective, original, plain, read, require, section, without
+from d2v.interop.renaming import (
+    Names,
+    Table,
+    encoder_of,
+    fill_objective,
+    original,
+    plain,
+    read,
+    require,
+    section,
+    without,
+)
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.transformer import TrunkConfig
@@ -37,7 +48,11 @@ REQUIRED = {
         "pos_enc_type": "abs",
         "final_dim": 0,
     },
-    "data2vec_text": {"transformer.activation_fn": "gelu", "transformer.encoder.learned_pos": True, "transformer.no_scale_embedding": True},
+    "data2vec_text": {
+        "transformer.activation_fn": "gelu",
+        "transformer.encoder.learned_pos": True,
+        "transformer.no_scale_embedding": True,
+    },
 }
 
 
@@ -50,11 +65,17 @@ def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) 
     first key that is missing, left over, or of another shape; nothing is half loaded.
     """
     checkpoint = checkpoint if isinstance(checkpoint, dict) else read(Path(checkpoint))
-    checkpoint = without(checkpoint, lambda key: key not in ("cfg", "model", "model_ema"), "so that the optimizer and the step start anew")
+    checkpoint = without(
+        checkpoint,
+        lambda key: key not in ("cfg", "model", "model_ema"),
+        "so that the optimizer and the step start anew",
+    )
     if beit.is_beit(checkpoint):
         return beit.load(checkpoint)
     if not isinstance(checkpoint.get("cfg"), dict) or not isinstance(checkpoint.get("model"), dict):
-        raise ValueError(f"a fairseq checkpoint holds 'cfg' and 'model'; this one holds {', '.join(map(str, checkpoint)) or 'nothing'}")
+        raise ValueError(
+            f"a fairseq checkpoint holds 'cfg' and 'model'; this one holds {', '.join(map(str, checkpoint)) or 'nothing'}"
+        )
     cfg = {"model": {}, **{key: value for key, value in checkpoint["cfg"].items() if value is not None}}
     model, state = plain(section(cfg, "model", "cfg")), dict(checkpoint["model"])
     kind = model.get("_name") or _guess(state)
@@ -73,7 +94,9 @@ def save_fairseq(objective: Objective, path: str | Path) -> None:
     What would be written is read back first: a file that exists holds the whole objective (of images of 1.0: without top_k and the EMA's rates).
     """
     modality = encoder_of(objective)[1]
-    writers: dict[tuple[type, str], Callable[[Any], dict]] = {(Data2Vec2, name): fairseq2.save for name in fairseq2.NAMES}
+    writers: dict[tuple[type, str], Callable[[Any], dict]] = {
+        (Data2Vec2, name): fairseq2.save for name in fairseq2.NAMES
+    }
     writers |= {(Data2Vec, "speech"): save, (Data2Vec, "text"): save, (Data2Vec, "image"): beit.save}
     write = writers.get((type(objective), modality))
     if write is None:
@@ -88,12 +111,16 @@ def _checked(objective: Any, write: Callable[[Any], dict]) -> dict:
     try:
         checkpoint = write(objective)
     except KeyError as error:
-        raise ValueError(f"fairseq's format cannot hold this objective: it has no {error.args[0]}, which the format needs") from None
+        raise ValueError(
+            f"fairseq's format cannot hold this objective: it has no {error.args[0]}, which the format needs"
+        ) from None
     with torch.random.fork_rng(devices=[]):  # building an objective draws numbers that a run in progress would miss
         try:
             back = load_fairseq(checkpoint)
         except ValueError as error:
-            raise ValueError(f"fairseq's format cannot hold this objective: what it holds is refused, as {error}") from None
+            raise ValueError(
+                f"fairseq's format cannot hold this objective: what it holds is refused, as {error}"
+            ) from None
     check_same(objective, back, beit.UNHELD if beit.is_beit(checkpoint) else ())
     return checkpoint
 
@@ -129,7 +156,12 @@ def _speech(cfg: dict, state: dict, quirks: bool) -> Objective:
     shared = ["frontends.speech." + part for part in ("extractor", "norm", "projection", "mask_token")]
     if cfg.get("ema_layers_only", False):
         shared.append("frontends.speech.positions_conv")
-    objective = _build("speech", frontend, trunk, {**targets(cfg, "ffn"), "shared": shared, "feed_tokens": True, "norm_over_padding": quirks})
+    objective = _build(
+        "speech",
+        frontend,
+        trunk,
+        {**targets(cfg, "ffn"), "shared": shared, "feed_tokens": True, "norm_over_padding": quirks},
+    )
     teacher = state.pop("_ema", None)
     state = {re.sub(r"^final_proj\.0\.", "final_proj.", key): value for key, value in state.items()}
     fill_objective(objective, objective.predictor, names(objective), state, teacher)
@@ -141,11 +173,16 @@ def _text(cfg: dict, state: dict, quirks: bool) -> Objective:
     encoder = section(transformer, "encoder", "cfg.model.transformer")
     if encoder.get("normalize_before", False):
         raise ValueError("cfg.model.transformer.encoder.normalize_before is True; data2vec's text encoder is post-norm")
-    state = {re.sub(r"^decoder\.", "encoder.", k).replace(".emb_layer_norm.", ".layernorm_embedding."): v for k, v in state.items()}
+    state = {
+        re.sub(r"^decoder\.", "encoder.", k).replace(".emb_layer_norm.", ".layernorm_embedding."): v
+        for k, v in state.items()
+    }
     words = state.get("encoder.sentence_encoder.embed_tokens.weight")
     positions = state.get("encoder.sentence_encoder.embed_positions.weight")
     if words is None or positions is None:
-        raise ValueError("the first missing key is encoder.sentence_encoder.embed_tokens.weight or embed_positions.weight")
+        raise ValueError(
+            "the first missing key is encoder.sentence_encoder.embed_tokens.weight or embed_positions.weight"
+        )
     # fairseq's dictionary: <s> 0, <pad> 1, </s> 2, <unk> 3, words, and <mask> appended last
     frontend = {"vocab_size": len(words), "mask_token_id": len(words) - 1, "max_positions": len(positions) - 2}
     trunk = TrunkConfig(
@@ -172,7 +209,11 @@ def _text(cfg: dict, state: dict, quirks: bool) -> Objective:
     )
     teacher = state.pop("encoder._ema", None)
     state = {k: v for k, v in state.items() if not k.endswith(".version")}
-    state = without(state, lambda key: key.startswith(("encoder.lm_head.", "classification_heads.")), "which has no place in pretraining")
+    state = without(
+        state,
+        lambda key: key.startswith(("encoder.lm_head.", "classification_heads.")),
+        "which has no place in pretraining",
+    )
     if teacher is not None:
         teacher = {k: v for k, v in teacher.items() if k != "version"}
     fill_objective(objective, objective.predictor, names(objective), state, teacher)
@@ -188,7 +229,10 @@ def save(objective: Data2Vec) -> dict:
         student["encoder.sentence_encoder.version"], teacher["version"] = torch.tensor([3.0]), torch.tensor([3.0])
     settings = (_text_settings if modality == "text" else _speech_settings)(objective)
     common = {**targets_of(objective.config), **settings}
-    return {"cfg": {"model": common, "task": {}}, "model": {**student, "encoder._ema" if modality == "text" else "_ema": teacher}}
+    return {
+        "cfg": {"model": common, "task": {}},
+        "model": {**student, "encoder._ema" if modality == "text" else "_ema": teacher},
+    }
 
 
 def _speech_settings(objective: Data2Vec) -> dict:
@@ -249,15 +293,23 @@ def names(objective: Data2Vec) -> Names:
     for number in range(encoder.trunk.config.depth):
         old, new = f"{prefix}layers.{number}.", f"trunk.blocks.{number}."
         table += [(f"{old}self_attn.{part}_proj.", f"{new}attention.qkv.{part}.") for part in "qkv"]
-        table += [(f"{old}self_attn.out_proj.", f"{new}attention.proj."), (f"{old}self_attn_layer_norm.", f"{new}norm1.")]
-        table += [(f"{old}fc{part}.", f"{new}mlp.fc{part}.") for part in "12"] + [(f"{old}final_layer_norm.", f"{new}norm2.")]
+        table += [
+            (f"{old}self_attn.out_proj.", f"{new}attention.proj."),
+            (f"{old}self_attn_layer_norm.", f"{new}norm1."),
+        ]
+        table += [(f"{old}fc{part}.", f"{new}mlp.fc{part}.") for part in "12"] + [
+            (f"{old}final_layer_norm.", f"{new}norm2.")
+        ]
     if modality == "text":
         parts = {"embed_tokens.": "frontends.text.tokens.", "embed_positions.": "frontends.text.position_table."}
         table += [(prefix + old, new) for old, new in {**parts, "layernorm_embedding.": "trunk.input_norm."}.items()]
         head = [(f"encoder.regression_head.{2 * n}.", f"layers.{2 * n}.") for n in range(objective.config.head_layers)]
         return Names(table, [(old.removeprefix(prefix), new) for old, new in table], head)
     frontend = encoder.frontends[modality]
-    table += [(f"encoder.pos_conv.{n}.0.", f"frontends.speech.positions_conv.{n}.") for n in range(len(frontend.positions_conv))]
+    table += [
+        (f"encoder.pos_conv.{n}.0.", f"frontends.speech.positions_conv.{n}.")
+        for n in range(len(frontend.positions_conv))
+    ]
     table += [("encoder.layer_norm.", "trunk.final_norm." if encoder.trunk.config.final_norm else "trunk.input_norm.")]
     teacher = [(old.removeprefix(prefix), new) for old, new in table]
     parts = {"mask_emb": "mask_token", "layer_norm.": "norm.", "post_extract_proj.": "projection."}
@@ -271,7 +323,9 @@ def names(objective: Data2Vec) -> Names:
 def _build(modality: str, frontend: dict, trunk: TrunkConfig, settings: dict) -> Data2Vec:
     plugin = plugins.load("d2v.objectives", "data2vec")
     frontend_config = plugins.load("d2v.modalities", modality).FrontendConfig(**frontend)
-    return plugin.build(D2vModel(D2vConfig(frontends={modality: frontend_config}, trunk=trunk)), plugin.Config(**settings))
+    return plugin.build(
+        D2vModel(D2vConfig(frontends={modality: frontend_config}, trunk=trunk)), plugin.Config(**settings)
+    )
 
 
 def _guess(state: dict) -> str | None:

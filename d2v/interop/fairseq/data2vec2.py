@@ -38,7 +38,12 @@ REQUIRED_OF_ENCODER = {
     "decoder.add_positions_all": False,
 }
 REQUIRED_OF = {
-    "image": {"use_alibi_encoder": False, "fixed_positions": True, "transformer_decoder": False, "enc_dec_transformer": False},
+    "image": {
+        "use_alibi_encoder": False,
+        "fixed_positions": True,
+        "transformer_decoder": False,
+        "enc_dec_transformer": False,
+    },
     "speech": {"num_extra_tokens": 0, "alibi_scale": 1.0, "extractor_mode": "layer_norm", "conv_pos_pre_ln": False},
     "text": {
         "num_extra_tokens": 0,
@@ -74,14 +79,26 @@ def names(objective: Data2Vec2) -> Names:
     blocks: Table = []
     for number in range(encoder.trunk.config.depth):
         main = number - encoder.trunk.config.prenet_depth
-        old, new = f"blocks.{main}." if main >= 0 else f"{theirs}context_encoder.blocks.{number}.", f"trunk.blocks.{number}."
+        old, new = (
+            f"blocks.{main}." if main >= 0 else f"{theirs}context_encoder.blocks.{number}.",
+            f"trunk.blocks.{number}.",
+        )
         blocks += [(f"{old}{part}.", f"{new}{part}.") for part in ("norm1", "norm2", "mlp")]
         blocks += [(f"{old}attn.", f"{new}attention.")]
-    student = [*blocks, (f"{theirs}context_encoder.norm.", "trunk.input_norm."), *_frontend_names(encoder, modality, theirs)]
-    decoder = [(f"{theirs}decoder.blocks.{number}.0.", f"layers.{number}.conv.") for number in range(len(objective.decoder.layers))]
+    student = [
+        *blocks,
+        (f"{theirs}context_encoder.norm.", "trunk.input_norm."),
+        *_frontend_names(encoder, modality, theirs),
+    ]
+    decoder = [
+        (f"{theirs}decoder.blocks.{number}.0.", f"layers.{number}.conv.")
+        for number in range(len(objective.decoder.layers))
+    ]
     decoder += [(f"{theirs}decoder.proj." + (f"{2 * n}." if depth > 1 else ""), f"head.{2 * n}.") for n in range(depth)]
     # without what the teacher shares; that of text is the list of blocks alone
-    teacher = [(old, new) for old, new in student if not any(new.startswith(f"{part}.") for part in objective.config.shared)]
+    teacher = [
+        (old, new) for old, new in student if not any(new.startswith(f"{part}.") for part in objective.config.shared)
+    ]
     if modality == "text":
         teacher = [(old.removeprefix("blocks."), new) for old, new in blocks]
     return Names(student, teacher, decoder)
@@ -111,7 +128,11 @@ def _settings_of(objective: Data2Vec2) -> dict[str, Any]:
         "type": NAMES[modality],
         "prenet_depth": trunk.prenet_depth,
         "prenet_layerdrop": trunk.layer_drop if trunk.prenet_layer_drop is None else trunk.prenet_layer_drop,
-        "prenet_dropout": 0.0 if modality == "text" else trunk.dropout if trunk.input_dropout is None else trunk.input_dropout,
+        "prenet_dropout": 0.0
+        if modality == "text"
+        else trunk.dropout
+        if trunk.input_dropout is None
+        else trunk.input_dropout,
         "ema_local_encoder": not config.feed_tokens,
         "mask_noise_std": config.decoder.noise,
         "decoder": {
@@ -182,7 +203,10 @@ def _text_of(config: Any) -> dict[str, Any]:
 def _frontend_names(encoder: Any, modality: str, theirs: str) -> Table:
     frontend, ours = encoder.frontends[modality], f"frontends.{modality}."
     if modality == "image":
-        return [(f"{theirs}local_encoder.proj.", f"{ours}patch_embed."), (f"{theirs}extra_tokens", f"{ours}class_token")]
+        return [
+            (f"{theirs}local_encoder.proj.", f"{ours}patch_embed."),
+            (f"{theirs}extra_tokens", f"{ours}class_token"),
+        ]
     if modality == "text":
         parts = {"embed_tokens": "tokens", "embed_positions": "position_table", "layernorm_embedding": "norm"}
         return [(f"{theirs}local_encoder.{old}.", f"{ours}{new}.") for old, new in parts.items()]
@@ -200,36 +224,54 @@ def _modality(state: dict) -> str:
     found = {key.split(".")[1] for key in state if key.startswith("modality_encoders.")}
     known = {theirs: ours for ours, theirs in NAMES.items()}
     if len(found) != 1 or not found <= known.keys():
-        raise ValueError(f"model has modality_encoders for {', '.join(sorted(found)) or 'nothing'}; this reads one of {', '.join(known)}")
+        raise ValueError(
+            f"model has modality_encoders for {', '.join(sorted(found)) or 'nothing'}; this reads one of {', '.join(known)}"
+        )
     return known[found.pop()]
 
 
 def _old_names(state: dict) -> dict:
     """Without the teacher and what early versions had, and with later names."""
-    state = without({key: value for key, value in state.items() if key != "_ema"}, lambda key: key.endswith("encoder_mask"), "a buffer without use")
-    return {key.replace("positional_encoder.pos_embed", "positional_encoder.positions"): value for key, value in state.items()}
+    state = without(
+        {key: value for key, value in state.items() if key != "_ema"},
+        lambda key: key.endswith("encoder_mask"),
+        "a buffer without use",
+    )
+    return {
+        key.replace("positional_encoder.pos_embed", "positional_encoder.positions"): value
+        for key, value in state.items()
+    }
 
 
 def _simplified(state: dict, objective: Data2Vec2) -> dict:
     """Fixed positions are computed here, and scales of ALiBi are one list. ValueError: other positions."""
-    state = {key: value.flatten() if key.endswith("alibi_scale") and isinstance(value, torch.Tensor) else value for key, value in state.items()}
+    state = {
+        key: value.flatten() if key.endswith("alibi_scale") and isinstance(value, torch.Tensor) else value
+        for key, value in state.items()
+    }
     given = state.pop("modality_encoders.IMAGE.fixed_positional_encoder.positions", None)
     if given is not None:
         expected = _positions(encoder_of(objective)[0])
         if given.shape != (1, *expected.shape) or not torch.allclose(given[0].float(), expected, atol=1e-3):
-            raise ValueError("modality_encoders.IMAGE.fixed_positional_encoder.positions are not sine and cosine of column and row")
+            raise ValueError(
+                "modality_encoders.IMAGE.fixed_positional_encoder.positions are not sine and cosine of column and row"
+            )
     return state
 
 
 def _positions(encoder: Any) -> torch.Tensor:
     """(T, D)."""
     frontend = encoder.frontends["image"]
-    return frontend.positions(torch.zeros(1, frontend.grid[0] * frontend.grid[1], encoder.trunk.config.dim), None).clone()
+    return frontend.positions(
+        torch.zeros(1, frontend.grid[0] * frontend.grid[1], encoder.trunk.config.dim), None
+    ).clone()
 
 
 def _build(modality: str, cfg: dict, encoder: dict, state: dict, quirks: bool) -> Data2Vec2:
     if cfg.get("encoder_dropout", 0.1) != cfg.get("post_mlp_drop", 0.1):
-        raise ValueError(f"cfg.model.post_mlp_drop is {cfg['post_mlp_drop']}; it must equal cfg.model.encoder_dropout, {cfg['encoder_dropout']}")
+        raise ValueError(
+            f"cfg.model.post_mlp_drop is {cfg['post_mlp_drop']}; it must equal cfg.model.encoder_dropout, {cfg['encoder_dropout']}"
+        )
     prenet = int(encoder["prenet_depth"])
     text = modality == "text"
     trunk = TrunkConfig(
@@ -247,12 +289,20 @@ def _build(modality: str, cfg: dict, encoder: dict, state: dict, quirks: bool) -
         prenet_layer_drop=encoder.get("prenet_layerdrop", 0.0),
         drop_path=cfg.get("end_drop_path_rate", 0.0),
     )
-    frontend = {"image": _image, "speech": _speech, "text": _text}[modality](encoder, prenet + cfg["depth"], state, quirks)
+    frontend = {"image": _image, "speech": _speech, "text": _text}[modality](
+        encoder, prenet + cfg["depth"], state, quirks
+    )
     config = plugins.load("d2v.modalities", modality).FrontendConfig(**frontend)
     local = encoder.get("ema_local_encoder", False)
-    parts = {"image": ("patch_embed",), "speech": ("extractor", "norm", "projection"), "text": ("tokens", "position_table", "norm")}
+    parts = {
+        "image": ("patch_embed",),
+        "speech": ("extractor", "norm", "projection"),
+        "text": ("tokens", "position_table", "norm"),
+    }
     if cfg.get("ema_encoder_only", False) and not text:
-        raise ValueError(f"cfg.model.ema_encoder_only is True; for {SECTIONS[modality]} only False is known to data2vec's published models")
+        raise ValueError(
+            f"cfg.model.ema_encoder_only is True; for {SECTIONS[modality]} only False is known to data2vec's published models"
+        )
     plugin = plugins.load("d2v.objectives", "data2vec2")
     settings = plugin.Config(
         **targets(cfg, "block" if cfg.get("end_of_block_targets", False) else "ffn"),
@@ -284,7 +334,9 @@ def _decoder(modality: str, encoder: dict) -> dict[str, Any]:
 
 def _image(encoder: dict, depth: int, state: dict, quirks: bool) -> dict[str, Any]:
     if encoder["num_extra_tokens"] not in (0, 1):
-        raise ValueError(f"cfg.model.modalities.image.num_extra_tokens is {encoder['num_extra_tokens']}; it may be 0 or 1")
+        raise ValueError(
+            f"cfg.model.modalities.image.num_extra_tokens is {encoder['num_extra_tokens']}; it may be 0 or 1"
+        )
     return {
         "image_size": encoder["input_size"],
         "patch_size": encoder["patch_size"],
@@ -298,13 +350,17 @@ def _image(encoder: dict, depth: int, state: dict, quirks: bool) -> dict[str, An
 
 
 def _speech(encoder: dict, depth: int, state: dict, quirks: bool) -> dict[str, Any]:
-    width, kernels, strides = conv_layers(encoder["feature_encoder_spec"], "cfg.model.modalities.audio.feature_encoder_spec")
+    width, kernels, strides = conv_layers(
+        encoder["feature_encoder_spec"], "cfg.model.modalities.audio.feature_encoder_spec"
+    )
     alibi = "none"
     if encoder["use_alibi_encoder"]:
         alibi = "head" if encoder["learned_alibi_scale_per_head"] else "one"
         if not encoder["learned_alibi_scale"]:
             if alibi == "head":
-                raise ValueError("cfg.model.modalities.audio.learned_alibi_scale is False, yet its scale is per head; it must be True")
+                raise ValueError(
+                    "cfg.model.modalities.audio.learned_alibi_scale is False, yet its scale is per head; it must be True"
+                )
             alibi = "fixed"
     return {
         "conv_dim": width,
@@ -315,7 +371,9 @@ def _speech(encoder: dict, depth: int, state: dict, quirks: bool) -> dict[str, A
         "pos_groups": encoder["conv_pos_groups"],
         "mask_token": False,
         "alibi": alibi,
-        "alibi_layers": depth if encoder["use_alibi_encoder"] and encoder.get("learned_alibi_scale_per_layer", False) else 1,
+        "alibi_layers": depth
+        if encoder["use_alibi_encoder"] and encoder.get("learned_alibi_scale_per_layer", False)
+        else 1,
         "reference_padding": quirks,
         "reference_padded_input": quirks,
     }

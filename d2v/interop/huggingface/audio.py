@@ -16,14 +16,24 @@ HEADS = {
     transformers.Data2VecAudioForCTC: Head(
         D2vForCTC,
         [("lm_head.", "head.out.")],
-        lambda config: {"head.num_labels": config.vocab_size, "task.blank": config.pad_token_id, "task.dropout": config.final_dropout},
-        lambda ours: {"vocab_size": ours["head.num_labels"], "pad_token_id": ours["task.blank"], "final_dropout": ours["task.dropout"]},
+        lambda config: {
+            "head.num_labels": config.vocab_size,
+            "task.blank": config.pad_token_id,
+            "task.dropout": config.final_dropout,
+        },
+        lambda ours: {
+            "vocab_size": ours["head.num_labels"],
+            "pad_token_id": ours["task.blank"],
+            "final_dropout": ours["task.dropout"],
+        },
     ),
     # the mean of a linear layer is the linear layer of the mean
     transformers.Data2VecAudioForSequenceClassification: Head(
         D2vForSequenceClassification,
         [("projector.", "head.dense."), ("classifier.", "head.out.")],
-        lambda config: shared.classifier(config, pooling="mean", dense_dim=config.classifier_proj_size, activation="none"),
+        lambda config: shared.classifier(
+            config, pooling="mean", dense_dim=config.classifier_proj_size, activation="none"
+        ),
         lambda ours: {"classifier_proj_size": ours["task.dense_dim"]},
     ),
 }
@@ -39,7 +49,12 @@ SETTINGS = shared.SETTINGS | {
     "activation_dropout": "trunk.activation_dropout",
     "layerdrop": "trunk.layer_drop",
 }
-REQUIRED = shared.REQUIRED | {"feat_extract_activation": "gelu", "conv_bias": False, "add_adapter": False, "use_weighted_layer_sum": False}
+REQUIRED = shared.REQUIRED | {
+    "feat_extract_activation": "gelu",
+    "conv_bias": False,
+    "add_adapter": False,
+    "use_weighted_layer_sum": False,
+}
 HELD = shared.POST_NORM | {
     "frontend.kind": (("waveform",), "it reads the waveform, not a spectrogram"),
     "frontend.reference_padded_input": ((False,), "it zeroes padded frames before the positions"),
@@ -50,17 +65,26 @@ def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
     """ValueError: an extractor whose layers differ in width."""
     if len(set(config.conv_dim)) != 1:
         raise ValueError(f"conv_dim is {list(config.conv_dim)}; the layers of d2v's extractor have one width")
-    return {"frontend.conv_dim": config.conv_dim[0], "frontend.norm_eps": config.layer_norm_eps, "frontend.mask_token": "masked_spec_embed" in state}
+    return {
+        "frontend.conv_dim": config.conv_dim[0],
+        "frontend.norm_eps": config.layer_norm_eps,
+        "frontend.mask_token": "masked_spec_embed" in state,
+    }
 
 
 def write(ours: dict[str, Any]) -> dict[str, Any]:
     """ValueError: two values of epsilon."""
     if ours["frontend.norm_eps"] != ours["trunk.norm_eps"]:
         values = f"{ours['frontend.norm_eps']} and model.trunk.norm_eps={ours['trunk.norm_eps']}"
-        raise ValueError(f"Data2VecAudioModel cannot hold model.frontends.speech.norm_eps={values}: it has one for both")
+        raise ValueError(
+            f"Data2VecAudioModel cannot hold model.frontends.speech.norm_eps={values}: it has one for both"
+        )
     # a mask embedding is there where the probability of a mask is not 0
     masks = {} if ours["frontend.mask_token"] else {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
-    widths = {"conv_dim": [ours["frontend.conv_dim"]] * len(ours["frontend.conv_kernels"]), "output_hidden_size": ours["trunk.dim"]}
+    widths = {
+        "conv_dim": [ours["frontend.conv_dim"]] * len(ours["frontend.conv_kernels"]),
+        "output_hidden_size": ours["trunk.dim"],
+    }
     return {**widths, **masks}
 
 
@@ -81,7 +105,10 @@ def names(ours: dict[str, Any]) -> Table:
     for n in range(len(ours["frontend.conv_kernels"])):
         table += [(f"feature_extractor.conv_layers.{n}.conv.", f"frontends.speech.extractor.layers.{n}.")]
         table += [(f"feature_extractor.conv_layers.{n}.layer_norm.", f"frontends.speech.extractor.layers.{n}.norm.")]
-    table += [(f"encoder.pos_conv_embed.layers.{n}.conv.", f"frontends.speech.positions_conv.{n}.") for n in range(ours["frontend.pos_depth"])]
+    table += [
+        (f"encoder.pos_conv_embed.layers.{n}.conv.", f"frontends.speech.positions_conv.{n}.")
+        for n in range(ours["frontend.pos_depth"])
+    ]
     return [
         *table,
         ("encoder.layer_norm.", "trunk.input_norm."),

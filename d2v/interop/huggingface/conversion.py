@@ -28,9 +28,21 @@ KINDS = {"data2vec-audio": audio, "data2vec-text": text, "data2vec-vision": visi
 OPTIONAL = ("pooler.", "embeddings.mask_token")  # weights that a stock class may have or not
 BY_WEIGHTS = {"frontend.mask_token", "frontend.positions"}  # settings that are read off the tensors
 # Settings that may travel in `origin`, beside those of d2v.interop.fidelity: of tokenizers, of feature extractors, of training, where a table begins.
-OURS_ALONE = {"frontend.mask_token_id", "frontend.sample_rate", "trunk.prenet_depth", "task.mask_noise", "frontend.position_offset"}
+OURS_ALONE = {
+    "frontend.mask_token_id",
+    "frontend.sample_rate",
+    "trunk.prenet_depth",
+    "task.mask_noise",
+    "frontend.position_offset",
+}
 LABELS = ("id2label", "label2id", "problem_type")
-OF_A_FILE = {"architectures", "dtype", "transformers_version", "_name_or_path", "origin"}  # entries of a config that are not the model's
+OF_A_FILE = {
+    "architectures",
+    "dtype",
+    "transformers_version",
+    "_name_or_path",
+    "origin",
+}  # entries of a config that are not the model's
 
 
 def from_transformers(source: str | Path | PreTrainedModel, reference_quirks: bool = False) -> PreTrainedModel:
@@ -50,7 +62,9 @@ def from_transformers(source: str | Path | PreTrainedModel, reference_quirks: bo
     if reference_quirks and kind is audio:
         ours["frontend.reference_padding"] = True
     labels = _labels(head, theirs.config)
-    origin = _differences(theirs.config.to_dict(), type(theirs.config)().to_dict(), {*OF_A_FILE, *labels, *_written(kind, head, ours)})
+    origin = _differences(
+        theirs.config.to_dict(), type(theirs.config)().to_dict(), {*OF_A_FILE, *labels, *_written(kind, head, ours)}
+    )
     ours |= {name: value for name, value in theirs.config.to_dict().get("origin", {}).items() if _is_free(name)}
     with torch.random.fork_rng(devices=[]):  # a run in progress would miss the numbers that building draws
         model = (head.ours if head else D2vModel)(_our_config(kind, ours, {**labels, "origin": origin}))
@@ -69,22 +83,30 @@ def to_transformers(model: Any) -> PreTrainedModel:
     """
     modality, ours = _flat(model)
     kind = _kind_for(modality, ours)
-    theirs_class, head = next(((theirs, head) for theirs, head in kind.HEADS.items() if head.ours is type(model)), (kind.MODEL, None))
+    theirs_class, head = next(
+        ((theirs, head) for theirs, head in kind.HEADS.items() if head.ours is type(model)), (kind.MODEL, None)
+    )
     if head is None and not isinstance(model, D2vModel):
         raise ValueError(f"{kind.MODEL.__name__} has no counterpart of {type(model).__name__}")
     for name, (allowed, why) in kind.HELD.items():
         if ours[name] not in allowed:
             raise ValueError(f"{theirs_class.__name__} cannot hold {_long(name, modality)}={ours[name]}: {why}")
-    config = kind.MODEL.config_class(**{**model.config.origin, **_labels(head, model.config), **_written(kind, head, ours)})
+    config = kind.MODEL.config_class(
+        **{**model.config.origin, **_labels(head, model.config), **_written(kind, head, ours)}
+    )
     table = _names(kind, head, ours)
     state = original(model.state_dict(), table)
     prefix = _prefix(kind, head)
-    tower = kind.leave({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, ours)
+    tower = kind.leave(
+        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, ours
+    )
     back = _read(kind, head, config, tower)
     different = _differences(ours, back, BY_WEIGHTS)
     for name, value in different.items():
         if not _is_free(name):
-            raise ValueError(f"{theirs_class.__name__} cannot hold {_long(name, modality)}={value}: it has {back.get(name)}")
+            raise ValueError(
+                f"{theirs_class.__name__} cannot hold {_long(name, modality)}={value}: it has {back.get(name)}"
+            )
     if different:
         config.origin = different
     with torch.random.fork_rng(devices=[]):
@@ -100,7 +122,10 @@ def _load(source: str | Path) -> PreTrainedModel:
     by_name = {theirs.__name__: theirs for theirs in (kind.MODEL, *kind.HEADS)}
     named = (config.architectures or [kind.MODEL.__name__])[0]
     theirs = by_name.get(named, kind.MODEL)
-    parts = tuple(f"{part}." for part in ("embeddings", "encoder", "layers", "layernorm", "feature_extractor", "feature_projection"))
+    parts = tuple(
+        f"{part}."
+        for part in ("embeddings", "encoder", "layers", "layernorm", "feature_extractor", "feature_projection")
+    )
 
     def drop(name: str) -> bool:
         return name.startswith(OPTIONAL) if named in by_name else not name.startswith(parts)
@@ -113,7 +138,9 @@ def _load(source: str | Path) -> PreTrainedModel:
 def _kind(config: PreTrainedConfig, source: str) -> Any:
     """The module of a stock config's architecture. ValueError: there is none."""
     if config.model_type not in KINDS:
-        raise ValueError(f"{source or 'the model'} is of the architecture {config.model_type!r}; this reads {', '.join(KINDS)}")
+        raise ValueError(
+            f"{source or 'the model'} is of the architecture {config.model_type!r}; this reads {', '.join(KINDS)}"
+        )
     return KINDS[config.model_type]
 
 
@@ -129,10 +156,16 @@ def _flat(model: Any) -> tuple[str, dict[str, Any]]:
     """The modality of a model of ours, and its settings by names such as trunk.dim, frontend.channels and task.dropout."""
     encoder = model if isinstance(model, D2vModel) else model.encoder
     if len(encoder.config.frontends) != 1:
-        raise ValueError(f"transformers' classes read one modality; this model reads {', '.join(encoder.config.frontends)}")
+        raise ValueError(
+            f"transformers' classes read one modality; this model reads {', '.join(encoder.config.frontends)}"
+        )
     (modality,) = encoder.config.frontends
     ours = _fields("frontend", encoder.frontend(modality).config) | _fields("trunk", encoder.trunk.config)
-    return modality, ours if encoder is model else {**ours, **_fields("task", model.task), "head.num_labels": model.config.num_labels}
+    return modality, ours if encoder is model else {
+        **ours,
+        **_fields("task", model.task),
+        "head.num_labels": model.config.num_labels,
+    }
 
 
 def _fields(part: str, config: Any) -> dict[str, Any]:
@@ -144,7 +177,9 @@ def _read(kind: Any, head: Head | None, config: PreTrainedConfig, tower: dict[st
     for name, wanted in kind.REQUIRED.items():
         if (given := getattr(config, name)) != wanted:
             raise ValueError(f"{type(config).__name__} has {name}={given!r}; d2v computes only what {wanted!r} is")
-    ours = _fields("frontend", plugins.load("d2v.modalities", kind.MODALITY).FrontendConfig()) | _fields("trunk", TrunkConfig())
+    ours = _fields("frontend", plugins.load("d2v.modalities", kind.MODALITY).FrontendConfig()) | _fields(
+        "trunk", TrunkConfig()
+    )
     ours |= {new: getattr(config, old) for old, new in kind.SETTINGS.items()} | kind.read(config, tower)
     return _plain(ours if head is None else ours | _fields("task", head.ours.task_class()) | head.read(config))
 
@@ -172,7 +207,11 @@ def _labels(head: Head | None, config: PreTrainedConfig) -> dict[str, Any]:
 def _differences(given: dict[str, Any], found: dict[str, Any], without: set[str]) -> dict[str, Any]:
     """What of `given`, without the names `without`, is missing in `found` or another value there."""
     given, found = _plain(given), _plain(found)
-    return {name: value for name, value in given.items() if name not in without and (name not in found or found[name] != value)}
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in without and (name not in found or found[name] != value)
+    }
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

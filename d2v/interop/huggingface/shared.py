@@ -34,7 +34,9 @@ class Head(NamedTuple):
     write: Callable[[dict[str, Any]], dict[str, Any]]  # our settings -> fields of their config
 
 
-def classifier(config: Any, *, pooled_norm: bool = False, dense_dim: int = 0, dropout: float = 0.0, **others: Any) -> dict[str, Any]:
+def classifier(
+    config: Any, *, pooled_norm: bool = False, dense_dim: int = 0, dropout: float = 0.0, **others: Any
+) -> dict[str, Any]:
     """The settings of a classifier's head, and its number of labels."""
     task = {"pooled_norm": pooled_norm, "dense_dim": dense_dim, "dropout": dropout, **others}
     return {**{f"task.{name}": value for name, value in task.items()}, "head.num_labels": config.num_labels}

@@ -25,13 +25,22 @@ SETTINGS = shared.SETTINGS | {
     "attention_probs_dropout_prob": "trunk.attention_dropout",
 }
 REQUIRED = shared.REQUIRED | {"is_decoder": False, "add_cross_attention": False}
-HELD = shared.POST_NORM | {"frontend.embedding_norm": ((False,), "the norm of its embeddings is before the first block, and it has no 2.0 trunk")}
+HELD = shared.POST_NORM | {
+    "frontend.embedding_norm": (
+        (False,),
+        "the norm of its embeddings is before the first block, and it has no 2.0 trunk",
+    )
+}
 HEADS = {
     transformers.Data2VecTextForSequenceClassification: Head(
         D2vForSequenceClassification,
         [("classifier.dense.", "head.dense."), ("classifier.out_proj.", "head.out.")],
-        lambda config: shared.classifier(config, pooling="first", dense_dim=config.hidden_size, activation="tanh", dropout=_dropout(config)),
-        lambda ours: {"classifier_dropout": None if ours["task.dropout"] == ours["trunk.dropout"] else ours["task.dropout"]},
+        lambda config: shared.classifier(
+            config, pooling="first", dense_dim=config.hidden_size, activation="tanh", dropout=_dropout(config)
+        ),
+        lambda ours: {
+            "classifier_dropout": None if ours["task.dropout"] == ours["trunk.dropout"] else ours["task.dropout"]
+        },
     )
 }
 POSITIONS, TYPES = "embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"
@@ -53,7 +62,10 @@ def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
 
 def write(ours: dict[str, Any]) -> dict[str, Any]:
     """One token type; positions are counted from the padding id."""
-    return {"max_position_embeddings": ours["frontend.max_positions"] + ours["frontend.pad_token_id"] + 1, "type_vocab_size": 1}
+    return {
+        "max_position_embeddings": ours["frontend.max_positions"] + ours["frontend.pad_token_id"] + 1,
+        "type_vocab_size": 1,
+    }
 
 
 def names(ours: dict[str, Any]) -> Table:
@@ -82,7 +94,10 @@ def arrive(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
     """Token type 0, which every token has, becomes part of the positions; the others have no place."""
     types, pad = state[TYPES], ours["frontend.pad_token_id"]
     if (types[1:] != 0).any():
-        log.warning("the token types 1 to %d are left out: d2v gives every token type 0, as data2vec's tokenizer does", len(types) - 1)
+        log.warning(
+            "the token types 1 to %d are left out: d2v gives every token type 0, as data2vec's tokenizer does",
+            len(types) - 1,
+        )
     positions = torch.cat([state[POSITIONS][: pad + 1], state[POSITIONS][pad + 1 :] + types[0]])
     others = {key: value for key, value in state.items() if key != TYPES}
     return {**others, POSITIONS: _moved(positions, pad, ours["frontend.position_offset"])}

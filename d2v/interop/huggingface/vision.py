@@ -17,7 +17,9 @@ HEADS = {
     transformers.Data2VecVisionForImageClassification: Head(
         D2vForImageClassification,
         [("classifier.", "head.out."), ("data2vec_vision.pooler.layernorm.", "head.norm.")],
-        lambda config: shared.classifier(config, pooling="mean" if config.use_mean_pooling else "class", pooled_norm=config.use_mean_pooling),
+        lambda config: shared.classifier(
+            config, pooling="mean" if config.use_mean_pooling else "class", pooled_norm=config.use_mean_pooling
+        ),
         lambda ours: {},
     )
 }
@@ -88,7 +90,10 @@ def arrive(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
     layers = ours["frontend.bias_layers"]
     if layers > 1:
         tables = [BLOCK_BIAS.format(n=n) for n in range(layers)]
-        state = {**{key: value for key, value in state.items() if key not in tables}, SHARED_BIAS: torch.stack([state[key] for key in tables])}
+        state = {
+            **{key: value for key, value in state.items() if key not in tables},
+            SHARED_BIAS: torch.stack([state[key] for key in tables]),
+        }
     return vit.arrive(state, ours)
 
 

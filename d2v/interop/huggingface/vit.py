@@ -60,7 +60,13 @@ EMBEDDINGS: Table = [
 def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
     """A mask token is there only where a model in memory has one."""
     biases = {"trunk.qkv_bias": "qkv" if config.qkv_bias else "none", "frontend.relative_bias": False}
-    return {**biases, "trunk.layer_scale": 0.0, "trunk.final_norm": True, "frontend.mask_token": MASK in state, **common(config, state)}
+    return {
+        **biases,
+        "trunk.layer_scale": 0.0,
+        "trunk.final_norm": True,
+        "frontend.mask_token": MASK in state,
+        **common(config, state),
+    }
 
 
 def common(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
@@ -74,7 +80,9 @@ def common(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
         found[f"frontend.{name}"] = side.pop()
     if POSITIONS in state:
         fixed = _sincos(found["frontend.image_size"] // found["frontend.patch_size"], config.hidden_size)
-        found["frontend.positions"] = "sincos" if torch.equal(state[POSITIONS].float().cpu().flatten(0, -2), fixed) else "learned"
+        found["frontend.positions"] = (
+            "sincos" if torch.equal(state[POSITIONS].float().cpu().flatten(0, -2), fixed) else "learned"
+        )
     return found
 
 
@@ -90,8 +98,16 @@ def sides(ours: dict[str, Any]) -> dict[str, Any]:
 
 def names(ours: dict[str, Any]) -> Table:
     """Theirs -> ours."""
-    parts = {"attention.o_proj.": "attention.proj.", "layernorm_before.": "norm1.", "layernorm_after.": "norm2.", "mlp.": "mlp."}
-    return [*shared.blocks(ours["trunk.depth"], "layers.{n}.", shared.projections("attention.", shared.LETTERS) | parts), *EMBEDDINGS]
+    parts = {
+        "attention.o_proj.": "attention.proj.",
+        "layernorm_before.": "norm1.",
+        "layernorm_after.": "norm2.",
+        "mlp.": "mlp.",
+    }
+    return [
+        *shared.blocks(ours["trunk.depth"], "layers.{n}.", shared.projections("attention.", shared.LETTERS) | parts),
+        *EMBEDDINGS,
+    ]
 
 
 def arrive(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:

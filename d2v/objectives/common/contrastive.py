@@ -20,7 +20,9 @@ def unit(x: Tensor) -> Tensor:
 
 def cosines(x: Tensor, y: Tensor) -> Tensor:
     """Unit rows (B, P) with candidates (M, P), or with (B, M, P) of their own -> (B, M)."""
-    with torch.autocast(x.device.type, enabled=False):  # a product in bf16 is off by up to 0.4 %, and a temperature magnifies it
+    with torch.autocast(
+        x.device.type, enabled=False
+    ):  # a product in bf16 is off by up to 0.4 %, and a temperature magnifies it
         return x @ y.T if y.ndim == 2 else (y @ x.unsqueeze(2)).squeeze(2)
 
 
@@ -35,13 +37,17 @@ def at_once(loss: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Te
     total, *others = loss(leaf)
     with torch.autocast(x.device.type, enabled=False):  # as in any backward pass: else its products would be in bf16
         (gradient,) = torch.autograd.grad(total, leaf)
-    return total.detach() + ((x - leaf.detach()) * gradient).sum(), *(other.detach() for other in others)  # added is 0, and the gradient
+    return total.detach() + ((x - leaf.detach()) * gradient).sum(), *(
+        other.detach() for other in others
+    )  # added is 0, and the gradient
 
 
 def against_queue(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines (B, 1 + M) of queries (B, P) with their keys (B, P), first, and with all rows of a queue (M, P); where the positives are (B,)."""
     positive = (query * key).sum(dim=1, keepdim=True)  # (B, 1)
-    return torch.cat([positive, cosines(query, queue)], dim=1), torch.zeros(len(query), dtype=torch.long, device=query.device)
+    return torch.cat([positive, cosines(query, queue)], dim=1), torch.zeros(
+        len(query), dtype=torch.long, device=query.device
+    )
 
 
 def within_batch(first: Tensor, second: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +87,9 @@ def nce(log_probs: Tensor, num_samples: int) -> Tensor:
 
 
 @torch.no_grad()
-def described(similarity: Tensor, labels: Tensor, query: Tensor, key: Tensor, again: Tensor | None = None) -> dict[str, Tensor]:
+def described(
+    similarity: Tensor, labels: Tensor, query: Tensor, key: Tensor, again: Tensor | None = None
+) -> dict[str, Tensor]:
     """What contrastive methods show of similarities (B, M), and of positive pairs of unit rows, (B, P) each.
 
     `again` (B, M): candidates that are the positive once more, hence no negatives.
@@ -90,7 +98,9 @@ def described(similarity: Tensor, labels: Tensor, query: Tensor, key: Tensor, ag
     others = similarity.scatter(1, column, -math.inf)
     others = others if again is None else others.masked_fill(again, -math.inf)
     return {
-        "accuracy": (similarity.gather(1, column).squeeze(1) > others.amax(dim=1)).float().mean(),  # 0 where all are alike
+        "accuracy": (similarity.gather(1, column).squeeze(1) > others.amax(dim=1))
+        .float()
+        .mean(),  # 0 where all are alike
         "negatives": others.isfinite().sum(dim=1).float().mean(),
         "alignment": alignment(query, key),
         "uniformity": uniformity(query),

@@ -19,7 +19,11 @@ def regression(prediction: Tensor, target: Tensor, beta: float, scale: str) -> T
     """
     prediction, target = prediction.float(), target.float()
     squared = beta == 0
-    error = F.mse_loss(prediction, target, reduction="sum") if squared else F.smooth_l1_loss(prediction, target, reduction="sum", beta=beta)
+    error = (
+        F.mse_loss(prediction, target, reduction="sum")
+        if squared
+        else F.smooth_l1_loss(prediction, target, reduction="sum", beta=beta)
+    )
     return error * SCALES[scale](prediction.shape[-1])
 
 
@@ -33,7 +37,9 @@ def supervised(logits: Tensor, labels: Tensor, problem_type: str) -> tuple[Tenso
         count = torch.tensor(len(logits), device=logits.device)
         return F.cross_entropy(logits, labels, reduction="sum"), count
     loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
-    return loss(logits, labels.float().view_as(logits), reduction="sum"), torch.tensor(logits.numel(), device=logits.device)
+    return loss(logits, labels.float().view_as(logits), reduction="sum"), torch.tensor(
+        logits.numel(), device=logits.device
+    )
 
 
 def ctc(logits: Tensor, num_tokens: Tensor, labels: Tensor, blank: int) -> tuple[Tensor, Tensor]:
@@ -43,5 +49,7 @@ def ctc(logits: Tensor, num_tokens: Tensor, labels: Tensor, blank: int) -> tuple
     """
     log_probs = logits.float().log_softmax(dim=-1).transpose(0, 1)  # (T, B, C)
     real = labels >= 0
-    total = F.ctc_loss(log_probs, labels[real], num_tokens, real.sum(dim=1), blank=blank, reduction="sum", zero_infinity=True)
+    total = F.ctc_loss(
+        log_probs, labels[real], num_tokens, real.sum(dim=1), blank=blank, reduction="sum", zero_infinity=True
+    )
     return total, torch.tensor(len(labels), device=logits.device)

@@ -21,9 +21,13 @@ from d2v.types import Features, Mask, View
 class Joint(Objective):
     """An Objective that reads at least `Config.num_views` whole views, and whose statistics are those of the global batch."""
 
-    exact_views: ClassVar[bool] = False  # true: more views than Config.num_views, which nothing would read, are an error
+    exact_views: ClassVar[bool] = (
+        False  # true: more views than Config.num_views, which nothing would read, are an error
+    )
 
-    def __init__(self, encoder: D2vModel, *, teacher: bool = True, groups: int = 1, hides: bool = False, **averaged: nn.Module):
+    def __init__(
+        self, encoder: D2vModel, *, teacher: bool = True, groups: int = 1, hides: bool = False, **averaged: nn.Module
+    ):
         """`groups`: of the batch norms (see d2v/models/batch_norm.py). `hides` false: no token is ever hidden, and mask tokens are not trained."""
         if not hides:
             for frontend in encoder.frontends.values():
@@ -37,21 +41,29 @@ class Joint(Objective):
         """ValueError: too few views, or some that the method does not read."""
         config = self.config
         if self.exact_views and len(views) > config.num_views:
-            raise ValueError(f"{config.name} compares {config.num_views} views of a sample; data.views and data.local_views make {len(views)}")
+            raise ValueError(
+                f"{config.name} compares {config.num_views} views of a sample; data.views and data.local_views make {len(views)}"
+            )
         if len(views) < config.num_views:
-            raise ValueError(f"{config.name} compares {config.num_views} views of a sample; data.views makes {len(views)}: name as many there")
+            raise ValueError(
+                f"{config.name} compares {config.num_views} views of a sample; data.views makes {len(views)}: name as many there"
+            )
 
     def check_batch(self, batch_size: int, parts: int) -> None:
         """ValueError: batches that processes or groups do not share evenly, are too small, or are cut into micro-batches."""
         name, world = self.config.name, world_size()
         if parts > world:
-            raise ValueError(f"train.accumulate is {parts // world}; {name} compares the samples of a whole batch: it must be 1")
+            raise ValueError(
+                f"train.accumulate is {parts // world}; {name} compares the samples of a whole batch: it must be 1"
+            )
         if batch_size % world:
             raise ValueError(f"train.batch_size {batch_size} must be a multiple of the number of processes, {world}")
         norms = any(isinstance(module, _BatchNorm) for module in self.modules())
         groups = self.groups if norms else 1
         if groups > 1 and groups % world:
-            raise ValueError(f"objective.norm_groups is {groups}; it must be 1 or a multiple of the number of processes, {world}")
+            raise ValueError(
+                f"objective.norm_groups is {groups}; it must be 1 or a multiple of the number of processes, {world}"
+            )
         if batch_size % groups or batch_size < 2 * groups:
             what = f", of which batch norm takes {groups} equal groups (objective.norm_groups)" if groups > 1 else ""
             raise ValueError(f"train.batch_size is {batch_size}{what}: at least two samples must be together")
@@ -89,7 +101,9 @@ def joined(views: list[View]) -> View:
     inputs = {name: torch.cat([view.inputs[name] for view in views]) for name in first.inputs}
     padding = None if first.padding is None else torch.cat([view.padding for view in views if view.padding is not None])
     masks = [view.mask for view in views if view.mask is not None]
-    mask = Mask(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*masks, strict=True))) if masks else None
+    mask = (
+        Mask(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*masks, strict=True))) if masks else None
+    )
     return View(first.modality, inputs, padding, mask)
 
 
@@ -109,4 +123,8 @@ def seeded(step: int, device: torch.device) -> torch.Generator:
 
 
 def _shapes(view: View) -> tuple:
-    return view.padding is None, view.mask is None, *((name, value.shape) for name, value in sorted(view.inputs.items()))
+    return (
+        view.padding is None,
+        view.mask is None,
+        *((name, value.shape) for name, value in sorted(view.inputs.items())),
+    )

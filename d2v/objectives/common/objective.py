@@ -20,10 +20,14 @@ def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
             raise ValueError(f"objective.{name} is {wrong[0]!r}; it may be {', '.join(allowed)}")
     for name in (name for name in ("ema_decay", "ema_end_decay") if hasattr(config, name)):
         if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"objective.{name} is {getattr(config, name)}; a decay lies between 0 and 1 (1 never updates the teacher)")
+            raise ValueError(
+                f"objective.{name} is {getattr(config, name)}; a decay lies between 0 and 1 (1 never updates the teacher)"
+            )
 
 
-def check_numbers(config: Any, *, positive: tuple[str, ...] = (), natural: tuple[str, ...] = (), shares: tuple[str, ...] = ()) -> None:
+def check_numbers(
+    config: Any, *, positive: tuple[str, ...] = (), natural: tuple[str, ...] = (), shares: tuple[str, ...] = ()
+) -> None:
     """ValueError: a number of `positive` that is not above 0, of `natural` that is below it, or of `shares` outside [0, 1]."""
     for names, good, allowed in (
         (positive, lambda x: x > 0, "above 0"),

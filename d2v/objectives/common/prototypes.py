@@ -16,7 +16,15 @@ class PrototypeHead(nn.Module):
     """DINO's head (arXiv 2104.14294, appendix C): an MLP with GELU to unit vectors of width P, and their products with K directions."""
 
     def __init__(
-        self, dim: int, hidden_dim: int, bottleneck_dim: int, num_prototypes: int, *, frozen_gain: bool, norm: bool = False, num_outputs: int = 1
+        self,
+        dim: int,
+        hidden_dim: int,
+        bottleneck_dim: int,
+        num_prototypes: int,
+        *,
+        frozen_gain: bool,
+        norm: bool = False,
+        num_outputs: int = 1,
     ):
         """`frozen_gain`: prototypes stay unit vectors, else each has a norm of its own, 1 at first. `num_outputs`: sets of prototypes.
 
@@ -28,7 +36,9 @@ class PrototypeHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        self.prototypes = nn.ModuleList(weight_norm(nn.Linear(bottleneck_dim, num_prototypes, bias=False)) for _ in range(num_outputs))
+        self.prototypes = nn.ModuleList(
+            weight_norm(nn.Linear(bottleneck_dim, num_prototypes, bias=False)) for _ in range(num_outputs)
+        )
         for layer in self.prototypes:
             gain = layer.parametrizations.weight.original0  # (K, 1)
             nn.init.ones_(gain)
@@ -83,7 +93,9 @@ def usage(targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
     """
     entropy = torch.special.entr(targets).sum(dim=1).mean()
     mean_entropy = torch.special.entr(all_mean(targets.mean(dim=0))).sum()
-    chosen = all_sum(torch.zeros_like(targets[0]).scatter_(0, targets.argmax(dim=1), 1.0))  # (K,); bincount would wait for the device
+    chosen = all_sum(
+        torch.zeros_like(targets[0]).scatter_(0, targets.argmax(dim=1), 1.0)
+    )  # (K,); bincount would wait for the device
     return {
         "target_entropy": entropy,
         "divergence": loss.detach() - entropy,

@@ -48,7 +48,9 @@ def batch_norm(x: Tensor, padding: Tensor | None) -> Tensor:
 NORMS = {"instance": instance_norm, "layer": layer_norm, "group": group_norm, "batch": batch_norm}
 
 
-def mean_of_layers(layers: list[Tensor], layer_norms: list[str], final_norms: list[str], padding: Tensor | None = None) -> Tensor:
+def mean_of_layers(
+    layers: list[Tensor], layer_norms: list[str], final_norms: list[str], padding: Tensor | None = None
+) -> Tensor:
     """Targets (B, T, D) from the top K layers, each (B, T, D). `*_norms` are keys of NORMS, applied in their order."""
     total = None
     for layer in layers:

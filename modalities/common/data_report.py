@@ -1,0 +1,48 @@
+"""What a scan of the data found, for a person and as a limit."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Report:
+    """What a scan of one split found, and what of it can be used."""
+
+    what: str
+    found: int
+    usable: int
+    unreadable: list[tuple[str, str]] = field(default_factory=list)  # (id, reason)
+    too_short: list[tuple[str, str]] = field(default_factory=list)
+    too_long: list[tuple[str, str]] = field(default_factory=list)
+    classes: dict[str, int] | None = None  # usable samples per class
+    amount: str = ""  # "0.55 hours", "3.1M tokens"
+
+    def lines(self) -> list[str]:
+        """The report for a person: one line each, the first five bad names of a kind."""
+        amount = f", {self.amount}" if self.amount else ""
+        text = [f"{self.what}: {self.usable} of {self.found} samples usable{amount}"]
+        for kind in ("unreadable", "too_short", "too_long"):
+            bad = getattr(self, kind)
+            if bad:
+                more = ", ..." if len(bad) > 5 else ""
+                text.append(
+                    f"{kind.replace('_', ' ')}: {len(bad)}: {', '.join(f'{name} ({why})' for name, why in bad[:5])}{more}"
+                )
+        if self.classes is not None:
+            counts = [f"{name} {count}" for name, count in self.classes.items()]
+            text.append(f"classes: {len(counts)}: {', '.join(counts[:20])}{', ...' if len(counts) > 20 else ''}")
+        return text
+
+    def check(self, max_bad_share: float, where: Any) -> None:
+        """ValueError: nothing is usable, or the share of unreadable and too short samples exceeds `max_bad_share`."""
+        bad = self.unreadable + self.too_short
+        first = "; ".join(f"{name}: {why}" for name, why in (bad or self.too_long)[:5])
+        if self.usable == 0:
+            raise ValueError(
+                f"none of the {self.found} {self.what} samples of {where} is usable{': ' if first else ''}{first}"
+            )
+        if len(bad) > max_bad_share * self.found:
+            share = len(bad) / self.found
+            raise ValueError(
+                f"{share:.1%} of the {self.what} samples of {where} are bad, data.max_bad_share is {max_bad_share:.1%}: {first}"
+            )
