@@ -1,4 +1,4 @@
-"""Beam search over CTC's output, with an n-gram language model of words if there is one, by flashlight-text through torchaudio.
+"""Beam search over CTC's output, with an n-gram model of words if there is one, by flashlight-text through torchaudio.
 
 T tokens, V letters.
 """
@@ -39,7 +39,8 @@ class DecodeConfig:
 def build(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) -> Callable[[np.ndarray], str]:
     """A function from logits (T, V) to text; `texts` are those that were trained on.
 
-    ValueError: the decoder is not installed, a file that is missing or no language model, or a lexicon of no word that can be spelled.
+    ValueError: the decoder is not installed, a file that is missing or no language model, or a lexicon of no word that
+    can be spelled.
     """
     try:
         from torchaudio.models.decoder import ctc_decoder
@@ -63,9 +64,8 @@ def build(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) ->
         return lambda logits: vocabulary.decode(_best(decoder, logits).tokens.tolist())
     with tempfile.TemporaryDirectory() as folder:  # the decoder reads a file
         spelled = Path(folder) / "lexicon.txt"
-        spelled.write_text(
-            "".join(f"{word} {' '.join(word)} {SPACE}\n" for word in words(config, vocabulary, texts)), encoding="utf-8"
-        )
+        lines = [f"{word} {' '.join(word)} {SPACE}\n" for word in words(config, vocabulary, texts)]
+        spelled.write_text("".join(lines), encoding="utf-8")
         try:
             decoder = ctc_decoder(
                 lexicon=str(spelled), lm=config.lm, lm_weight=config.lm_weight, word_score=config.word_score, **options
@@ -78,17 +78,20 @@ def build(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) ->
 
 
 def words(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) -> list[str]:
-    """The words that may be found. ValueError: none that the vocabulary can spell."""
+    """The words that the search may say, sorted. ValueError: none that the vocabulary can spell."""
     lines = Path(config.lexicon).read_text("utf-8").splitlines() if config.lexicon else texts
-    found = sorted({word for line in lines for word in line.split() if not vocabulary.unknown(word)})
-    if not found:
+    spelled = set()
+    for line in lines:
+        spelled |= {word for word in line.split() if not vocabulary.unknown(word)}
+    if not spelled:
         raise ValueError(
             f"data.decode.lexicon {config.lexicon!r} has no word of the letters {' '.join(vocabulary.letters[3:])}"
         )
-    return found
+    return sorted(spelled)
 
 
 def _best(decoder, logits: np.ndarray):
+    """The likeliest hypothesis, of logits (T, V)."""
     scores = log_softmax(logits.astype(np.float32), axis=1)
     (hypotheses,) = decoder(torch.from_numpy(scores)[None])
     return hypotheses[0]

@@ -1,4 +1,4 @@
-"""Settings of speech: how it is read, what pretraining joins, hides and changes, and where labels or transcripts are."""
+"""Settings of speech: how it is read, what pretraining joins, hides and changes, where labels or transcripts are."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,8 +1,11 @@
-"""Speech frontend: waveform to frames, by a stack of strided convolutions over samples (published) or over a log-mel spectrogram (small budgets).
+"""Speech frontend: waveform to frames, by strided convolutions over samples or over a log-mel spectrogram.
 
-B samples, N rows (samples x masks), S audio samples, L frames inside the extractor, T tokens, C extractor width, D model width.
-Equations: data2vec (arXiv 2202.03555) section 4.2, wav2vec 2.0 (arXiv 2006.11477) section 2; without a mask token and with ALiBi: data2vec 2.0
-(arXiv 2212.07525).
+Samples as published, the spectrogram for small budgets.
+
+B samples, N rows (samples x masks), S audio samples, L frames inside the extractor, T tokens, C extractor width,
+D model width, H heads.
+Equations: data2vec (arXiv 2202.03555) section 4.2, wav2vec 2.0 (arXiv 2006.11477) section 2; without a mask token and
+with ALiBi: data2vec 2.0 (arXiv 2212.07525).
 """
 
 import math
@@ -73,7 +76,7 @@ class FrontendConfig:
 
 
 def lengths(config: FrontendConfig, samples: Any) -> Any:
-    """Tokens that `samples` audio samples give, at least 0; a number, an integer array or an integer tensor, and the same comes back."""
+    """Tokens that `samples` audio samples give, at least 0: a number of a number, integers of an array or a tensor."""
     for kernel, stride in _windows(config):
         samples = (samples - kernel) // stride + 1
     return samples.clip(min=0) if isinstance(samples, np.ndarray | Tensor) else max(0, samples)
@@ -102,7 +105,8 @@ def _windows(config: FrontendConfig) -> list[tuple[int, int]]:
 class ConvBlock(nn.Module):
     """Strided convolution without bias -> layer norm over channels -> GELU; (B, L, C_in) to (B, L', C_out).
 
-    Windows times weights in one matrix product: channels stay last, so that the norm needs no transpose and no copy back.
+    Windows times weights in one matrix product: channels stay last, so that the norm needs no transpose and no copy
+    back.
     """
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int, stride: int):
@@ -138,7 +142,10 @@ class WaveformExtractor(nn.Module):
 
 
 class MelExtractor(nn.Module):
-    """Log-mel spectrogram and one strided convolution: the 20 ms grid of the waveform stack at a hundredth of its cost; (B, S) to (B, T, C)."""
+    """Log-mel spectrogram and one strided convolution; (B, S) to (B, T, C).
+
+    The 20 ms grid of the waveform stack at a hundredth of its cost.
+    """
 
     def __init__(self, config: FrontendConfig):
         super().__init__()
@@ -158,7 +165,7 @@ class MelExtractor(nn.Module):
 
 
 class Frontend(nn.Module):
-    """Extractor -> layer norm -> projection, a learned mask token or none, convolutional positions, and ALiBi if asked for."""
+    """Extractor -> layer norm -> projection, a mask token or none, convolutional positions, and ALiBi if asked for."""
 
     main_input: ClassVar[str] = "input_values"
     positions_read_tokens: ClassVar[bool] = True
@@ -168,7 +175,8 @@ class Frontend(nn.Module):
         super().__init__()
         if dim % config.pos_groups:
             raise ValueError(f"frontend pos_groups={config.pos_groups} does not divide the model's width {dim}")
-        self.config, self.zero_padding = config, not config.reference_padded_input
+        self.config = config
+        self.zero_padding = not config.reference_padded_input
         self.extractor = (MelExtractor if config.kind == "mel" else WaveformExtractor)(config)
         self.norm = nn.LayerNorm(config.conv_dim, config.norm_eps)
         self.projection = nn.Linear(config.conv_dim, dim)
@@ -180,7 +188,10 @@ class Frontend(nn.Module):
         self.alibi = alibi.build(config.alibi, num_heads, config.alibi_layers)
 
     def embed(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, S) waveforms at the config's sample rate, attention_mask (B, S) 1 where there is audio -> (B, T, D). ValueError: no token fits."""
+        """(B, S) waveforms at the config's sample rate, attention_mask (B, S) 1 where there is audio -> (B, T, D).
+
+        ValueError: no token fits.
+        """
         if lengths(self.config, input_values.shape[-1]) < 1:
             needed = receptive_field(self.config)
             raise ValueError(f"input_values hold {input_values.shape[-1]} samples; one token needs {needed}")
@@ -195,7 +206,10 @@ class Frontend(nn.Module):
         return torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
 
     def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor:
-        """What to add to tokens (N, T, D), which are zero at padding; padded frames stay zero, so that a clip's features are its own."""
+        """What to add to tokens (N, T, D), which are zero at padding.
+
+        Padded frames stay zero, so that a clip's features do not depend on the others of its batch.
+        """
         x = tokens
         padding = None if self.config.reference_padding else padding
         for conv in self.positions_conv:
@@ -207,7 +221,10 @@ class Frontend(nn.Module):
         """No class token."""
 
     def bias(self, num_tokens: int | None = None, keep: Tensor | None = None) -> Tensor | None:
-        """ALiBi of all T tokens, (1, H, T, T), or of `keep` (N, K), (N, H, K, K); blocks in front if they differ; None without it."""
+        """ALiBi of all T tokens, (1, H, T, T), or of `keep` (N, K), (N, H, K, K); None without it.
+
+        Blocks in front if they differ.
+        """
         if self.alibi is None:
             return None
         assert num_tokens is not None
@@ -219,7 +236,8 @@ class Frontend(nn.Module):
         if attention_mask is None or (not torch.compiler.is_exporting() and bool(attention_mask.all())):
             return None
         tokens = lengths(self.config, attention_mask.long().sum(-1))  # (B,)
-        return torch.arange(lengths(self.config, input_values.shape[-1]), device=tokens.device) >= tokens[:, None]
+        places = torch.arange(lengths(self.config, input_values.shape[-1]), device=tokens.device)  # (T,)
+        return places >= tokens[:, None]  # (B, T)
 
     def init_weights(self) -> None:
         """As published: kaiming-normal extractor, torch's default linear and positional layers, mask token U(0, 1)."""

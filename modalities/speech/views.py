@@ -1,4 +1,6 @@
-"""Views of clips, for methods that compare them: random crops and, on top, another speed, a room, noise, another loudness, or gaps.
+"""Views of clips, for methods that compare them: random crops and, on top, one or all of five effects.
+
+Another speed, a room, noise, another loudness, and gaps.
 
 S audio samples.
 """
@@ -18,12 +20,7 @@ from d2v.settings import check_fields, setting
 
 VIEWS = ("crop", "speed", "reverb", "noise", "gain", "mask", "all")
 EFFECTS = VIEWS[1:-1]  # of "all" in this order: speaker, room, other sounds, microphone, transmission
-STRENGTHS = {
-    "reverb": "reverb",
-    "noise": "snr",
-    "gain": "gain",
-    "mask": "mask",
-}  # which setting an effect reads, besides its chance
+STRENGTHS = {"reverb": "reverb", "noise": "snr", "gain": "gain", "mask": "mask"}  # an effect's setting besides chance
 SLOW, FAST = 9, 11  # tenths of a clip's speed (Ko et al., Interspeech 2015)
 DIRECT = (0.0, 10.0)  # dB of direct sound over reverberation
 GAPS = 2  # as SpecAugment's time masks (arXiv 1904.08779, table 1)
@@ -75,7 +72,7 @@ class AugmentConfig:
 def check_augment(views: Sequence[str], augment: AugmentConfig) -> None:
     """ValueError: an unknown name in data.views, or a setting of an effect that none of them has."""
     check_views(views, VIEWS)
-    effects = {effect for name in views for effect in effects_of(name)}
+    effects = set().union(*(effects_of(name) for name in views))
     if not views:
         check_unread(augment, ("share", "seconds"), "data.views is empty", where="data.augment")
     if not effects:
@@ -91,7 +88,7 @@ def effects_of(name: str) -> tuple[str, ...]:
 
 
 class Views:
-    """Makes the views of a wave that data.views names; what is drawn comes from the generators that are passed in, and from nothing else."""
+    """Makes the views of a wave that data.views names; all that is drawn comes from the generators passed in."""
 
     def __init__(self, names: Sequence[str], augment: AugmentConfig, *, rate: int, shortest: int):
         """`shortest`: fewest samples that a view may have; no clip has fewer."""
@@ -110,10 +107,10 @@ class Views:
         self, wave: np.ndarray, generator: np.random.Generator, other: Callable[[np.random.Generator], np.ndarray]
     ) -> list[np.ndarray]:
         """The views of a wave, (S,) float32 each; `other` draws a wave that may serve as noise."""
-        return [
-            self._made(name, wave, own, other)
-            for name, own in zip(self.names, generator.spawn(len(self.names)), strict=True)
-        ]
+        views = []
+        for name, drawing in zip(self.names, generator.spawn(len(self.names)), strict=True):
+            views.append(self._made(name, wave, drawing, other))
+        return views
 
     def _made(
         self,
@@ -154,7 +151,10 @@ class Views:
 
 
 def room(generator: np.random.Generator, seconds: float, direct: float, rate: int) -> np.ndarray:
-    """Impulse response (R,) of unit energy: direct sound, and `direct` dB below it noise that falls by 60 dB in `seconds` (Polack's model)."""
+    """Impulse response (R,) of unit energy: direct sound, and `direct` dB below it noise (Polack's model).
+
+    The noise falls by 60 dB in `seconds`.
+    """
     time = np.arange(max(1, round(seconds * rate))) / (seconds * rate)
     tail = generator.standard_normal(len(time)) * 10 ** (-3 * time)
     response = np.concatenate([[1], tail / np.linalg.norm(tail) * 10 ** (-direct / 20)])
@@ -165,9 +165,8 @@ def noisy(wave: Tensor, noise: Tensor, snr: float) -> Tensor:
     """A wave with noise `snr` dB below it, two (S,); as it is where either is silent, and no ratio can be taken."""
     if not wave.any() or not noise.any():
         return wave
-    return add_noise(
-        wave.double(), noise.double(), torch.tensor(snr, dtype=torch.double)
-    ).float()  # squares of near silence underflow in float32
+    # squares of near silence underflow in float32
+    return add_noise(wave.double(), noise.double(), torch.tensor(snr, dtype=torch.double)).float()
 
 
 def with_gaps(wave: Tensor, generator: np.random.Generator, most: float) -> Tensor:

@@ -30,7 +30,7 @@ def batches(
     seed: int,
     bad_log: Callable[[str, str], None] = _say_nothing,
 ) -> "MaskedBatches | ViewBatches":
-    """Masked blocks of the samples, or views of them; nothing can turn out unreadable here, so `bad_log` is never called."""
+    """Masked blocks of the samples, or views of them; nothing can turn out bad here: `bad_log` is never called."""
     make = ViewBatches if data.views else MaskedBatches
     return make(samples, data, batch_size, seed)
 
@@ -42,10 +42,8 @@ class MaskedBatches:
         """ValueError: fewer blocks than one batch."""
         self.samples, self.data, self.seed = samples, data, seed
         corpus = corpora.shuffled(samples.corpus, seed) if data.break_mode == "shuffled" else samples.corpus
-        self.tokens, self.blocks = (
-            corpus.tokens,
-            corpora.blocks(corpus, data.block_size - 1, data.break_mode),
-        )  # (S,), (num_blocks, 2)
+        self.tokens = corpus.tokens  # (S,)
+        self.blocks = corpora.blocks(corpus, data.block_size - 1, data.break_mode)  # (num_blocks, 2)
         if len(self.blocks) < batch_size:
             raise ValueError(
                 f"data.path {data.path} makes {len(self.blocks)} blocks of data.block_size {data.block_size} tokens, "
@@ -60,21 +58,20 @@ class MaskedBatches:
         mine = share(len(batch), part, parts)
         longest = int(np.diff(self.blocks[batch]).max()) + 1
         frontend = self.samples.frontend
-        view = collate(
-            [block(self.tokens[start:stop], frontend) for start, stop in self.blocks[batch[mine]]], frontend, longest
-        )
+        rows = [block(self.tokens[start:stop], frontend) for start, stop in self.blocks[batch[mine]]]
+        names = [f"{self.samples.split}:block {index}" for index in batch[mine]]
+        view = collate(rows, frontend, longest)
         generators = masking.generators(self.seed, step, range(len(batch))[mine])
         if self.data.mask_kind == "random":
-            return [leave_out(view, generators, self.data)], [
-                f"{self.samples.split}:block {index}" for index in batch[mine]
-            ]
+            return [leave_out(view, generators, self.data)], names
         view = hide(view, generators, self.data, self.samples)
-        views = [view, hidden_only(view, self.samples.frontend)] if self.data.reference_teacher_input else [view]
-        return views, [f"{self.samples.split}:block {index}" for index in batch[mine]]
+        if self.data.reference_teacher_input:
+            return [view, hidden_only(view, frontend)], names
+        return [view], names
 
 
 class ViewBatches:
-    """Rows of similar length, each in one view for each name in data.views: a pure function of (seed, step, part, parts)."""
+    """Rows of similar length, each in one view for each name in data.views."""
 
     def __init__(self, samples: Samples, data: DataConfig, batch_size: int, seed: int):
         """ValueError: fewer rows than one batch."""
@@ -83,45 +80,45 @@ class ViewBatches:
         self.steps_per_epoch = len(self.sampler)
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
-        """The views of this part's rows, padded to the longest row of the whole batch, with the rows' numbers; their ids."""
+        """The views of this part's rows, as wide as the longest row of the batch, with the rows' numbers; their ids."""
         batch = self.sampler(step)
         places = range(len(batch))[share(len(batch), part, parts)]
-        mine, longest = batch[places], int(self.samples.lengths[batch].max())
+        mine = batch[places]
+        longest = int(self.samples.lengths[batch].max())
         generators = masking.generators(self.seed, step, places)
-        drawn = [self._row(index, own) for index, own in zip(mine, generators, strict=True)]
+        drawn = [self._row(index, generator) for index, generator in zip(mine, generators, strict=True)]
         indices = torch.from_numpy(mine)
-        views = [
-            collate(rows, self.samples.frontend, longest)._replace(indices=indices) for rows in zip(*drawn, strict=True)
-        ]
-        if self.data.mask_views:
-            views = [
-                view._replace(mask=self._mask(rows, generators, longest))
-                for view, rows in zip(views, zip(*drawn, strict=True), strict=True)
-            ]
+        views = []
+        for rows in zip(*drawn, strict=True):  # those of one view
+            mask = self._mask(rows, generators, longest)
+            views.append(collate(rows, self.samples.frontend, longest)._replace(mask=mask, indices=indices))
         return views, [self.samples.ids[index] for index in mine]
 
     def _row(self, index: int, generator: np.random.Generator) -> list[np.ndarray]:
-        """The views of a row; each draws from a generator of its own."""
+        """The views of a row; each draws from a generator that no other has."""
         row, names = self.samples.row(index), self.data.views
-        return [
-            made(name, row, own, self.data.augment)
-            for name, own in zip(names, generator.spawn(len(names)), strict=True)
-        ]
+        views = []
+        for name, drawing in zip(names, generator.spawn(len(names)), strict=True):
+            views.append(made(name, row, drawing, self.data.augment))
+        return views
 
-    def _mask(self, rows: Sequence[np.ndarray], generators: Sequence[np.random.Generator], longest: int) -> Mask:
-        """Spans of a view's rows, over every token, in a share of them."""
+    def _mask(self, rows: Sequence[np.ndarray], generators: Sequence[np.random.Generator], longest: int) -> Mask | None:
+        """Spans of a view's rows, over every token, in a share of them, if data.mask_views asks for them."""
         data = self.data
-        hidden = [
-            masking.sometimes(
-                g, data.mask_chance, masking.span(g, len(row), data.mask_prob, data.mask_length, last_frame=True)
-            )
-            for row, g in zip(rows, generators, strict=True)
-        ]
+        if not data.mask_views:
+            return None
+        hidden = []
+        for row, generator in zip(rows, generators, strict=True):
+            spans = masking.span(generator, len(row), data.mask_prob, data.mask_length, last_frame=True)
+            hidden.append(masking.sometimes(generator, data.mask_chance, spans))
         return Mask(torch.from_numpy(masking.stacked(hidden, longest)))
 
 
 def hide(view: View, generators: list[np.random.Generator], data: DataConfig, samples: Samples) -> View:
-    """Spans over every token, <s> and </s> too; in BERT's variant some of them are kept or replaced at random, and not predicted then."""
+    """Spans over every token, <s> and </s> too.
+
+    In BERT's variant some of them are kept or replaced at random, and not predicted then.
+    """
     ids = view.inputs["input_ids"].numpy()  # (B, T)
     hidden = np.zeros(ids.shape, dtype=bool)
     corrupted = ids.copy()
@@ -139,13 +136,14 @@ def hide(view: View, generators: list[np.random.Generator], data: DataConfig, sa
 
 
 def leave_out(view: View, generators: list[np.random.Generator], data: DataConfig) -> View:
-    """M random masks of each row over every token, <s> and </s> too, and what they leave; K as for a row as long as the batch is wide."""
+    """M random masks of each row over every token, <s> and </s> too, and what they leave.
+
+    K is that of a row as long as the batch is wide.
+    """
     lengths = view.inputs["attention_mask"].sum(dim=1).tolist()
-    rows = [
-        masking.scattered(g, length, data.mask_prob)
-        for g, length in zip(generators, lengths, strict=True)
-        for _ in range(data.masks)
-    ]
+    rows = []
+    for generator, length in zip(generators, lengths, strict=True):
+        rows += [masking.scattered(generator, length, data.mask_prob) for _ in range(data.masks)]
     tokens = view.inputs["input_ids"].shape[1]
     hidden = masking.stacked(rows, tokens)  # (N, T)
     keep = masking.visible(hidden, masking.num_visible(tokens, data.mask_prob))  # (N, K)

@@ -1,7 +1,8 @@
 """From token ids to embeddings, with learned positions, as in RoBERTa and data2vec 1.0 (arXiv 2202.03555, section 3.4).
 
-B samples, M masks per sample, N = B * M rows, T tokens, D width. The norm of the embeddings is the trunk's input norm, or, in data2vec 2.0
-(arXiv 2212.07525), part of the embedding: its teacher is fed what comes after it.
+B samples, M masks per sample, N = B * M rows, T tokens, K visible tokens, H heads, D width. The norm of the embeddings
+is the trunk's input norm, or, in data2vec 2.0 (arXiv 2212.07525), part of the embedding: its teacher is fed what comes
+after it.
 """
 
 from dataclasses import dataclass
@@ -73,8 +74,8 @@ class Frontend(nn.Module):
         super().__init__()
         if not 0 <= config.mask_token_id < config.vocab_size or not 0 <= config.pad_token_id < config.vocab_size:
             raise ValueError(
-                f"frontend: mask_token_id {config.mask_token_id} and pad_token_id {config.pad_token_id} must lie in [0, vocab_size), "
-                f"vocab_size is {config.vocab_size}; `prepare` takes them from the tokenizer"
+                f"frontend: mask_token_id {config.mask_token_id} and pad_token_id {config.pad_token_id} must lie in "
+                f"[0, vocab_size), vocab_size is {config.vocab_size}; `prepare` takes them from the tokenizer"
             )
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, dim, padding_idx=config.pad_token_id)
@@ -87,10 +88,10 @@ class Frontend(nn.Module):
 
     def init_weights(self) -> None:
         """N(0, init_std) for words and N(0, position_std) for positions, with zeros for padding."""
-        for table, std in ((self.tokens, self.config.init_std), (self.position_table, self.config.position_std)):
-            fresh = torch.empty_like(table.weight).normal_(std=std)
-            fresh[table.padding_idx] = 0
-            initialization.copy_(table.weight, fresh)  # leaves what `from_pretrained` has loaded
+        for embedding, std in ((self.tokens, self.config.init_std), (self.position_table, self.config.position_std)):
+            fresh = torch.empty_like(embedding.weight).normal_(std=std)
+            fresh[embedding.padding_idx] = 0
+            initialization.copy_(embedding.weight, fresh)  # leaves what `from_pretrained` has loaded
         if self.norm is not None:
             self.norm.reset_parameters()
         if self.alibi is not None:
@@ -99,7 +100,10 @@ class Frontend(nn.Module):
     def embed(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, corrupted_ids: Tensor | None = None
     ) -> Tensor:
-        """Embeddings of the original ids, (B, T) -> (B, T, D); padding is zero. With their norm: positions too. ValueError as in positions."""
+        """Embeddings of the original ids, (B, T) -> (B, T, D); padding is zero.
+
+        With their norm: positions too. ValueError: as in positions.
+        """
         tokens = self.tokens(input_ids)
         if self.norm is None:
             return tokens
@@ -111,7 +115,8 @@ class Frontend(nn.Module):
     ) -> Tensor:
         """The <mask> embedding where hidden, (N, T, D); with `corrupted_ids` (B, T), those tokens elsewhere.
 
-        Looked up anew: the gradient of the table is as large as the table, and one look-up makes one of it. Without a mask token: zero.
+        Looked up anew: the gradient of the embedding is as large as itself, and one look-up makes one of it. Without a
+        mask token: zero.
         """
         if self.norm is not None:
             return tokens.masked_fill(hidden[..., None], 0)
@@ -120,7 +125,10 @@ class Frontend(nn.Module):
         return self.tokens(ids.masked_fill(hidden, self.config.mask_token_id))
 
     def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor | None:
-        """Embeddings of the positions, (N, T, D) or (1, T, D); None if they are in the tokens already. ValueError: longer than the table."""
+        """Embeddings of the positions, (N, T, D) or (1, T, D); None if they are in the tokens already.
+
+        ValueError: more tokens than there are positions.
+        """
         return self._places(tokens.shape[1], padding) if self.norm is None else None
 
     def _places(self, length: int, padding: Tensor | None) -> Tensor:
@@ -128,12 +136,12 @@ class Frontend(nn.Module):
         offset = self.config.position_offset
         if length > self.config.max_positions:
             raise ValueError(
-                f"a sequence has {length} tokens; the model reads at most {self.config.max_positions} (frontend.max_positions)"
+                f"a sequence has {length} tokens; "
+                f"the model reads at most {self.config.max_positions} (frontend.max_positions)"
             )
         if padding is None:
-            return self.position_table(
-                torch.arange(1, length + 1, device=self.position_table.weight.device)[None] + offset
-            )
+            places = torch.arange(1, length + 1, device=self.position_table.weight.device)[None]  # (1, T)
+            return self.position_table(places + offset)
         real = (~padding).long()  # (N, T)
         return self.position_table(real.cumsum(dim=1) * real + offset)
 

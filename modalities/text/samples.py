@@ -43,7 +43,8 @@ class Samples:
         tokenizer = tokenizers.read(folder)
         if len(tokenizer) > frontend.vocab_size:
             raise ValueError(
-                f"the tokenizer of {folder} has {len(tokenizer)} tokens, the model frontend.vocab_size {frontend.vocab_size}"
+                f"the tokenizer of {folder} has {len(tokenizer)} tokens, "
+                f"the model frontend.vocab_size {frontend.vocab_size}"
             )
         self.config, self.frontend, self.split = config, frontend, split
         self.dataset, first = (self.open(config, split), 0) if rows is None else rows
@@ -55,11 +56,10 @@ class Samples:
         self.report = corpora.report(self.corpus, self.dataset, every_id, config.label)
         if rows is None:
             self.report.check(config.max_bad_share, config.path)
-        self.classes = (
-            sources.classes(self.dataset, config.label) if config.label in self.dataset.column_names else None
-        )
+        self.classes = corpora.classes(self.dataset, config.label)
         sizes = np.diff(self.corpus.offsets) + 1  # with <s>
-        self.lengths, self.cut = np.minimum(sizes, config.block_size), sizes > config.block_size
+        self.lengths = np.minimum(sizes, config.block_size)
+        self.cut = sizes > config.block_size
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -73,20 +73,16 @@ class Samples:
         return collate([self.row(index) for index in indices], self.frontend)
 
     def windows(self, index: int, overlap: float, batch_size: int) -> Iterator[tuple[View, Tensor]]:
-        """A row in windows of block_size that share `overlap` of themselves, `batch_size` at a time, and their tokens that count, (B, T).
+        """A row in windows of block_size, `batch_size` at a time, and their tokens that count, (B, T).
 
-        Each window is <s> ... </s>, as a row is; each token of the whole row counts once, in the window where it is farther from the border.
+        Neighbours share `overlap` of a window. Each window is <s> ... </s>, as a row is; each token of the whole row
+        counts once, in the window where it is farther from the border.
         """
         start, stop = self.corpus.offsets[index : index + 2]
         windows = cut(int(stop - start) + 1, self.config.block_size, overlap)  # of the row as <s> ... </s>
-        for some in (windows[place : place + batch_size] for place in range(0, len(windows), batch_size)):
-            rows = [
-                np.append(
-                    block(self.corpus.tokens[start + w.start : start + w.stop - 2], self.frontend),
-                    self.frontend.eos_token_id,
-                )
-                for w in some
-            ]
+        for place in range(0, len(windows), batch_size):
+            some = windows[place : place + batch_size]
+            rows = [self._between(start + window.start, start + window.stop - 2) for window in some]
             yield collate(rows, self.frontend), counted(some)
 
     def raw(self, indices: Sequence[int]) -> np.ndarray:
@@ -99,8 +95,11 @@ class Samples:
     def row(self, index: int) -> np.ndarray:
         """<s> ... </s>, cut to block_size."""
         start, stop = self.corpus.offsets[index : index + 2]
-        tokens = self.corpus.tokens[start : min(stop - 1, start + self.config.block_size - 2)]
-        return np.append(block(tokens, self.frontend), self.frontend.eos_token_id)
+        return self._between(start, min(stop - 1, start + self.config.block_size - 2))
+
+    def _between(self, start: int, stop: int) -> np.ndarray:
+        """<s>, the corpus's tokens from `start` to `stop`, </s>."""
+        return np.append(block(self.corpus.tokens[start:stop], self.frontend), self.frontend.eos_token_id)
 
 
 def block(tokens: np.ndarray, frontend: FrontendConfig) -> np.ndarray:
@@ -114,37 +113,39 @@ def collate(rows: Sequence[np.ndarray], frontend: FrontendConfig, length: int = 
     ids = np.full((len(rows), length), frontend.pad_token_id, dtype=np.int64)
     real = np.zeros((len(rows), length), dtype=bool)
     for number, row in enumerate(rows):
-        ids[number, : len(row)], real[number, : len(row)] = row, True
+        ids[number, : len(row)] = row
+        real[number, : len(row)] = True
     inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(real.astype(np.int64))}
     return View(MODALITY, inputs, None if real.all() else torch.from_numpy(~real), None)
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
-    """As prepare_tokenizer. ValueError: also settings of masks that contradict one another."""
+    """The tokenizer of a run, see prepare_tokenizer. ValueError: also settings that contradict one another."""
     check(data)
     prepare_tokenizer(data, frontend, folder)
 
 
 def prepare_tokenizer(data: ReadConfig, frontend: FrontendConfig, folder: Path) -> None:
-    """Trains or adapts the tokenizer into folder/tokenizer unless `folder` has one, and fills the frontend's fields from it.
+    """Trains or adapts the tokenizer into folder/tokenizer unless `folder` has one, and fills in the frontend.
 
     ValueError: no data, blocks longer than the model reads, or no such tokenizer.
     """
     if not data.path:
         raise ValueError(
-            'data.path is required: text files, a table (parquet, csv, jsonl), a Hub data set, a list of these, or "demo"'
+            "data.path is required: text files, a table (parquet, csv, jsonl), a Hub data set, "
+            'a list of these, or "demo"'
         )
     if not 4 <= data.block_size <= frontend.max_positions:
         raise ValueError(
-            f"data.block_size {data.block_size} must lie in 4 ... frontend.max_positions, which is {frontend.max_positions}"
+            f"data.block_size {data.block_size} must lie in 4 ... frontend.max_positions, "
+            f"which is {frontend.max_positions}"
         )
     if tokenizers.find(folder) is None:
-        if not data.tokenizer:
-            tokenizer = tokenizers.train(
-                corpora.lines(*corpora.open_rows(data.path, data.split, data.text)), data.vocab_size
-            )
-        else:
+        if data.tokenizer:
             tokenizer = tokenizers.load(data.tokenizer)
+        else:
+            dataset, column = corpora.open_rows(data.path, data.split, data.text)
+            tokenizer = tokenizers.train(corpora.lines(dataset, column), data.vocab_size)
         tokenizer.model_max_length = frontend.max_positions
         tokenizers.save(tokenizer, folder)
     tokenizer = tokenizers.read(folder)

@@ -60,11 +60,8 @@ def made(name: str, row: np.ndarray, generator: np.random.Generator, augment: Au
         return row
     words = row[1:-1]
     if name == "deletion":
-        words = words[
-            ~masking.span(
-                generator, len(words), augment.deletion, augment.deletion_length, min_spans=0, last_frame=True
-            )
-        ]
+        share, length = augment.deletion, augment.deletion_length
+        words = words[~masking.span(generator, len(words), share, length, min_spans=0, last_frame=True)]
     else:
         size = max(1, round(generator.uniform(*augment.crop) * len(words)))
         start = int(generator.integers(len(words) - size + 1))
