@@ -14,7 +14,9 @@ from d2v.modalities.image.frontend import FrontendConfig as ImageFrontend
 from d2v.modalities.image.samples import Samples as ImageSamples
 from d2v.modalities.text import labelled as texts
 from d2v.modalities.text import tokenizer as tokenizers
+from d2v.modalities.text.config import LabelledConfig as TextConfig
 from d2v.modalities.text.frontend import FrontendConfig as TextFrontend
+from d2v.modalities.text.samples import prepare_tokenizer
 
 FRONTEND = ImageFrontend(image_size=8, patch_size=2, channels=1)
 STILL = {
@@ -176,12 +178,10 @@ def test_pairs_are_joined_and_the_longer_text_is_cut_first(tmp_path):
     rows = [("a b c d e f g h", "x y", 0), ("a", "", 1), ("q", "r", 1), ("a b c", "x y z v w u t", 0)]
     with (tmp_path / "train.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("one", "two", "label"), *rows])
-    data = texts.DataConfig(
-        path=str(tmp_path), text="one", text_pair="two", vocab_size=300, block_size=12, max_bad_share=0.5
-    )
+    data = TextConfig(path=str(tmp_path), text="one", text_pair="two", vocab_size=300, block_size=12, max_bad_share=0.5)
     frontend = TextFrontend(max_positions=32)
-    texts.prepare_tokenizer(data, frontend, tmp_path)
-    samples = texts.Samples(data, frontend, split="train", folder=tmp_path)
+    prepare_tokenizer(data, frontend, tmp_path)
+    samples = texts.LabelledSamples(data, frontend, split="train", folder=tmp_path)
     assert samples.ids == ["train:0", "train:2", "train:3"] and samples.column("label").tolist() == [0, 1, 0]
     assert (
         samples.report.found == 4 and samples.report.unreadable + samples.report.too_short
@@ -200,11 +200,13 @@ def test_batches_of_text_hold_labels_and_parts(tmp_path):
     Dataset.from_dict(
         {"text": [f"word {n} " * (1 + n % 5) for n in range(32)], "label": [n % 3 for n in range(32)]}
     ).to_csv(tmp_path / "train.csv")
-    data = texts.DataConfig(path=str(tmp_path), vocab_size=300, block_size=32)
+    data = TextConfig(path=str(tmp_path), vocab_size=300, block_size=32)
     frontend = TextFrontend(max_positions=32)
-    texts.prepare_tokenizer(data, frontend, tmp_path)
-    opened = labels.open_splits(data, 0, lambda split: texts.Samples(data, frontend, split=split, folder=tmp_path))
-    made = texts.Batches(opened, 8, 0)
+    prepare_tokenizer(data, frontend, tmp_path)
+    opened = labels.open_splits(
+        data, 0, lambda split: texts.LabelledSamples(data, frontend, split=split, folder=tmp_path)
+    )
+    made = texts.LabelledBatches(opened, 8, 0)
     (whole,), ids = made(1, 0, 1)
     assert whole.labels.tolist() == [int(name.partition(":")[2]) % 3 for name in ids]
     for part in range(2):

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from d2v.modalities import text
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text import tokenizer as tokenizers
+from d2v.modalities.text.batches import MaskedBatches
 
 LINES = [
     f"{a} {b} {c}, and then {b} again."
@@ -46,7 +47,7 @@ def samples(novels: Path, tmp_path: Path) -> text.Samples:
     return text.Samples(data, frontend, split="train", folder=tmp_path / "run")
 
 
-def made(samples: text.Samples, size: int = 4, **settings) -> text.Batches:
+def made(samples: text.Samples, size: int = 4, **settings) -> MaskedBatches:
     data = replace(samples.config, **settings)
     return text.batches(samples, data, samples.frontend, size, seed=3, bad_log=lambda *_: None)
 

@@ -10,8 +10,9 @@ import torch
 
 from d2v.modalities.common import masking, sampling
 from d2v.modalities.speech import audio
-from d2v.modalities.speech.data import MIN_TOKENS, DataConfig, Samples, collate
+from d2v.modalities.speech.config import DataConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field
+from d2v.modalities.speech.samples import MIN_TOKENS, Samples, collate
 from d2v.modalities.speech.views import Views
 from d2v.types import Mask, View
 
@@ -29,13 +30,13 @@ def batches(
     batch_size: int,
     seed: int,
     bad_log: Callable[[str, str], None] = _ignore,
-) -> "Batches | ViewBatches":
+) -> "MaskedBatches | ViewBatches":
     """Training batches of `samples`; `bad_log(id, reason)` hears of clips that can no longer be read."""
-    make = ViewBatches if data.views else Batches
+    make = ViewBatches if data.views else MaskedBatches
     return make(samples, data, frontend, batch_size=batch_size, seed=seed, bad_log=bad_log)
 
 
-class Batches:
+class MaskedBatches:
     """Masked batches of clips, or of streams of equal length into which an epoch's clips are joined.
 
     A row's length is known before its file is read, so that every process can draw the masks of the whole batch and equalise them.

@@ -1,20 +1,15 @@
 """Classes or numbers of whole utterances, for fine-tuning: see tuning.py."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from d2v.finetuning.run import FinetuneConfig, Labelled
 from d2v.modalities.common import labels
-from d2v.modalities.speech.data import Samples, save_preprocessor
-from d2v.modalities.speech.tuning import Batches, LabelledConfig, check_start
+from d2v.modalities.speech.config import LabelledConfig
+from d2v.modalities.speech.samples import Samples, save_preprocessor
+from d2v.modalities.speech.tuning import LabelledBatches, check_start
 
-
-@dataclass
-class DataConfig(LabelledConfig):
-    """Utterances and the column with their label."""
-
-    regression: bool = False  # the label is a number
+DataConfig = LabelledConfig  # by this name a run of fine-tuning asks for it
 
 
 def open_data(
@@ -31,5 +26,7 @@ def open_data(
 
     opened = labels.open_splits(data, train.seed, make, group=data.group)
     dim = config.model.trunk.dim
-    batches = Batches(opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log)
+    batches = LabelledBatches(
+        opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log
+    )
     return labels.labelled(opened, batches, lambda place: save_preprocessor(place, folder, data, frontend))

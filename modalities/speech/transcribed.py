@@ -1,7 +1,6 @@
 """Transcripts of utterances, for fine-tuning by CTC on their letters: see tuning.py."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,32 +11,20 @@ from d2v.finetuning.scores import transcription
 from d2v.finetuning.validation import Split
 from d2v.modalities.common import labels
 from d2v.modalities.speech import beam
-from d2v.modalities.speech.data import Samples, feature_extractor
+from d2v.modalities.speech.config import TranscribedConfig
 from d2v.modalities.speech.frontend import lengths
-from d2v.modalities.speech.letters import CASES, SPACE, Vocabulary, normalise, tokens_needed
-from d2v.modalities.speech.tuning import Batches, LabelledConfig, check_start
+from d2v.modalities.speech.letters import SPACE, Vocabulary, normalise, tokens_needed
+from d2v.modalities.speech.samples import Samples, feature_extractor
+from d2v.modalities.speech.tuning import LabelledBatches, check_start
 from d2v.types import View
 
-
-@dataclass
-class DataConfig(LabelledConfig):
-    """Utterances and the column with their transcript."""
-
-    transcript: str = "text"
-    case: str = "keep"  # lower, upper: of all transcripts
-    decode: beam.DecodeConfig = field(default_factory=beam.DecodeConfig)
-
-    def __post_init__(self):
-        """ValueError: a value that makes no sense."""
-        super().__post_init__()
-        if self.case not in CASES:
-            raise ValueError(f"data.case is {self.case!r}; it may be {', '.join(CASES)}")
+DataConfig = TranscribedConfig  # by this name a run of fine-tuning asks for it
 
 
 class Transcripts:
     """The clips of a split that have a transcript, and are whole: a clip above max_seconds would lose words; in training also a spellable one."""
 
-    def __init__(self, samples: Samples, data: DataConfig, *, training: bool):
+    def __init__(self, samples: Samples, data: TranscribedConfig, *, training: bool):
         """ValueError: no such column, or too many bad transcripts."""
         self._samples, self.report, longest = samples, samples.report, round(data.max_seconds * samples.rate)
         try:
@@ -137,7 +124,9 @@ def open_data(
 
     processor = Wav2Vec2Processor(feature_extractor(data, frontend), vocabulary.tokenizer())
     return Labelled(
-        batches=Batches(opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log),
+        batches=LabelledBatches(
+            opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log
+        ),
         splits=splits,
         head={
             "id2label": dict(enumerate(letters)),

@@ -1,11 +1,10 @@
-"""What fine-tuning on classes and on transcripts share: settings of labelled clips, and batches of them in which time and channels are hidden.
+"""What fine-tuning on classes and on transcripts share: batches of labelled clips in which time and channels are hidden.
 
 B samples of a batch, T tokens, D model width, L letters.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +14,20 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from d2v.modalities.common import labels, masking, sampling
-from d2v.modalities.common.checks import check_settings
 from d2v.modalities.speech import audio
-from d2v.modalities.speech.data import ReadConfig, collate
+from d2v.modalities.speech.config import TuningConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths
+from d2v.modalities.speech.samples import collate
 from d2v.types import Mask, View
 
 
-@dataclass
-class LabelledConfig(ReadConfig, labels.SplitConfig):
-    """Where labelled speech is, and what of it is hidden in training; `split` is the one to train on."""
-
-    group: str = ""  # a column such as speaker: validation and test are of groups that are not trained on
-    mask_prob: float = 0.0  # share of a training clip's tokens in spans that are hidden, before overlap; 0: none
-    mask_length: int = 10  # tokens
-    channel_prob: float = 0.0  # the same of channels, which are zero in every token
-    channel_length: int = 64  # channels
-
-    def __post_init__(self):
-        """ValueError: a value that makes no sense."""
-        super().__post_init__()
-        self.check_splits()
-        check_settings(
-            self,
-            ("mask_prob", 0 <= self.mask_prob < 1, "at least 0 (nothing is hidden) and below 1"),
-            ("mask_length", self.mask_length >= 1, "at least 1"),
-            ("channel_prob", 0 <= self.channel_prob < 1, "at least 0 (nothing is hidden) and below 1"),
-            ("channel_length", self.channel_length >= 1, "at least 1"),
-        )
-
-
-class Batches:
+class LabelledBatches:
     """Labelled clips of similar length: a pure function of (seed, step, part, parts)."""
 
     def __init__(
         self,
         opened: labels.Opened,
-        data: LabelledConfig,
+        data: TuningConfig,
         frontend: FrontendConfig,
         *,
         dim: int,
@@ -129,7 +105,7 @@ def stacked(targets: Sequence[Any]) -> Tensor:
     return pad_sequence([torch.from_numpy(target) for target in targets], batch_first=True, padding_value=-100)
 
 
-def check_start(data: LabelledConfig, init_from: str) -> None:
+def check_start(data: TuningConfig, init_from: str) -> None:
     """ValueError: an export, if it is (still) there, whose encoder was trained on waveforms that were normalised otherwise."""
     for place in (Path(init_from) / "export", Path(init_from)):
         file = place / "preprocessor_config.json"

@@ -13,6 +13,8 @@ from transformers import initialization
 
 from d2v.models import alibi
 
+MODALITY = "text"
+
 
 @dataclass
 class FrontendConfig:

@@ -4,7 +4,6 @@ B rows of a batch, T tokens of the longest of them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +14,18 @@ from d2v.modalities.common import labels, sources
 from d2v.modalities.common.sampling import Sampler, share
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text import tokenizer as tokenizers
-from d2v.modalities.text.data import ReadConfig, collate, prepare_tokenizer, save_preprocessor
+from d2v.modalities.text.config import LabelledConfig
 from d2v.modalities.text.frontend import FrontendConfig
+from d2v.modalities.text.samples import collate, prepare_tokenizer, save_preprocessor
 from d2v.types import View
 
-
-@dataclass
-class DataConfig(ReadConfig, labels.SplitConfig):
-    """Where labelled text is; `split` is the one to train on."""
-
-    text_pair: str = ""  # the column with the second text of a pair
-    regression: bool = False  # the label is a number
+DataConfig = LabelledConfig  # by this name a run of fine-tuning asks for it
 
 
-class Samples:
+class LabelledSamples:
     """The usable rows of one split, tokenized once; rows of a single token are usable too."""
 
-    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path):
+    def __init__(self, config: LabelledConfig, frontend: FrontendConfig, *, split: str, folder: Path):
         """ValueError: no data, no second column, or no tokenizer in `folder`."""
         tokenizer = tokenizers.read(folder)
         self.config, self.frontend = config, frontend
@@ -92,7 +86,7 @@ class Samples:
         return np.array(row)
 
 
-class Batches:
+class LabelledBatches:
     """Labelled rows of similar length: a pure function of (seed, step, part, parts)."""
 
     def __init__(self, opened: labels.Opened, batch_size: int, seed: int):
@@ -114,19 +108,19 @@ class Batches:
 def open_data(
     config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
 ) -> Labelled:
-    """The batches and splits of a run; nothing can turn out unreadable later. ValueError: as prepare_tokenizer, Samples and labels.open_splits."""
+    """The batches and splits of a run; nothing can turn out unreadable later. ValueError: as prepare_tokenizer, LabelledSamples and labels.open_splits."""
     data, frontend, train = config.data, config.frontend, config.train
     data.check_splits()
     prepare_tokenizer(data, frontend, folder)
 
-    def make(split: str) -> Samples:
-        samples = Samples(data, frontend, split=split, folder=folder)
+    def make(split: str) -> LabelledSamples:
+        samples = LabelledSamples(data, frontend, split=split, folder=folder)
         say("\n".join(samples.report.lines()))
         return samples
 
     opened = labels.open_splits(data, train.seed, make)
     return labels.labelled(
         opened,
-        Batches(opened, train.batch_size, train.seed),
+        LabelledBatches(opened, train.batch_size, train.seed),
         lambda place: save_preprocessor(place, folder, data, frontend),
     )
