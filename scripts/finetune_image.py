@@ -2,7 +2,8 @@
 
 from d2v.config.cli import run_cli
 from d2v.finetuning.run import finetune, load
-from d2v.modalities.image import MODALITY, labelled
+from d2v.modalities.image import labelled
+from d2v.modalities.image.frontend import MODALITY
 from d2v.models.task_models import D2vForImageClassification
 
 
