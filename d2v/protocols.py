@@ -191,10 +191,10 @@ class Modality(Protocol):
         ...
 
     @staticmethod
-    def inherit(data: Any, places: Sequence[Path]) -> None:
-        """Fills settings of `data` that weights depend on from the first of `places` (exports, run folders) that has them.
+    def inherit(data: Any, source: Path, former: dict | None) -> None:
+        """Fills settings of `data` that weights depend on from where the weights of train.init_from come from.
 
-        ValueError: none of them does.
+        `former`: the section data of the run that is resumed, since `source` may be gone. ValueError: it does not have them.
         """
         ...
 

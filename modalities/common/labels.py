@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d2v.finetuning.run import Labelled
 from d2v.finetuning.scores import classification, regression
-from d2v.finetuning.validation import Split
+from d2v.protocols import Labelled, ScoredSplit
 
 REGRESSION, CLASSES = "regression", "single_label_classification"
 
@@ -40,7 +39,7 @@ class Opened(NamedTuple):
     indices: np.ndarray  # (N,) of the samples that are trained on
     labels: Sequence[Any]  # of each of `train`: classes, numbers, or codes of letters
     names: list[str] | None
-    splits: dict[str, Split]
+    splits: dict[str, ScoredSplit]
 
 
 def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str = "") -> Opened:
@@ -50,7 +49,7 @@ def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str 
     splits = {}
     for name, (samples, rows) in parts.items():
         known = labels if samples is train else encode(samples, data.label, names, getattr(data, f"{name}_split"))
-        splits[name] = Split(samples, rows, known[rows])
+        splits[name] = ScoredSplit(samples, rows, known[rows])
     return Opened(train, indices, labels, names, splits)
 
 
@@ -190,7 +189,7 @@ def labelled(opened: Opened, batches: Any, save_preprocessor: Callable) -> Label
             else classification(logits, np.asarray(labels))
         )
 
-    def rows(split: Split, outputs: list[np.ndarray]) -> list[dict]:
+    def rows(split: ScoredSplit, outputs: list[np.ndarray]) -> list[dict]:
         ids = [split.samples.ids[index] for index in split.indices]
         if names is None:
             return [

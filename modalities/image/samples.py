@@ -204,3 +204,7 @@ def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, fron
         image_std=list(data.std),
         do_convert_rgb=frontend.channels == 3,
     ).save_pretrained(folder)
+
+
+def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
+    """Nothing of the data is learned that weights depend on."""

@@ -215,3 +215,7 @@ def feature_extractor(data: ReadConfig, frontend: FrontendConfig) -> Wav2Vec2Fea
         do_normalize=data.normalize,
         return_attention_mask=True,
     )
+
+
+def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
+    """Nothing of the data is learned that weights depend on."""

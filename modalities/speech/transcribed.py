@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import Wav2Vec2Processor
 
-from d2v.finetuning.run import FinetuneConfig, Labelled
 from d2v.finetuning.scores import transcription
-from d2v.finetuning.validation import Split
 from d2v.modalities.common import labels
 from d2v.modalities.speech import beam
 from d2v.modalities.speech.config import TranscribedConfig
@@ -16,6 +15,7 @@ from d2v.modalities.speech.frontend import lengths
 from d2v.modalities.speech.letters import SPACE, Vocabulary, normalise, tokens_needed
 from d2v.modalities.speech.samples import Samples, feature_extractor
 from d2v.modalities.speech.tuning import LabelledBatches, check_start
+from d2v.protocols import Labelled, ScoredSplit
 from d2v.types import View
 
 DataConfig = TranscribedConfig  # by this name a run of fine-tuning asks for it
@@ -81,9 +81,7 @@ def check_letters(split: str, texts: list[str], vocabulary: Vocabulary, max_shar
     return f"{said}; they count as errors"
 
 
-def open_data(
-    config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
-) -> Labelled:
+def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
     """The batches and splits of a run. ValueError: as Samples, Transcripts, check_start, check_letters, labels.divide and beam.build."""
     data, frontend, train = config.data, config.frontend, config.train
     check_start(data, train.init_from)
@@ -101,7 +99,9 @@ def open_data(
     trained = [samples.texts[index] for index in indices]
     vocabulary = Vocabulary(trained)
     say(f"letters: {len(vocabulary) - 3}: {' '.join(vocabulary.letters[3:])}")
-    splits = {name: Split(found, rows, [found.texts[row] for row in rows]) for name, (found, rows) in parts.items()}
+    splits = {
+        name: ScoredSplit(found, rows, [found.texts[row] for row in rows]) for name, (found, rows) in parts.items()
+    }
     for name, split in splits.items():
         said = check_letters(name, list(split.labels), vocabulary, data.max_bad_share)
         if said:
@@ -111,7 +111,7 @@ def open_data(
     dim = config.model.trunk.dim
     letters = vocabulary.letters
 
-    def rows(split: Split, outputs: list[np.ndarray]) -> list[dict]:
+    def rows(split: ScoredSplit, outputs: list[np.ndarray]) -> list[dict]:
         found = []
         for index, text, logits in zip(split.indices, split.labels, outputs, strict=True):
             row = {"id": split.samples.ids[index], "transcript": text, "prediction": vocabulary.greedy(logits)}

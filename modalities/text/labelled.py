@@ -5,11 +5,11 @@ B rows of a batch, T tokens of the longest of them.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from d2v.finetuning.run import FinetuneConfig, Labelled
 from d2v.modalities.common import labels, sources
 from d2v.modalities.common.sampling import Sampler, share
 from d2v.modalities.text import corpus as corpora
@@ -17,6 +17,8 @@ from d2v.modalities.text import tokenizer as tokenizers
 from d2v.modalities.text.config import LabelledConfig
 from d2v.modalities.text.frontend import FrontendConfig
 from d2v.modalities.text.samples import collate, prepare_tokenizer, save_preprocessor
+from d2v.models.task_models import D2vForSequenceClassification
+from d2v.protocols import Labelled, LabelledTask
 from d2v.types import View
 
 DataConfig = LabelledConfig  # by this name a run of fine-tuning asks for it
@@ -105,9 +107,12 @@ class LabelledBatches:
         ]
 
 
-def open_data(
-    config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
-) -> Labelled:
+def labelled_task(data: dict) -> LabelledTask:
+    """There is one kind."""
+    return LabelledTask(LabelledConfig, D2vForSequenceClassification, open_data)
+
+
+def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
     """The batches and splits of a run; nothing can turn out unreadable later. ValueError: as prepare_tokenizer, LabelledSamples and labels.open_splits."""
     data, frontend, train = config.data, config.frontend, config.train
     data.check_splits()

@@ -160,3 +160,20 @@ def prepare_tokenizer(data: ReadConfig, frontend: FrontendConfig, folder: Path) 
 def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, frontend: FrontendConfig) -> None:
     """The tokenizer's files, so that AutoTokenizer.from_pretrained(folder) works."""
     tokenizers.copy(samples_folder, folder)
+
+
+def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
+    """Weights are of their tokens: fills data.tokenizer, unless it is given. ValueError: `source` brings none."""
+    if data.tokenizer:
+        return
+    if former is not None:
+        data.tokenizer = former["tokenizer"]
+        return
+    for place in (source / "export", source, source / "tokenizer"):
+        if (place / "tokenizer.json").is_file():
+            data.tokenizer = str(place)
+            return
+    raise ValueError(
+        f"train.init_from: {source} brings no tokenizer; name the one that it was trained with, "
+        "data.tokenizer=FOLDER or a Hub name"
+    )
