@@ -15,7 +15,6 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from d2v.finetuning.run import FinetuneConfig, Labelled
 from d2v.modalities.common import labels, masking, sampling
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment
@@ -23,6 +22,7 @@ from d2v.modalities.image.batches import transform
 from d2v.modalities.image.config import LabelledConfig, check_reading
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.modalities.image.samples import Samples, readable, save_preprocessor
+from d2v.protocols import BadLog, Labelled
 from d2v.types import View
 
 DataConfig = LabelledConfig  # by which fine-tuning asks a module of labelled data for its settings
@@ -127,10 +127,11 @@ def _rand_augment(data: LabelledConfig, image_size: int) -> Callable[[Any], Any]
         ) from None
 
 
-def open_data(
-    config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
-) -> Labelled:
-    """The batches and splits of a run. ValueError: as `check`, Samples and labels.open_splits."""
+def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], None]) -> Labelled:
+    """The batches and splits of a run; `config` is a FinetuneConfig.
+
+    ValueError: as `check`, Samples and labels.open_splits.
+    """
     data, frontend, train = config.data, config.frontend, config.train
     check(data, frontend, train.batch_size)
 
