@@ -193,7 +193,7 @@ def test_hide_and_init():
         ({"kind": "mfcc"}, "waveform, mel"),
         ({"conv_kernels": [3]}, "same length"),
         ({"pos_groups": 5}, "pos_groups=5 does not divide"),
-        ({"mel_stride": 0}, "mel_stride holds 0"),
+        ({"mel_stride": 0}, "mel_stride is 0"),
         ({**MEL, "mel_high": 5000.0}, "4000"),
         ({**MEL, "mel_bins": 200}, "mel_bins=200"),
         ({**MEL, "mel_window_ms": 0.1}, "too few"),

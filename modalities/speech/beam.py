@@ -13,24 +13,24 @@ import torch
 from scipy.special import log_softmax
 
 from d2v.modalities.speech.letters import BLANK, SPACE, UNKNOWN, Vocabulary
+from d2v.settings import check_fields, setting
 
 
 @dataclass
 class DecodeConfig:
     """How the splits are read at the end of a run; validation in between is greedy."""
 
-    beam: int = 0  # hypotheses that are kept; 0: greedy only
-    lm: str = ""  # a word n-gram that KenLM reads, ARPA or binary; "": none
-    lexicon: str = (
-        ""  # a file with one word a line, those that may be found with a model; "": the words that were trained on
+    beam: int = setting(0, "Hypotheses that are kept; 0: only the greedy reading.", least=0)
+    lm: str = setting("", "A word n-gram that KenLM reads, ARPA or binary; empty: none.")
+    lexicon: str = setting(
+        "", "A file with one word a line, those that lm may find; empty: the words that were trained on."
     )
-    lm_weight: float = 2.0
-    word_score: float = 0.0  # added for each word; above 0 favours more words
+    lm_weight: float = setting(2.0, "Weight of lm against the model.")
+    word_score: float = setting(0.0, "Added for each word; above 0 favours more words.")
 
     def __post_init__(self):
         """ValueError: a beam of less than nothing, or settings that have no effect."""
-        if self.beam < 0:
-            raise ValueError(f"data.decode.beam is {self.beam}; it must be 0 (greedy) or more")
+        check_fields(self, "data.decode")
         for name, needed in (("lm", "beam"), ("lexicon", "lm")):
             if getattr(self, name) and not getattr(self, needed):
                 raise ValueError(f"data.decode.{name} is {getattr(self, name)!r}, which needs data.decode.{needed}")

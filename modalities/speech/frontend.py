@@ -6,7 +6,7 @@ Equations: data2vec (arXiv 2202.03555) section 4.2, wav2vec 2.0 (arXiv 2006.1147
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from d2v.modalities.speech.mel import LogMel, fft_size
 from d2v.models import alibi
 from d2v.models.token_conv import convolved
+from d2v.settings import check_fields, setting
 
 MODALITY = "speech"
 KINDS = ("waveform", "mel")
@@ -26,58 +27,49 @@ KINDS = ("waveform", "mel")
 class FrontendConfig:
     """Defaults are data2vec Base's; `kind: mel` uses the mel_ settings in place of conv_kernels and conv_strides."""
 
-    kind: str = "waveform"
-    sample_rate: int = 16000
-    conv_dim: int = 512
-    conv_kernels: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2])
-    conv_strides: list[int] = field(default_factory=lambda: [5, 2, 2, 2, 2, 2, 2])
-    mel_bins: int = 80
-    mel_window_ms: float = 25.0
-    mel_hop_ms: float = 10.0
-    mel_low: float = 60.0
-    mel_high: float | None = None  # None: half the sample rate
-    mel_kernel: int = 3
-    mel_stride: int = 2
-    norm_eps: float = 1e-5  # of the norm between extractor and projection
-    pos_kernel: int = 19
-    pos_depth: int = 5
-    pos_groups: int = 16
-    mask_token: bool = True  # false: what is hidden is zero before the positions (data2vec 2.0)
-    alibi: str = "none"  # attention falls with distance: see d2v/models/alibi.py
-    alibi_layers: int = 1  # 1: all blocks share the scales; the trunk's depth: each has its own
-    reference_padding: bool = False  # the reference's quirk (and transformers'): deeper position layers read padded frames, so features depend on the batch
-    reference_padded_input: bool = (
-        False  # data2vec 2.0's quirk: the first layer reads them too, as they come from the extractor
+    kind: str = setting("waveform", "What the extractor convolves: samples, or a log-mel spectrogram.", among=KINDS)
+    sample_rate: int = setting(16000, "Samples a second; clips of another rate are resampled.", least=1)
+    conv_dim: int = setting(512, "Width of the extractor.", least=1)
+    conv_kernels: list[int] = setting([10, 3, 3, 3, 3, 2, 2], "Kernel of each convolution over samples.", least=1)
+    conv_strides: list[int] = setting([5, 2, 2, 2, 2, 2, 2], "Stride of each convolution over samples.", least=1)
+    mel_bins: int = setting(80, "Bands of the spectrogram.", least=1)
+    mel_window_ms: float = setting(25.0, "Window of the spectrogram in milliseconds.", above=0)
+    mel_hop_ms: float = setting(10.0, "Step from one window to the next in milliseconds.", above=0)
+    mel_low: float = setting(60.0, "Where the bands begin, in Hz.", least=0)
+    mel_high: float | None = setting(None, "Where the bands end, in Hz; null: half the sample rate.", above=0)
+    mel_kernel: int = setting(3, "Kernel of the convolution over the spectrogram.", least=1)
+    mel_stride: int = setting(2, "Stride of the convolution over the spectrogram.", least=1)
+    norm_eps: float = setting(1e-5, "Of the norm between extractor and projection.", least=0)
+    pos_kernel: int = setting(19, "Kernel of each convolution of positions.", least=1)
+    pos_depth: int = setting(5, "Convolutions of positions.", least=1)
+    pos_groups: int = setting(16, "Groups of each convolution of positions; it divides the model's width.", least=1)
+    mask_token: bool = setting(True, "false: what is hidden is zero before the positions (data2vec 2.0).")
+    alibi: str = setting(
+        "none",
+        "Attention falls with distance: not at all, by fixed slopes, or by slopes times one learned scale or one per "
+        "head.",
+        among=alibi.KINDS,
+    )
+    alibi_layers: int = setting(
+        1, "Of alibi: 1: all blocks share the scales; the trunk's depth: each has its own.", least=1
+    )
+    reference_padding: bool = setting(
+        False,
+        "The reference's quirk (and transformers'): deeper position layers read padded frames, so that features depend "
+        "on the batch.",
+    )
+    reference_padded_input: bool = setting(
+        False, "data2vec 2.0's quirk: the first position layer reads padded frames as they come from the extractor."
     )
 
     def __post_init__(self):
         """ValueError: settings that are wrong by themselves or contradict one another."""
-        if self.kind not in KINDS:
-            raise ValueError(f"frontend kind={self.kind!r} is not known; allowed are {', '.join(KINDS)}")
-        alibi.check(self.alibi)
+        check_fields(self, "model.frontends.speech")
         kernels, strides = list(self.conv_kernels), list(self.conv_strides)
         if not kernels or len(kernels) != len(strides):
             raise ValueError(
                 f"frontend conv_kernels={kernels} and conv_strides={strides} must have the same length, at least 1"
             )
-        names = (
-            "sample_rate",
-            "conv_dim",
-            "mel_bins",
-            "mel_kernel",
-            "mel_stride",
-            "pos_kernel",
-            "pos_depth",
-            "pos_groups",
-            "alibi_layers",
-        )
-        for name, value in [
-            ("conv_kernels", min(kernels)),
-            ("conv_strides", min(strides)),
-            *((name, getattr(self, name)) for name in names),
-        ]:
-            if value < 1:
-                raise ValueError(f"frontend {name} holds {value}; it must be at least 1")
 
 
 def lengths(config: FrontendConfig, samples: Any) -> Any:

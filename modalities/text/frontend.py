@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import initialization
 
 from d2v.models import alibi
+from d2v.settings import check_fields, setting
 
 MODALITY = "text"
 
@@ -20,33 +21,43 @@ MODALITY = "text"
 class FrontendConfig:
     """`prepare` fills the fields that are the tokenizer's: vocab_size (0) and the ids of the special tokens."""
 
-    vocab_size: int = 0
-    max_positions: int = 512
-    bos_token_id: int = 0
-    pad_token_id: int = 1
-    eos_token_id: int = 2
-    mask_token_id: int = -1
-    position_offset: int = (
-        1  # row of the position table that padding has (zeros); the first token has the next. RoBERTa: its pad id, 1
+    vocab_size: int = setting(
+        0, "Rows of the table of tokens; 0: as many as the tokenizer has. A larger table may be rounded up.", least=0
     )
-    init_std: float = 0.02
-    embedding_norm: bool = (
-        False  # positions, their norm and dropout belong to the embedding, and there is no mask token (data2vec 2.0)
+    max_positions: int = setting(512, "The most tokens that the model reads at once, with <s> and </s>.", least=1)
+    bos_token_id: int = setting(0, "Id of <s>; taken from the tokenizer.")
+    pad_token_id: int = setting(1, "Id of <pad>; taken from the tokenizer.")
+    eos_token_id: int = setting(2, "Id of </s>; taken from the tokenizer.")
+    mask_token_id: int = setting(-1, "Id of <mask>; taken from the tokenizer.")
+    position_offset: int = setting(
+        1, "Row of the table of positions that padding has, zeros; the first token has the next. RoBERTa: its pad id."
     )
-    embedding_dropout: float = 0.0  # after that norm
-    alibi: str = "none"  # attention falls with distance, for small budgets: see d2v/models/alibi.py
-    position_std: float = (
-        0.02  # of the position table; small against init_std, targets are words from the start instead of places
+    init_std: float = setting(0.02, "Standard deviation of the initial table of tokens.", least=0)
+    embedding_norm: bool = setting(
+        False,
+        "Positions, their norm and dropout belong to the embedding, and there is no mask token (data2vec 2.0).",
+    )
+    embedding_dropout: float = setting(0.0, "Dropout after the norm of embedding_norm.", least=0, below=1)
+    alibi: str = setting(
+        "none",
+        "Attention falls with distance, for small budgets: not at all, by fixed slopes, or by slopes times one learned "
+        "scale or one per head.",
+        among=alibi.KINDS,
+    )
+    position_std: float = setting(
+        0.02,
+        "Standard deviation of the initial table of positions; small against init_std, targets are words from the "
+        "start instead of places.",
+        least=0,
     )
 
     def __post_init__(self):
-        """ValueError: dropout without the norm that it follows, a rate outside [0, 1), or an unknown bias."""
-        alibi.check(self.alibi)
-        if not 0 <= self.embedding_dropout < 1:
-            raise ValueError(f"frontend embedding_dropout={self.embedding_dropout} must be at least 0 and below 1")
+        """ValueError: a value out of range, or dropout without the norm that it follows."""
+        check_fields(self, "model.frontends.text")
         if self.embedding_dropout and not self.embedding_norm:
             raise ValueError(
-                f"frontend embedding_dropout={self.embedding_dropout} needs embedding_norm=true; else it is model.trunk.input_dropout"
+                f"frontend embedding_dropout={self.embedding_dropout} needs embedding_norm=true; "
+                "else it is model.trunk.input_dropout"
             )
 
 
