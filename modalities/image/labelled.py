@@ -23,10 +23,8 @@ from d2v.modalities.image.config import LabelledConfig, check_reading
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.modalities.image.samples import Samples, readable, save_preprocessor
 from d2v.models.task_models import D2vForImageClassification
-from d2v.protocols import Labelled, LabelledTask
+from d2v.protocols import BadLog, Labelled, LabelledTask
 from d2v.types import View
-
-DataConfig = LabelledConfig  # by which fine-tuning asks a module of labelled data for its settings
 
 
 def check(data: LabelledConfig, frontend: FrontendConfig, batch_size: int) -> None:
@@ -133,8 +131,11 @@ def labelled_task(data: dict) -> LabelledTask:
     return LabelledTask(LabelledConfig, D2vForImageClassification, open_data)
 
 
-def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
-    """The batches and splits of a run. ValueError: as `check`, Samples and labels.open_splits."""
+def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], None]) -> Labelled:
+    """The batches and splits of a run; `config` is a FinetuneConfig.
+
+    ValueError: as `check`, Samples and labels.open_splits.
+    """
     data, frontend, train = config.data, config.frontend, config.train
     check(data, frontend, train.batch_size)
 

@@ -15,11 +15,12 @@ import numpy as np
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from d2v.modalities.common import sources
+from d2v.modalities.common import sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.image import augment, masks, views
 from d2v.modalities.image.config import DataConfig, ReadConfig, check_reading
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
+from d2v.protocols import Rows
 from d2v.types import View
 
 
@@ -73,16 +74,16 @@ class Samples:
         *,
         split: str,
         folder: Path,
-        rows: sources.Rows | None = None,
+        rows: Rows | None = None,
     ):
         """ValueError: the source cannot be opened, or too many of its images are bad. `rows`: these only, of which the headers are checked."""
         self.config, self.frontend = config, frontend
         dataset, first = (self.open(config, split), 0) if rows is None else rows
         self._decodes = config.check_files and rows is None
         self._dataset = dataset
-        self._media = dataset.select_columns([sources.media_column(dataset, "image")])
-        self.classes = sources.classes(dataset, config.label) if config.label in dataset.column_names else None
-        ids = sources.identifiers(dataset, config.path, split, first)
+        self._media = dataset.select_columns([tables.media_column(dataset, "image")])
+        self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
+        ids = tables.identifiers(dataset, config.path, split, first)
         self.report = Report("image", found=len(dataset), usable=0)
         self._rows = np.flatnonzero(self._scan(ids))
         self.ids = [ids[row] for row in self._rows]
@@ -100,7 +101,7 @@ class Samples:
 
     def column(self, name: str) -> np.ndarray:
         """Values of a data column per usable sample. ValueError: there is none of that name."""
-        return sources.column(self._dataset, name, self._rows, self.ids)
+        return tables.values(self._dataset, name, self._rows, self.ids)
 
     def view(self, indices: Iterable[int]) -> View:
         """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S). ValueError: an image can no longer be read."""
@@ -133,7 +134,7 @@ class Samples:
 
     def _source(self, row: int) -> bytes | Path:
         (cell,) = self._media[row].values()
-        return sources.read_bytes(cell)
+        return tables.encoded(cell)
 
     def _problem(self, row: int) -> tuple[str, str] | None:
         """Which list of the report a row belongs to, and why; None if it is usable."""

@@ -12,8 +12,6 @@ from d2v.modalities.speech.tuning import LabelledBatches, check_start
 from d2v.models.task_models import D2vForCTC, D2vForSequenceClassification
 from d2v.protocols import Labelled, LabelledTask
 
-DataConfig = LabelledConfig  # by this name a run of fine-tuning asks for it
-
 
 def labelled_task(data: dict) -> LabelledTask:
     """Letters of transcripts by CTC where data.transcript names their column, else the class or number of data.label."""

@@ -18,8 +18,6 @@ from d2v.modalities.speech.tuning import LabelledBatches, check_start
 from d2v.protocols import Labelled, ScoredSplit
 from d2v.types import View
 
-DataConfig = TranscribedConfig  # by this name a run of fine-tuning asks for it
-
 
 class Transcripts:
     """The clips of a split that have a transcript, and are whole: a clip above max_seconds would lose words; in training also a spellable one."""

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from d2v.modalities.common import sources
+from d2v.modalities.common import sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.text import tokenizer as tokenizers
 
@@ -49,7 +49,7 @@ def text_column(dataset: datasets.Dataset, path: Any, text: str) -> str:
         raise ValueError(
             f"data.text is {text!r}; the columns of data.path {path} are {', '.join(dataset.column_names)}"
         )
-    return sources.media_column(dataset, "text")
+    return tables.media_column(dataset, "text")
 
 
 def demo(split: str) -> datasets.Dataset:

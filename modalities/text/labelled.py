@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2v.modalities.common import labels, sources
+from d2v.modalities.common import labels, tables
 from d2v.modalities.common.sampling import Sampler, share
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text import tokenizer as tokenizers
@@ -20,8 +20,6 @@ from d2v.modalities.text.samples import collate, prepare_tokenizer, save_preproc
 from d2v.models.task_models import D2vForSequenceClassification
 from d2v.protocols import Labelled, LabelledTask
 from d2v.types import View
-
-DataConfig = LabelledConfig  # by this name a run of fine-tuning asks for it
 
 
 class LabelledSamples:
@@ -45,7 +43,7 @@ class LabelledSamples:
         self._places = [
             np.searchsorted(part.rows, usable) for part in self._parts
         ]  # (N,) each: where a row is in its corpus
-        every_id = sources.identifiers(self.dataset, config.path, split)
+        every_id = tables.identifiers(self.dataset, config.path, split)
         self.ids = [every_id[row] for row in usable]
         self.report = corpora.report(self._parts[0], self.dataset, every_id, config.label)
         for part in self._parts[1:]:
@@ -57,9 +55,7 @@ class LabelledSamples:
             ]
         self.report.usable = len(usable)
         self.report.check(config.max_bad_share, config.path)
-        self.classes = (
-            sources.classes(self.dataset, config.label) if config.label in self.dataset.column_names else None
-        )
+        self.classes = tables.classes(self.dataset, config.label) if config.label in self.dataset.column_names else None
         self.lengths = np.array([len(self._row(index)) for index in range(len(usable))])
 
     def __len__(self) -> int:
@@ -67,7 +63,7 @@ class LabelledSamples:
 
     def column(self, name: str) -> np.ndarray:
         """Values of a column per usable row. ValueError: no such column."""
-        return sources.column(self.dataset, name, self._rows, self.ids)
+        return tables.values(self.dataset, name, self._rows, self.ids)
 
     def view(self, indices: Sequence[int], length: int = 0) -> View:
         """Rows padded to the longest or to `length`; the longer text of a pair that exceeds block_size is cut first."""
