@@ -19,7 +19,7 @@ from transformers import AutoModelForImageClassification, AutoTokenizer, pipelin
 from d2v.finetuning.objective import Supervised
 from d2v.finetuning.run import adopt, build_model, load
 from d2v.modalities.image import labelled
-from d2v.modalities.image.data import demo as image_demo
+from d2v.modalities.image.samples import demo as image_demo
 from d2v.modalities.text.corpus import demo as text_demo
 from d2v.models.task_models import D2vForImageClassification, D2vForSequenceClassification
 from d2v.training.loop import Loop

@@ -148,7 +148,7 @@ def test_configs_are_typed_and_exports_are_complete():
     for config in (image.FrontendConfig, image.DataConfig):
         assert OmegaConf.to_object(OmegaConf.structured(config)) == config()
     assert OmegaConf.merge(OmegaConf.structured(image.DataConfig), {"path": ["a", "b"], "max_block": 5}).max_block == 5
-    assert image.__name__.rpartition(".")[2] == image.MODALITY
+    assert image.__name__.rpartition(".")[2] == image.frontend.MODALITY
     assert list(inspect.signature(image.batches).parameters) == [
         "samples",
         "data",

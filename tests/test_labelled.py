@@ -10,8 +10,8 @@ from PIL import Image
 
 from d2v.modalities.common import labels
 from d2v.modalities.image import labelled as images
-from d2v.modalities.image.data import Samples as ImageSamples
 from d2v.modalities.image.frontend import FrontendConfig as ImageFrontend
+from d2v.modalities.image.samples import Samples as ImageSamples
 from d2v.modalities.text import labelled as texts
 from d2v.modalities.text import tokenizer as tokenizers
 from d2v.modalities.text.config import LabelledConfig as TextConfig
@@ -34,16 +34,16 @@ STILL = {
 def opened(tmp_path_factory) -> labels.Opened:
     folder = tmp_path_factory.mktemp("images")
     return labels.open_splits(
-        images.DataConfig(**STILL),
+        images.LabelledConfig(**STILL),
         0,
-        lambda split: ImageSamples(images.DataConfig(**STILL), FRONTEND, split=split, folder=folder),
+        lambda split: ImageSamples(images.LabelledConfig(**STILL), FRONTEND, split=split, folder=folder),
     )
 
 
-def batches(opened: labels.Opened, batch_size: int = 8, **settings) -> images.Batches:
-    data = images.DataConfig(**{**STILL, **settings})
+def batches(opened: labels.Opened, batch_size: int = 8, **settings) -> images.LabelledBatches:
+    data = images.LabelledConfig(**{**STILL, **settings})
     images.check(data, FRONTEND, batch_size)
-    return images.Batches(opened, data, FRONTEND, batch_size=batch_size, seed=0, bad_log=lambda *_: None)
+    return images.LabelledBatches(opened, data, FRONTEND, batch_size=batch_size, seed=0, bad_log=lambda *_: None)
 
 
 def test_mixup_and_cutmix_mix_images_and_labels_by_one_share(opened):
@@ -121,9 +121,9 @@ def test_rand_augment_changes_images_and_an_unknown_one_is_refused(tmp_path):
     settings = {**STILL, "path": str(folder), "mean": [0.5], "std": [0.2]}
 
     def made(**more):
-        data = images.DataConfig(**settings, **more)
+        data = images.LabelledConfig(**settings, **more)
         opened = labels.open_splits(data, 0, lambda split: ImageSamples(data, frontend, split=split, folder=tmp_path))
-        return images.Batches(opened, data, frontend, batch_size=8, seed=0, bad_log=lambda *_: None)
+        return images.LabelledBatches(opened, data, frontend, batch_size=8, seed=0, bad_log=lambda *_: None)
 
     (plain,), _ = made()(0, 0, 1)
     (augmented,), _ = made(auto_augment="rand-m9-mstd0.5-inc1")(0, 0, 1)
@@ -135,7 +135,7 @@ def test_rand_augment_changes_images_and_an_unknown_one_is_refused(tmp_path):
 
 
 def test_what_is_held_out_is_never_trained_on(tmp_path):
-    data = images.DataConfig(**STILL, validation_share=0.2)
+    data = images.LabelledConfig(**STILL, validation_share=0.2)
     opened = labels.open_splits(data, 3, lambda split: ImageSamples(data, FRONTEND, split=split, folder=tmp_path))
     held = set(opened.splits["validation"].indices.tolist())
     assert (
@@ -143,7 +143,7 @@ def test_what_is_held_out_is_never_trained_on(tmp_path):
         and not held & set(opened.indices.tolist())
         and len(held) + len(opened.indices) == 1397
     )
-    made = images.Batches(opened, data, FRONTEND, batch_size=300, seed=0, bad_log=lambda *_: None)
+    made = images.LabelledBatches(opened, data, FRONTEND, batch_size=300, seed=0, bad_log=lambda *_: None)
     seen = {name for step in range(len(made.sampler)) for name in made(step, 0, 1)[1]}
     assert seen and not seen & {opened.train.ids[index] for index in held}
 

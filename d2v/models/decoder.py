@@ -1,7 +1,8 @@
 """data2vec 2.0's decoder: visible tokens back in their places, noise in the others, a few convolutions, a linear head.
 
 N rows (samples x masks), T tokens, K visible tokens, n hidden tokens in all, D model width, C decoder width.
-Source: data2vec 2.0 (arXiv 2212.07525) section 3; convolutions along the sequence for speech and text, over the grid for images.
+Source: data2vec 2.0 (arXiv 2212.07525) section 3. Convolutions are along the sequence for speech and text, over the
+grid for images.
 """
 
 import math
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from d2v.models.heads import perceptron
 from d2v.models.token_conv import convolved
+from d2v.settings import check_fields, setting
 from d2v.types import Mask
 
 
@@ -20,37 +22,33 @@ from d2v.types import Mask
 class DecoderConfig:
     """Its shape; the published values per modality are in configs/."""
 
-    dims: int = 1  # 1: convolutions along the sequence; 2: over a square grid of tokens
-    dim: int = 384
-    depth: int = 4
-    kernel: int = 7
-    groups: int = 16
-    residual: bool = True  # around every layer whose input is as wide as its output
-    head_layers: int = 1
-    head_ratio: float = 2.0  # width of the layers between, as a multiple of `dim`
-    head_init: str = "default"  # torch's own, or like the trunk
-    dropout: float = 0.0  # of the encoder's output
-    noise: float = 0.01  # standard deviation of what stands in hidden places
+    dims: int = setting(1, "1: convolutions along the sequence; 2: over a square grid of tokens.", least=1, most=2)
+    dim: int = setting(384, "Width of the layers.", least=1)
+    depth: int = setting(4, "Convolutions.", least=1)
+    kernel: int = setting(7, "Tokens, or a side of the square of tokens, that a convolution sees.", least=1)
+    groups: int = setting(16, "Groups of a convolution's channels.", least=1)
+    residual: bool = setting(True, "A residual around every layer whose input is as wide as its output.")
+    head_layers: int = setting(1, "Linear layers after the convolutions.", least=1)
+    head_ratio: float = setting(2.0, "Width of the layers between them, as a multiple of dim.")
+    head_init: str = setting(
+        "default", "How the head's weights start: torch's own, or like the trunk.", among=("default", "trunk")
+    )
+    dropout: float = setting(0.0, "Of the encoder's output.", least=0, below=1)
+    noise: float = setting(0.01, "Standard deviation of what stands in hidden places.", least=0)
 
     def __post_init__(self):
-        """ValueError: a number that makes no sense, or an unknown choice."""
-        for name, good, allowed in (
-            ("dims", self.dims in (1, 2), "1 or 2"),
-            ("depth", self.depth >= 1, "at least 1"),
-            ("kernel", self.kernel >= 1, "at least 1"),
-            ("head_layers", self.head_layers >= 1, "at least 1"),
-            ("head_ratio", self.dim * self.head_ratio >= 1, f"at least 1 / objective.decoder.dim, 1/{self.dim}"),
-            (
-                "groups",
-                self.groups >= 1 and self.dim % max(1, self.groups) == 0,
-                f"a divisor of objective.decoder.dim, {self.dim}",
-            ),
-            ("head_init", self.head_init in ("default", "trunk"), "default or trunk"),
-            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
-            ("noise", self.noise >= 0, "0 or more"),
-        ):
-            if not good:
-                raise ValueError(f"objective.decoder.{name} is {getattr(self, name)!r}; it must be {allowed}")
+        """ValueError: a number outside its bounds, an unknown choice, or groups or layers that do not fit the width."""
+        check_fields(self, "objective.decoder")
+        if self.dim * self.head_ratio < 1:
+            raise ValueError(
+                f"objective.decoder.head_ratio is {self.head_ratio!r}; "
+                f"it must be at least 1 / objective.decoder.dim, 1/{self.dim}"
+            )
+        if self.dim % self.groups:
+            raise ValueError(
+                f"objective.decoder.groups is {self.groups!r}; "
+                f"it must be a divisor of objective.decoder.dim, {self.dim}"
+            )
 
 
 class ConvLayer(nn.Module):
@@ -66,13 +64,11 @@ class ConvLayer(nn.Module):
         if isinstance(self.conv, nn.Conv1d):
             return convolved(self.conv, x)
         side = math.isqrt(x.shape[1])
-        grid = x.unflatten(1, (side, side)).movedim(
-            -1, 1
-        )  # (N, C_in, side, side); channels last in memory, and so are the weights: a tenth faster
+        # channels last in memory, and so are the weights: a tenth faster
+        grid = x.unflatten(1, (side, side)).movedim(-1, 1)  # (N, C_in, side, side)
         weight = self.conv.weight.contiguous(memory_format=torch.channels_last)
-        y = F.conv2d(grid, weight, self.conv.bias, padding=self.conv.padding, groups=self.conv.groups)[
-            ..., :side, :side
-        ]
+        y = F.conv2d(grid, weight, self.conv.bias, padding=self.conv.padding, groups=self.conv.groups)
+        y = y[..., :side, :side]  # an even kernel gives one row and one column too many
         y = y.flatten(2).transpose(1, 2)
         return F.gelu(F.layer_norm(y, y.shape[-1:]))
 
@@ -90,7 +86,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(
             ConvLayer(dim if number == 0 else config.dim, config) for number in range(config.depth)
         )
-        self.head = perceptron([config.dim] + [int(config.dim * config.head_ratio)] * (config.head_layers - 1) + [dim])
+        between = [int(config.dim * config.head_ratio)] * (config.head_layers - 1)
+        self.head = perceptron([config.dim, *between, dim])
 
     def init_head(self, std: float) -> None:
         """N(0, std), biases zero; what is not called here is torch's default."""
@@ -100,9 +97,9 @@ class Decoder(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, mask: Mask, padding: Tensor | None = None) -> Tensor:
-        """Encoder output (N, K, D) -> (n, D), a prediction for each hidden token; padded tokens (N, T) stay zero all along.
+        """Encoder output (N, K, D) -> (n, D), a prediction for each hidden token.
 
-        ValueError: a grid that is not square.
+        Padded tokens (N, T) stay zero all along. ValueError: a grid that is not square.
         """
         assert mask.keep is not None
         x = self.places(self.dropout(x), mask.keep, mask.hidden.shape[1])  # (N, T, D)
@@ -113,7 +110,10 @@ class Decoder(nn.Module):
         return self.head(x[mask.hidden])
 
     def places(self, x: Tensor, keep: Tensor, num_tokens: int) -> Tensor:
-        """(N, K, D) -> (N, T, D): each token at its index in `keep` (N, K), fresh noise elsewhere. ValueError as in forward."""
+        """(N, K, D) -> (N, T, D): each token at its index in `keep` (N, K), fresh noise elsewhere.
+
+        ValueError as in forward.
+        """
         if self.config.dims == 2 and math.isqrt(num_tokens) ** 2 != num_tokens:
             raise ValueError(
                 f"objective.decoder.dims is 2, but {num_tokens} tokens are no square grid; 1 reads them as a sequence"

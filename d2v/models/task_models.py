@@ -8,10 +8,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    initialization,
-)
+from transformers import PreTrainedModel, initialization
 from transformers.initialization import guard_torch_init_functions
 from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput, SequenceClassifierOutput
 
@@ -19,6 +16,7 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel, build_config
 from d2v.models.heads import ACTIVATIONS, ClassificationHead, mean_of_tokens
 from d2v.objectives.common.losses import ctc, supervised
+from d2v.settings import check_fields, setting
 from d2v.types import Features, View
 
 POOLINGS = ("mean", "first", "class")
@@ -28,40 +26,48 @@ POOLINGS = ("mean", "first", "class")
 class ClassifierConfig:
     """What the head of a classifier reads and how it is built."""
 
-    pooling: str = "mean"  # of the content tokens; first: the first of them (<s> of a sentence); class: the class token
-    pooled_norm: bool = True  # a norm of what was pooled, in place of the trunk's final norm (fc_norm)
-    dense_dim: int = 0  # > 0: a linear layer of this width before the last
-    activation: str = "tanh"  # after it; or none
-    dropout: float = 0.0  # before each linear layer
-    init_scale: float = 1.0  # of the last layer's weights, N(0, 0.02) before; BEiT: 0.001
-    mask_noise: float = (
-        0.0  # > 0: what is hidden is N(0, mask_noise) instead of a mask token or zero (data2vec 2.0: 0.01)
+    pooling: str = setting(
+        "mean",
+        "mean: of the content tokens; first: the first of them (<s> of a sentence); class: the class token.",
+        among=POOLINGS,
+    )
+    pooled_norm: bool = setting(True, "A norm of what was pooled, in place of the trunk's final norm (fc_norm).")
+    dense_dim: int = setting(0, "Width of a linear layer before the last; 0: there is none.", least=0)
+    activation: str = setting("tanh", "What follows that layer.", among=tuple(ACTIVATIONS))
+    dropout: float = setting(0.0, "Before each linear layer.", least=0, below=1)
+    init_scale: float = setting(1.0, "Of the last layer's weights, N(0, 0.02) before; BEiT: 0.001.", least=0)
+    mask_noise: float = setting(
+        0.0,
+        "Above 0: what is hidden is N(0, mask_noise) instead of a mask token or zero (data2vec 2.0: 0.01).",
+        least=0,
     )
 
     def __post_init__(self):
-        """ValueError: an unknown choice or a number that makes no sense."""
-        for name, allowed in (("pooling", POOLINGS), ("activation", tuple(ACTIVATIONS))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"task.{name} is {getattr(self, name)!r}; it may be {', '.join(allowed)}")
-        _check_numbers(self, "dense_dim", "init_scale", "mask_noise")
+        """ValueError: an unknown choice or a number outside its bounds."""
+        check_fields(self, "task")
 
 
 @dataclass
 class CTCConfig:
     """The head on every token, and which of its letters is the blank."""
 
-    blank: int = 0
-    blank_bias: float = 0.0  # where a new head's bias of the blank starts; at 0, as published, a frequent letter may take the blank's part for long
-    dropout: float = 0.0  # before the linear layer
-    mask_noise: float = 0.0  # as in ClassifierConfig
+    blank: int = setting(0, "The letter that is the blank.", least=0)
+    # at 0, as published, a frequent letter may take the blank's part for long
+    blank_bias: float = setting(0.0, "Where a new head's bias of the blank starts.")
+    dropout: float = setting(0.0, "Before the linear layer.", least=0, below=1)
+    mask_noise: float = setting(
+        0.0,
+        "Above 0: what is hidden is N(0, mask_noise) instead of a mask token or zero (data2vec 2.0: 0.01).",
+        least=0,
+    )
 
     def __post_init__(self):
-        """ValueError: a number that makes no sense."""
-        _check_numbers(self, "blank", "mask_noise")
+        """ValueError: a number outside its bounds."""
+        check_fields(self, "task")
 
 
 class TaskModel(PreTrainedModel):
-    """What the task models share: the encoder, the settings of the task, and how a view that hides something is read."""
+    """What the task models share: the encoder, the task's settings, and how a view that hides something is read."""
 
     config_class = D2vConfig
     base_model_prefix = "encoder"
@@ -89,9 +95,11 @@ class TaskModel(PreTrainedModel):
         raise NotImplementedError
 
     def encode(self, view: View, *, first: bool = False) -> Features:
-        """Features of a view; what its mask hides stays in the sequence, as the mask token, zeros or noise, and hidden channels are zero.
+        """Features of a view; what its mask hides stays in the sequence, as the mask token, zeros or noise, and hidden
+        channels are zero.
 
-        `first`: of the first content token alone, (B, D), for which the last block need not compute its second half for the others.
+        `first`: of the first content token alone, (B, D), for which the last block need not compute its second half for
+        the others.
         """
         x = self.encoder.embed(view)  # (B, T, D)
         if view.mask is not None:
@@ -101,8 +109,8 @@ class TaskModel(PreTrainedModel):
             else:
                 x = self.encoder.frontend(view.modality).hide(x, hidden, **view.inputs)
             x = x if channels is None else x.masked_fill(channels[:, None], 0)
-        only = torch.arange(x.shape[1], device=x.device).eq(0).expand(x.shape[:2]) if first else None  # (B, T)
-        return self.encoder(view, tokens=x, only=only)
+        is_first = torch.arange(x.shape[1], device=x.device).eq(0).expand(x.shape[:2])  # (B, T)
+        return self.encoder(view, tokens=x, only=is_first if first else None)
 
 
 class Classifier(TaskModel):
@@ -140,7 +148,8 @@ class Classifier(TaskModel):
         self.head.init_weights(self.task.init_scale)
 
     def forward(self, view: View | None = None, labels: Tensor | None = None, **inputs: Tensor) -> Any:
-        """Logits (B, C) of a view, or of raw inputs (`pixel_values=...`), and the loss where there are labels: see losses.supervised."""
+        """Logits (B, C) of a view, or of raw inputs (`pixel_values=...`), and the loss where there are labels: see
+        losses.supervised."""
         view = self.encoder.view(**inputs) if view is None else view
         logits = self.head(self.pooled(view))  # (B, C)
         labels = view.labels if labels is None else labels
@@ -155,7 +164,8 @@ class Classifier(TaskModel):
         return features.x if self.task.pooling == "first" else cast(Tensor, features.extra)[:, 0]
 
     def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sum and count of the loss of config.problem_type, which is inferred from num_labels and the labels where it is None."""
+        """Sum and count of the loss of config.problem_type, which is inferred from num_labels and the labels where it
+        is None."""
         return supervised(logits, labels, self.config.problem_type or self._inferred(labels))
 
     def _inferred(self, labels: Tensor) -> str:
@@ -197,7 +207,10 @@ class D2vForCTC(TaskModel):
         initialization.copy_(self.head.out.bias, start)
 
     def forward(self, view: View | None = None, labels: Tensor | None = None, **inputs: Tensor) -> CausalLMOutput:
-        """Logits (B, T, V) of a view, or of raw inputs; in padding all is blank. Labels (B, L) token ids, then -100: the loss is per sequence."""
+        """Logits (B, T, V) of a view, or of raw inputs; in padding all is blank.
+
+        Labels (B, L) token ids, then -100: the loss is per sequence.
+        """
         view = self.encoder.view(**inputs) if view is None else view
         logits = self.head(self.encode(view).x)  # (B, T, V)
         if view.padding is not None:
@@ -209,18 +222,8 @@ class D2vForCTC(TaskModel):
 
     def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum and count, see losses.ctc."""
-        tokens = (
-            torch.full((len(logits),), logits.shape[1], device=logits.device)
-            if padding is None
-            else (~padding).sum(dim=1)
-        )
-        return ctc(logits, tokens, labels, self.task.blank)
-
-
-def _check_numbers(config: Any, *names: str) -> None:
-    """ValueError: a negative number, or a dropout outside [0, 1)."""
-    for name in names:
-        if getattr(config, name) < 0:
-            raise ValueError(f"task.{name} is {getattr(config, name)}; it must be 0 or more")
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"task.dropout is {config.dropout}; it must be at least 0 and below 1")
+        if padding is None:
+            num_tokens = torch.full((len(logits),), logits.shape[1], device=logits.device)
+        else:
+            num_tokens = (~padding).sum(dim=1)
+        return ctc(logits, num_tokens, labels, self.task.blank)

@@ -1,11 +1,10 @@
-"""The Transformer trunk: attention with an optional additive bias, MLP, post-norm and pre-norm blocks, drop path and layer drop.
+"""The Transformer trunk: attention with an optional additive bias, MLP, post-norm and pre-norm blocks, drop path and
+layer drop.
 
 N rows, T tokens, D width, H heads. The blocks of the published models (data2vec 1.0, arXiv 2202.03555, and its code):
 speech and text are post-norm, images are pre-norm with layer scale and no key bias.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,82 +12,65 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from d2v.models import cpu
+from d2v.models.gelu_linear import gelu_linear
+from d2v.settings import check_fields, setting
+
 
 @dataclass
 class TrunkConfig:
-    """The Transformer. `layer_scale` 0 is none; rates are probabilities."""
+    """The Transformer's shape, norms, dropouts and initial weights."""
 
-    depth: int = 12
-    dim: int = 768
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    pre_norm: bool = False
-    layer_scale: float = 0.0
-    qkv_bias: str = "qkv"  # which projections have a bias: qkv, qv, none
-    norm_eps: float = 1e-5
-    input_norm: bool = True  # a norm (and dropout) before the first block
-    final_norm: bool = False  # a norm after the last block
-    prenet_depth: int = 0  # how many of the first blocks give no targets (data2vec 2.0)
-    dropout: float = 0.0
-    input_dropout: float | None = None  # before the first block; None: `dropout`
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
-    drop_path: float = 0.0  # of the last block; grows linearly from 0
-    layer_drop: float = 0.0
-    prenet_layer_drop: float | None = None  # of the prenet's blocks; None: `layer_drop`
-    init: str = "normal"  # normal: N(0, init_std); depth_scaled: cut at one std, outputs divided by sqrt(2 * layer) (BEiT); default: torch's
-    init_std: float = 0.02
+    depth: int = setting(12, "Blocks.", least=0)
+    dim: int = setting(768, "Width of the tokens.", least=1)
+    num_heads: int = setting(12, "Heads of attention; they divide the width.", least=1)
+    mlp_dim: int = setting(3072, "Width of the MLP's hidden layer.", least=1)
+    pre_norm: bool = setting(False, "Norms stand before attention and MLP (images), not after their residual sums.")
+    layer_scale: float = setting(0.0, "Where the scales of a block's outputs start; 0: there are none.", least=0)
+    qkv_bias: str = setting("qkv", "Which projections have a bias.", among=("qkv", "qv", "none"))
+    norm_eps: float = setting(1e-5, "Added to the variance in every norm.", least=0)
+    input_norm: bool = setting(True, "A norm (and dropout) before the first block.")
+    final_norm: bool = setting(False, "A norm after the last block.")
+    prenet_depth: int = setting(0, "How many of the first blocks give no targets (data2vec 2.0).", least=0)
+    dropout: float = setting(0.0, "Of the outputs of attention and MLP, and before the first block.", least=0, below=1)
+    input_dropout: float | None = setting(None, "Before the first block; null: dropout.", least=0, below=1)
+    attention_dropout: float = setting(0.0, "Of the attention's weights.", least=0, below=1)
+    activation_dropout: float = setting(0.0, "Of the MLP's hidden layer.", least=0, below=1)
+    drop_path: float = setting(
+        0.0, "How often the last block's residuals are left out of a row; it grows linearly from 0.", least=0, below=1
+    )
+    layer_drop: float = setting(0.0, "How often a block is left out of a step.", least=0, below=1)
+    prenet_layer_drop: float | None = setting(
+        None, "How often a block of the prenet is; null: layer_drop.", least=0, below=1
+    )
+    init: str = setting(
+        "normal",
+        "normal: N(0, init_std); depth_scaled: cut at one std, outputs divided by sqrt(2 * layer) (BEiT); "
+        "default: torch's.",
+        among=("normal", "depth_scaled", "default"),
+    )
+    init_std: float = setting(0.02, "Standard deviation of the initial weights.", least=0)
 
     def __post_init__(self):
-        """ValueError: widths that do not divide, unknown choices, rates outside [0, 1)."""
+        """ValueError: a value outside its bounds, widths that do not divide, or settings that contradict each other."""
+        check_fields(self, "model.trunk")
         if self.depth and self.dim % self.num_heads:  # without blocks there are no heads
             raise ValueError(f"model.trunk.dim {self.dim} is not a multiple of model.trunk.num_heads {self.num_heads}")
-        choices = {"qkv_bias": ("qkv", "qv", "none"), "init": ("normal", "depth_scaled", "default")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"model.trunk.{name} is {getattr(self, name)!r}; it may be {', '.join(allowed)}")
-        for name in (
-            "dropout",
-            "input_dropout",
-            "attention_dropout",
-            "activation_dropout",
-            "drop_path",
-            "layer_drop",
-            "prenet_layer_drop",
-        ):
-            if not 0 <= (getattr(self, name) or 0) < 1:
-                raise ValueError(f"model.trunk.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        if not 0 <= self.prenet_depth <= self.depth:
+        if self.prenet_depth > self.depth:
             raise ValueError(
-                f"model.trunk.prenet_depth is {self.prenet_depth}; the trunk has {self.depth} blocks (model.trunk.depth)"
+                f"model.trunk.prenet_depth is {self.prenet_depth}; "
+                f"the trunk has {self.depth} blocks (model.trunk.depth)"
             )
         if self.layer_scale and not self.pre_norm:
             raise ValueError(
-                f"model.trunk.layer_scale is {self.layer_scale}, but only pre-norm blocks have one (model.trunk.pre_norm=true)"
+                f"model.trunk.layer_scale is {self.layer_scale}, "
+                "but only pre-norm blocks have one (model.trunk.pre_norm=true)"
             )
 
     @property
     def drops_layers(self) -> bool:
         """Whether a step may leave blocks without gradients."""
         return max(self.layer_drop, self.prenet_layer_drop or 0) > 0
-
-
-@contextmanager
-def recomputed(x: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
-    """Inside, autograd does not keep `x` for the backward pass; `make` gives it again there."""
-    if not torch.is_grad_enabled():  # nothing is kept; a tensor that is traced has no address
-        yield
-        return
-    place, size = x.data_ptr(), x.numel()
-
-    def pack(saved: Tensor) -> Tensor | torch.Size:
-        return saved.shape if saved.data_ptr() == place and saved.numel() == size else saved
-
-    def unpack(kept: Tensor | torch.Size) -> Tensor:
-        return kept if isinstance(kept, Tensor) else make().view(kept)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
 
 
 class Attention(nn.Module):
@@ -113,30 +95,32 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
     def weights(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """What each token of each head attends to, (N, H, T, T), rows of sum 1: what `forward` computes inside a kernel."""
+        """What each token of each head attends to, (N, H, T, T), rows of sum 1: what `forward` computes inside a
+        kernel."""
         q, k, _ = self._heads(x)
         return attention_weights(q, k, bias)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, (N, H, T, D / H) each."""
         N, T, D = x.shape  # noqa: N806
-        qkv_bias = (
-            torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self.bias == "qv" else self.qkv.bias
-        )
+        qkv_bias = self.qkv.bias
+        if self.bias == "qv":
+            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias)  # (N, T, 3D)
         return qkv.view(N, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-    """`scaled_dot_product_attention` for devices that have no kernel with dropout, keeping half as much for the backward pass."""
-    weights = attention_weights(q, k, bias)  # (N, H, T, T)
-    dropped, kept = torch.native_dropout(weights, dropout, True)
-    with recomputed(dropped, lambda: weights * kept / (1 - dropout)):
-        return dropped @ v
+    """Attention on a CPU, which has no kernel with dropout.
+
+    Arguments and result are `scaled_dot_product_attention`'s.
+    """
+    return cpu.DroppedProduct.apply(attention_weights(q, k, bias), v, dropout)
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax of the scaled products of queries and keys (N, H, T, D / H) plus the bias, or where the mask is True -> (N, H, T, T)."""
+    """Softmax of the scaled products of queries and keys (N, H, T, D / H) plus the bias, or where the mask is True:
+    (N, H, T, T)."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if bias is not None:
         logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
@@ -154,15 +138,16 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         x = self.fc1(x)
-        y = F.gelu(x)
         if self.training and self.dropout.p:
-            return self.fc2(self.dropout(y))
-        with recomputed(y, lambda: F.gelu(x)):  # a cheap function of a wide tensor
-            return self.fc2(y)
+            return self.fc2(self.dropout(F.gelu(x)))
+        return gelu_linear(x, self.fc2.weight, self.fc2.bias)
 
 
 class DropPath(nn.Module):
-    """Zeroes a residual branch for whole samples, and scales the others up. (timm's takes a second to import, for this one line.)"""
+    """Zeroes a residual branch for whole samples, and scales the others up.
+
+    (timm's takes a second to import, for this one line.)
+    """
 
     def __init__(self, rate: float):
         super().__init__()
@@ -189,7 +174,8 @@ class PostNormBlock(nn.Module):
         self.dropout, self.drop_path = nn.Dropout(config.dropout), DropPath(drop_path)
 
     def forward(self, x: Tensor, bias: Tensor | None, only: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(N, T, D) -> the block's end, and the FFN output before dropout and residual; of the tokens `only` (N, T), (n, D)."""
+        """(N, T, D) -> the block's end, and the FFN output before dropout and residual; of the tokens `only` (N, T),
+        (n, D)."""
         x = _taken(x + self.drop_path(self.dropout(self.attention(x, bias))), only)
         x = self.norm1(x)
         ffn = self.mlp(x)
@@ -211,7 +197,8 @@ class PreNormBlock(nn.Module):
         self.dropout, self.drop_path = nn.Dropout(config.dropout), DropPath(drop_path)
 
     def forward(self, x: Tensor, bias: Tensor | None, only: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(N, T, D) -> the block's end, and the scaled FFN output before the residual; of the tokens `only` (N, T), (n, D)."""
+        """(N, T, D) -> the block's end, and the scaled FFN output before the residual; of the tokens `only` (N, T),
+        (n, D)."""
         x = _taken(x + self.drop_path(_scaled(self.dropout(self.attention(self.norm1(x), bias)), self.scale1)), only)
         ffn = self.drop_path(_scaled(self.dropout(self.mlp(self.norm2(x))), self.scale2), only)
         return x + ffn, ffn
@@ -246,14 +233,18 @@ class Trunk(nn.Module):
     def forward(
         self, x: Tensor, bias: Tensor | None = None, *, layers: str = "none", first: int = 0, only: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """(N, T, D) -> the output and, per block from number `first` on, what `layers` names: "ffn", "block" or "none". A dropped layer gives none.
+        """(N, T, D) -> the output and, per block from number `first` on, what `layers` names: "ffn", "block" or "none".
+        A dropped layer gives none.
 
-        `bias`: as in attention_bias; with one more dimension in front, each block has its own. ValueError: more or fewer than blocks.
-        `only` (N, T) bool: the tokens that are wanted, (n, D) of each; the last block then computes its second half for no others.
+        `bias`: as in attention_bias; with one more dimension in front, each block has its own. ValueError: more or
+        fewer than blocks.
+        `only` (N, T) bool: the tokens that are wanted, (n, D) of each; the last block then computes its second half for
+        no others.
         """
         if bias is not None and bias.ndim == 5 and len(bias) != len(self.blocks):
             raise ValueError(
-                f"the frontend gives {len(bias)} attention biases; the trunk has {len(self.blocks)} blocks (model.trunk.depth)"
+                f"the frontend gives {len(bias)} attention biases; "
+                f"the trunk has {len(self.blocks)} blocks (model.trunk.depth)"
             )
         biases = [bias] * len(self.blocks) if bias is None or bias.ndim < 5 else list(bias)
         x = self.dropout(self.input_norm(x))
@@ -273,7 +264,8 @@ class Trunk(nn.Module):
         return self.final_norm(x), results
 
     def init_weights(self) -> None:
-        """Every weight as published: BERT's normal, BEiT's truncated normal with depth-scaled output projections, or torch's own."""
+        """Every weight as published: BERT's normal, BEiT's truncated normal with depth-scaled output projections, or
+        torch's own."""
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
@@ -303,7 +295,8 @@ def _init_linear(linear: nn.Linear, config: TrunkConfig, depth: int | None) -> N
 
 
 def attention_bias(padding: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """One mask for `scaled_dot_product_attention` from (N, T) padding and an additive (H, T, T), (N, H, T, T) or (L, N, H, T, T) bias."""
+    """One mask for `scaled_dot_product_attention` from (N, T) padding and an additive (H, T, T), (N, H, T, T) or
+    (L, N, H, T, T) bias."""
     if padding is None:
         return bias[None] if bias is not None and bias.ndim == 3 else bias  # with three dimensions it takes a slow path
     padding = padding[:, None, None, :]  # (N, 1, 1, T)

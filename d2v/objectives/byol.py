@@ -12,8 +12,8 @@ from torch import Tensor
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
-from d2v.objectives.common.multi_view import Joint, embedding
-from d2v.objectives.common.objective import check_choices, check_numbers
+from d2v.objectives.common.multi_view import MultiView, embedding
+from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.training.schedules import cosine_between
 from d2v.types import Loss, View
@@ -25,18 +25,19 @@ class Config:
 
     num_views: ClassVar[int] = 2
 
-    name: str = "byol"
-    hidden_dim: int = 4096
-    out_dim: int = 256
-    ema_decay: float = 0.996  # at the start; it reaches 1 at the last step by half a cosine
+    name: str = setting("byol", "Which method.")
+    hidden_dim: int = setting(4096, "Width of the hidden layer of projector and predictor.", least=1)
+    out_dim: int = setting(256, "Width of the projections.", least=1)
+    ema_decay: float = setting(
+        0.996, "The teacher's at the start; it reaches 1 at the last step by half a cosine.", least=0, most=1
+    )
 
     def __post_init__(self):
         """ValueError: a decay outside [0, 1], or no width."""
-        check_choices(self)
-        check_numbers(self, positive=("hidden_dim", "out_dim"))
+        check_fields(self, "objective")
 
 
-class BYOL(Joint):
+class BYOL(MultiView):
     """Student encoder and projector, their EMA, and a predictor on the student's side."""
 
     exact_views = True
@@ -48,7 +49,8 @@ class BYOL(Joint):
         self.predictor = projector([out, hidden, out], bias=True, last="bare")
 
     def forward(self, views: list[View]) -> Loss:
-        """Both directions: 2 - 2 cos(prediction of one view, teacher's projection of the other), summed over samples (equation 2)."""
+        """Both directions: 2 - 2 cos(prediction of one view, teacher's projection of the other), summed over samples
+        (equation 2)."""
         self.check(views)
         online = [self.predictor(embedding(self.student, view)) for view in views]  # (B, P) each
         with torch.no_grad():

@@ -1,4 +1,5 @@
-"""Contrastive Clustering (arXiv 2009.09687): rows of the batch find their other view, and so do columns of the soft cluster assignments.
+"""Contrastive Clustering (arXiv 2009.09687): rows of the batch find their other view, and so do columns of the soft
+cluster assignments.
 
 B samples of this process, N of all, D width of the encoder, P of the projections, C clusters.
 """
@@ -13,8 +14,8 @@ from torch import Tensor
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.contrastive import nt_xent
-from d2v.objectives.common.multi_view import Joint, summary
-from d2v.objectives.common.objective import check_numbers
+from d2v.objectives.common.multi_view import MultiView, summary
+from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.training.distributed import gather_with_gradient
 from d2v.types import Loss, View
@@ -26,32 +27,27 @@ class Config:
 
     num_views: ClassVar[int] = 2
 
-    name: str = "clustering"
-    out_dim: int = 128  # of the instance head
-    num_clusters: int = 10  # of the data's classes, where they are known
-    instance_temperature: float = 0.5
-    cluster_temperature: float = 1.0
+    name: str = setting("clustering", "Which method.")
+    out_dim: int = setting(128, "Width of the instance head's output.", least=1)
+    num_clusters: int = setting(10, "Clusters: as many as the data has classes, where they are known.", least=2)
+    instance_temperature: float = setting(0.5, "Of the softmax over samples.", above=0)
+    cluster_temperature: float = setting(1.0, "Of the softmax over clusters.", above=0)
 
     def __post_init__(self):
         """ValueError: fewer than two clusters, no width, or a temperature that is not above 0."""
-        check_numbers(self, positive=("out_dim", "instance_temperature", "cluster_temperature"))
-        if self.num_clusters < 2:
-            raise ValueError(f"objective.num_clusters is {self.num_clusters}; it must be at least 2")
+        check_fields(self, "objective")
 
 
-class Clustering(Joint):
+class Clustering(MultiView):
     """One encoder for both views, an instance head and a cluster head; no teacher, no batch norm of its own."""
 
     exact_views = True
 
     def __init__(self, encoder: D2vModel, config: Config):
         dim = encoder.trunk.config.dim
-        heads = {"instance": config.out_dim, "cluster": config.num_clusters}
-        super().__init__(
-            encoder,
-            teacher=False,
-            **{name: projector([dim, dim, out], norm=False, bias=True) for name, out in heads.items()},
-        )
+        instance = projector([dim, dim, config.out_dim], norm=False, bias=True)
+        cluster = projector([dim, dim, config.num_clusters], norm=False, bias=True)
+        super().__init__(encoder, teacher=False, instance=instance, cluster=cluster)
         self.config = config
 
     def forward(self, views: list[View]) -> Loss:
@@ -68,21 +64,18 @@ class Clustering(Joint):
             "instance_loss": instance.detach(),
             "cluster_loss": cluster.detach(),
             "missing_entropy": entropy.detach(),
-            "confidence": logs[0]
-            .detach()
-            .exp()
-            .amax(dim=1)
-            .mean(),  # 1 / C: undecided; 1: each sample is of one cluster
+            # 1 / C: undecided; 1: each sample is of one cluster
+            "confidence": logs[0].detach().exp().amax(dim=1).mean(),
             "prediction_spread": normalised_std(rows[0]),
         }
         return Loss((instance + cluster + entropy) * samples, samples, metrics)
 
 
 def missing_entropy(logs: Tensor) -> Tensor:
-    """What the entropy of the clusters' shares lacks to ln C, from log assignments (N, C): 0 if they are of one size, ln C if one holds all."""
-    shares = logs.logsumexp(dim=0) - math.log(
-        len(logs)
-    )  # (C,), as logarithms: the gradient of an empty cluster stays finite
+    """What the entropy of the clusters' shares lacks to ln C, from log assignments (N, C): 0 if they are of one size,
+    ln C if one holds all."""
+    # as logarithms: the gradient of an empty cluster stays finite
+    shares = logs.logsumexp(dim=0) - math.log(len(logs))  # (C,)
     return math.log(logs.shape[1]) + (shares.exp() * shares).sum()
 
 

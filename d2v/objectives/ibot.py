@@ -1,4 +1,5 @@
-"""iBOT (arXiv 2111.07832): DINO, and at every hidden token of a global view the prototypes that the teacher gives to it, seen whole.
+"""iBOT (arXiv 2111.07832): DINO, and at every hidden token of a global view the prototypes that the teacher gives to
+it, seen whole.
 
 B samples of this process, T content tokens, n hidden ones, D width, K prototypes.
 """
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import mean_of_tokens
-from d2v.objectives.common.multi_view import Joint, each, num_samples, pooled, summary
-from d2v.objectives.common.objective import check_choices, check_numbers
+from d2v.objectives.common.multi_view import MultiView, each, num_samples, pooled, summary
 from d2v.objectives.common.prototypes import PrototypeHead, across_views, cross_entropy, sharpened, usage
 from d2v.objectives.common.queues import Center
+from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.training.schedules import cosine_between, linear_decay
 from d2v.types import Loss, Mask, View
@@ -23,40 +24,47 @@ from d2v.types import Loss, Mask, View
 
 @dataclass
 class Config:
-    """Head, temperatures, centres and teacher; the published values. What ends in `share` is of train.steps, where the paper counts epochs."""
+    """Head, temperatures, centres and teacher; the published values.
+
+    What ends in `share` is of train.steps, where the paper counts epochs.
+    """
 
     num_views: ClassVar[int] = 2
 
-    name: str = "ibot"
-    hidden_dim: int = 2048
-    bottleneck_dim: int = 256
-    num_prototypes: int = 8192
-    shared_head: bool = True  # false: tokens have prototypes of their own behind the same MLP
-    frozen_gain: bool = False  # norm_last_layer
-    frozen_share: float = 0.00125  # how long prototypes stay as they are: 1 epoch of 800
-    class_weight: float = 1.0
-    patch_weight: float = 1.0
-    student_temperature: float = 0.1
-    start_temperature: float = 0.04  # the teacher's, linear to the two that follow
-    teacher_temperature: float = 0.07
-    patch_temperature: float = 0.07
-    warmup_share: float = 0.0375  # until then: 30 epochs of 800
-    center_momentum: float = 0.9
-    patch_center_momentum: float = 0.9
-    ema_decay: float = 0.996  # at the start; it reaches 1 at the last step by half a cosine
+    name: str = setting("ibot", "Which method.")
+    hidden_dim: int = setting(2048, "Width of the head's hidden layers.", least=1)
+    bottleneck_dim: int = setting(256, "Width of the unit vectors that prototypes are compared with.", least=1)
+    num_prototypes: int = setting(8192, "Outputs of the head.", least=1)
+    shared_head: bool = setting(True, "false: tokens have prototypes of their own behind the same MLP.")
+    frozen_gain: bool = setting(False, "norm_last_layer: prototypes stay unit vectors.")
+    frozen_share: float = setting(0.00125, "How long prototypes stay as they are: 1 epoch of 800.", least=0, most=1)
+    class_weight: float = setting(1.0, "Of DINO's loss.", above=0)
+    patch_weight: float = setting(1.0, "Of the loss of hidden tokens.", above=0)
+    student_temperature: float = setting(0.1, "Of the student's softmax.", above=0)
+    start_temperature: float = setting(
+        0.04, "Of the teacher's softmax at the start; linear to the two that follow.", above=0
+    )
+    teacher_temperature: float = setting(0.07, "Of the teacher's summaries after warmup_share.", above=0)
+    patch_temperature: float = setting(0.07, "Of the teacher's tokens after warmup_share.", above=0)
+    warmup_share: float = setting(
+        0.0375, "How long the teacher's temperatures rise: 30 epochs of 800.", least=0, most=1
+    )
+    center_momentum: float = setting(0.9, "Share of the old centre of summaries in the new one.", least=0, most=1)
+    patch_center_momentum: float = setting(0.9, "Share of the old centre of tokens in the new one.", least=0, most=1)
+    ema_decay: float = setting(
+        0.996, "The teacher's at the start; it reaches 1 at the last step by half a cosine.", least=0, most=1
+    )
 
     def __post_init__(self):
         """ValueError: a decay or a share outside [0, 1], or a number that must be positive."""
-        check_choices(self)
-        temperatures = ("student_temperature", "start_temperature", "teacher_temperature", "patch_temperature")
-        positive = ("hidden_dim", "bottleneck_dim", "num_prototypes", "class_weight", "patch_weight", *temperatures)
-        check_numbers(
-            self, positive=positive, shares=("frozen_share", "warmup_share", "center_momentum", "patch_center_momentum")
-        )
+        check_fields(self, "objective")
 
 
-class IBOT(Joint):
-    """As DINO, with a second target for tokens. The first two views are global and carry masks, which only the student meets."""
+class IBOT(MultiView):
+    """As DINO, with a second target for tokens.
+
+    The first two views are global and carry masks, which only the student meets.
+    """
 
     def __init__(self, encoder: D2vModel, config: Config):
         dim, num_outputs = encoder.trunk.config.dim, 1 if config.shared_head else 2
@@ -82,7 +90,8 @@ class IBOT(Joint):
                     else "several"
                 )
                 raise ValueError(
-                    f"ibot needs a mask of each sample, that replaces tokens in place, in two global views; view {number} has {what}"
+                    "ibot needs a mask of each sample, that replaces tokens in place, in two global views; "
+                    f"view {number} has {what}"
                 )
 
     def begin_step(self, step: int, steps: int) -> None:
@@ -97,7 +106,8 @@ class IBOT(Joint):
         )
 
     def forward(self, views: list[View]) -> Loss:
-        """class_weight * DINO's loss + patch_weight * that of hidden tokens (equations 1 and 2, here summed over samples)."""
+        """class_weight * DINO's loss + patch_weight * that of hidden tokens (equations 1 and 2, here summed over
+        samples)."""
         self.check(views)
         config, whole = self.config, views[:2]
         hidden = [view.mask.hidden for view in whole if view.mask is not None]  # (B, T) each
@@ -157,7 +167,10 @@ def summary_and_tokens(encoder: nn.Module, view: View, mask: Mask | None = None)
 
 
 def over_samples(values: list[Tensor], hidden: list[Tensor]) -> Tensor:
-    """Of values (n,) at the hidden tokens (B, T) of each view: their mean in each sample, 0 where nothing is hidden; summed; the views' mean."""
+    """The mean over views of the sum over samples of the mean of values (n,) at a sample's hidden tokens (B, T).
+
+    0 for a sample in which nothing is hidden.
+    """
     shares = [where / where.sum(dim=1, keepdim=True).clamp(min=1) for where in hidden]  # (B, T) each
     return torch.stack(
         [(x * share[where]).sum() for x, share, where in zip(values, shares, hidden, strict=True)]

@@ -1,4 +1,6 @@
-"""SimCLR (arXiv 2002.05709): find the other view of the same sample among both views of the whole global batch; no teacher.
+"""SimCLR (arXiv 2002.05709): find the other view of the same sample among both views of the whole global batch.
+
+No teacher.
 
 B samples of this process, N of all, D width, P that of the projections.
 """
@@ -10,9 +12,9 @@ import torch
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
-from d2v.objectives.common.contrastive import described, info_nce, unit, within_batch
-from d2v.objectives.common.multi_view import Joint, each, summary
-from d2v.objectives.common.objective import check_numbers
+from d2v.objectives.common.contrastive import describe, info_nce, unit, within_batch
+from d2v.objectives.common.multi_view import MultiView, each, summary
+from d2v.settings import check_fields, setting
 from d2v.training.distributed import gather_with_gradient, mine
 from d2v.types import Loss, View
 
@@ -23,22 +25,23 @@ class Config:
 
     num_views: ClassVar[int] = 2
 
-    name: str = "simclr"
-    num_layers: int = 2  # of the head; the second version of the paper (arXiv 2006.10029) has 3
-    hidden_dim: int = 0  # of the head's layers; 0: the encoder's width, as published
-    out_dim: int = 128
-    temperature: float = 0.1
+    name: str = setting("simclr", "Which method.")
+    num_layers: int = setting(2, "Of the head; the second version of the paper (arXiv 2006.10029) has 3.", least=1)
+    hidden_dim: int = setting(0, "Width of the head's hidden layers; 0: the encoder's, as published.", least=0)
+    out_dim: int = setting(128, "Width of the projections.", least=1)
+    temperature: float = setting(0.1, "Of the softmax.", above=0)
 
     def __post_init__(self):
-        """ValueError: a size or temperature that is not positive."""
-        check_numbers(self, positive=("num_layers", "out_dim", "temperature"), natural=("hidden_dim",))
+        """ValueError: a size or temperature that is not positive, or a width that no layer has."""
+        check_fields(self, "objective")
         if self.hidden_dim and self.num_layers == 1:
             raise ValueError(
-                f"objective.hidden_dim is {self.hidden_dim}; a head of one layer (objective.num_layers) has no hidden one"
+                f"objective.hidden_dim is {self.hidden_dim}; "
+                "a head of one layer (objective.num_layers) has no hidden one"
             )
 
 
-class SimCLR(Joint):
+class SimCLR(MultiView):
     """Student encoder and projector; every batch norm sees both views of the whole batch."""
 
     exact_views = True
@@ -50,17 +53,18 @@ class SimCLR(Joint):
         self.config = config
 
     def forward(self, views: list[View]) -> Loss:
-        """NT-Xent: half the sum of cross entropies of both views (equation 1), so that total / count is the mean over all 2N views.
+        """NT-Xent: half the sum of cross entropies of both views (equation 1), so that total / count is the mean over
+        all 2N views.
 
         The published code shows the sum of both views' means, twice as much.
         """
         self.check(views)
         features = torch.cat(each(views, lambda view: summary(self.student["encoder"], view)))  # (2B, D)
-        own = unit(self.student["projector"](features)).chunk(2)  # (B, P) each
-        first, second = (gather_with_gradient(x) for x in own)  # (N, P) each
-        similarity, labels = within_batch(first, second, mine(len(own[0]), first.device))
+        one, other = unit(self.student["projector"](features)).chunk(2)  # (B, P) each
+        first, second = gather_with_gradient(one), gather_with_gradient(other)  # (N, P) each
+        similarity, labels = within_batch(first, second, mine(len(one), first.device))
         total = info_nce(similarity, labels, self.config.temperature) / 2
-        return Loss(total, torch.tensor(len(own[0]), device=total.device), described(similarity, labels, *own))
+        return Loss(total, torch.tensor(len(one), device=total.device), describe(similarity, labels, one, other))
 
 
 def build(encoder: D2vModel, config: Config) -> SimCLR:

@@ -1,4 +1,6 @@
-"""SimSiam (arXiv 2011.10566): predict one's own projection of the other view, through which no gradient flows; no negatives and no teacher.
+"""SimSiam (arXiv 2011.10566): predict one's own projection of the other view, through which no gradient flows.
+
+No negatives and no teacher.
 
 B samples of this process, P width of the projections.
 """
@@ -12,8 +14,8 @@ from torch import Tensor
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
-from d2v.objectives.common.multi_view import Joint, embedding
-from d2v.objectives.common.objective import check_numbers
+from d2v.objectives.common.multi_view import MultiView, embedding
+from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.types import Loss, View
 
@@ -24,17 +26,17 @@ class Config:
 
     num_views: ClassVar[int] = 2
 
-    name: str = "simsiam"
-    projector_layers: int = 3  # 2 for CIFAR-10
-    out_dim: int = 2048  # of each of them
-    predictor_dim: int = 512  # of the predictor's bottleneck
+    name: str = setting("simsiam", "Which method.")
+    projector_layers: int = setting(3, "Layers of the projector; 2 for CIFAR-10.", least=1)
+    out_dim: int = setting(2048, "Width of each of them.", least=1)
+    predictor_dim: int = setting(512, "Width of the predictor's bottleneck.", least=1)
 
     def __post_init__(self):
         """ValueError: a width or a depth below 1."""
-        check_numbers(self, positive=("projector_layers", "out_dim", "predictor_dim"))
+        check_fields(self, "objective")
 
 
-class SimSiam(Joint):
+class SimSiam(MultiView):
     """One encoder and projector for both views, and a predictor, whose learning rate never falls."""
 
     exact_views = True
@@ -49,7 +51,8 @@ class SimSiam(Joint):
         self.predictor = projector([out, config.predictor_dim, out])
 
     def forward(self, views: list[View]) -> Loss:
-        """Both directions: -cos(prediction of one view, projection of the other) / 2, summed over samples (equation 2); at best -1 each."""
+        """Both directions: -cos(prediction of one view, projection of the other) / 2, summed over samples (equation 2);
+        at best -1 each."""
         self.check(views)
         targets = [embedding(self.student, view) for view in views]  # (B, P) each
         predictions = [self.predictor(target) for target in targets]

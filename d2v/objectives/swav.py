@@ -1,4 +1,5 @@
-"""SwAV (arXiv 2006.09882): each view predicts how Sinkhorn's algorithm shares out another view of the batch among prototypes; no teacher.
+"""SwAV (arXiv 2006.09882): each view predicts how Sinkhorn's algorithm shares out another view of the batch among
+prototypes; no teacher.
 
 B samples of this process, V views, P width of the projections, K prototypes, S rows of the queue.
 """
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
-from d2v.objectives.common.multi_view import Joint, each, summary
-from d2v.objectives.common.objective import check_numbers
+from d2v.objectives.common.multi_view import MultiView, each, summary
 from d2v.objectives.common.prototypes import across_views, sinkhorn, usage
+from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.training.distributed import gather, mine, world_size
 from d2v.types import Loss, View
@@ -23,30 +24,39 @@ from d2v.types import Loss, View
 
 @dataclass
 class Config:
-    """Widths, assignment and queue; the published values. What ends in `share` is of train.steps, where the paper counts epochs."""
+    """Widths, assignment and queue; the published values.
+
+    What ends in `share` is of train.steps, where the paper counts epochs.
+    """
 
     num_views: ClassVar[int] = 2
 
-    name: str = "swav"
-    hidden_dim: int = 2048
-    out_dim: int = 128
-    num_prototypes: int = 3000
-    frozen_share: float = 0.01  # how long prototypes stay as they are: 1 epoch of 100
-    temperature: float = 0.1
-    epsilon: float = 0.05  # sharpness of the assignments; 0.03 where the loss stays at ln K
-    iterations: int = 3
-    queue_size: int = (
-        0  # earlier samples that are assigned too, where a batch is small against K: 3840 for batches of 256
+    name: str = setting("swav", "Which method.")
+    hidden_dim: int = setting(2048, "Width of the projector's hidden layer.", least=1)
+    out_dim: int = setting(128, "Width of the projections.", least=1)
+    num_prototypes: int = setting(3000, "Prototypes among which a batch is shared out.", least=1)
+    frozen_share: float = setting(0.01, "How long prototypes stay as they are: 1 epoch of 100.", least=0, most=1)
+    temperature: float = setting(0.1, "Of the softmax of predictions.", above=0)
+    epsilon: float = setting(0.05, "Sharpness of the assignments; 0.03 where the loss stays at ln K.", above=0)
+    iterations: int = setting(3, "Of Sinkhorn's algorithm.", least=1)
+    queue_size: int = setting(
+        0,
+        "Earlier samples that are assigned too, where a batch is small against K: 3840 for batches of 256.",
+        least=0,
     )
-    queue_share: float = 0.075  # when the queue begins to fill; it is used once it is full: 15 epochs of 200
+    queue_share: float = setting(
+        0.075,
+        "When the queue begins to fill; it is used once it is full: 15 epochs of 200.",
+        least=0,
+        most=1,
+    )
 
     def __post_init__(self):
         """ValueError: a share outside [0, 1], or a number that must be positive."""
-        positive = ("hidden_dim", "out_dim", "num_prototypes", "temperature", "epsilon", "iterations")
-        check_numbers(self, positive=positive, natural=("queue_size",), shares=("frozen_share", "queue_share"))
+        check_fields(self, "objective")
 
 
-class SwAV(Joint):
+class SwAV(MultiView):
     """Encoder, projector and prototypes. The first two views are assigned, all views predict."""
 
     queue: Tensor | None
@@ -64,7 +74,8 @@ class SwAV(Joint):
         super().check_batch(batch_size, parts)
         if self.config.queue_size % batch_size:
             raise ValueError(
-                f"objective.queue_size is {self.config.queue_size}; it must be a multiple of train.batch_size, {batch_size}, or 0"
+                f"objective.queue_size is {self.config.queue_size}; "
+                f"it must be a multiple of train.batch_size, {batch_size}, or 0"
             )
 
     @torch.no_grad()
@@ -74,7 +85,8 @@ class SwAV(Joint):
         self.queued = step - round(self.config.queue_share * steps)
 
     def forward(self, views: list[View]) -> Loss:
-        """Cross entropy between the assignment of each of the first two views and every other view, its mean over pairs, summed over samples."""
+        """Cross entropy between the assignment of each of the first two views and every other view, its mean over
+        pairs, summed over samples."""
         self.check(views)
         summaries = torch.cat(each(views, partial(summary, self.student["encoder"])))  # (V * B, D)
         z = F.normalize(self.student["projector"](summaries).float(), dim=1)  # (V * B, P)
@@ -91,8 +103,9 @@ class SwAV(Joint):
         """Sinkhorn's shares (B, K) of each view, among the batch of all ranks and, once it is full, the view's queue."""
         config, size = self.config, len(logits[0])
         if self.queue is not None and self.queued * size * world_size() >= config.queue_size:
-            own = self.queue[:, mine(config.queue_size // world_size(), self.queue.device)]  # each rank brings its part
-            logits = [torch.cat([self.prototypes(old), new]) for old, new in zip(own, logits, strict=True)]
+            # each rank brings its part of the queue
+            older = self.queue[:, mine(config.queue_size // world_size(), self.queue.device)]  # (2, S / ranks, P)
+            logits = [torch.cat([self.prototypes(old), new]) for old, new in zip(older, logits, strict=True)]
         return [sinkhorn(rows, config.epsilon, config.iterations)[-size:] for rows in logits]
 
     @torch.no_grad()

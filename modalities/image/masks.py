@@ -96,13 +96,9 @@ def _check_views(config: Any) -> None:
         raise ValueError(f"data.mask_range {list(config.mask_range)} must be [low, high] with 0 <= low <= high < 1")
 
 
-def draw(generator: np.random.Generator, config: Any, frontend: Any) -> list[list[np.ndarray]]:
-    """The masks (T,) of a sample, by view: M of its only view; or one of each of data.views (a DataConfig's); or none at all."""
-    if not config.views:
-        return [[_hidden(generator, config, frontend.grid) for _ in range(config.masks)]]
-    if not config.mask_views:
-        return [[] for _ in config.views]
-    return [[_varied(generator, config, frontend.grid)] for _ in config.views]
+def draw(generator: np.random.Generator, config: MaskConfig, grid: tuple[int, int]) -> list[np.ndarray]:
+    """The M masks of an image, (T,) bool each."""
+    return [_hidden(generator, config, grid) for _ in range(config.masks)]
 
 
 def _hidden(generator: np.random.Generator, config: MaskConfig, grid: tuple[int, int]) -> np.ndarray:
@@ -117,7 +113,7 @@ def _hidden(generator: np.random.Generator, config: MaskConfig, grid: tuple[int,
     return _rectangles(generator, config, grid, round(config.mask_ratio * grid[0] * grid[1]))
 
 
-def _varied(generator: np.random.Generator, config: MaskConfig, grid: tuple[int, int]) -> np.ndarray:
+def draw_varied(generator: np.random.Generator, config: MaskConfig, grid: tuple[int, int]) -> np.ndarray:
     """iBOT's mask (arXiv 2111.07832, section 3.3): with chance `mask_chance` at most a ratio from `mask_range` is hidden, else nothing."""
     ratio = generator.uniform(*config.mask_range) if generator.random() < config.mask_chance else 0.0
     return _rectangles(generator, config, grid, int(ratio * grid[0] * grid[1]))
@@ -129,10 +125,8 @@ def _rectangles(generator: np.random.Generator, config: MaskConfig, grid: tuple[
     )
 
 
-def gather(rows: list[np.ndarray], kind: str) -> Mask | None:
-    """N = B * M masks of a view, and what the student encodes where all hide as many; None of no masks."""
-    if not rows:
-        return None
+def gather(rows: list[np.ndarray], kind: str) -> Mask:
+    """N = B * M masks of a view, and what the student encodes where all hide as many."""
     hidden = np.stack(rows)  # (N, T)
     keep = None if kind == "beit" else torch.from_numpy(masking.visible(hidden, int((~hidden[0]).sum())))
     return Mask(torch.from_numpy(hidden), keep)

@@ -3,10 +3,14 @@
 from d2v.modalities.speech.batches import batches
 from d2v.modalities.speech.config import DataConfig, LabelledConfig
 from d2v.modalities.speech.frontend import Frontend, FrontendConfig
-from d2v.modalities.speech.samples import Samples, prepare, save_preprocessor
+from d2v.modalities.speech.labelled import labelled_task
+from d2v.modalities.speech.samples import Samples, inherit, prepare, save_preprocessor
 from d2v.modalities.speech.views import VIEWS
 
+PREPARED = ()
+
 __all__ = [
+    "PREPARED",
     "VIEWS",
     "DataConfig",
     "Frontend",
@@ -14,6 +18,8 @@ __all__ = [
     "LabelledConfig",
     "Samples",
     "batches",
+    "inherit",
+    "labelled_task",
     "prepare",
     "save_preprocessor",
 ]

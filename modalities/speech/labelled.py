@@ -2,19 +2,25 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from d2v.finetuning.run import FinetuneConfig, Labelled
 from d2v.modalities.common import labels
-from d2v.modalities.speech.config import LabelledConfig
+from d2v.modalities.speech import transcribed
+from d2v.modalities.speech.config import LabelledConfig, TranscribedConfig
 from d2v.modalities.speech.samples import Samples, save_preprocessor
 from d2v.modalities.speech.tuning import LabelledBatches, check_start
+from d2v.models.task_models import D2vForCTC, D2vForSequenceClassification
+from d2v.protocols import Labelled, LabelledTask
 
-DataConfig = LabelledConfig  # by this name a run of fine-tuning asks for it
+
+def labelled_task(data: dict) -> LabelledTask:
+    """Letters of transcripts by CTC where data.transcript names a column, else the class or number of data.label."""
+    if data.get("transcript"):
+        return LabelledTask(TranscribedConfig, D2vForCTC, transcribed.open_data)
+    return LabelledTask(LabelledConfig, D2vForSequenceClassification, open_data)
 
 
-def open_data(
-    config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
-) -> Labelled:
+def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
     """The batches and splits of a run. ValueError: as Samples, check_start and labels.open_splits."""
     data, frontend, train = config.data, config.frontend, config.train
     check_start(data, train.init_from)

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from transformers import Wav2Vec2FeatureExtractor
 
-from d2v.modalities.common import sources
+from d2v.modalities.common import sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.windows import Window, counted, cut
 from d2v.modalities.speech import audio, synth
 from d2v.modalities.speech.config import DataConfig, ReadConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field, stride
 from d2v.modalities.speech.mel import LogMel
+from d2v.protocols import Rows
 from d2v.types import View
 
 MIN_TOKENS = 2  # one to hide, one to see
@@ -61,7 +62,7 @@ class Samples:
         *,
         split: str,
         folder: Path,
-        rows: sources.Rows | None = None,
+        rows: Rows | None = None,
     ):
         """ValueError: the source cannot be opened, or too many of its clips are bad.
 
@@ -72,10 +73,10 @@ class Samples:
         dataset, first = (self.open(config, split), 0) if rows is None else rows
         self._decodes = config.check_files and rows is None
         self._dataset = dataset
-        self._media = dataset.select_columns([sources.media_column(dataset, "audio")])
+        self._media = dataset.select_columns([tables.media_column(dataset, "audio")])
         self._cache: dict[int, np.ndarray] | None = {} if rows is None else None  # row -> decoded clip; only saves time
-        self.classes = sources.classes(dataset, config.label) if config.label in dataset.column_names else None
-        ids = sources.identifiers(dataset, config.path, split, first)
+        self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
+        ids = tables.identifiers(dataset, config.path, split, first)
         self.report = Report("audio", found=len(dataset), usable=0)
         self._rows, self.lengths = self._scan(ids)  # (N,) each
         self._longest = round(config.max_seconds * self.rate)
@@ -107,7 +108,7 @@ class Samples:
 
         ValueError: no such column, or a missing value.
         """
-        return sources.column(self._dataset, name, self._rows, self.ids, empty=empty)
+        return tables.values(self._dataset, name, self._rows, self.ids, empty=empty)
 
     def view(self, indices: Iterable[int]) -> View:
         """Whole clips, unmasked; those above max_seconds keep their middle; input_values (B, S)."""
@@ -146,7 +147,7 @@ class Samples:
 
     def _source(self, row: int) -> bytes | Path:
         (cell,) = self._media[row].values()
-        return sources.read_bytes(cell)
+        return tables.encoded(cell)
 
     def _measure(self, row: int) -> int | str:
         """Length of a clip at the wanted rate, or why it is unreadable; decoded clips are kept while they are few."""
@@ -225,3 +226,7 @@ def feature_extractor(data: ReadConfig, frontend: FrontendConfig) -> Wav2Vec2Fea
         do_normalize=data.normalize,
         return_attention_mask=True,
     )
+
+
+def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
+    """Nothing of the data is learned that weights depend on."""

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import Wav2Vec2Processor
 
-from d2v.finetuning.run import FinetuneConfig, Labelled
 from d2v.finetuning.scores import transcription
-from d2v.finetuning.validation import Split
 from d2v.modalities.common import labels
 from d2v.modalities.speech import beam
 from d2v.modalities.speech.config import TranscribedConfig
@@ -16,9 +15,8 @@ from d2v.modalities.speech.frontend import lengths
 from d2v.modalities.speech.letters import SPACE, Vocabulary, normalise, tokens_needed
 from d2v.modalities.speech.samples import Samples, feature_extractor
 from d2v.modalities.speech.tuning import LabelledBatches, check_start
+from d2v.protocols import Labelled, ScoredSplit
 from d2v.types import View
-
-DataConfig = TranscribedConfig  # by this name a run of fine-tuning asks for it
 
 
 class Transcripts:
@@ -95,7 +93,7 @@ def check_letters(split: str, texts: Sequence[str], vocabulary: Vocabulary, max_
 
 
 def predictions(
-    split: Split, outputs: list[np.ndarray], vocabulary: Vocabulary, search: Callable[[np.ndarray], str] | None
+    split: ScoredSplit, outputs: list[np.ndarray], vocabulary: Vocabulary, search: Callable[[np.ndarray], str] | None
 ) -> list[dict]:
     """The rows of a predictions file, of the logits (T, V) of each clip of a split."""
     rows = []
@@ -113,9 +111,7 @@ def beam_scores(rows: list[dict]) -> dict[str, float]:
     return {f"beam_{name}": value for name, value in scores.items()}
 
 
-def open_data(
-    config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
-) -> Labelled:
+def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
     """The batches and splits of a run.
 
     ValueError: as Samples, Transcripts, check_start, check_letters, labels.divide and beam.build.
@@ -139,7 +135,7 @@ def open_data(
     say(f"letters: {len(vocabulary) - 3}: {' '.join(vocabulary.letters[3:])}")
     splits = {}
     for name, (scored, places) in parts.items():
-        splits[name] = Split(scored, places, [scored.texts[place] for place in places])
+        splits[name] = ScoredSplit(scored, places, [scored.texts[place] for place in places])
         warning = check_letters(name, splits[name].labels, vocabulary, data.max_bad_share)
         if warning:
             say(warning)

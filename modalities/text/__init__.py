@@ -3,10 +3,14 @@
 from d2v.modalities.text.batches import batches
 from d2v.modalities.text.config import DataConfig, LabelledConfig
 from d2v.modalities.text.frontend import Frontend, FrontendConfig
-from d2v.modalities.text.samples import Samples, prepare, save_preprocessor
+from d2v.modalities.text.labelled import labelled_task
+from d2v.modalities.text.samples import Samples, inherit, prepare, save_preprocessor
 from d2v.modalities.text.views import VIEWS
 
+PREPARED = ("tokenizer",)
+
 __all__ = [
+    "PREPARED",
     "VIEWS",
     "DataConfig",
     "Frontend",
@@ -14,6 +18,8 @@ __all__ = [
     "LabelledConfig",
     "Samples",
     "batches",
+    "inherit",
+    "labelled_task",
     "prepare",
     "save_preprocessor",
 ]

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from d2v.modalities.common import sources
+from d2v.modalities.common import sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.text import tokenizer as tokenizers
 
@@ -49,7 +49,7 @@ def text_column(dataset: datasets.Dataset, path: Any, text: str) -> str:
         raise ValueError(
             f"data.text is {text!r}; the columns of data.path {path} are {', '.join(dataset.column_names)}"
         )
-    return sources.media_column(dataset, "text")
+    return tables.media_column(dataset, "text")
 
 
 def demo(split: str) -> datasets.Dataset:
@@ -136,7 +136,7 @@ def _fault(text: Any) -> str | None:
 
 def classes(dataset: datasets.Dataset, label: str) -> list[str] | None:
     """Names of the classes in the column `label`; None: the data has no such column, or knows no names."""
-    return sources.classes(dataset, label) if label in dataset.column_names else None
+    return tables.classes(dataset, label) if label in dataset.column_names else None
 
 
 def report(corpus: Corpus, dataset: datasets.Dataset, ids: list[str], label: str) -> Report:

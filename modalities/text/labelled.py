@@ -5,21 +5,21 @@ B rows of a batch, T tokens of the longest of them.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from d2v.finetuning.run import FinetuneConfig, Labelled
-from d2v.modalities.common import labels, sources
+from d2v.modalities.common import labels, tables
 from d2v.modalities.common.sampling import Sampler, share
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text import tokenizer as tokenizers
 from d2v.modalities.text.config import LabelledConfig
 from d2v.modalities.text.frontend import FrontendConfig
 from d2v.modalities.text.samples import collate, prepare_tokenizer, save_preprocessor
+from d2v.models.task_models import D2vForSequenceClassification
+from d2v.protocols import Labelled, LabelledTask
 from d2v.types import View
-
-DataConfig = LabelledConfig  # by this name a run of fine-tuning asks for it
 
 
 class LabelledSamples:
@@ -38,7 +38,7 @@ class LabelledSamples:
             )
         first = corpora.tokenize(self.dataset, column, tokenizer, shortest=1)
         self._corpora, usable = [first], first.rows  # (N,) numbers in the data set
-        every_id = sources.identifiers(self.dataset, config.path, split)
+        every_id = tables.identifiers(self.dataset, config.path, split)
         self.report = corpora.report(first, self.dataset, every_id, config.label)
         if config.text_pair:
             second = corpora.tokenize(self.dataset, config.text_pair, tokenizer, shortest=1)
@@ -62,7 +62,7 @@ class LabelledSamples:
 
     def column(self, name: str) -> np.ndarray:
         """Values of a column per usable row. ValueError: no such column."""
-        return sources.column(self.dataset, name, self._rows, self.ids)
+        return tables.values(self.dataset, name, self._rows, self.ids)
 
     def view(self, indices: Sequence[int], length: int = 0) -> View:
         """Rows padded to the longest or to `length`; the longer text of a pair that exceeds block_size is cut first."""
@@ -104,9 +104,12 @@ class LabelledBatches:
         return [view], [self._opened.train.ids[index] for index in mine]
 
 
-def open_data(
-    config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
-) -> Labelled:
+def labelled_task(data: dict) -> LabelledTask:
+    """Single texts and pairs, classes and numbers: one kind."""
+    return LabelledTask(LabelledConfig, D2vForSequenceClassification, open_data)
+
+
+def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
     """The batches and splits of a run; nothing can turn out bad later.
 
     ValueError: as prepare_tokenizer, LabelledSamples and labels.open_splits.

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2v.modalities.common import sources
+from d2v.modalities.common import tables
 from d2v.modalities.common.windows import counted, cut
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text import tokenizer as tokenizers
 from d2v.modalities.text.config import DataConfig, ReadConfig, check
 from d2v.modalities.text.frontend import MODALITY, FrontendConfig
+from d2v.protocols import Rows
 from d2v.types import View
 
 
@@ -37,7 +38,7 @@ class Samples:
         *,
         split: str,
         folder: Path,
-        rows: sources.Rows | None = None,
+        rows: Rows | None = None,
     ):
         """ValueError: no data, no tokenizer in `folder`, or one that does not fit the model. `rows`: these only."""
         tokenizer = tokenizers.read(folder)
@@ -51,7 +52,7 @@ class Samples:
         column = corpora.text_column(self.dataset, config.path, config.text)
         self.corpus = corpora.tokenize(self.dataset, column, tokenizer)
         self.ordinary = np.array(tokenizers.ordinary_ids(tokenizer))
-        every_id = sources.identifiers(self.dataset, config.path, split, first)
+        every_id = tables.identifiers(self.dataset, config.path, split, first)
         self.ids = [every_id[row] for row in self.corpus.rows]
         self.report = corpora.report(self.corpus, self.dataset, every_id, config.label)
         if rows is None:
@@ -66,7 +67,7 @@ class Samples:
 
     def column(self, name: str) -> np.ndarray:
         """Values of a column per usable row. ValueError: no such column."""
-        return sources.column(self.dataset, name, self.corpus.rows, self.ids)
+        return tables.values(self.dataset, name, self.corpus.rows, self.ids)
 
     def view(self, indices: Sequence[int]) -> View:
         """Rows as <s> ... </s>, cut to block_size, nothing hidden."""
@@ -161,3 +162,20 @@ def prepare_tokenizer(data: ReadConfig, frontend: FrontendConfig, folder: Path) 
 def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, frontend: FrontendConfig) -> None:
     """The tokenizer's files, so that AutoTokenizer.from_pretrained(folder) works."""
     tokenizers.copy(samples_folder, folder)
+
+
+def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
+    """Weights are of their tokens: fills data.tokenizer, unless it is given. ValueError: `source` brings none."""
+    if data.tokenizer:
+        return
+    if former is not None:
+        data.tokenizer = former["tokenizer"]
+        return
+    for place in (source / "export", source, source / "tokenizer"):
+        if (place / "tokenizer.json").is_file():
+            data.tokenizer = str(place)
+            return
+    raise ValueError(
+        f"train.init_from: {source} brings no tokenizer; name the one that it was trained with, "
+        "data.tokenizer=FOLDER or a Hub name"
+    )

@@ -2,41 +2,13 @@
 
 import copy
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from d2v.types import Loss, View
-
-
-def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
-    """ValueError: a setting, or one of a list of them, that is none of its choices, or an EMA decay outside [0, 1]."""
-    for name, allowed in choices.items():
-        given = getattr(config, name)
-        wrong = [value for value in ([given] if isinstance(given, str) else given) if value not in allowed]
-        if wrong:
-            raise ValueError(f"objective.{name} is {wrong[0]!r}; it may be {', '.join(allowed)}")
-    for name in (name for name in ("ema_decay", "ema_end_decay") if hasattr(config, name)):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(
-                f"objective.{name} is {getattr(config, name)}; a decay lies between 0 and 1 (1 never updates the teacher)"
-            )
-
-
-def check_numbers(
-    config: Any, *, positive: tuple[str, ...] = (), natural: tuple[str, ...] = (), shares: tuple[str, ...] = ()
-) -> None:
-    """ValueError: a number of `positive` that is not above 0, of `natural` that is below it, or of `shares` outside [0, 1]."""
-    for names, good, allowed in (
-        (positive, lambda x: x > 0, "above 0"),
-        (natural, lambda x: x >= 0, "0 or more"),
-        (shares, lambda x: 0 <= x <= 1, "between 0 and 1"),
-    ):
-        for name in names:
-            if not good(getattr(config, name)):
-                raise ValueError(f"objective.{name} is {getattr(config, name)}; it must be {allowed}")
 
 
 class Objective(nn.Module):
@@ -62,7 +34,8 @@ class Objective(nn.Module):
         return any(within(name, prefix) for prefix in self.copied)
 
     def train(self, mode: bool = True) -> "Objective":
-        """The teacher stays in evaluation mode, but for its batch norms: as published, they normalise by the batch, like the student's."""
+        """The teacher stays in evaluation mode, but for its batch norms: as published, they normalise by the batch,
+        like the student's."""
         super().train(mode)
         self.teacher.eval()
         for module in self.teacher.modules():
@@ -80,7 +53,8 @@ class Objective(nn.Module):
         """ValueError: batches of this form cannot be trained on; asked once, before a run begins."""
 
     def check_batch(self, batch_size: int, parts: int) -> None:
-        """ValueError: the method cannot be trained on global batches of this size, cut into so many parts (processes times micro-batches)."""
+        """ValueError: the method cannot be trained on global batches of this size, cut into so many parts (processes
+        times micro-batches)."""
 
     def begin_step(self, step: int, steps: int) -> None:
         """What a method changes before optimizer step `step` (0 is the first) of `steps`."""
@@ -93,32 +67,35 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def ema_decay(self, step: int, steps: int) -> float:
-        """Decay of the teacher after optimizer step `step` (1 is the first) of `steps`; 1: it stands still, or there is none."""
+        """Decay of the teacher after optimizer step `step` (1 is the first) of `steps`.
+
+        1: it stands still, or there is none.
+        """
         return 1.0
 
     @torch.no_grad()
     def update_teacher(self, decay: float) -> None:
-        """teacher <- decay * teacher + (1 - decay) * student, in the parameters' float32; shared parts and all buffers are copied.
+        """teacher <- decay * teacher + (1 - decay) * student, in the parameters' float32.
 
-        Not the statistics of batch norms: the teacher's are its own.
+        Shared parts and all buffers are copied. Not the statistics of batch norms: the teacher's are its own.
         """
-        averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
-        shared: tuple[list[Tensor], list[Tensor]] = ([], [])
+        averaged: tuple[list[Tensor], list[Tensor]] = ([], [])  # the teacher's, the student's
+        copied: tuple[list[Tensor], list[Tensor]] = ([], [])
         student = dict(self.student.named_parameters())
         for name, parameter in self.teacher.named_parameters():
-            pair = shared if self.is_copied(name) else averaged
+            pair = copied if self.is_copied(name) else averaged
             pair[0].append(parameter)
             pair[1].append(student[name])
-        own = tuple(f"{name}." for name, module in self.teacher.named_modules() if isinstance(module, _BatchNorm))
+        norms = tuple(f"{name}." for name, module in self.teacher.named_modules() if isinstance(module, _BatchNorm))
         buffers = dict(self.student.named_buffers())
         for name, buffer in self.teacher.named_buffers():
-            if not name.startswith(own):
-                shared[0].append(buffer)
-                shared[1].append(buffers[name])
+            if not name.startswith(norms):
+                copied[0].append(buffer)
+                copied[1].append(buffers[name])
         if averaged[0]:
             torch._foreach_lerp_(averaged[0], averaged[1], 1 - decay)
-        if shared[0]:
-            torch._foreach_copy_(shared[0], shared[1])
+        if copied[0]:
+            torch._foreach_copy_(copied[0], copied[1])
 
 
 def within(name: str, prefix: str) -> bool:
@@ -127,7 +104,10 @@ def within(name: str, prefix: str) -> bool:
 
 
 def freeze(prefixes: Iterable[str], module: nn.Module) -> None:
-    """Parameters whose names begin with one of `prefixes` are never trained. ValueError: a prefix that no parameter's name begins with."""
+    """Parameters whose names begin with one of `prefixes` are never trained.
+
+    ValueError: a prefix that no parameter's name begins with.
+    """
     check_prefixes(prefixes, module)
     for name, parameter in module.named_parameters():
         if any(within(name, prefix) for prefix in prefixes):
