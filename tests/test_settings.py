@@ -1,14 +1,13 @@
 """A setting's bounds are declared once, and a value outside them is named with what is allowed."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import pytest
 from omegaconf import OmegaConf
 
+from d2v import plugins
 from d2v.config.schema import RunConfig, TrainConfig
-from d2v.modalities import speech, text
-from d2v.modalities.common.labels import SplitConfig
-from d2v.modalities.speech import config as speech_settings
+from d2v.modalities.speech.config import TranscribedConfig
 from d2v.settings import Allowed, check_fields, section, setting, undocumented
 
 
@@ -58,9 +57,12 @@ def test_no_bounds_still_means_a_finite_number():
     assert str(Allowed()) == "it must be a finite number" and not Allowed().passes(float("inf"))
 
 
-def test_every_setting_of_speech_and_text_has_a_sentence():
-    splits = {one.name for one in fields(SplitConfig)}  # of every modality
-    for module in (speech, text):
-        assert undocumented(module.DataConfig) == undocumented(module.FrontendConfig) == []
-    for kind in (speech.LabelledConfig, speech_settings.TranscribedConfig, text.LabelledConfig):
-        assert set(undocumented(kind)) <= splits
+@pytest.mark.parametrize("modality", plugins.available("d2v.modalities"))
+def test_every_setting_of_a_modality_has_a_sentence(modality):
+    package = plugins.load("d2v.modalities", modality)
+    for kind in (package.FrontendConfig, package.DataConfig, package.LabelledConfig):
+        assert undocumented(kind) == []
+
+
+def test_every_setting_of_transcripts_has_a_sentence():
+    assert undocumented(TranscribedConfig) == []
