@@ -425,7 +425,7 @@ def test_bad_tables_are_refused_in_one_line(modality, more, message, tables, tmp
         (("data.auto_augment=rand-m9",), "data.auto_augment needs images of 3 channels"),
         (("data.color_jitter=0.4", "data.auto_augment=rand-m9"), "takes the place of data.color_jitter, which is 0.4"),
         (("data.regression=true", "data.mixup=0.8", "data.label_smoothing=0"), "are for classes"),
-        (("data.random_erase=1.5",), "data.random_erase is 1.5; it must lie between 0 and 1"),
+        (("data.random_erase=1.5",), "data.random_erase is 1.5; it must be at least 0 and at most 1"),
         (("train.layers=half",), "train.layers is 'half'; it may be all, frozen"),
         (("train.layers=frozen",), "train.layers=frozen trains the head alone"),
         (("train.freeze=[trunk.block]",), "no parameter of the encoder begins with 'trunk.block'"),

@@ -42,7 +42,7 @@ def opened(tmp_path_factory) -> labels.Opened:
 
 def batches(opened: labels.Opened, batch_size: int = 8, **settings) -> images.LabelledBatches:
     data = images.LabelledConfig(**{**STILL, **settings})
-    images.check(data, FRONTEND, batch_size)
+    images.check_labelled(data, FRONTEND, batch_size)
     return images.LabelledBatches(opened, data, FRONTEND, batch_size=batch_size, seed=0, bad_log=lambda *_: None)
 
 

@@ -8,7 +8,6 @@ from omegaconf import OmegaConf
 
 from d2v import plugins
 from d2v.config.schema import RunConfig, TrainConfig
-from d2v.modalities import speech, text
 from d2v.modalities.speech.config import TranscribedConfig
 from d2v.models.decoder import DecoderConfig
 from d2v.models.task_models import ClassifierConfig, CTCConfig
@@ -81,8 +80,12 @@ def test_no_bounds_still_means_a_finite_number():
     assert str(Allowed()) == "it must be a finite number" and not Allowed().passes(float("inf"))
 
 
-def test_every_setting_of_speech_and_text_has_a_sentence():
-    for module in (speech, text):
-        assert undocumented(module.DataConfig) == undocumented(module.FrontendConfig) == []
-        assert undocumented(module.LabelledConfig) == []
+@pytest.mark.parametrize("modality", plugins.available("d2v.modalities"))
+def test_every_setting_of_a_modality_has_a_sentence(modality):
+    package = plugins.load("d2v.modalities", modality)
+    for kind in (package.FrontendConfig, package.DataConfig, package.LabelledConfig):
+        assert undocumented(kind) == []
+
+
+def test_every_setting_of_transcripts_has_a_sentence():
     assert undocumented(TranscribedConfig) == []

@@ -10,7 +10,7 @@ import numpy as np
 
 from d2v.finetuning.scores import classification, regression
 from d2v.protocols import Batches, Labelled, ScoredSplit
-from d2v.settings import check_fields, setting
+from d2v.settings import setting
 
 REGRESSION, CLASSES = "regression", "single_label_classification"
 HELD_OUT = 0x5A11D  # sets the choice of held-out samples apart from the sampler's shuffles
@@ -27,8 +27,7 @@ class SplitConfig:
     test_split: str = setting("", "The split that is scored once, at the end.")
 
     def check_splits(self) -> None:
-        """ValueError: a field of the section that is out of range, or a share that has no effect."""
-        check_fields(self, "data")
+        """ValueError: a share that has no effect."""
         if self.validation_share and self.validation_split:
             raise ValueError(
                 f"data.validation_share {self.validation_share} and data.validation_split {self.validation_split!r}: "

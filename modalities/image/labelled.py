@@ -19,39 +19,12 @@ from d2v.modalities.common import labels, masking, sampling
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment
 from d2v.modalities.image.batches import transform
-from d2v.modalities.image.config import LabelledConfig, check_reading
+from d2v.modalities.image.config import LabelledConfig, check_labelled
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.modalities.image.samples import Samples, readable, save_preprocessor
 from d2v.models.task_models import D2vForImageClassification
 from d2v.protocols import BadLog, Labelled, LabelledTask
 from d2v.types import View
-
-
-def check(data: LabelledConfig, frontend: FrontendConfig, batch_size: int) -> None:
-    """ValueError: settings that contradict one another."""
-    check_reading(data, frontend)
-    data.check_splits()
-    for name in ("mixup", "cutmix"):
-        if getattr(data, name) < 0:
-            raise ValueError(f"data.{name} is {getattr(data, name)}; it must be 0 (none) or more")
-    for name in ("random_erase", "mix_prob", "cutmix_prob", "label_smoothing"):
-        if not 0 <= getattr(data, name) <= 1:
-            raise ValueError(f"data.{name} is {getattr(data, name)}; it must lie between 0 and 1")
-    if data.auto_augment and data.color_jitter:
-        raise ValueError(
-            f"data.auto_augment takes the place of data.color_jitter, which is {data.color_jitter}: set it to 0"
-        )
-    if data.auto_augment and frontend.channels != 3:
-        raise ValueError(
-            f"data.auto_augment needs images of 3 channels; model.frontends.{MODALITY}.channels is {frontend.channels}"
-        )
-    mixes = data.mixup or data.cutmix
-    if mixes and batch_size % 2:
-        raise ValueError(
-            f"train.batch_size is {batch_size}; data.mixup and data.cutmix mix pairs of images and need an even number"
-        )
-    if data.regression and (mixes or data.label_smoothing):
-        raise ValueError("data.regression=true: data.mixup, data.cutmix and data.label_smoothing are for classes")
 
 
 class LabelledBatches:
@@ -134,10 +107,10 @@ def labelled_task(data: dict) -> LabelledTask:
 def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], None]) -> Labelled:
     """The batches and splits of a run; `config` is a FinetuneConfig.
 
-    ValueError: as `check`, Samples and labels.open_splits.
+    ValueError: as check_labelled, Samples and labels.open_splits.
     """
     data, frontend, train = config.data, config.frontend, config.train
-    check(data, frontend, train.batch_size)
+    check_labelled(data, frontend, train.batch_size)
 
     def make(split: str) -> Samples:
         samples = Samples(data, frontend, split=split, folder=folder)
