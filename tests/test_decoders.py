@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from d2v.models.alibi import Alibi, slopes
+from d2v.models.cpu import LONG_KERNEL
 from d2v.models.decoder import Decoder, DecoderConfig
-from d2v.models.token_conv import LONG, convolve
+from d2v.models.token_conv import convolve
 from d2v.models.transformer import Trunk, TrunkConfig
 from d2v.types import Mask
 
@@ -15,7 +16,7 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", [5, LONG, LONG + 3])
+@pytest.mark.parametrize("kernel", [5, LONG_KERNEL, LONG_KERNEL + 3])
 @pytest.mark.parametrize(("in_dim", "dim", "groups"), [(8, 12, 2), (6, 6, 1)])
 def test_convolution_of_tokens_is_that_of_channels_first_with_its_gradients(in_dim, dim, groups, kernel):
     conv = nn.Conv1d(in_dim, dim, kernel, padding=kernel // 2, groups=groups)

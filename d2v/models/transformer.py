@@ -4,14 +4,15 @@ N rows, T tokens, D width, H heads. The blocks of the published models (data2vec
 speech and text are post-norm, images are pre-norm with layer scale and no key bias.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from d2v.models import cpu
+from d2v.models.gelu_linear import gelu_linear
 
 
 @dataclass
@@ -73,24 +74,6 @@ class TrunkConfig:
         return max(self.layer_drop, self.prenet_layer_drop or 0) > 0
 
 
-@contextmanager
-def recomputed(x: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
-    """Inside, autograd does not keep `x` for the backward pass; `make` gives it again there."""
-    if not torch.is_grad_enabled():  # nothing is kept; a tensor that is traced has no address
-        yield
-        return
-    place, size = x.data_ptr(), x.numel()
-
-    def pack(saved: Tensor) -> Tensor | torch.Size:
-        return saved.shape if saved.data_ptr() == place and saved.numel() == size else saved
-
-    def unpack(kept: Tensor | torch.Size) -> Tensor:
-        return kept if isinstance(kept, Tensor) else make().view(kept)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with one matrix for query, key and value."""
 
@@ -128,11 +111,8 @@ class Attention(nn.Module):
 
 
 def attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-    """`scaled_dot_product_attention` for devices that have no kernel with dropout, keeping half as much for the backward pass."""
-    weights = attention_weights(q, k, bias)  # (N, H, T, T)
-    dropped, kept = torch.native_dropout(weights, dropout, True)
-    with recomputed(dropped, lambda: weights * kept / (1 - dropout)):
-        return dropped @ v
+    """Attention on a CPU, which has no kernel with dropout; arguments and result are `scaled_dot_product_attention`'s."""
+    return cpu.DroppedProduct.apply(attention_weights(q, k, bias), v, dropout)
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
@@ -154,11 +134,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         x = self.fc1(x)
-        y = F.gelu(x)
         if self.training and self.dropout.p:
-            return self.fc2(self.dropout(y))
-        with recomputed(y, lambda: F.gelu(x)):  # a cheap function of a wide tensor
-            return self.fc2(y)
+            return self.fc2(self.dropout(F.gelu(x)))
+        return gelu_linear(x, self.fc2.weight, self.fc2.bias)
 
 
 class DropPath(nn.Module):
