@@ -101,13 +101,13 @@ def test_a_resumed_run_is_exact(name):
 @pytest.mark.parametrize(
     ("config", "wrong", "message"),
     [
-        (moco.Config, {"temperature": 0.0}, "objective.temperature is 0.0; it must be above 0"),
+        (moco.Config, {"temperature": 0.0}, "objective.temperature is 0.0; it must be a positive number"),
         (moco.Config, {"temperature": math.nan}, "objective.temperature is nan"),
         (moco.Config, {"queue_size": 0}, "objective.queue_size is 0"),
         (moco.Config, {"ema_decay": 1.5}, "objective.ema_decay is 1.5"),
         (moco.Config, {"hidden_dim": -1}, "objective.hidden_dim is -1; it must be 0 or more"),
         (moco.Config, {"norm_groups": 0}, "objective.norm_groups is 0"),
-        (mochi.Config, {"hardest": 0}, "objective.hardest is 0; it must be between 1 and objective.queue_size, 65536"),
+        (mochi.Config, {"hardest": 0}, "objective.hardest is 0; it must be at least 1"),
         (
             mochi.Config,
             {"queue_size": 512},

@@ -119,11 +119,11 @@ def test_decoder_settings_are_checked():
     with pytest.raises(ValueError, match=r"decoder.groups is 16; it must divide the trunk's width, 40"):
         Decoder(40, DecoderConfig())
     for wrong, message in (
-        ({"dims": 3}, "1 or 2"),
+        ({"dims": 3}, "at least 1 and at most 2"),
         ({"groups": 5}, "a divisor"),
         ({"noise": -1.0}, "0 or more"),
         ({"head_ratio": 0.0}, r"head_ratio is 0.0; it must be at least"),
-        ({"head_init": "x"}, "default or trunk"),
+        ({"head_init": "x"}, "may be default, trunk"),
     ):
         with pytest.raises(ValueError, match=message):
             DecoderConfig(**wrong)

@@ -315,9 +315,9 @@ def test_a_few_steps_lower_the_loss(name):
 
 
 def test_wrong_settings_and_batches_are_named():
-    with pytest.raises(ValueError, match=r"objective.teacher_temperature is 0; it must be above 0"):
+    with pytest.raises(ValueError, match=r"objective.teacher_temperature is 0; it must be a positive number"):
         dino.Config(teacher_temperature=0)
-    with pytest.raises(ValueError, match=r"objective.warmup_share is 30; it must be between 0 and 1"):
+    with pytest.raises(ValueError, match=r"objective.warmup_share is 30; it must be at least 0 and at most 1"):
         ibot.Config(warmup_share=30)
     with pytest.raises(ValueError, match=r"objective.ema_decay is 1.5"):
         dino.Config(ema_decay=1.5)

@@ -12,7 +12,7 @@ from d2v.evaluation.features import frozen
 from d2v.models.batch_norm import GroupedBatchNorm
 from d2v.models.heads import projector
 from d2v.objectives.common.multi_view import Joint, by_shape, each, embedding, joined, summary
-from d2v.objectives.common.objective import Objective, check_numbers, freeze
+from d2v.objectives.common.objective import Objective, freeze
 from d2v.types import View
 
 LINEAR, BIASED, NORM, BARE_NORM, NO_BIAS_NORM, RELU = (
@@ -254,17 +254,3 @@ def test_parts_are_frozen_by_their_names():
         ValueError, match=r"no parameter of the encoder begins with 'patch'; they begin with .*frontends.image"
     ):
         freeze(["patch"], encoder)
-
-
-def test_numbers_of_a_method_are_named_where_they_make_no_sense():
-    config = type("Config", (), {"clusters": 1, "temperature": 0.0, "steps": -1, "share": 1.5})
-    check_numbers(
-        config, positive=("clusters",), natural=("clusters", "temperature"), shares=("clusters", "temperature")
-    )
-    for kind, name, message in (
-        ("positive", "temperature", "is 0.0; it must be above 0"),
-        ("natural", "steps", "is -1; it must be 0 or more"),
-        ("shares", "share", "is 1.5; it must be between 0 and 1"),
-    ):
-        with pytest.raises(ValueError, match=f"objective.{name} {message}"):
-            check_numbers(config, **{kind: ("clusters", name)})

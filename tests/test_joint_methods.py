@@ -309,9 +309,13 @@ def test_the_patch_projection_of_mocov3_stays_where_the_config_says_so():
     ("name", "settings", "message"),
     [
         ("clustering", {"num_clusters": 1}, "objective.num_clusters is 1; it must be at least 2"),
-        ("clustering", {"cluster_temperature": 0.0}, "objective.cluster_temperature is 0.0; it must be above 0"),
+        (
+            "clustering",
+            {"cluster_temperature": 0.0},
+            "objective.cluster_temperature is 0.0; it must be a positive number",
+        ),
         ("clustering", {"instance_temperature": -1.0}, "objective.instance_temperature is -1.0"),
-        ("clustering", {"out_dim": 0}, "objective.out_dim is 0; it must be above 0"),
+        ("clustering", {"out_dim": 0}, "objective.out_dim is 0; it must be at least 1"),
         ("mocov3", {"temperature": 0.0}, "objective.temperature is 0.0"),
         ("mocov3", {"ema_decay": 1.5}, "objective.ema_decay is 1.5"),
         ("mocov3", {"projector_layers": 0}, "objective.projector_layers is 0"),

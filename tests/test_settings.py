@@ -1,12 +1,17 @@
 """A setting's bounds are declared once, and a value outside them is named with what is allowed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
+import tiny
 from omegaconf import OmegaConf
 
+from d2v import plugins
 from d2v.config.schema import RunConfig, TrainConfig
-from d2v.settings import Allowed, check_fields, section, setting, undocumented
+from d2v.models.decoder import DecoderConfig
+from d2v.models.task_models import ClassifierConfig, CTCConfig
+from d2v.models.transformer import TrunkConfig
+from d2v.settings import Allowed, check_fields, default_of, section, setting, undocumented
 
 
 @dataclass
@@ -49,6 +54,25 @@ def test_defaults_are_copied_and_omegaconf_reads_the_schema():
 
 def test_every_setting_has_a_sentence():
     assert undocumented(Outer) == undocumented(TrainConfig) == undocumented(RunConfig) == []
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(plugins.load("d2v.objectives", name).Config for name in tiny.OBJECTIVES),
+        TrunkConfig,
+        DecoderConfig,
+        ClassifierConfig,
+        CTCConfig,
+    ],
+)
+def test_every_setting_of_models_and_objectives_has_a_sentence_and_is_read_by_omegaconf(kind):
+    assert undocumented(kind) == []
+    assert OmegaConf.to_object(OmegaConf.structured(kind)) == kind()
+    for one in fields(kind):
+        if isinstance(default_of(one), float):
+            with pytest.raises(ValueError, match=f"{one.name} is nan; it must be"):
+                kind(**{one.name: float("nan")})
 
 
 def test_no_bounds_still_means_a_finite_number():

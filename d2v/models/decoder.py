@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from d2v.models.heads import perceptron
 from d2v.models.token_conv import convolved
+from d2v.settings import check_fields, setting
 from d2v.types import Mask
 
 
@@ -20,37 +21,33 @@ from d2v.types import Mask
 class DecoderConfig:
     """Its shape; the published values per modality are in configs/."""
 
-    dims: int = 1  # 1: convolutions along the sequence; 2: over a square grid of tokens
-    dim: int = 384
-    depth: int = 4
-    kernel: int = 7
-    groups: int = 16
-    residual: bool = True  # around every layer whose input is as wide as its output
-    head_layers: int = 1
-    head_ratio: float = 2.0  # width of the layers between, as a multiple of `dim`
-    head_init: str = "default"  # torch's own, or like the trunk
-    dropout: float = 0.0  # of the encoder's output
-    noise: float = 0.01  # standard deviation of what stands in hidden places
+    dims: int = setting(1, "1: convolutions along the sequence; 2: over a square grid of tokens.", least=1, most=2)
+    dim: int = setting(384, "Width of the layers.", least=1)
+    depth: int = setting(4, "Convolutions.", least=1)
+    kernel: int = setting(7, "Tokens, or a side of the square of tokens, that a convolution sees.", least=1)
+    groups: int = setting(16, "Groups of a convolution's channels.", least=1)
+    residual: bool = setting(True, "A residual around every layer whose input is as wide as its output.")
+    head_layers: int = setting(1, "Linear layers after the convolutions.", least=1)
+    head_ratio: float = setting(2.0, "Width of the layers between them, as a multiple of dim.")
+    head_init: str = setting(
+        "default", "How the head's weights start: torch's own, or like the trunk.", among=("default", "trunk")
+    )
+    dropout: float = setting(0.0, "Of the encoder's output.", least=0, below=1)
+    noise: float = setting(0.01, "Standard deviation of what stands in hidden places.", least=0)
 
     def __post_init__(self):
-        """ValueError: a number that makes no sense, or an unknown choice."""
-        for name, good, allowed in (
-            ("dims", self.dims in (1, 2), "1 or 2"),
-            ("depth", self.depth >= 1, "at least 1"),
-            ("kernel", self.kernel >= 1, "at least 1"),
-            ("head_layers", self.head_layers >= 1, "at least 1"),
-            ("head_ratio", self.dim * self.head_ratio >= 1, f"at least 1 / objective.decoder.dim, 1/{self.dim}"),
-            (
-                "groups",
-                self.groups >= 1 and self.dim % max(1, self.groups) == 0,
-                f"a divisor of objective.decoder.dim, {self.dim}",
-            ),
-            ("head_init", self.head_init in ("default", "trunk"), "default or trunk"),
-            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
-            ("noise", self.noise >= 0, "0 or more"),
-        ):
-            if not good:
-                raise ValueError(f"objective.decoder.{name} is {getattr(self, name)!r}; it must be {allowed}")
+        """ValueError: a number outside its bounds, an unknown choice, or groups or layers that do not fit the width."""
+        check_fields(self, "objective.decoder")
+        if self.dim * self.head_ratio < 1:
+            raise ValueError(
+                f"objective.decoder.head_ratio is {self.head_ratio!r}; "
+                f"it must be at least 1 / objective.decoder.dim, 1/{self.dim}"
+            )
+        if self.dim % self.groups:
+            raise ValueError(
+                f"objective.decoder.groups is {self.groups!r}; "
+                f"it must be a divisor of objective.decoder.dim, {self.dim}"
+            )
 
 
 class ConvLayer(nn.Module):

@@ -19,6 +19,7 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel, build_config
 from d2v.models.heads import ACTIVATIONS, ClassificationHead, mean_of_tokens
 from d2v.objectives.common.losses import ctc, supervised
+from d2v.settings import check_fields, setting
 from d2v.types import Features, View
 
 POOLINGS = ("mean", "first", "class")
@@ -28,36 +29,44 @@ POOLINGS = ("mean", "first", "class")
 class ClassifierConfig:
     """What the head of a classifier reads and how it is built."""
 
-    pooling: str = "mean"  # of the content tokens; first: the first of them (<s> of a sentence); class: the class token
-    pooled_norm: bool = True  # a norm of what was pooled, in place of the trunk's final norm (fc_norm)
-    dense_dim: int = 0  # > 0: a linear layer of this width before the last
-    activation: str = "tanh"  # after it; or none
-    dropout: float = 0.0  # before each linear layer
-    init_scale: float = 1.0  # of the last layer's weights, N(0, 0.02) before; BEiT: 0.001
-    mask_noise: float = (
-        0.0  # > 0: what is hidden is N(0, mask_noise) instead of a mask token or zero (data2vec 2.0: 0.01)
+    pooling: str = setting(
+        "mean",
+        "mean: of the content tokens; first: the first of them (<s> of a sentence); class: the class token.",
+        among=POOLINGS,
+    )
+    pooled_norm: bool = setting(True, "A norm of what was pooled, in place of the trunk's final norm (fc_norm).")
+    dense_dim: int = setting(0, "Width of a linear layer before the last; 0: there is none.", least=0)
+    activation: str = setting("tanh", "What follows that layer.", among=tuple(ACTIVATIONS))
+    dropout: float = setting(0.0, "Before each linear layer.", least=0, below=1)
+    init_scale: float = setting(1.0, "Of the last layer's weights, N(0, 0.02) before; BEiT: 0.001.", least=0)
+    mask_noise: float = setting(
+        0.0,
+        "Above 0: what is hidden is N(0, mask_noise) instead of a mask token or zero (data2vec 2.0: 0.01).",
+        least=0,
     )
 
     def __post_init__(self):
-        """ValueError: an unknown choice or a number that makes no sense."""
-        for name, allowed in (("pooling", POOLINGS), ("activation", tuple(ACTIVATIONS))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"task.{name} is {getattr(self, name)!r}; it may be {', '.join(allowed)}")
-        _check_numbers(self, "dense_dim", "init_scale", "mask_noise")
+        """ValueError: an unknown choice or a number outside its bounds."""
+        check_fields(self, "task")
 
 
 @dataclass
 class CTCConfig:
     """The head on every token, and which of its letters is the blank."""
 
-    blank: int = 0
-    blank_bias: float = 0.0  # where a new head's bias of the blank starts; at 0, as published, a frequent letter may take the blank's part for long
-    dropout: float = 0.0  # before the linear layer
-    mask_noise: float = 0.0  # as in ClassifierConfig
+    blank: int = setting(0, "The letter that is the blank.", least=0)
+    # at 0, as published, a frequent letter may take the blank's part for long
+    blank_bias: float = setting(0.0, "Where a new head's bias of the blank starts.")
+    dropout: float = setting(0.0, "Before the linear layer.", least=0, below=1)
+    mask_noise: float = setting(
+        0.0,
+        "Above 0: what is hidden is N(0, mask_noise) instead of a mask token or zero (data2vec 2.0: 0.01).",
+        least=0,
+    )
 
     def __post_init__(self):
-        """ValueError: a number that makes no sense."""
-        _check_numbers(self, "blank", "mask_noise")
+        """ValueError: a number outside its bounds."""
+        check_fields(self, "task")
 
 
 class TaskModel(PreTrainedModel):
@@ -215,12 +224,3 @@ class D2vForCTC(TaskModel):
             else (~padding).sum(dim=1)
         )
         return ctc(logits, tokens, labels, self.task.blank)
-
-
-def _check_numbers(config: Any, *names: str) -> None:
-    """ValueError: a negative number, or a dropout outside [0, 1)."""
-    for name in names:
-        if getattr(config, name) < 0:
-            raise ValueError(f"task.{name} is {getattr(config, name)}; it must be 0 or more")
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"task.dropout is {config.dropout}; it must be at least 0 and below 1")

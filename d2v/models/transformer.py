@@ -13,59 +13,57 @@ from torch.utils.checkpoint import checkpoint
 
 from d2v.models import cpu
 from d2v.models.gelu_linear import gelu_linear
+from d2v.settings import check_fields, setting
 
 
 @dataclass
 class TrunkConfig:
-    """The Transformer. `layer_scale` 0 is none; rates are probabilities."""
+    """The Transformer's shape, norms, dropouts and initial weights."""
 
-    depth: int = 12
-    dim: int = 768
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    pre_norm: bool = False
-    layer_scale: float = 0.0
-    qkv_bias: str = "qkv"  # which projections have a bias: qkv, qv, none
-    norm_eps: float = 1e-5
-    input_norm: bool = True  # a norm (and dropout) before the first block
-    final_norm: bool = False  # a norm after the last block
-    prenet_depth: int = 0  # how many of the first blocks give no targets (data2vec 2.0)
-    dropout: float = 0.0
-    input_dropout: float | None = None  # before the first block; None: `dropout`
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
-    drop_path: float = 0.0  # of the last block; grows linearly from 0
-    layer_drop: float = 0.0
-    prenet_layer_drop: float | None = None  # of the prenet's blocks; None: `layer_drop`
-    init: str = "normal"  # normal: N(0, init_std); depth_scaled: cut at one std, outputs divided by sqrt(2 * layer) (BEiT); default: torch's
-    init_std: float = 0.02
+    depth: int = setting(12, "Blocks.", least=0)
+    dim: int = setting(768, "Width of the tokens.", least=1)
+    num_heads: int = setting(12, "Heads of attention; they divide the width.", least=1)
+    mlp_dim: int = setting(3072, "Width of the MLP's hidden layer.", least=1)
+    pre_norm: bool = setting(False, "Norms stand before attention and MLP (images), not after their residual sums.")
+    layer_scale: float = setting(0.0, "Where the scales of a block's outputs start; 0: there are none.", least=0)
+    qkv_bias: str = setting("qkv", "Which projections have a bias.", among=("qkv", "qv", "none"))
+    norm_eps: float = setting(1e-5, "Added to the variance in every norm.", least=0)
+    input_norm: bool = setting(True, "A norm (and dropout) before the first block.")
+    final_norm: bool = setting(False, "A norm after the last block.")
+    prenet_depth: int = setting(0, "How many of the first blocks give no targets (data2vec 2.0).", least=0)
+    dropout: float = setting(0.0, "Of the outputs of attention and MLP, and before the first block.", least=0, below=1)
+    input_dropout: float | None = setting(None, "Before the first block; null: dropout.", least=0, below=1)
+    attention_dropout: float = setting(0.0, "Of the attention's weights.", least=0, below=1)
+    activation_dropout: float = setting(0.0, "Of the MLP's hidden layer.", least=0, below=1)
+    drop_path: float = setting(
+        0.0, "How often the last block's residuals are left out of a row; it grows linearly from 0.", least=0, below=1
+    )
+    layer_drop: float = setting(0.0, "How often a block is left out of a step.", least=0, below=1)
+    prenet_layer_drop: float | None = setting(
+        None, "How often a block of the prenet is; null: layer_drop.", least=0, below=1
+    )
+    init: str = setting(
+        "normal",
+        "normal: N(0, init_std); depth_scaled: cut at one std, outputs divided by sqrt(2 * layer) (BEiT); "
+        "default: torch's.",
+        among=("normal", "depth_scaled", "default"),
+    )
+    init_std: float = setting(0.02, "Standard deviation of the initial weights.", least=0)
 
     def __post_init__(self):
-        """ValueError: widths that do not divide, unknown choices, rates outside [0, 1)."""
+        """ValueError: a value outside its bounds, widths that do not divide, or settings that contradict one another."""
+        check_fields(self, "model.trunk")
         if self.depth and self.dim % self.num_heads:  # without blocks there are no heads
             raise ValueError(f"model.trunk.dim {self.dim} is not a multiple of model.trunk.num_heads {self.num_heads}")
-        choices = {"qkv_bias": ("qkv", "qv", "none"), "init": ("normal", "depth_scaled", "default")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"model.trunk.{name} is {getattr(self, name)!r}; it may be {', '.join(allowed)}")
-        for name in (
-            "dropout",
-            "input_dropout",
-            "attention_dropout",
-            "activation_dropout",
-            "drop_path",
-            "layer_drop",
-            "prenet_layer_drop",
-        ):
-            if not 0 <= (getattr(self, name) or 0) < 1:
-                raise ValueError(f"model.trunk.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        if not 0 <= self.prenet_depth <= self.depth:
+        if self.prenet_depth > self.depth:
             raise ValueError(
-                f"model.trunk.prenet_depth is {self.prenet_depth}; the trunk has {self.depth} blocks (model.trunk.depth)"
+                f"model.trunk.prenet_depth is {self.prenet_depth}; "
+                f"the trunk has {self.depth} blocks (model.trunk.depth)"
             )
         if self.layer_scale and not self.pre_norm:
             raise ValueError(
-                f"model.trunk.layer_scale is {self.layer_scale}, but only pre-norm blocks have one (model.trunk.pre_norm=true)"
+                f"model.trunk.layer_scale is {self.layer_scale}, "
+                "but only pre-norm blocks have one (model.trunk.pre_norm=true)"
             )
 
     @property

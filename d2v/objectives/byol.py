@@ -13,7 +13,7 @@ from torch import Tensor
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.multi_view import Joint, embedding
-from d2v.objectives.common.objective import check_choices, check_numbers
+from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.training.schedules import cosine_between
 from d2v.types import Loss, View
@@ -25,15 +25,16 @@ class Config:
 
     num_views: ClassVar[int] = 2
 
-    name: str = "byol"
-    hidden_dim: int = 4096
-    out_dim: int = 256
-    ema_decay: float = 0.996  # at the start; it reaches 1 at the last step by half a cosine
+    name: str = setting("byol", "Which method.")
+    hidden_dim: int = setting(4096, "Width of the hidden layer of projector and predictor.", least=1)
+    out_dim: int = setting(256, "Width of the projections.", least=1)
+    ema_decay: float = setting(
+        0.996, "The teacher's at the start; it reaches 1 at the last step by half a cosine.", least=0, most=1
+    )
 
     def __post_init__(self):
         """ValueError: a decay outside [0, 1], or no width."""
-        check_choices(self)
-        check_numbers(self, positive=("hidden_dim", "out_dim"))
+        check_fields(self, "objective")
 
 
 class BYOL(Joint):

@@ -14,7 +14,7 @@ from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.contrastive import nt_xent
 from d2v.objectives.common.multi_view import Joint, summary
-from d2v.objectives.common.objective import check_numbers
+from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.training.distributed import gather_with_gradient
 from d2v.types import Loss, View
@@ -26,17 +26,15 @@ class Config:
 
     num_views: ClassVar[int] = 2
 
-    name: str = "clustering"
-    out_dim: int = 128  # of the instance head
-    num_clusters: int = 10  # of the data's classes, where they are known
-    instance_temperature: float = 0.5
-    cluster_temperature: float = 1.0
+    name: str = setting("clustering", "Which method.")
+    out_dim: int = setting(128, "Width of the instance head's output.", least=1)
+    num_clusters: int = setting(10, "Clusters: as many as the data has classes, where they are known.", least=2)
+    instance_temperature: float = setting(0.5, "Of the softmax over samples.", above=0)
+    cluster_temperature: float = setting(1.0, "Of the softmax over clusters.", above=0)
 
     def __post_init__(self):
         """ValueError: fewer than two clusters, no width, or a temperature that is not above 0."""
-        check_numbers(self, positive=("out_dim", "instance_temperature", "cluster_temperature"))
-        if self.num_clusters < 2:
-            raise ValueError(f"objective.num_clusters is {self.num_clusters}; it must be at least 2")
+        check_fields(self, "objective")
 
 
 class Clustering(Joint):

@@ -3,7 +3,7 @@
 B samples, T tokens, D width, n hidden tokens in all.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from torch import Tensor
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import RegressionHead
 from d2v.objectives.common.losses import SCALES, regression
-from d2v.objectives.common.objective import Objective, check_choices
+from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.targets import NORMS, mean_of_layers
+from d2v.settings import check_fields, setting
 from d2v.training.collapse import channel_std
 from d2v.training.schedules import linear_decay
 from d2v.types import Loss, View
@@ -22,35 +23,35 @@ from d2v.types import Loss, View
 class Config:
     """Target, loss and teacher; the published values per modality are in configs/."""
 
-    name: str = "data2vec"
-    top_k: int = 8  # teacher layers that are averaged
-    layers: str = "ffn"  # what a layer gives: its FFN output before the residual, or the block's end
-    layer_norms: list[str] = field(default_factory=lambda: ["instance"])  # of each layer, in this order
-    final_norms: list[str] = field(default_factory=list)  # of the average
-    loss_beta: float = 0.0  # smooth L1; 0 is the squared error
-    loss_scale: str = "sqrt"  # the sum over channels is divided by sqrt(D), by D (mean), or by nothing (sum)
-    head_layers: int = 1
-    head_init: str = "default"  # torch's own, or like the trunk
-    ema_decay: float = 0.999
-    ema_end_decay: float = 0.9999
-    ema_anneal_steps: int = 30000
-    shared: list[str] = field(
-        default_factory=list
-    )  # parts of the encoder that the teacher copies instead of averaging (prefixes of names)
-    feed_tokens: bool = False  # the teacher is fed the student's unmasked local features
-    norm_over_padding: bool = False  # the reference's quirk: instance norm counts padded tokens
+    name: str = setting("data2vec", "Which method.")
+    top_k: int = setting(8, "Teacher layers that are averaged, the last ones.", least=1)
+    layers: str = setting(
+        "ffn", "What a layer gives: its FFN output before the residual, or the block's end.", among=("ffn", "block")
+    )
+    layer_norms: list[str] = setting(["instance"], "Norms of each layer, in this order.", among=tuple(NORMS))
+    final_norms: list[str] = setting([], "Norms of the average, in this order.", among=tuple(NORMS))
+    loss_beta: float = setting(0.0, "Where smooth L1 becomes linear; 0 is the squared error.", least=0)
+    loss_scale: str = setting(
+        "sqrt",
+        "The sum over channels is divided by sqrt(D), by D (mean), or by nothing (sum).",
+        among=tuple(SCALES),
+    )
+    head_layers: int = setting(1, "Linear layers of the predictor.", least=1)
+    head_init: str = setting(
+        "default", "How the predictor's weights start: torch's own, or like the trunk.", among=("default", "trunk")
+    )
+    ema_decay: float = setting(0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1)
+    ema_end_decay: float = setting(0.9999, "The teacher's after ema_anneal_steps.", least=0, most=1)
+    ema_anneal_steps: int = setting(30000, "Steps from the first decay to the last, linearly.", least=0)
+    shared: list[str] = setting(
+        [], "Parts of the encoder that the teacher copies instead of averaging (prefixes of names)."
+    )
+    feed_tokens: bool = setting(False, "The teacher is fed the student's unmasked local features.")
+    norm_over_padding: bool = setting(False, "The reference's quirk: instance norm counts padded tokens.")
 
     def __post_init__(self):
-        """ValueError: a choice that does not exist, or a decay outside [0, 1]."""
-        norms = tuple(NORMS)
-        check_choices(
-            self,
-            layers=("ffn", "block"),
-            layer_norms=norms,
-            final_norms=norms,
-            loss_scale=tuple(SCALES),
-            head_init=("default", "trunk"),
-        )
+        """ValueError: a choice that does not exist, or a number outside its bounds."""
+        check_fields(self, "objective")
 
 
 class Data2Vec(Objective):
@@ -60,7 +61,7 @@ class Data2Vec(Objective):
         """ValueError: more layers to average than the trunk has, or a shared part that does not exist."""
         super().__init__(tuple(f"encoder.{part}" for part in config.shared), encoder=encoder)
         trunk = encoder.trunk.config
-        if not 1 <= config.top_k <= trunk.depth:
+        if config.top_k > trunk.depth:
             raise ValueError(f"objective.top_k is {config.top_k}; the trunk has {trunk.depth} layers to average")
         self.config = config
         self.first = trunk.depth - config.top_k

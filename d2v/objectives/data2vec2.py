@@ -3,7 +3,7 @@
 B samples, M masks per sample, N = B * M rows, T tokens, K visible tokens, D width, n hidden tokens in all.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from torch import Tensor
 from d2v.models.decoder import Decoder, DecoderConfig
 from d2v.models.encoder import D2vModel
 from d2v.objectives.common.losses import SCALES, regression
-from d2v.objectives.common.objective import Objective, check_choices
+from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.targets import NORMS, mean_of_layers
+from d2v.settings import check_fields, section, setting
 from d2v.training.collapse import channel_std
 from d2v.training.schedules import linear_decay
 from d2v.types import Loss, View
@@ -22,34 +23,40 @@ from d2v.types import Loss, View
 class Config:
     """Target, decoder, losses and teacher; the published values per modality are in configs/."""
 
-    name: str = "data2vec2"
-    top_k: int = 10  # teacher layers that are averaged
-    layers: str = "ffn"  # what a layer gives: its FFN output before the residual, or the block's end
-    layer_norms: list[str] = field(default_factory=lambda: ["instance"])  # of each layer, in this order
-    final_norms: list[str] = field(default_factory=list)  # of the average
-    loss_beta: float = 0.0  # smooth L1; 0 is the squared error
-    loss_scale: str = "sqrt"  # the sum over channels is divided by sqrt(D), by D (mean), or by nothing (sum)
-    cls_loss: float = 0.0  # weight of the class token's loss, which is summed over rows
-    cls_rows: int = 0  # rows in that sum, whatever the batch; 0: those of a micro-batch, as published, so that the weight changes with their number
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    ema_decay: float = 0.999
-    ema_end_decay: float = 0.99999
-    ema_anneal_steps: int = 100000
-    shared: list[str] = field(
-        default_factory=list
-    )  # parts of the encoder that the teacher copies instead of averaging (prefixes of names)
-    feed_tokens: bool = False  # the teacher is fed the student's unmasked local features
-    reference_padding: bool = (
-        False  # the reference's quirk: padded tokens count in instance norm, and the decoder reads them
+    name: str = setting("data2vec2", "Which method.")
+    top_k: int = setting(10, "Teacher layers that are averaged, the last ones.", least=1)
+    layers: str = setting(
+        "ffn", "What a layer gives: its FFN output before the residual, or the block's end.", among=("ffn", "block")
+    )
+    layer_norms: list[str] = setting(["instance"], "Norms of each layer, in this order.", among=tuple(NORMS))
+    final_norms: list[str] = setting([], "Norms of the average, in this order.", among=tuple(NORMS))
+    loss_beta: float = setting(0.0, "Where smooth L1 becomes linear; 0 is the squared error.", least=0)
+    loss_scale: str = setting(
+        "sqrt",
+        "The sum over channels is divided by sqrt(D), by D (mean), or by nothing (sum).",
+        among=tuple(SCALES),
+    )
+    cls_loss: float = setting(0.0, "Weight of the class token's loss, which is summed over rows.", least=0)
+    cls_rows: int = setting(
+        0,
+        "Rows in that sum, whatever the batch; 0: those of a micro-batch, as published: the weight changes with their number.",
+        least=0,
+    )
+    decoder: DecoderConfig = section(DecoderConfig, "The decoder's shape, dropout and noise.")
+    ema_decay: float = setting(0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1)
+    ema_end_decay: float = setting(0.99999, "The teacher's after ema_anneal_steps.", least=0, most=1)
+    ema_anneal_steps: int = setting(100000, "Steps from the first decay to the last, linearly.", least=0)
+    shared: list[str] = setting(
+        [], "Parts of the encoder that the teacher copies instead of averaging (prefixes of names)."
+    )
+    feed_tokens: bool = setting(False, "The teacher is fed the student's unmasked local features.")
+    reference_padding: bool = setting(
+        False, "The reference's quirk: padded tokens count in instance norm, and the decoder reads them."
     )
 
     def __post_init__(self):
-        """ValueError: a choice that does not exist, a number that makes no sense, or one that nothing reads."""
-        norms = tuple(NORMS)
-        check_choices(self, layers=("ffn", "block"), layer_norms=norms, final_norms=norms, loss_scale=tuple(SCALES))
-        for name in ("cls_loss", "cls_rows"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"objective.{name} is {getattr(self, name)}; it must be 0 or more")
+        """ValueError: a choice that does not exist, a number outside its bounds, or one that nothing reads."""
+        check_fields(self, "objective")
         if self.cls_rows and not self.cls_loss:
             raise ValueError(
                 f"objective.cls_rows is {self.cls_rows}, but objective.cls_loss is 0: there is no sum that it would scale"
@@ -63,7 +70,7 @@ class Data2Vec2(Objective):
         """ValueError: more layers to average than the trunk has after its prenet, a shared part that does not exist, or a mask token."""
         super().__init__(tuple(f"encoder.{part}" for part in config.shared), encoder=encoder)
         trunk = encoder.trunk.config
-        if not 1 <= config.top_k <= trunk.depth - trunk.prenet_depth:
+        if config.top_k > trunk.depth - trunk.prenet_depth:
             layers = f"{trunk.depth} layers" + (
                 f", of which the first {trunk.prenet_depth} give no targets" if trunk.prenet_depth else ""
             )

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from d2v.models.encoder import D2vModel
 from d2v.objectives.common.multi_view import Joint, each, summary
-from d2v.objectives.common.objective import check_choices, check_numbers
 from d2v.objectives.common.prototypes import PrototypeHead, across_views, sharpened, usage
 from d2v.objectives.common.queues import Center
+from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.training.schedules import cosine_between, linear_decay
 from d2v.types import Loss, View
@@ -22,32 +22,40 @@ from d2v.types import Loss, View
 
 @dataclass
 class Config:
-    """Head, temperatures, centre and teacher; the published values. What ends in `share` is of train.steps, where the paper counts epochs."""
+    """Head, temperatures, centre and teacher; the published values.
+
+    What ends in `share` is of train.steps, where the paper counts epochs.
+    """
 
     num_views: ClassVar[int] = 2
 
-    name: str = "dino"
-    hidden_dim: int = 2048
-    bottleneck_dim: int = 256
-    head_norm: bool = False  # use_bn_in_head, for convolutional networks: without it their features, all alike at first, tell samples apart late
-    num_prototypes: int = 65536
-    frozen_gain: bool = True  # norm_last_layer; the longer runs of ViT-S train the prototypes' norms
-    frozen_share: float = 0.01  # how long prototypes stay as they are: 1 epoch of 100
-    student_temperature: float = 0.1
-    start_temperature: float = 0.04  # the teacher's; linear to the next
-    teacher_temperature: float = 0.07
-    warmup_share: float = 0.1  # until then: 30 epochs of 300
-    center_momentum: float = 0.9
-    ema_decay: float = (
-        0.996  # at the start; it reaches 1 at the last step by half a cosine. Batches of 256 and fewer: 0.9995
+    name: str = setting("dino", "Which method.")
+    hidden_dim: int = setting(2048, "Width of the head's hidden layers.", least=1)
+    bottleneck_dim: int = setting(256, "Width of the unit vectors that prototypes are compared with.", least=1)
+    # use_bn_in_head; without it the features of convolutional networks, all alike at first, tell samples apart late
+    head_norm: bool = setting(False, "Batch norms in the head, for convolutional networks.")
+    num_prototypes: int = setting(65536, "Outputs of the head.", least=1)
+    frozen_gain: bool = setting(
+        True, "norm_last_layer: prototypes stay unit vectors; the longer runs of ViT-S train their norms."
+    )
+    frozen_share: float = setting(0.01, "How long prototypes stay as they are: 1 epoch of 100.", least=0, most=1)
+    student_temperature: float = setting(0.1, "Of the student's softmax.", above=0)
+    start_temperature: float = setting(
+        0.04, "Of the teacher's softmax at the start; linear to teacher_temperature.", above=0
+    )
+    teacher_temperature: float = setting(0.07, "Of the teacher's softmax after warmup_share.", above=0)
+    warmup_share: float = setting(0.1, "How long the teacher's temperature rises: 30 epochs of 300.", least=0, most=1)
+    center_momentum: float = setting(0.9, "Share of the old centre in the new one.", least=0, most=1)
+    ema_decay: float = setting(
+        0.996,
+        "The teacher's at the start; it reaches 1 at the last step by half a cosine. Batches of 256 and fewer: 0.9995.",
+        least=0,
+        most=1,
     )
 
     def __post_init__(self):
         """ValueError: a decay or a share outside [0, 1], or a number that must be positive."""
-        check_choices(self)
-        temperatures = ("student_temperature", "start_temperature", "teacher_temperature")
-        positive = ("hidden_dim", "bottleneck_dim", "num_prototypes", *temperatures)
-        check_numbers(self, positive=positive, shares=("frozen_share", "warmup_share", "center_momentum"))
+        check_fields(self, "objective")
 
 
 class DINO(Joint):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import mean_of_tokens
 from d2v.objectives.common.multi_view import Joint, each, num_samples, pooled, summary
-from d2v.objectives.common.objective import check_choices, check_numbers
 from d2v.objectives.common.prototypes import PrototypeHead, across_views, cross_entropy, sharpened, usage
 from d2v.objectives.common.queues import Center
+from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.training.schedules import cosine_between, linear_decay
 from d2v.types import Loss, Mask, View
@@ -23,36 +23,40 @@ from d2v.types import Loss, Mask, View
 
 @dataclass
 class Config:
-    """Head, temperatures, centres and teacher; the published values. What ends in `share` is of train.steps, where the paper counts epochs."""
+    """Head, temperatures, centres and teacher; the published values.
+
+    What ends in `share` is of train.steps, where the paper counts epochs.
+    """
 
     num_views: ClassVar[int] = 2
 
-    name: str = "ibot"
-    hidden_dim: int = 2048
-    bottleneck_dim: int = 256
-    num_prototypes: int = 8192
-    shared_head: bool = True  # false: tokens have prototypes of their own behind the same MLP
-    frozen_gain: bool = False  # norm_last_layer
-    frozen_share: float = 0.00125  # how long prototypes stay as they are: 1 epoch of 800
-    class_weight: float = 1.0
-    patch_weight: float = 1.0
-    student_temperature: float = 0.1
-    start_temperature: float = 0.04  # the teacher's, linear to the two that follow
-    teacher_temperature: float = 0.07
-    patch_temperature: float = 0.07
-    warmup_share: float = 0.0375  # until then: 30 epochs of 800
-    center_momentum: float = 0.9
-    patch_center_momentum: float = 0.9
-    ema_decay: float = 0.996  # at the start; it reaches 1 at the last step by half a cosine
+    name: str = setting("ibot", "Which method.")
+    hidden_dim: int = setting(2048, "Width of the head's hidden layers.", least=1)
+    bottleneck_dim: int = setting(256, "Width of the unit vectors that prototypes are compared with.", least=1)
+    num_prototypes: int = setting(8192, "Outputs of the head.", least=1)
+    shared_head: bool = setting(True, "false: tokens have prototypes of their own behind the same MLP.")
+    frozen_gain: bool = setting(False, "norm_last_layer: prototypes stay unit vectors.")
+    frozen_share: float = setting(0.00125, "How long prototypes stay as they are: 1 epoch of 800.", least=0, most=1)
+    class_weight: float = setting(1.0, "Of DINO's loss.", above=0)
+    patch_weight: float = setting(1.0, "Of the loss of hidden tokens.", above=0)
+    student_temperature: float = setting(0.1, "Of the student's softmax.", above=0)
+    start_temperature: float = setting(
+        0.04, "Of the teacher's softmax at the start; linear to the two that follow.", above=0
+    )
+    teacher_temperature: float = setting(0.07, "Of the teacher's summaries after warmup_share.", above=0)
+    patch_temperature: float = setting(0.07, "Of the teacher's tokens after warmup_share.", above=0)
+    warmup_share: float = setting(
+        0.0375, "How long the teacher's temperatures rise: 30 epochs of 800.", least=0, most=1
+    )
+    center_momentum: float = setting(0.9, "Share of the old centre of summaries in the new one.", least=0, most=1)
+    patch_center_momentum: float = setting(0.9, "Share of the old centre of tokens in the new one.", least=0, most=1)
+    ema_decay: float = setting(
+        0.996, "The teacher's at the start; it reaches 1 at the last step by half a cosine.", least=0, most=1
+    )
 
     def __post_init__(self):
         """ValueError: a decay or a share outside [0, 1], or a number that must be positive."""
-        check_choices(self)
-        temperatures = ("student_temperature", "start_temperature", "teacher_temperature", "patch_temperature")
-        positive = ("hidden_dim", "bottleneck_dim", "num_prototypes", "class_weight", "patch_weight", *temperatures)
-        check_numbers(
-            self, positive=positive, shares=("frozen_share", "warmup_share", "center_momentum", "patch_center_momentum")
-        )
+        check_fields(self, "objective")
 
 
 class IBOT(Joint):

@@ -14,8 +14,8 @@ from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.contrastive import at_once, cosines, described, info_nce, nce, unit
 from d2v.objectives.common.multi_view import Joint, embedding, seeded
-from d2v.objectives.common.objective import check_choices, check_numbers
 from d2v.objectives.common.queues import MemoryBank
+from d2v.settings import check_fields, setting
 from d2v.training.distributed import all_mean, gather, mine, world_size
 from d2v.types import Loss, View
 
@@ -26,24 +26,25 @@ class Config:
 
     num_views: ClassVar[int] = 1
 
-    name: str = "instdisc"
-    num_samples: int = 0  # rows of the bank; 0: the usable samples of the data, each of which it remembers
-    out_dim: int = 128
-    loss: str = "nce"  # nce: noise-contrastive estimation; softmax: cross entropy
-    negatives: int = 4096  # drawn for each sample from the whole bank; 0, with softmax: the whole bank itself
-    temperature: float = 0.07
-    bank_momentum: float = 0.5
+    name: str = setting("instdisc", "Which method.")
+    num_samples: int = setting(
+        0, "Rows of the bank; 0: the usable samples of the data, each of which it remembers.", least=0
+    )
+    out_dim: int = setting(128, "Width of the embeddings.", least=1)
+    loss: str = setting("nce", "nce: noise-contrastive estimation; softmax: cross entropy.", among=("nce", "softmax"))
+    negatives: int = setting(
+        4096, "Drawn for each sample from the whole bank; 0, with softmax: the whole bank itself.", least=0
+    )
+    temperature: float = setting(0.07, "Of the softmax.", above=0)
+    bank_momentum: float = setting(0.5, "Share of the old row of the bank in the new one.", least=0, below=1)
 
     def __post_init__(self):
-        """ValueError: an unknown loss, or numbers that make no sense."""
-        check_choices(self, loss=("nce", "softmax"))
-        check_numbers(self, positive=("out_dim", "temperature"))
-        if self.negatives < (self.loss == "nce"):
+        """ValueError: an unknown loss, or a number outside its bounds."""
+        check_fields(self, "objective")
+        if self.loss == "nce" and not self.negatives:
             raise ValueError(
                 f"objective.negatives is {self.negatives}; nce needs 1 or more, softmax may take 0 (the whole bank)"
             )
-        if not 0 <= self.bank_momentum < 1:
-            raise ValueError(f"objective.bank_momentum is {self.bank_momentum}; it must be at least 0 and below 1")
 
 
 class InstDisc(Joint):

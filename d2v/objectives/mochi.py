@@ -12,7 +12,7 @@ from torch import Tensor
 from d2v.models.encoder import D2vModel
 from d2v.objectives import moco
 from d2v.objectives.common.contrastive import cosines
-from d2v.objectives.common.objective import check_numbers
+from d2v.settings import setting
 from d2v.training.distributed import mine, world_size
 
 
@@ -20,21 +20,28 @@ from d2v.training.distributed import mine, world_size
 class Config(moco.Config):
     """MoCo's settings, and the counts of the paper's MoCHi (1024, 1024, 128)."""
 
-    name: str = "mochi"
-    hardest: int = 1024  # N of the paper: keys of the queue nearest to a query, from which its negatives are mixed
-    mixed: int = 1024  # s: of two of them
-    mixed_with_query: int = 128  # s': of one of them and, with less than half the weight, the query
-    start_step: int = 75000  # plain MoCo before it; the paper's 15 of 200 epochs of ImageNet, in batches of 256
+    name: str = setting("mochi", "Which method.")
+    hardest: int = setting(
+        1024, "N of the paper: keys of the queue nearest to a query, from which its negatives are mixed.", least=1
+    )
+    mixed: int = setting(1024, "s of the paper: negatives that are mixed of two of them.", least=0)
+    mixed_with_query: int = setting(
+        128,
+        "s' of the paper: negatives that are mixed of one of them and, with less than half the weight, the query.",
+        least=0,
+    )
+    start_step: int = setting(
+        75000, "Plain MoCo before it; the paper's 15 of 200 epochs of ImageNet, in batches of 256.", least=0
+    )
 
     def __post_init__(self):
-        """ValueError: counts that are negative, nothing to mix, or more hardest keys than the queue holds."""
+        """ValueError: a number outside its bounds, nothing to mix, or more hardest keys than the queue holds."""
         super().__post_init__()
-        check_numbers(self, natural=("mixed", "mixed_with_query", "start_step"))
         if not self.mixed + self.mixed_with_query:
             raise ValueError(
                 "objective.mixed and objective.mixed_with_query are both 0, which is moco: name one negative at least"
             )
-        if not 1 <= self.hardest <= self.queue_size:
+        if self.hardest > self.queue_size:
             raise ValueError(
                 f"objective.hardest is {self.hardest}; it must be between 1 and objective.queue_size, {self.queue_size}"
             )

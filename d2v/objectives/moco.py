@@ -15,8 +15,8 @@ from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.contrastive import against_queue, at_once, described, info_nce, unit
 from d2v.objectives.common.multi_view import Joint, embedding, seeded
-from d2v.objectives.common.objective import check_choices, check_numbers
 from d2v.objectives.common.queues import Queue
+from d2v.settings import check_fields, setting
 from d2v.training.distributed import gather, mine, world_size
 from d2v.types import Loss, View
 
@@ -27,23 +27,27 @@ class Config:
 
     num_views: ClassVar[int] = 2
 
-    name: str = "moco"
-    hidden_dim: int = 2048  # of the head's ReLU layer; 0: the head is one linear layer (v1)
-    out_dim: int = 128
-    queue_size: int = 65536  # a multiple of train.batch_size, of twice that if symmetric
-    temperature: float = 0.2
-    ema_decay: float = 0.999
-    symmetric: bool = (
-        False  # each view is query and key in turn; the two losses are added, and the queue receives both keys
+    name: str = setting("moco", "Which method.")
+    hidden_dim: int = setting(2048, "Width of the head's ReLU layer; 0: the head is one linear layer (v1).", least=0)
+    out_dim: int = setting(128, "Width of the keys.", least=1)
+    queue_size: int = setting(
+        65536, "Keys in the queue: a multiple of train.batch_size, of twice that if symmetric.", least=1
     )
-    # an encoder's batch norms see so many groups of the batch apart, and keys in groups drawn anew: else the loss can be lowered by reading
-    # the batch's statistics. Published: one group a GPU, of 32 samples. 1: the whole batch
-    norm_groups: int = 1
+    temperature: float = setting(0.2, "Of the softmax.", above=0)
+    ema_decay: float = setting(0.999, "The teacher's.", least=0, most=1)
+    symmetric: bool = setting(
+        False, "Each view is query and key in turn; the two losses are added, and the queue receives both keys."
+    )
+    # else the loss can be lowered by reading the batch's statistics; published: one group a GPU, of 32 samples
+    norm_groups: int = setting(
+        1,
+        "An encoder's batch norms see so many groups of the batch apart, and keys in groups drawn anew; 1: the whole batch.",
+        least=1,
+    )
 
     def __post_init__(self):
         """ValueError: a size or temperature that is not positive, a decay outside [0, 1]."""
-        check_choices(self)
-        check_numbers(self, positive=("out_dim", "queue_size", "temperature", "norm_groups"), natural=("hidden_dim",))
+        check_fields(self, "objective")
 
 
 class MoCo(Joint):

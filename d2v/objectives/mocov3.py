@@ -3,7 +3,7 @@
 B samples of this process, N of all, P width of the projections.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,8 @@ from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.contrastive import cosines, info_nce, unit
 from d2v.objectives.common.multi_view import Joint, embedding
-from d2v.objectives.common.objective import check_choices, check_numbers, freeze
+from d2v.objectives.common.objective import freeze
+from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.training.distributed import gather, mine
 from d2v.training.schedules import cosine_between
@@ -25,21 +26,27 @@ class Config:
 
     num_views: ClassVar[int] = 2
 
-    name: str = "mocov3"
-    projector_layers: int = 3  # (2)
-    hidden_dim: int = 4096
-    out_dim: int = 256
-    predictor_norm: bool = True  # a batch norm without weights ends the predictor, as it does the projector (false)
-    temperature: float = 0.2  # (1.0)
-    ema_decay: float = 0.99  # at the start; it reaches 1 at the last step by half a cosine (0.996 for 1000 epochs)
-    freeze: list[str] = field(
-        default_factory=list
-    )  # parts of the encoder that stay as they were made (prefixes of names): the patch projection
+    name: str = setting("mocov3", "Which method.")
+    projector_layers: int = setting(3, "Layers of the projector (2).", least=1)
+    hidden_dim: int = setting(4096, "Width of the hidden layers of projector and predictor.", least=1)
+    out_dim: int = setting(256, "Width of the projections.", least=1)
+    predictor_norm: bool = setting(
+        True, "A batch norm without weights ends the predictor, as it does the projector (false)."
+    )
+    temperature: float = setting(0.2, "Of the softmax (1.0).", above=0)
+    ema_decay: float = setting(
+        0.99,
+        "The teacher's at the start; it reaches 1 at the last step by half a cosine (0.996 for 1000 epochs).",
+        least=0,
+        most=1,
+    )
+    freeze: list[str] = setting(
+        [], "Parts of the encoder that stay as they were made (prefixes of names): the patch projection."
+    )
 
     def __post_init__(self):
         """ValueError: a decay outside [0, 1], a width or depth below 1, a temperature that is not above 0."""
-        check_choices(self)
-        check_numbers(self, positive=("projector_layers", "hidden_dim", "out_dim", "temperature"))
+        check_fields(self, "objective")
 
 
 class MoCoV3(Joint):

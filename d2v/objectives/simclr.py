@@ -12,7 +12,7 @@ from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.contrastive import described, info_nce, unit, within_batch
 from d2v.objectives.common.multi_view import Joint, each, summary
-from d2v.objectives.common.objective import check_numbers
+from d2v.settings import check_fields, setting
 from d2v.training.distributed import gather_with_gradient, mine
 from d2v.types import Loss, View
 
@@ -23,18 +23,19 @@ class Config:
 
     num_views: ClassVar[int] = 2
 
-    name: str = "simclr"
-    num_layers: int = 2  # of the head; the second version of the paper (arXiv 2006.10029) has 3
-    hidden_dim: int = 0  # of the head's layers; 0: the encoder's width, as published
-    out_dim: int = 128
-    temperature: float = 0.1
+    name: str = setting("simclr", "Which method.")
+    num_layers: int = setting(2, "Of the head; the second version of the paper (arXiv 2006.10029) has 3.", least=1)
+    hidden_dim: int = setting(0, "Width of the head's hidden layers; 0: the encoder's, as published.", least=0)
+    out_dim: int = setting(128, "Width of the projections.", least=1)
+    temperature: float = setting(0.1, "Of the softmax.", above=0)
 
     def __post_init__(self):
-        """ValueError: a size or temperature that is not positive."""
-        check_numbers(self, positive=("num_layers", "out_dim", "temperature"), natural=("hidden_dim",))
+        """ValueError: a size or temperature that is not positive, or a width that no layer has."""
+        check_fields(self, "objective")
         if self.hidden_dim and self.num_layers == 1:
             raise ValueError(
-                f"objective.hidden_dim is {self.hidden_dim}; a head of one layer (objective.num_layers) has no hidden one"
+                f"objective.hidden_dim is {self.hidden_dim}; "
+                "a head of one layer (objective.num_layers) has no hidden one"
             )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.multi_view import Joint, embedding
-from d2v.objectives.common.objective import check_numbers
+from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.types import Loss, View
 
@@ -24,14 +24,14 @@ class Config:
 
     num_views: ClassVar[int] = 2
 
-    name: str = "simsiam"
-    projector_layers: int = 3  # 2 for CIFAR-10
-    out_dim: int = 2048  # of each of them
-    predictor_dim: int = 512  # of the predictor's bottleneck
+    name: str = setting("simsiam", "Which method.")
+    projector_layers: int = setting(3, "Layers of the projector; 2 for CIFAR-10.", least=1)
+    out_dim: int = setting(2048, "Width of each of them.", least=1)
+    predictor_dim: int = setting(512, "Width of the predictor's bottleneck.", least=1)
 
     def __post_init__(self):
         """ValueError: a width or a depth below 1."""
-        check_numbers(self, positive=("projector_layers", "out_dim", "predictor_dim"))
+        check_fields(self, "objective")
 
 
 class SimSiam(Joint):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.multi_view import Joint, each, summary
-from d2v.objectives.common.objective import check_numbers
 from d2v.objectives.common.prototypes import across_views, sinkhorn, usage
+from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.training.distributed import gather, mine, world_size
 from d2v.types import Loss, View
@@ -23,27 +23,36 @@ from d2v.types import Loss, View
 
 @dataclass
 class Config:
-    """Widths, assignment and queue; the published values. What ends in `share` is of train.steps, where the paper counts epochs."""
+    """Widths, assignment and queue; the published values.
+
+    What ends in `share` is of train.steps, where the paper counts epochs.
+    """
 
     num_views: ClassVar[int] = 2
 
-    name: str = "swav"
-    hidden_dim: int = 2048
-    out_dim: int = 128
-    num_prototypes: int = 3000
-    frozen_share: float = 0.01  # how long prototypes stay as they are: 1 epoch of 100
-    temperature: float = 0.1
-    epsilon: float = 0.05  # sharpness of the assignments; 0.03 where the loss stays at ln K
-    iterations: int = 3
-    queue_size: int = (
-        0  # earlier samples that are assigned too, where a batch is small against K: 3840 for batches of 256
+    name: str = setting("swav", "Which method.")
+    hidden_dim: int = setting(2048, "Width of the projector's hidden layer.", least=1)
+    out_dim: int = setting(128, "Width of the projections.", least=1)
+    num_prototypes: int = setting(3000, "Prototypes among which a batch is shared out.", least=1)
+    frozen_share: float = setting(0.01, "How long prototypes stay as they are: 1 epoch of 100.", least=0, most=1)
+    temperature: float = setting(0.1, "Of the softmax of predictions.", above=0)
+    epsilon: float = setting(0.05, "Sharpness of the assignments; 0.03 where the loss stays at ln K.", above=0)
+    iterations: int = setting(3, "Of Sinkhorn's algorithm.", least=1)
+    queue_size: int = setting(
+        0,
+        "Earlier samples that are assigned too, where a batch is small against K: 3840 for batches of 256.",
+        least=0,
     )
-    queue_share: float = 0.075  # when the queue begins to fill; it is used once it is full: 15 epochs of 200
+    queue_share: float = setting(
+        0.075,
+        "When the queue begins to fill; it is used once it is full: 15 epochs of 200.",
+        least=0,
+        most=1,
+    )
 
     def __post_init__(self):
         """ValueError: a share outside [0, 1], or a number that must be positive."""
-        positive = ("hidden_dim", "out_dim", "num_prototypes", "temperature", "epsilon", "iterations")
-        check_numbers(self, positive=positive, natural=("queue_size",), shares=("frozen_share", "queue_share"))
+        check_fields(self, "objective")
 
 
 class SwAV(Joint):

@@ -2,41 +2,13 @@
 
 import copy
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from d2v.types import Loss, View
-
-
-def check_choices(config: Any, **choices: tuple[str, ...]) -> None:
-    """ValueError: a setting, or one of a list of them, that is none of its choices, or an EMA decay outside [0, 1]."""
-    for name, allowed in choices.items():
-        given = getattr(config, name)
-        wrong = [value for value in ([given] if isinstance(given, str) else given) if value not in allowed]
-        if wrong:
-            raise ValueError(f"objective.{name} is {wrong[0]!r}; it may be {', '.join(allowed)}")
-    for name in (name for name in ("ema_decay", "ema_end_decay") if hasattr(config, name)):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(
-                f"objective.{name} is {getattr(config, name)}; a decay lies between 0 and 1 (1 never updates the teacher)"
-            )
-
-
-def check_numbers(
-    config: Any, *, positive: tuple[str, ...] = (), natural: tuple[str, ...] = (), shares: tuple[str, ...] = ()
-) -> None:
-    """ValueError: a number of `positive` that is not above 0, of `natural` that is below it, or of `shares` outside [0, 1]."""
-    for names, good, allowed in (
-        (positive, lambda x: x > 0, "above 0"),
-        (natural, lambda x: x >= 0, "0 or more"),
-        (shares, lambda x: 0 <= x <= 1, "between 0 and 1"),
-    ):
-        for name in names:
-            if not good(getattr(config, name)):
-                raise ValueError(f"objective.{name} is {getattr(config, name)}; it must be {allowed}")
 
 
 class Objective(nn.Module):
