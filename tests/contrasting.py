@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from d2v import D2vConfig, D2vModel
 from d2v.objectives import instdisc, mochi, moco, simclr
-from d2v.objectives.common.multi_view import Joint
+from d2v.objectives.common.multi_view import MultiView
 from d2v.types import Loss, View
 
 BATCH, STEPS, SAMPLES = 8, 5, 20
@@ -57,7 +57,7 @@ def encoder(norms: bool = False) -> D2vModel:
     return made
 
 
-def objective(name: str) -> Joint:
+def objective(name: str) -> MultiView:
     torch.manual_seed(1)
     config, norms = CASES[name]
     return BUILD[config.name](encoder(norms), config).train()
@@ -72,7 +72,7 @@ def batch(step: int, rank: int = 0, world: int = 1) -> list[View]:
     return [View("image", {"pixel_values": x[rank::world]}, indices=indices[rank::world]) for x in pixels]
 
 
-def one_step(model: Joint, step: int, rank: int = 0, world: int = 1) -> tuple[float, dict[str, Tensor], Loss]:
+def one_step(model: MultiView, step: int, rank: int = 0, world: int = 1) -> tuple[float, dict[str, Tensor], Loss]:
     """The loop's: the mean loss of all samples, gradients of all processes, plain SGD, the teacher."""
     model.begin_step(step, STEPS)
     views = batch(step, rank, world)

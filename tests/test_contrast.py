@@ -9,12 +9,12 @@ from torch import Tensor
 
 from d2v.objectives.common.contrastive import (
     against_queue,
-    at_once,
     cosines,
-    described,
+    describe,
     info_nce,
     nce,
     unit,
+    with_gradient_now,
     within_batch,
 )
 from d2v.objectives.common.queues import MemoryBank, Queue
@@ -111,7 +111,7 @@ def test_the_loss_starts_low_with_a_fresh_queue(temperature, cosine, expected, q
     assert float(loss) == pytest.approx(expected, abs=0.05)
 
 
-def test_at_once_keeps_nothing_that_may_change():
+def test_a_gradient_taken_now_keeps_nothing_that_may_change():
     query, candidates = rows(4, 8).requires_grad_(), rows(6, 8, seed=1)
     weight = torch.linspace(0.5, 2, 8)
 
@@ -120,7 +120,7 @@ def test_at_once_keeps_nothing_that_may_change():
         return similarity.exp().sum(), similarity
 
     (expected,) = torch.autograd.grad(3 * loss(query * weight)[0], query)
-    total, similarity = at_once(loss, query * weight)
+    total, similarity = with_gradient_now(loss, query * weight)
     assert not similarity.requires_grad and torch.equal(similarity, (query * weight) @ candidates.T)
     assert float(total.detach()) == float(similarity.exp().sum())
     candidates.zero_()
@@ -130,12 +130,12 @@ def test_at_once_keeps_nothing_that_may_change():
     gradients = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            total, _ = at_once(lambda x: (cosines(x, candidates).exp().sum(),) * 2, query)
+            total, _ = with_gradient_now(lambda x: (cosines(x, candidates).exp().sum(),) * 2, query)
         gradients += torch.autograd.grad(total, query)
     assert torch.equal(*gradients)
     candidates.zero_()
     with torch.no_grad():
-        assert float(at_once(loss, query)[0]) == 24 and not at_once(loss, query)[0].requires_grad
+        assert float(with_gradient_now(loss, query)[0]) == 24 and not with_gradient_now(loss, query)[0].requires_grad
 
 
 @pytest.mark.parametrize("size", [4096, 65536])
@@ -143,7 +143,7 @@ def test_collapsed_it_is_the_log_of_the_candidates(size):
     same = unit(torch.ones(4, 8))
     similarity, labels = against_queue(same, same, same[:1].expand(size, -1))
     assert float(info_nce(similarity, labels, 0.2) / 4) == pytest.approx(math.log(size + 1), rel=1e-5)
-    metrics = described(similarity, labels, same, same)
+    metrics = describe(similarity, labels, same, same)
     assert (
         metrics["accuracy"] == metrics["alignment"] == metrics["uniformity"] == metrics["prediction_spread"] == 0
         and metrics["negatives"] == size
@@ -151,8 +151,8 @@ def test_collapsed_it_is_the_log_of_the_candidates(size):
     similarity, labels = within_batch(same, same, torch.arange(4))
     assert float(info_nce(similarity, labels, 0.2) / 8) == pytest.approx(math.log(7), rel=1e-5)
     assert (
-        described(similarity, labels, same, same)["negatives"] == 6
-        and described(similarity, labels, same, same)["accuracy"] == 0
+        describe(similarity, labels, same, same)["negatives"] == 6
+        and describe(similarity, labels, same, same)["accuracy"] == 0
     )
 
 
@@ -167,13 +167,13 @@ def test_what_is_shown():
     key[:3] = query[:3]
     similarity, labels = against_queue(query, key, rows(20, 4, seed=2))
     right = sum(all(similarity[i, 0] > similarity[i, j] for j in range(1, 21)) for i in range(6)) / 6
-    metrics = described(similarity, labels, query, key)
+    metrics = describe(similarity, labels, query, key)
     assert 0.5 <= right < 1 and float(metrics["accuracy"]) == pytest.approx(right) and metrics["negatives"] == 20
     assert all(value.ndim == 0 and value.isfinite() for value in metrics.values())
     assert metrics["alignment"] == pytest.approx(float((query - key).square().sum(dim=1).mean()), rel=1e-5)
     again = torch.zeros_like(similarity, dtype=torch.bool)
     again[:, 4:] = True
-    few = described(similarity, labels, query, key, again)
+    few = describe(similarity, labels, query, key, again)
     assert few["negatives"] == 3 and few["accuracy"] > metrics["accuracy"]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from d2v.evaluation.features import frozen
 from d2v.models.batch_norm import GroupedBatchNorm
 from d2v.models.heads import projector
-from d2v.objectives.common.multi_view import Joint, by_shape, each, embedding, joined, summary
+from d2v.objectives.common.multi_view import MultiView, by_shape, each, embedding, joined, summary
 from d2v.objectives.common.objective import Objective, freeze
 from d2v.types import View
 
@@ -71,13 +71,13 @@ def test_a_norm_without_bias_scales_and_does_not_shift():
 
 @dataclass
 class Config:
-    """What Joint reads of a method's."""
+    """What MultiView reads of a method's."""
 
     num_views: ClassVar[int] = 2
     name: str = "pairs"
 
 
-class Pairs(Joint):
+class Pairs(MultiView):
     """As little of a method as there can be."""
 
     def __init__(self, encoder, **settings):

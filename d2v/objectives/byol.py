@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
-from d2v.objectives.common.multi_view import Joint, embedding
+from d2v.objectives.common.multi_view import MultiView, embedding
 from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.training.schedules import cosine_between
@@ -37,7 +37,7 @@ class Config:
         check_fields(self, "objective")
 
 
-class BYOL(Joint):
+class BYOL(MultiView):
     """Student encoder and projector, their EMA, and a predictor on the student's side."""
 
     exact_views = True

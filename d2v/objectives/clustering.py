@@ -13,7 +13,7 @@ from torch import Tensor
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.contrastive import nt_xent
-from d2v.objectives.common.multi_view import Joint, summary
+from d2v.objectives.common.multi_view import MultiView, summary
 from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.training.distributed import gather_with_gradient
@@ -37,7 +37,7 @@ class Config:
         check_fields(self, "objective")
 
 
-class Clustering(Joint):
+class Clustering(MultiView):
     """One encoder for both views, an instance head and a cluster head; no teacher, no batch norm of its own."""
 
     exact_views = True

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v.models.encoder import D2vModel
-from d2v.objectives.common.multi_view import Joint, each, summary
+from d2v.objectives.common.multi_view import MultiView, each, summary
 from d2v.objectives.common.prototypes import PrototypeHead, across_views, sharpened, usage
 from d2v.objectives.common.queues import Center
 from d2v.settings import check_fields, setting
@@ -58,7 +58,7 @@ class Config:
         check_fields(self, "objective")
 
 
-class DINO(Joint):
+class DINO(MultiView):
     """Student encoder and head, and their EMA. The first two views are global: the teacher sees them, the student all views."""
 
     def __init__(self, encoder: D2vModel, config: Config):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import mean_of_tokens
-from d2v.objectives.common.multi_view import Joint, each, num_samples, pooled, summary
+from d2v.objectives.common.multi_view import MultiView, each, num_samples, pooled, summary
 from d2v.objectives.common.prototypes import PrototypeHead, across_views, cross_entropy, sharpened, usage
 from d2v.objectives.common.queues import Center
 from d2v.settings import check_fields, setting
@@ -59,7 +59,7 @@ class Config:
         check_fields(self, "objective")
 
 
-class IBOT(Joint):
+class IBOT(MultiView):
     """As DINO, with a second target for tokens. The first two views are global and carry masks, which only the student meets."""
 
     def __init__(self, encoder: D2vModel, config: Config):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
-from d2v.objectives.common.contrastive import at_once, cosines, described, info_nce, nce, unit
-from d2v.objectives.common.multi_view import Joint, embedding, seeded
+from d2v.objectives.common.contrastive import cosines, describe, info_nce, nce, unit, with_gradient_now
+from d2v.objectives.common.multi_view import MultiView, embedding, seeded
 from d2v.objectives.common.queues import MemoryBank
 from d2v.settings import check_fields, setting
 from d2v.training.distributed import all_mean, gather, mine, world_size
@@ -47,7 +47,7 @@ class Config:
             )
 
 
-class InstDisc(Joint):
+class InstDisc(MultiView):
     """Student encoder and a linear head, the bank, and the constant that makes exponentials probabilities."""
 
     normaliser: Tensor  # () Z of equation 8, 0 until the first batch has estimated it
@@ -88,10 +88,10 @@ class InstDisc(Joint):
         assert indices is not None
         feature = unit(embedding(self.student, views[0]))  # (B, P)
         places = self.places(indices)  # (B, 1 + K), the own row first; or all, (n,)
-        total, similarity, labels = at_once(
+        total, similarity, labels = with_gradient_now(
             partial(self.contrast, indices=indices, places=places), feature
         )  # before the bank's update
-        metrics = described(similarity, labels, feature, self.bank.rows[indices], again=places == indices.unsqueeze(1))
+        metrics = describe(similarity, labels, feature, self.bank.rows[indices], again=places == indices.unsqueeze(1))
         self.bank.update(gather(indices), gather(feature))
         return Loss(total, torch.tensor(len(feature), device=total.device), metrics)
 

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
-from d2v.objectives.common.contrastive import against_queue, at_once, described, info_nce, unit
-from d2v.objectives.common.multi_view import Joint, embedding, seeded
+from d2v.objectives.common.contrastive import against_queue, describe, info_nce, unit, with_gradient_now
+from d2v.objectives.common.multi_view import MultiView, embedding, seeded
 from d2v.objectives.common.queues import Queue
 from d2v.settings import check_fields, setting
 from d2v.training.distributed import gather, mine, world_size
@@ -50,7 +50,7 @@ class Config:
         check_fields(self, "objective")
 
 
-class MoCo(Joint):
+class MoCo(MultiView):
     """Student encoder and head, their EMA, and the queue of its keys."""
 
     exact_views = True
@@ -102,12 +102,12 @@ class MoCo(Joint):
             query = unit(embedding(self.student, query_view))  # (B, P)
             keys.append(self.keys(key_view, generator))
             key = keys[-1][mine(len(query), query.device)]  # (B, P)
-            loss, similarity, labels = at_once(
+            loss, similarity, labels = with_gradient_now(
                 partial(self.contrast, key=key, generator=generator), query
             )  # before the push
             total = total + loss
         self.queue.push(torch.cat(keys))
-        return Loss(total, torch.tensor(len(query), device=total.device), described(similarity, labels, query, key))
+        return Loss(total, torch.tensor(len(query), device=total.device), describe(similarity, labels, query, key))
 
     @torch.no_grad()
     def keys(self, view: View, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.contrastive import cosines, info_nce, unit
-from d2v.objectives.common.multi_view import Joint, embedding
+from d2v.objectives.common.multi_view import MultiView, embedding
 from d2v.objectives.common.objective import freeze
 from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
@@ -49,7 +49,7 @@ class Config:
         check_fields(self, "objective")
 
 
-class MoCoV3(Joint):
+class MoCoV3(MultiView):
     """Student encoder and projector, their EMA, and a predictor on the student's side."""
 
     exact_views = True

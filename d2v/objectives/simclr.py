@@ -10,8 +10,8 @@ import torch
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
-from d2v.objectives.common.contrastive import described, info_nce, unit, within_batch
-from d2v.objectives.common.multi_view import Joint, each, summary
+from d2v.objectives.common.contrastive import describe, info_nce, unit, within_batch
+from d2v.objectives.common.multi_view import MultiView, each, summary
 from d2v.settings import check_fields, setting
 from d2v.training.distributed import gather_with_gradient, mine
 from d2v.types import Loss, View
@@ -39,7 +39,7 @@ class Config:
             )
 
 
-class SimCLR(Joint):
+class SimCLR(MultiView):
     """Student encoder and projector; every batch norm sees both views of the whole batch."""
 
     exact_views = True
@@ -61,7 +61,7 @@ class SimCLR(Joint):
         first, second = (gather_with_gradient(x) for x in own)  # (N, P) each
         similarity, labels = within_batch(first, second, mine(len(own[0]), first.device))
         total = info_nce(similarity, labels, self.config.temperature) / 2
-        return Loss(total, torch.tensor(len(own[0]), device=total.device), described(similarity, labels, *own))
+        return Loss(total, torch.tensor(len(own[0]), device=total.device), describe(similarity, labels, *own))
 
 
 def build(encoder: D2vModel, config: Config) -> SimCLR:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
-from d2v.objectives.common.multi_view import Joint, embedding
+from d2v.objectives.common.multi_view import MultiView, embedding
 from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.types import Loss, View
@@ -34,7 +34,7 @@ class Config:
         check_fields(self, "objective")
 
 
-class SimSiam(Joint):
+class SimSiam(MultiView):
     """One encoder and projector for both views, and a predictor, whose learning rate never falls."""
 
     exact_views = True

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
-from d2v.objectives.common.multi_view import Joint, each, summary
+from d2v.objectives.common.multi_view import MultiView, each, summary
 from d2v.objectives.common.prototypes import across_views, sinkhorn, usage
 from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
@@ -55,7 +55,7 @@ class Config:
         check_fields(self, "objective")
 
 
-class SwAV(Joint):
+class SwAV(MultiView):
     """Encoder, projector and prototypes. The first two views are assigned, all views predict."""
 
     queue: Tensor | None

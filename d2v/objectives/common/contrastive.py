@@ -5,10 +5,12 @@ B samples of this process, N of all, M candidates of a row, n samples of the dat
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from d2v.training.collapse import alignment, normalised_std, uniformity
 
@@ -20,44 +22,64 @@ def unit(x: Tensor) -> Tensor:
 
 def cosines(x: Tensor, y: Tensor) -> Tensor:
     """Unit rows (B, P) with candidates (M, P), or with (B, M, P) of their own -> (B, M)."""
-    with torch.autocast(
-        x.device.type, enabled=False
-    ):  # a product in bf16 is off by up to 0.4 %, and a temperature magnifies it
+    # a product in bf16 is off by up to 0.4 %, and a temperature magnifies it
+    with torch.autocast(x.device.type, enabled=False):
         return x @ y.T if y.ndim == 2 else (y @ x.unsqueeze(2)).squeeze(2)
 
 
-def at_once(loss: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
-    """`loss(x)`, a scalar and what else it returns, with the gradient by x computed now: what it reads is not kept and may change before backward.
+class _GradientNow(torch.autograd.Function):
+    """`loss(x)`; its gradient by x is taken in the forward pass, and the backward pass only scales it."""
 
-    Keeping it would take a copy of the queue or the bank in each step, which can last longer than the products with it.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, loss: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """The loss, and what else `loss` returns, without gradients."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            total, *others = loss(leaf)
+            with torch.autocast(x.device.type, enabled=False):  # as in any backward pass: else its products are in bf16
+                (gradient,) = torch.autograd.grad(total, leaf)
+        ctx.save_for_backward(gradient)
+        others = [other.detach() for other in others]
+        ctx.mark_non_differentiable(*others)
+        return total.detach(), *others
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """The gradient that was taken, times that of the loss."""
+        (gradient,) = ctx.saved_tensors
+        return scale * gradient, None
+
+
+def with_gradient_now(loss: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+    """`loss(x)`, a scalar and what else it returns, whose gradient by x is taken now: what it reads may change before backward.
+
+    A queue or a bank changes in place before the backward pass, which would otherwise need a copy of it in each step. The
+    copy can last longer than the products with it.
     """
-    if not torch.is_grad_enabled():
-        return loss(x)
-    leaf = x.detach().requires_grad_()
-    total, *others = loss(leaf)
-    with torch.autocast(x.device.type, enabled=False):  # as in any backward pass: else its products would be in bf16
-        (gradient,) = torch.autograd.grad(total, leaf)
-    return total.detach() + ((x - leaf.detach()) * gradient).sum(), *(
-        other.detach() for other in others
-    )  # added is 0, and the gradient
+    return _GradientNow.apply(x, loss) if torch.is_grad_enabled() else loss(x)
 
 
 def against_queue(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines (B, 1 + M) of queries (B, P) with their keys (B, P), first, and with all rows of a queue (M, P); where the positives are (B,)."""
+    """Cosines (B, 1 + M) of queries (B, P) with their keys (B, P), first, and with all rows of a queue (M, P).
+
+    And where the positives are, (B,).
+    """
     positive = (query * key).sum(dim=1, keepdim=True)  # (B, 1)
-    return torch.cat([positive, cosines(query, queue)], dim=1), torch.zeros(
-        len(query), dtype=torch.long, device=query.device
-    )
+    labels = torch.zeros(len(query), dtype=torch.long, device=query.device)
+    return torch.cat([positive, cosines(query, queue)], dim=1), labels
 
 
 def within_batch(first: Tensor, second: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines (2B, 2N) of both views of the samples `rows` (B,) with both views, (N, P) each, of all samples; where the positives are (2B,).
+    """Cosines (2B, 2N) of both views of the samples `rows` (B,) with both views, (N, P) each, of all samples.
 
-    A view's cosine with itself is -inf: it is no candidate (SimCLR, arXiv 2002.05709, equation 1).
+    And where the positives are, (2B,). A view's cosine with itself is -inf: it is no candidate (SimCLR, arXiv 2002.05709, equation 1).
     """
-    own, partner = torch.cat([rows, rows + len(first)]), torch.cat([rows + len(first), rows])
+    in_first, in_second = rows, rows + len(first)
+    itself = torch.cat([in_first, in_second])  # (2B,)
+    partner = torch.cat([in_second, in_first])  # (2B,)
     views = torch.cat([first, second])  # (2N, P)
-    return cosines(views[own], views).scatter(1, own.unsqueeze(1), -math.inf), partner
+    return cosines(views[itself], views).scatter(1, itself.unsqueeze(1), -math.inf), partner
 
 
 def info_nce(similarity: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -87,7 +109,7 @@ def nce(log_probs: Tensor, num_samples: int) -> Tensor:
 
 
 @torch.no_grad()
-def described(
+def describe(
     similarity: Tensor, labels: Tensor, query: Tensor, key: Tensor, again: Tensor | None = None
 ) -> dict[str, Tensor]:
     """What contrastive methods show of similarities (B, M), and of positive pairs of unit rows, (B, P) each.
@@ -97,10 +119,9 @@ def described(
     column = labels.unsqueeze(1)
     others = similarity.scatter(1, column, -math.inf)
     others = others if again is None else others.masked_fill(again, -math.inf)
+    right = similarity.gather(1, column).squeeze(1) > others.amax(dim=1)  # (B,); false where all are alike
     return {
-        "accuracy": (similarity.gather(1, column).squeeze(1) > others.amax(dim=1))
-        .float()
-        .mean(),  # 0 where all are alike
+        "accuracy": right.float().mean(),
         "negatives": others.isfinite().sum(dim=1).float().mean(),
         "alignment": alignment(query, key),
         "uniformity": uniformity(query),

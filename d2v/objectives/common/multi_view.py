@@ -18,7 +18,7 @@ from d2v.training.distributed import world_size
 from d2v.types import Features, Mask, View
 
 
-class Joint(Objective):
+class MultiView(Objective):
     """An Objective that reads at least `Config.num_views` whole views, and whose statistics are those of the global batch."""
 
     exact_views: ClassVar[bool] = (
