@@ -1,6 +1,7 @@
 """The only things that travel between modules: Mask, View, Features, Loss.
 
-B samples, M masks per sample, N = B * M rows, T content tokens (patches, frames, words), K visible tokens, E extra tokens, D width.
+B samples, M masks per sample, N = B * M rows, T content tokens (patches, frames, words), K visible tokens, E extra
+tokens, D width.
 """
 
 from typing import NamedTuple
@@ -12,12 +13,10 @@ class Mask(NamedTuple):
     """What the student must predict, over content tokens; extra tokens (a class token) are never hidden."""
 
     hidden: Tensor  # (N, T) bool, True where the student must predict
-    keep: Tensor | None = (
-        None  # (N, K) indices that the student encodes; None: all T, hidden ones replaced by the mask token
-    )
-    channels: Tensor | None = (
-        None  # (N, D) bool, True where a channel of the local features is zero in every token; of fine-tuning
-    )
+    # (N, K) indices that the student encodes; None: all T, hidden ones replaced by the mask token
+    keep: Tensor | None = None
+    # (N, D) bool, True where a channel of the local features is zero in every token; of fine-tuning
+    channels: Tensor | None = None
 
 
 class View(NamedTuple):
@@ -27,9 +26,8 @@ class View(NamedTuple):
     inputs: dict[str, Tensor]  # keyword arguments of that frontend's `embed`, by Hugging Face's names
     padding: Tensor | None = None  # (B, T) bool in token units, True where there is no data
     mask: Mask | None = None
-    labels: Tensor | None = (
-        None  # of fine-tuning: (B,) classes, (B,) or (B, C) numbers, or (B, L) token ids followed by -100
-    )
+    # of fine-tuning: (B,) classes, (B,) or (B, C) numbers, or (B, L) token ids followed by -100
+    labels: Tensor | None = None
     indices: Tensor | None = None  # (B,) numbers of the samples in their split, for methods that remember each sample
 
     def to(self, device) -> "View":
@@ -47,9 +45,8 @@ class Features(NamedTuple):
     """What the encoder returns; extra tokens are apart, so that a target never meets them."""
 
     x: Tensor  # (N, K, D) trunk output of the content tokens; (n, D) of those asked for by `only`
-    layers: list[
-        Tensor
-    ]  # one (N, K, D) per block asked for: the FFN output before the last residual, or the block's end
+    # one (N, K, D) per block asked for: the FFN output before the last residual, or the block's end
+    layers: list[Tensor]
     extra: Tensor | None = None  # (N, E, D) trunk output of the extra tokens
 
     @property

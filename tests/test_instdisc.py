@@ -8,7 +8,7 @@ from contrasting import BATCH, SAMPLES, STEPS, batch, encoder, objective, one_st
 
 from d2v.objectives import instdisc
 from d2v.objectives.common.contrastive import unit
-from d2v.objectives.common.multi_view import embedding, seeded
+from d2v.objectives.common.multi_view import embedding, generator_of_step
 
 
 @pytest.mark.parametrize("name", ["instdisc", "instdisc_sampled_softmax", "instdisc_softmax"])
@@ -21,7 +21,9 @@ def test_instdisc_is_the_slow_step(name):
         view, bank = batch(step)[0], model.bank.rows.clone()
         twin = copy.deepcopy(model.student)
         features = unit(embedding(twin, view))
-        drawn = torch.randint(SAMPLES, (BATCH, config.negatives), generator=seeded(step, bank.device)).tolist()
+        drawn = torch.randint(
+            SAMPLES, (BATCH, config.negatives), generator=generator_of_step(step, bank.device)
+        ).tolist()
         everyone = list(range(SAMPLES))
         scores = []
         for i, own in enumerate(view.indices.tolist()):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from d2v.objectives.common.losses import SCALES, regression
+from d2v.objectives.common.losses import SCALES, regression_loss
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -23,12 +23,12 @@ def test_regression(beta, scale):
                 value, slope = abs(error) - 0.5 * beta, 1.0 if error > 0 else -1.0
             total += weight * value
             gradient[i, d] = weight * slope
-    loss = regression(prediction, target, beta, scale)
+    loss = regression_loss(prediction, target, beta, scale)
     assert loss.item() == pytest.approx(total, rel=1e-5)
     torch.testing.assert_close(torch.autograd.grad(loss, prediction)[0], gradient, rtol=1e-5, atol=1e-6)
 
 
 def test_sums_are_float32_and_of_nothing_zero():
-    loss = regression(torch.ones(4, 8, dtype=torch.bfloat16), torch.zeros(4, 8, dtype=torch.bfloat16), 0.0, "sum")
+    loss = regression_loss(torch.ones(4, 8, dtype=torch.bfloat16), torch.zeros(4, 8, dtype=torch.bfloat16), 0.0, "sum")
     assert loss.dtype == torch.float32 and loss == 32
-    assert regression(torch.zeros(0, 8), torch.zeros(0, 8), 2.0, "sqrt") == 0
+    assert regression_loss(torch.zeros(0, 8), torch.zeros(0, 8), 2.0, "sqrt") == 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from d2v.objectives import mochi, moco
 from d2v.objectives.common.contrastive import unit
-from d2v.objectives.common.multi_view import embedding, seeded
+from d2v.objectives.common.multi_view import embedding, generator_of_step
 from d2v.types import View
 
 # MoCo
@@ -74,21 +74,21 @@ def test_keys_come_back_in_the_order_of_the_batch():
     model, view = objective("moco_v1_grouped"), batch(0)[1]
     plain = unit(embedding(model.teacher.eval(), view))
     for step in range(3):
-        order = moco.shuffled(view, seeded(step, plain.device))[1]
+        order = moco.shuffled(view, generator_of_step(step, plain.device))[1]
         assert sorted(order.tolist()) == list(range(BATCH)) and not torch.equal(order, torch.arange(BATCH))
-        torch.testing.assert_close(model.keys(view, seeded(step, plain.device)), plain)
+        torch.testing.assert_close(model.keys(view, generator_of_step(step, plain.device)), plain)
     model.train()
-    keys = [model.keys(view, seeded(step, plain.device)) for step in (0, 0, 1)]
+    keys = [model.keys(view, generator_of_step(step, plain.device)) for step in (0, 0, 1)]
     assert torch.equal(keys[0], keys[1]) and not torch.allclose(keys[0], keys[2])
 
 
 def test_groups_of_batch_norm_are_gpus_of_their_own():
     """Four groups of the shuffled keys, one after another, with ordinary batch norm."""
     model, view = objective("moco_v1_grouped"), batch(0)[1]
-    found = model.keys(view, seeded(3, torch.device("cpu")))
+    found = model.keys(view, generator_of_step(3, torch.device("cpu")))
     plain = moco.build(encoder(True), moco.Config(**{**QUEUE, "hidden_dim": 0})).train()
     plain.load_state_dict(objective("moco_v1_grouped").state_dict())
-    order = moco.shuffled(view, seeded(3, torch.device("cpu")))[1]
+    order = moco.shuffled(view, generator_of_step(3, torch.device("cpu")))[1]
     for group in range(4):
         rows = order[group::4]
         part = View("image", {"pixel_values": view.inputs["pixel_values"][rows]})
@@ -120,13 +120,13 @@ def test_mochi_mixes_the_hardest_negatives_of_each_query():
     query, queue = unit(torch.randn(BATCH, 8)), model.queue.rows.clone()
     key = unit(torch.randn(BATCH, 8))
     model.begin_step(2, STEPS)
-    mixed = slow_mix(model, query, queue, seeded(2, queue.device))
+    mixed = slow_mix(model, query, queue, generator_of_step(2, queue.device))
     expected, query = query.clone().requires_grad_(), query.clone().requires_grad_()
     slow = torch.cat(
         [(expected * key).sum(dim=1, keepdim=True), expected @ queue.T, (expected.unsqueeze(1) * mixed).sum(dim=2)],
         dim=1,
     )
-    found, labels = model.compare(query, key, seeded(2, queue.device))
+    found, labels = model.compare(query, key, generator_of_step(2, queue.device))
     assert found.shape == (BATCH, 1 + 32 + 5 + 3) and not labels.any()
     torch.testing.assert_close(found, slow)
     wanted, got = (

@@ -158,7 +158,7 @@ def test_what_cannot_be_shared_or_averaged_is_said(tmp_path):
         ("layers=fnn", "ffn, block"),
         ("layer_norms=[inst]", "instance"),
         ("loss_scale=no", "sqrt, mean"),
-        ("ema_decay=1.1", "0 and 1"),
+        ("ema_decay=1.1", "0 and at most 1"),
     ):
         with pytest.raises(ValueError, match=allowed):
             tiny.config_of(MODALITIES[0], tmp_path, f"objective.{wrong}")

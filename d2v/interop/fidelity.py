@@ -10,18 +10,15 @@ from d2v.objectives.common.objective import Objective
 
 FREE = ("drop", "init", "std")  # in the name of a setting that gives no weight another meaning
 QUIRKS = {"norm_over_padding", "reference_padding", "reference_padded_input"}  # chosen by the reader, not by the file
-UNREAD = {
-    "layer_scale",
-    "bos_token_id",
-    "eos_token_id",
-    "cls_rows",
-    "name",
-    "shared",
-}  # give no weight another meaning; `shared`: see _copied
+# give no weight another meaning; `shared`: see _copied
+UNREAD = {"layer_scale", "bos_token_id", "eos_token_id", "cls_rows", "name", "shared"}
 
 
 def check_same(written: Any, back: Any, unheld: tuple[str, ...] = ()) -> None:
-    """ValueError: the first setting or tensor of `written` that `back` does not have; not of settings that begin with one of `unheld`."""
+    """ValueError: the first setting or tensor of `written` that `back` does not have.
+
+    Settings that begin with one of `unheld` may differ.
+    """
     ours, theirs = _settings(written), _settings(back)
     for name, value in ours.items():
         if name.startswith(unheld):
@@ -36,7 +33,8 @@ def check_same(written: Any, back: Any, unheld: tuple[str, ...] = ()) -> None:
     for name, value in written.state_dict().items():
         if name not in found or not torch.equal(found[name].cpu(), value.float().cpu()):
             raise ValueError(
-                f"fairseq's format cannot hold {name}: it reads back {'with other values' if name in found else 'without it'}"
+                f"fairseq's format cannot hold {name}: "
+                f"it reads back {'with other values' if name in found else 'without it'}"
             )
 
 

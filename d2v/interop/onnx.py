@@ -17,10 +17,12 @@ TOLERANCE = 1e-4  # of the largest difference, where features are of the order o
 
 
 def export_onnx(model: Any, path: str | Path) -> float:
-    """Writes a D2vModel or task model; returns the largest difference to it, measured at two lengths and batch sizes, with padding.
+    """Writes a D2vModel or task model.
 
-    Inputs have Hugging Face's names. Outputs of an encoder: last_hidden_state (B, T, D) and, with a class token, extra (B, E, D); of a task: logits.
-    ValueError: a package is absent, the model reads several modalities, or the file computes something else.
+    Returns the largest difference to it, measured at two lengths and batch sizes, with padding. Inputs have Hugging
+    Face's names. Outputs of an encoder: last_hidden_state (B, T, D) and, with a class token, extra (B, E, D); of a
+    task: logits. ValueError: a package is absent, the model reads several modalities, or the file computes something
+    else.
     """
     try:
         import onnxruntime
@@ -61,7 +63,8 @@ def export_onnx(model: Any, path: str | Path) -> float:
             )
         if not worst <= TOLERANCE:
             raise ValueError(
-                f"{path} is not written: onnxruntime's features differ from torch's by {worst:.1e}, more than {TOLERANCE}"
+                f"{path} is not written: onnxruntime's features differ from torch's by {worst:.1e}, "
+                f"more than {TOLERANCE}"
             )
         for file in Path(draft).iterdir():
             file.replace(path.with_name(file.name))

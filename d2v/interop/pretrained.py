@@ -27,7 +27,10 @@ def read_config(source: str | Path) -> PreTrainedConfig:
 def load_whole(
     auto: Any, source: str | Path, drop: Callable[[str], bool] = lambda name: False, **arguments: Any
 ) -> Any:
-    """What `auto.from_pretrained` makes of `source`; names for which `drop` is true may be missing or left over. ValueError: any other."""
+    """What `auto.from_pretrained` makes of `source`; names for which `drop` is true may be missing or left over.
+
+    ValueError: any other.
+    """
     arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         model, found = auto.from_pretrained(source, **arguments)
@@ -46,7 +49,10 @@ def load_whole(
 
 
 def load_ours(source: str | Path) -> Any:
-    """The D2vModel or task model that the config of a folder or Hub name names. ValueError: none of them, or not whole."""
+    """The D2vModel or task model that the config of a folder or Hub name names.
+
+    ValueError: none of them, or not whole.
+    """
     known = {
         kind.__name__: kind for kind in (D2vModel, D2vForCTC, D2vForImageClassification, D2vForSequenceClassification)
     }

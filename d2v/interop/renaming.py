@@ -1,7 +1,7 @@
 """Other software's state dicts under our names and back, by tables of key prefixes, and the reading of its files.
 
-A table is a list of (their prefix, our prefix); what follows the prefix (weight, bias) stays. Where they keep query, key and value apart and
-we keep one matrix, our prefix ends in `qkv.q.`, `qkv.k.` or `qkv.v.`.
+A table is a list of (their prefix, our prefix); what follows the prefix (weight, bias) stays. Where they keep query,
+key and value apart and we keep one matrix, our prefix ends in `qkv.q.`, `qkv.k.` or `qkv.v.`.
 """
 
 import logging
@@ -85,7 +85,10 @@ def _parts(name: str, table: Table) -> list[str]:
 
 
 def fill(module: nn.Module, state: dict[str, Tensor], table: Table, where: str) -> None:
-    """Loads `state` (our names); a tensor may have dimensions of one more or fewer. ValueError: the first missing, misfit or left-over key."""
+    """Loads `state` (our names); a tensor may have dimensions of one more or fewer.
+
+    ValueError: the first missing, misfit or left-over key.
+    """
     back = [(new, old) for old, new in table]
     own = module.state_dict()
     for name, tensor in own.items():
@@ -96,7 +99,8 @@ def fill(module: nn.Module, state: dict[str, Tensor], table: Table, where: str) 
             )
         if [n for n in state[name].shape if n != 1] != [n for n in tensor.shape if n != 1]:
             raise ValueError(
-                f"{where} has {theirs}, for {name} of shape {tuple(state[name].shape)}; the config asks for {tuple(tensor.shape)}"
+                f"{where} has {theirs}, for {name} of shape {tuple(state[name].shape)}; "
+                f"the config asks for {tuple(tensor.shape)}"
             )
     extra = sorted(state.keys() - own.keys())
     if extra:
@@ -114,9 +118,10 @@ def encoder_of(objective: Objective) -> tuple[Any, str]:
 def fill_objective(
     objective: Objective, head: nn.Module, names: Names, state: dict[str, Tensor], teacher: dict[str, Tensor] | None
 ) -> None:
-    """Fills student, head and teacher; what they do not keep in the teacher, or a whole teacher that they did not keep, is the student's.
+    """Fills student, head and teacher.
 
-    ValueError: as in `renamed` and `fill`; keys are checked part by part, the objective is worth nothing then.
+    What they do not keep in the teacher, or a whole teacher that they did not keep, is the student's. ValueError: as in
+    `renamed` and `fill`; keys are checked part by part, the objective is worth nothing then.
     """
     of_head = {key: value for key, value in state.items() if translated(key, names.head) is not None}
     student = renamed({key: value for key, value in state.items() if key not in of_head}, names.student)
@@ -148,7 +153,8 @@ def read(path: Path) -> dict:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds {foreign[1]}" if foreign else str(error).splitlines()[0]
         raise ValueError(
-            f"{path} cannot be read as plain tensors and settings: {reason}. A file that holds other Python objects is refused; "
+            f"{path} cannot be read as plain tensors and settings: "
+            f"{reason}. A file that holds other Python objects is refused; "
             "save its 'cfg' as nested dicts and its 'model' as tensors with the software that wrote it"
         ) from None
     if not isinstance(loaded, dict):

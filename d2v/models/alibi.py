@@ -1,7 +1,8 @@
 """ALiBi: an attention bias that falls linearly with the distance of two tokens, by a slope per head and learned scales.
 
 N rows, K tokens, H heads, L layers.
-Source: ALiBi (arXiv 2108.12409); data2vec 2.0 (arXiv 2212.07525) makes it symmetric and learns a scale per head, kept at zero or above.
+Source: ALiBi (arXiv 2108.12409); data2vec 2.0 (arXiv 2212.07525) makes it symmetric and learns a scale per head, kept
+at zero or above.
 """
 
 import math
@@ -12,18 +13,23 @@ from torch import Tensor, nn
 
 
 def slopes(num_heads: int) -> list[float]:
-    """A geometric sequence for a power of two of heads; else that of the next lower power, and every other one of the next higher."""
+    """A geometric sequence, one number a head, for a power of two of heads.
+
+    For other numbers of heads: the sequence of the next lower power, and every other number of the next higher one's.
+    """
     lower = 2 ** int(math.log2(num_heads))
     first = 2 ** (-8 / lower)
-    found = [first**power for power in range(1, lower + 1)]
-    return found if lower == num_heads else found + slopes(2 * lower)[::2][: num_heads - lower]
+    sequence = [first**power for power in range(1, lower + 1)]
+    if lower == num_heads:
+        return sequence
+    every_other = slopes(2 * lower)[::2]
+    return sequence + every_other[: num_heads - lower]
 
 
 @lru_cache(maxsize=8)
 def _slopes(num_heads: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(
-        False
-    ):  # the cached tensor may first be asked for in inference and then be used in training
+    # the cached tensor may first be asked for in inference and then be used in training
+    with torch.inference_mode(False):
         return torch.tensor(slopes(num_heads), device=device)  # (H,)
 
 
@@ -38,11 +44,9 @@ def check(kind: str) -> None:
 
 def build(kind: str, num_heads: int, num_layers: int = 1) -> "Alibi | None":
     """The bias of a frontend whose settings say alibi=`kind`."""
-    return (
-        None
-        if kind == "none"
-        else Alibi(num_heads, per_head=kind == "head", num_layers=num_layers, learned=kind != "fixed")
-    )
+    if kind == "none":
+        return None
+    return Alibi(num_heads, per_head=kind == "head", num_layers=num_layers, learned=kind != "fixed")
 
 
 class Alibi(nn.Module):
@@ -58,7 +62,10 @@ class Alibi(nn.Module):
         nn.init.ones_(self.scale)
 
     def of(self, num_tokens: int, keep: Tensor | None) -> Tensor:
-        """The bias of all T tokens, (1, H, T, T), or of those in `keep` (N, K), (N, H, K, K); blocks in front as in `forward`."""
+        """The bias of all T tokens, (1, H, T, T), or of those in `keep` (N, K), (N, H, K, K).
+
+        With scales per block, (L, ...) as in `forward`.
+        """
         return self(torch.arange(num_tokens, device=self.scale.device)[None] if keep is None else keep)
 
     def forward(self, positions: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Batch norm over groups of the global batch: one group of all processes (SyncBN), or several, as if each were a GPU of its own (MoCo).
+"""Batch norm over groups of the global batch: one group of all processes (SyncBN), or several, as if each were a GPU of
+its own (MoCo).
 
 n rows of a process, C channels, G groups.
 """
@@ -14,7 +15,8 @@ from d2v.training.distributed import all_mean, all_sum, sum_with_gradient, world
 class GroupedBatchNorm(_BatchNorm):
     """Normalises each of G groups of the global batch by its own statistics; running ones are the groups' mean.
 
-    Row i of the global batch is of group i mod G, however many processes share it. Evaluation is that of any batch norm.
+    Row i of the global batch is of group i mod G, however many processes share it. Evaluation is that of any batch
+    norm.
     """
 
     def __init__(
@@ -24,7 +26,8 @@ class GroupedBatchNorm(_BatchNorm):
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, C, ...) -> the same shape. ValueError: groups that the processes, or rows that the groups, do not share evenly."""
+        """(n, C, ...) -> the same shape. ValueError: groups that the processes, or rows that the groups, do not share
+        evenly."""
         world = world_size()
         if not self.training or (self.groups == 1 and world == 1):
             return super().forward(x)
@@ -35,7 +38,8 @@ class GroupedBatchNorm(_BatchNorm):
         local = self.groups // world
         if self.groups % world or len(x) % local:
             raise ValueError(
-                f"{len(x) * world} rows of {world} processes cannot be split into {self.groups} equal groups of batch norm (objective.norm_groups)"
+                f"{len(x) * world} rows of {world} processes cannot be split into {self.groups} equal groups of batch "
+                "norm (objective.norm_groups)"
             )
         mean, var = (buffer.repeat(local) for buffer in (self.running_mean, self.running_var))
         weight, bias = (None if p is None else p.repeat(local) for p in (self.weight, self.bias))
@@ -71,7 +75,10 @@ class GroupedBatchNorm(_BatchNorm):
 
 
 def group_batch_norms(module: nn.Module, groups: int) -> nn.Module:
-    """Replaces every batch norm inside `module` by a grouped one with the same weights; ValueError: one of a kind that has no counterpart."""
+    """Replaces every batch norm inside `module` by a grouped one with the same weights.
+
+    ValueError: one of a kind that has no counterpart.
+    """
     for name, child in module.named_children():
         if not isinstance(child, _BatchNorm) or isinstance(child, GroupedBatchNorm):
             group_batch_norms(child, groups)

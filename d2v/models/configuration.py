@@ -9,7 +9,8 @@ from transformers import PreTrainedConfig
 class D2vConfig(PreTrainedConfig):
     """`frontends`: modality name -> fields of its FrontendConfig; `trunk`: fields of TrunkConfig; all as plain dicts.
 
-    `task`: fields of the task model's own settings (d2v/models/task_models.py: ClassifierConfig or CTCConfig); an encoder alone has none.
+    `task`: fields of the task model's own settings (d2v/models/task_models.py: ClassifierConfig or CTCConfig); an
+    encoder alone has none.
     `origin`: see d2v/interop/huggingface.py; empty where a model is d2v's own.
     """
 

@@ -1,7 +1,10 @@
-"""What is computed otherwise on a CPU because it is faster there, or keeps less memory; elsewhere the plain operators run.
+"""What is computed otherwise on a CPU because it is faster there, or keeps less memory.
 
-Each is chosen in one line where it is used: attention with dropout in transformer.py, long convolutions in token_conv.py.
-What training on a CPU asks of the C library is in d2v/training/memory.py. N rows, T tokens, H heads, d width of a head, C channels.
+Elsewhere the plain operators run. Each is chosen in one line where it is used: attention with dropout in
+transformer.py, long convolutions in token_conv.py. What training on a CPU asks of the C library is in
+d2v/training/memory.py.
+
+N rows, T tokens, H heads, d width of a head, C channels.
 """
 
 from typing import Any
@@ -24,7 +27,10 @@ def convolve_as_pixels(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
 
 class DroppedProduct(torch.autograd.Function):
-    """dropout(weights) @ v, which keeps what was dropped as booleans; the dropped weights are computed again in the backward pass."""
+    """dropout(weights) @ v, which keeps what was dropped as booleans.
+
+    The dropped weights are computed again in the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, v: Tensor, dropout: float) -> Tensor:

@@ -1,7 +1,8 @@
 """data2vec 2.0's decoder: visible tokens back in their places, noise in the others, a few convolutions, a linear head.
 
 N rows (samples x masks), T tokens, K visible tokens, n hidden tokens in all, D model width, C decoder width.
-Source: data2vec 2.0 (arXiv 2212.07525) section 3; convolutions along the sequence for speech and text, over the grid for images.
+Source: data2vec 2.0 (arXiv 2212.07525) section 3. Convolutions are along the sequence for speech and text, over the
+grid for images.
 """
 
 import math
@@ -63,13 +64,11 @@ class ConvLayer(nn.Module):
         if isinstance(self.conv, nn.Conv1d):
             return convolved(self.conv, x)
         side = math.isqrt(x.shape[1])
-        grid = x.unflatten(1, (side, side)).movedim(
-            -1, 1
-        )  # (N, C_in, side, side); channels last in memory, and so are the weights: a tenth faster
+        # channels last in memory, and so are the weights: a tenth faster
+        grid = x.unflatten(1, (side, side)).movedim(-1, 1)  # (N, C_in, side, side)
         weight = self.conv.weight.contiguous(memory_format=torch.channels_last)
-        y = F.conv2d(grid, weight, self.conv.bias, padding=self.conv.padding, groups=self.conv.groups)[
-            ..., :side, :side
-        ]
+        y = F.conv2d(grid, weight, self.conv.bias, padding=self.conv.padding, groups=self.conv.groups)
+        y = y[..., :side, :side]  # an even kernel gives one row and one column too many
         y = y.flatten(2).transpose(1, 2)
         return F.gelu(F.layer_norm(y, y.shape[-1:]))
 
@@ -87,7 +86,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(
             ConvLayer(dim if number == 0 else config.dim, config) for number in range(config.depth)
         )
-        self.head = perceptron([config.dim] + [int(config.dim * config.head_ratio)] * (config.head_layers - 1) + [dim])
+        between = [int(config.dim * config.head_ratio)] * (config.head_layers - 1)
+        self.head = perceptron([config.dim, *between, dim])
 
     def init_head(self, std: float) -> None:
         """N(0, std), biases zero; what is not called here is torch's default."""
@@ -97,9 +97,9 @@ class Decoder(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, mask: Mask, padding: Tensor | None = None) -> Tensor:
-        """Encoder output (N, K, D) -> (n, D), a prediction for each hidden token; padded tokens (N, T) stay zero all along.
+        """Encoder output (N, K, D) -> (n, D), a prediction for each hidden token.
 
-        ValueError: a grid that is not square.
+        Padded tokens (N, T) stay zero all along. ValueError: a grid that is not square.
         """
         assert mask.keep is not None
         x = self.places(self.dropout(x), mask.keep, mask.hidden.shape[1])  # (N, T, D)
@@ -110,7 +110,10 @@ class Decoder(nn.Module):
         return self.head(x[mask.hidden])
 
     def places(self, x: Tensor, keep: Tensor, num_tokens: int) -> Tensor:
-        """(N, K, D) -> (N, T, D): each token at its index in `keep` (N, K), fresh noise elsewhere. ValueError as in forward."""
+        """(N, K, D) -> (N, T, D): each token at its index in `keep` (N, K), fresh noise elsewhere.
+
+        ValueError as in forward.
+        """
         if self.config.dims == 2 and math.isqrt(num_tokens) ** 2 != num_tokens:
             raise ValueError(
                 f"objective.decoder.dims is 2, but {num_tokens} tokens are no square grid; 1 reads them as a sequence"

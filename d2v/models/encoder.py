@@ -47,7 +47,8 @@ class D2vModel(PreTrainedModel):
     def initialize_weights(self) -> None:
         """Each part fills its own weights; what `from_pretrained` has loaded stays.
 
-        In place of transformers' walk over modules, which passes over a module that has no parameters of its own, such as the trunk.
+        In place of transformers' walk over modules, which passes over a module that has no parameters of its own, such
+        as the trunk.
         """
         with guard_torch_init_functions():
             for part in (self.trunk, *self.frontends.values()):
@@ -83,9 +84,10 @@ class D2vModel(PreTrainedModel):
         only: Tensor | None = None,
         **inputs: Tensor,
     ) -> Features:
-        """Features of a view, or of raw inputs (`pixel_values=...`); `tokens` (B, T, D) replace `embed`, `layers` and `only`: see Trunk.
+        """Features of a view, or of raw inputs (`pixel_values=...`).
 
-        ValueError: `only` (N, T) together with `mask.keep`, which leaves other tokens.
+        `tokens` (B, T, D) replace `embed`, `layers` and `only`: see Trunk. ValueError: `only` (N, T) together with
+        `mask.keep`, which leaves other tokens.
         """
         if only is not None and mask is not None and mask.keep is not None:
             raise ValueError("only= picks from all tokens, mask.keep leaves some out: give one of them")
@@ -93,9 +95,8 @@ class D2vModel(PreTrainedModel):
         frontend = self.frontend(view.modality)
         x = self.embed(view) if tokens is None else tokens  # (B, T, D)
         padding, keep = view.padding, None if mask is None else mask.keep
-        if mask is not None and (
-            keep is None or frontend.positions_read_tokens
-        ):  # else what is hidden would have no effect
+        # hidden tokens that are left out matter only to positions that are computed from all tokens
+        if mask is not None and (keep is None or frontend.positions_read_tokens):
             x, padding = _repeated(x, len(mask.hidden)), _repeated(padding, len(mask.hidden))  # (N, T, D), (N, T)
             x = frontend.hide(x, mask.hidden, **view.inputs)
         if padding is not None and frontend.zero_padding:
@@ -118,9 +119,8 @@ class D2vModel(PreTrainedModel):
         x, results = self.trunk(x, bias, layers=layers, first=first, only=only)
         if only is not None:
             return Features(x, results)
-        return Features(
-            x[:, num_extra:], [result[:, num_extra:] for result in results], x[:, :num_extra] if num_extra else None
-        )
+        content = [result[:, num_extra:] for result in results]
+        return Features(x[:, num_extra:], content, x[:, :num_extra] if num_extra else None)
 
 
 def _repeated(x: Tensor | None, num_rows: int) -> Tensor | None:

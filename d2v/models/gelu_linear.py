@@ -37,7 +37,10 @@ class _GeluLinear(torch.autograd.Function):
 
 
 def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`F.linear(F.gelu(x), weight, bias)`, (..., I) -> (..., O), under autocast too; without a gradient it is just that."""
+    """`F.linear(F.gelu(x), weight, bias)`, (..., I) -> (..., O), under autocast too.
+
+    Without a gradient it is just that.
+    """
     if not torch.is_grad_enabled():
         return F.linear(F.gelu(x), weight, bias)
     if torch.is_autocast_enabled(x.device.type):  # an autograd.Function casts nothing in its backward pass

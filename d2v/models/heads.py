@@ -25,10 +25,12 @@ def perceptron(widths: list[int], *, norm: bool = False) -> nn.Sequential:
 def projector(
     widths: list[int], *, norm: bool = True, bias: bool = False, last: str = "linear", groups: int = 1
 ) -> nn.Sequential:
-    """Linear layers from width to width, with batch norm if `norm`, and ReLU, between them: (B, widths[0]) -> (B, widths[-1]).
+    """Linear layers from width to width, with batch norm if `norm`, and ReLU, between them:
+    (B, widths[0]) -> (B, widths[-1]).
 
-    `bias` is that of the hidden linear layers. `last`: what ends it: "linear" (with a bias), "bare" (without one), "norm" (a batch norm
-    without weights after a bare one; MoCo v3, SimSiam) or "scale" (a batch norm with a weight and no bias; SimCLR). `groups`: of the batch norms.
+    `bias` is that of the hidden linear layers. `last`: what ends it: "linear" (with a bias), "bare" (without one),
+    "norm" (a batch norm without weights after a bare one; MoCo v3, SimSiam) or "scale" (a batch norm with a weight and
+    no bias; SimCLR). `groups`: of the batch norms.
     """
     parts: list[nn.Module] = []
     for inner, outer in pairwise(widths[:-1]):
@@ -47,7 +49,8 @@ def projector(
 
 
 class RegressionHead(nn.Module):
-    """data2vec 1.0's predictor: one linear layer, or linear layers of twice the width with GELU between them and a linear back."""
+    """data2vec 1.0's predictor: one linear layer, or linear layers of twice the width with GELU between them and a
+    linear back."""
 
     def __init__(self, dim: int, num_layers: int = 1):
         super().__init__()
@@ -77,7 +80,10 @@ def mean_of_tokens(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 class ClassificationHead(nn.Module):
-    """Norm (or none), a dense layer with its activation (or none), and the linear layer to the classes; dropout before each linear layer."""
+    """Norm (or none), a dense layer with its activation (or none), and the linear layer to the classes.
+
+    There is dropout before each linear layer.
+    """
 
     def __init__(
         self,

@@ -8,10 +8,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    initialization,
-)
+from transformers import PreTrainedModel, initialization
 from transformers.initialization import guard_torch_init_functions
 from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput, SequenceClassifierOutput
 
@@ -70,7 +67,7 @@ class CTCConfig:
 
 
 class TaskModel(PreTrainedModel):
-    """What the task models share: the encoder, the settings of the task, and how a view that hides something is read."""
+    """What the task models share: the encoder, the task's settings, and how a view that hides something is read."""
 
     config_class = D2vConfig
     base_model_prefix = "encoder"
@@ -98,9 +95,11 @@ class TaskModel(PreTrainedModel):
         raise NotImplementedError
 
     def encode(self, view: View, *, first: bool = False) -> Features:
-        """Features of a view; what its mask hides stays in the sequence, as the mask token, zeros or noise, and hidden channels are zero.
+        """Features of a view; what its mask hides stays in the sequence, as the mask token, zeros or noise, and hidden
+        channels are zero.
 
-        `first`: of the first content token alone, (B, D), for which the last block need not compute its second half for the others.
+        `first`: of the first content token alone, (B, D), for which the last block need not compute its second half for
+        the others.
         """
         x = self.encoder.embed(view)  # (B, T, D)
         if view.mask is not None:
@@ -110,8 +109,8 @@ class TaskModel(PreTrainedModel):
             else:
                 x = self.encoder.frontend(view.modality).hide(x, hidden, **view.inputs)
             x = x if channels is None else x.masked_fill(channels[:, None], 0)
-        only = torch.arange(x.shape[1], device=x.device).eq(0).expand(x.shape[:2]) if first else None  # (B, T)
-        return self.encoder(view, tokens=x, only=only)
+        is_first = torch.arange(x.shape[1], device=x.device).eq(0).expand(x.shape[:2])  # (B, T)
+        return self.encoder(view, tokens=x, only=is_first if first else None)
 
 
 class Classifier(TaskModel):
@@ -149,7 +148,8 @@ class Classifier(TaskModel):
         self.head.init_weights(self.task.init_scale)
 
     def forward(self, view: View | None = None, labels: Tensor | None = None, **inputs: Tensor) -> Any:
-        """Logits (B, C) of a view, or of raw inputs (`pixel_values=...`), and the loss where there are labels: see losses.supervised."""
+        """Logits (B, C) of a view, or of raw inputs (`pixel_values=...`), and the loss where there are labels: see
+        losses.supervised."""
         view = self.encoder.view(**inputs) if view is None else view
         logits = self.head(self.pooled(view))  # (B, C)
         labels = view.labels if labels is None else labels
@@ -164,7 +164,8 @@ class Classifier(TaskModel):
         return features.x if self.task.pooling == "first" else cast(Tensor, features.extra)[:, 0]
 
     def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sum and count of the loss of config.problem_type, which is inferred from num_labels and the labels where it is None."""
+        """Sum and count of the loss of config.problem_type, which is inferred from num_labels and the labels where it
+        is None."""
         return supervised(logits, labels, self.config.problem_type or self._inferred(labels))
 
     def _inferred(self, labels: Tensor) -> str:
@@ -206,7 +207,10 @@ class D2vForCTC(TaskModel):
         initialization.copy_(self.head.out.bias, start)
 
     def forward(self, view: View | None = None, labels: Tensor | None = None, **inputs: Tensor) -> CausalLMOutput:
-        """Logits (B, T, V) of a view, or of raw inputs; in padding all is blank. Labels (B, L) token ids, then -100: the loss is per sequence."""
+        """Logits (B, T, V) of a view, or of raw inputs; in padding all is blank.
+
+        Labels (B, L) token ids, then -100: the loss is per sequence.
+        """
         view = self.encoder.view(**inputs) if view is None else view
         logits = self.head(self.encode(view).x)  # (B, T, V)
         if view.padding is not None:
@@ -218,9 +222,8 @@ class D2vForCTC(TaskModel):
 
     def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum and count, see losses.ctc."""
-        tokens = (
-            torch.full((len(logits),), logits.shape[1], device=logits.device)
-            if padding is None
-            else (~padding).sum(dim=1)
-        )
-        return ctc(logits, tokens, labels, self.task.blank)
+        if padding is None:
+            num_tokens = torch.full((len(logits),), logits.shape[1], device=logits.device)
+        else:
+            num_tokens = (~padding).sum(dim=1)
+        return ctc(logits, num_tokens, labels, self.task.blank)

@@ -1,4 +1,5 @@
-"""Convolution along tokens -> layer norm over channels, without weights -> GELU: a layer of speech's positions and of 1-d decoders.
+"""Convolution along tokens -> layer norm over channels, without weights -> GELU: a layer of speech's positions and of
+1-d decoders.
 
 N rows, T tokens, C channels.
 """
@@ -10,7 +11,8 @@ from d2v.models import cpu
 
 
 def convolved(conv: nn.Conv1d, x: Tensor) -> Tensor:
-    """(N, T, C_in) -> (N, T, C); `conv` pads with half its kernel, and the token too many that an even kernel gives is dropped."""
+    """(N, T, C_in) -> (N, T, C); `conv` pads with half its kernel, and the token too many that an even kernel gives is
+    dropped."""
     y = convolve(conv, x)[:, : x.shape[1]]
     return F.gelu(F.layer_norm(y, y.shape[-1:]))
 

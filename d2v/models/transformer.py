@@ -1,4 +1,5 @@
-"""The Transformer trunk: attention with an optional additive bias, MLP, post-norm and pre-norm blocks, drop path and layer drop.
+"""The Transformer trunk: attention with an optional additive bias, MLP, post-norm and pre-norm blocks, drop path and
+layer drop.
 
 N rows, T tokens, D width, H heads. The blocks of the published models (data2vec 1.0, arXiv 2202.03555, and its code):
 speech and text are post-norm, images are pre-norm with layer scale and no key bias.
@@ -51,7 +52,7 @@ class TrunkConfig:
     init_std: float = setting(0.02, "Standard deviation of the initial weights.", least=0)
 
     def __post_init__(self):
-        """ValueError: a value outside its bounds, widths that do not divide, or settings that contradict one another."""
+        """ValueError: a value outside its bounds, widths that do not divide, or settings that contradict each other."""
         check_fields(self, "model.trunk")
         if self.depth and self.dim % self.num_heads:  # without blocks there are no heads
             raise ValueError(f"model.trunk.dim {self.dim} is not a multiple of model.trunk.num_heads {self.num_heads}")
@@ -94,27 +95,32 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
     def weights(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """What each token of each head attends to, (N, H, T, T), rows of sum 1: what `forward` computes inside a kernel."""
+        """What each token of each head attends to, (N, H, T, T), rows of sum 1: what `forward` computes inside a
+        kernel."""
         q, k, _ = self._heads(x)
         return attention_weights(q, k, bias)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, (N, H, T, D / H) each."""
         N, T, D = x.shape  # noqa: N806
-        qkv_bias = (
-            torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self.bias == "qv" else self.qkv.bias
-        )
+        qkv_bias = self.qkv.bias
+        if self.bias == "qv":
+            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias)  # (N, T, 3D)
         return qkv.view(N, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-    """Attention on a CPU, which has no kernel with dropout; arguments and result are `scaled_dot_product_attention`'s."""
+    """Attention on a CPU, which has no kernel with dropout.
+
+    Arguments and result are `scaled_dot_product_attention`'s.
+    """
     return cpu.DroppedProduct.apply(attention_weights(q, k, bias), v, dropout)
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax of the scaled products of queries and keys (N, H, T, D / H) plus the bias, or where the mask is True -> (N, H, T, T)."""
+    """Softmax of the scaled products of queries and keys (N, H, T, D / H) plus the bias, or where the mask is True:
+    (N, H, T, T)."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if bias is not None:
         logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
@@ -138,7 +144,10 @@ class MLP(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Zeroes a residual branch for whole samples, and scales the others up. (timm's takes a second to import, for this one line.)"""
+    """Zeroes a residual branch for whole samples, and scales the others up.
+
+    (timm's takes a second to import, for this one line.)
+    """
 
     def __init__(self, rate: float):
         super().__init__()
@@ -165,7 +174,8 @@ class PostNormBlock(nn.Module):
         self.dropout, self.drop_path = nn.Dropout(config.dropout), DropPath(drop_path)
 
     def forward(self, x: Tensor, bias: Tensor | None, only: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(N, T, D) -> the block's end, and the FFN output before dropout and residual; of the tokens `only` (N, T), (n, D)."""
+        """(N, T, D) -> the block's end, and the FFN output before dropout and residual; of the tokens `only` (N, T),
+        (n, D)."""
         x = _taken(x + self.drop_path(self.dropout(self.attention(x, bias))), only)
         x = self.norm1(x)
         ffn = self.mlp(x)
@@ -187,7 +197,8 @@ class PreNormBlock(nn.Module):
         self.dropout, self.drop_path = nn.Dropout(config.dropout), DropPath(drop_path)
 
     def forward(self, x: Tensor, bias: Tensor | None, only: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(N, T, D) -> the block's end, and the scaled FFN output before the residual; of the tokens `only` (N, T), (n, D)."""
+        """(N, T, D) -> the block's end, and the scaled FFN output before the residual; of the tokens `only` (N, T),
+        (n, D)."""
         x = _taken(x + self.drop_path(_scaled(self.dropout(self.attention(self.norm1(x), bias)), self.scale1)), only)
         ffn = self.drop_path(_scaled(self.dropout(self.mlp(self.norm2(x))), self.scale2), only)
         return x + ffn, ffn
@@ -222,14 +233,18 @@ class Trunk(nn.Module):
     def forward(
         self, x: Tensor, bias: Tensor | None = None, *, layers: str = "none", first: int = 0, only: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """(N, T, D) -> the output and, per block from number `first` on, what `layers` names: "ffn", "block" or "none". A dropped layer gives none.
+        """(N, T, D) -> the output and, per block from number `first` on, what `layers` names: "ffn", "block" or "none".
+        A dropped layer gives none.
 
-        `bias`: as in attention_bias; with one more dimension in front, each block has its own. ValueError: more or fewer than blocks.
-        `only` (N, T) bool: the tokens that are wanted, (n, D) of each; the last block then computes its second half for no others.
+        `bias`: as in attention_bias; with one more dimension in front, each block has its own. ValueError: more or
+        fewer than blocks.
+        `only` (N, T) bool: the tokens that are wanted, (n, D) of each; the last block then computes its second half for
+        no others.
         """
         if bias is not None and bias.ndim == 5 and len(bias) != len(self.blocks):
             raise ValueError(
-                f"the frontend gives {len(bias)} attention biases; the trunk has {len(self.blocks)} blocks (model.trunk.depth)"
+                f"the frontend gives {len(bias)} attention biases; "
+                f"the trunk has {len(self.blocks)} blocks (model.trunk.depth)"
             )
         biases = [bias] * len(self.blocks) if bias is None or bias.ndim < 5 else list(bias)
         x = self.dropout(self.input_norm(x))
@@ -249,7 +264,8 @@ class Trunk(nn.Module):
         return self.final_norm(x), results
 
     def init_weights(self) -> None:
-        """Every weight as published: BERT's normal, BEiT's truncated normal with depth-scaled output projections, or torch's own."""
+        """Every weight as published: BERT's normal, BEiT's truncated normal with depth-scaled output projections, or
+        torch's own."""
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
@@ -279,7 +295,8 @@ def _init_linear(linear: nn.Linear, config: TrunkConfig, depth: int | None) -> N
 
 
 def attention_bias(padding: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """One mask for `scaled_dot_product_attention` from (N, T) padding and an additive (H, T, T), (N, H, T, T) or (L, N, H, T, T) bias."""
+    """One mask for `scaled_dot_product_attention` from (N, T) padding and an additive (H, T, T), (N, H, T, T) or
+    (L, N, H, T, T) bias."""
     if padding is None:
         return bias[None] if bias is not None and bias.ndim == 3 else bias  # with three dimensions it takes a slow path
     padding = padding[:, None, None, :]  # (N, 1, 1, T)

@@ -49,7 +49,8 @@ class BYOL(MultiView):
         self.predictor = projector([out, hidden, out], bias=True, last="bare")
 
     def forward(self, views: list[View]) -> Loss:
-        """Both directions: 2 - 2 cos(prediction of one view, teacher's projection of the other), summed over samples (equation 2)."""
+        """Both directions: 2 - 2 cos(prediction of one view, teacher's projection of the other), summed over samples
+        (equation 2)."""
         self.check(views)
         online = [self.predictor(embedding(self.student, view)) for view in views]  # (B, P) each
         with torch.no_grad():

@@ -1,4 +1,5 @@
-"""Contrastive Clustering (arXiv 2009.09687): rows of the batch find their other view, and so do columns of the soft cluster assignments.
+"""Contrastive Clustering (arXiv 2009.09687): rows of the batch find their other view, and so do columns of the soft
+cluster assignments.
 
 B samples of this process, N of all, D width of the encoder, P of the projections, C clusters.
 """
@@ -44,12 +45,9 @@ class Clustering(MultiView):
 
     def __init__(self, encoder: D2vModel, config: Config):
         dim = encoder.trunk.config.dim
-        heads = {"instance": config.out_dim, "cluster": config.num_clusters}
-        super().__init__(
-            encoder,
-            teacher=False,
-            **{name: projector([dim, dim, out], norm=False, bias=True) for name, out in heads.items()},
-        )
+        instance = projector([dim, dim, config.out_dim], norm=False, bias=True)
+        cluster = projector([dim, dim, config.num_clusters], norm=False, bias=True)
+        super().__init__(encoder, teacher=False, instance=instance, cluster=cluster)
         self.config = config
 
     def forward(self, views: list[View]) -> Loss:
@@ -66,21 +64,18 @@ class Clustering(MultiView):
             "instance_loss": instance.detach(),
             "cluster_loss": cluster.detach(),
             "missing_entropy": entropy.detach(),
-            "confidence": logs[0]
-            .detach()
-            .exp()
-            .amax(dim=1)
-            .mean(),  # 1 / C: undecided; 1: each sample is of one cluster
+            # 1 / C: undecided; 1: each sample is of one cluster
+            "confidence": logs[0].detach().exp().amax(dim=1).mean(),
             "prediction_spread": normalised_std(rows[0]),
         }
         return Loss((instance + cluster + entropy) * samples, samples, metrics)
 
 
 def missing_entropy(logs: Tensor) -> Tensor:
-    """What the entropy of the clusters' shares lacks to ln C, from log assignments (N, C): 0 if they are of one size, ln C if one holds all."""
-    shares = logs.logsumexp(dim=0) - math.log(
-        len(logs)
-    )  # (C,), as logarithms: the gradient of an empty cluster stays finite
+    """What the entropy of the clusters' shares lacks to ln C, from log assignments (N, C): 0 if they are of one size,
+    ln C if one holds all."""
+    # as logarithms: the gradient of an empty cluster stays finite
+    shares = logs.logsumexp(dim=0) - math.log(len(logs))  # (C,)
     return math.log(logs.shape[1]) + (shares.exp() * shares).sum()
 
 

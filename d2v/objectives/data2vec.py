@@ -10,7 +10,7 @@ from torch import Tensor
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import RegressionHead
-from d2v.objectives.common.losses import SCALES, regression
+from d2v.objectives.common.losses import SCALES, regression_loss
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.targets import NORMS, mean_of_layers
 from d2v.settings import check_fields, setting
@@ -75,22 +75,28 @@ class Data2Vec(Objective):
             raise ValueError(
                 "data2vec predicts what is hidden of one view; data.views makes views in which nothing is: leave it out"
             )
-        if any(view.mask is not None and view.mask.keep is not None for view in views):
+        masks = [view.mask for view in views if view.mask is not None]
+        if any(mask.keep is not None for mask in masks):
             raise ValueError(
-                "data2vec encodes every token: the masks of this data.mask_kind leave some out; use its default, or objective.name=data2vec2"
+                "data2vec encodes every token: the masks of this data.mask_kind leave some out; "
+                "use its default, or objective.name=data2vec2"
             )
 
     def forward(self, views: list[View]) -> Loss:
-        """The regression loss over hidden tokens of a view; the teacher sees it whole, or a second view in its place. ValueError as in `check`."""
+        """The regression loss over hidden tokens of a view; the teacher sees it whole, or a second view in its place.
+
+        ValueError as in `check`.
+        """
         self.check(views)
-        view, teacher_view = (*views, *views)[:2]
+        view = views[0]
+        teacher_view = views[1] if len(views) > 1 else view
         assert view.mask is not None
         hidden = view.mask.hidden  # (B, T)
         student = self.student["encoder"]
         tokens = student.embed(view)  # (B, T, D)
         target = self.target(teacher_view, tokens.detach(), hidden)  # (n, D)
         prediction = self.predictor(student(view, view.mask, tokens=tokens, only=hidden).x).float()  # (n, D)
-        total = regression(prediction, target, self.config.loss_beta, self.config.loss_scale)
+        total = regression_loss(prediction, target, self.config.loss_beta, self.config.loss_scale)
         metrics = {
             "target_std": channel_std(target),
             "prediction_std": channel_std(prediction.detach()),
@@ -100,16 +106,17 @@ class Data2Vec(Objective):
 
     @torch.no_grad()
     def target(self, view: View, tokens: Tensor, only: Tensor | None = None) -> Tensor:
-        """Targets (B, T, D), or (n, D) of the tokens `only` (B, T), from the teacher on the whole view; `tokens` are the student's features."""
+        """Targets (B, T, D), or (n, D) of the tokens `only` (B, T), from the teacher on the whole view.
+
+        `tokens` are the student's features.
+        """
         config = self.config
         fed = tokens if config.feed_tokens else None
         apart = {*config.layer_norms, *config.final_norms} <= {"layer"}  # a token's norm does not need the other tokens
-        layers = self.teacher["encoder"](
-            view, tokens=fed, layers=config.layers, first=self.first, only=only if apart else None
-        ).layers
-        target = mean_of_layers(
-            layers, config.layer_norms, config.final_norms, None if config.norm_over_padding else view.padding
-        )
+        teacher, asked_for = self.teacher["encoder"], only if apart else None
+        layers = teacher(view, tokens=fed, layers=config.layers, first=self.first, only=asked_for).layers
+        padding = None if config.norm_over_padding else view.padding
+        target = mean_of_layers(layers, config.layer_norms, config.final_norms, padding)
         return target if only is None or apart else target[only]
 
     def ema_decay(self, step: int, steps: int = 0) -> float:

@@ -1,4 +1,6 @@
-"""data2vec 2.0 (arXiv 2212.07525): M masks of a sample share one teacher pass; the student encodes visible tokens only, a decoder predicts the rest.
+"""data2vec 2.0 (arXiv 2212.07525): M masks of a sample share one teacher pass.
+
+The student encodes visible tokens only, a decoder predicts the rest.
 
 B samples, M masks per sample, N = B * M rows, T tokens, K visible tokens, D width, n hidden tokens in all.
 """
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from d2v.models.decoder import Decoder, DecoderConfig
 from d2v.models.encoder import D2vModel
-from d2v.objectives.common.losses import SCALES, regression
+from d2v.objectives.common.losses import SCALES, regression_loss
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.targets import NORMS, mean_of_layers
 from d2v.settings import check_fields, section, setting
@@ -39,7 +41,8 @@ class Config:
     cls_loss: float = setting(0.0, "Weight of the class token's loss, which is summed over rows.", least=0)
     cls_rows: int = setting(
         0,
-        "Rows in that sum, whatever the batch; 0: those of a micro-batch, as published: the weight changes with their number.",
+        "Rows in that sum, whatever the batch; 0: those of a micro-batch, as published: "
+        "the weight changes with their number.",
         least=0,
     )
     decoder: DecoderConfig = section(DecoderConfig, "The decoder's shape, dropout and noise.")
@@ -59,7 +62,8 @@ class Config:
         check_fields(self, "objective")
         if self.cls_rows and not self.cls_loss:
             raise ValueError(
-                f"objective.cls_rows is {self.cls_rows}, but objective.cls_loss is 0: there is no sum that it would scale"
+                f"objective.cls_rows is {self.cls_rows}, but objective.cls_loss is 0: "
+                "there is no sum that it would scale"
             )
 
 
@@ -67,18 +71,20 @@ class Data2Vec2(Objective):
     """Student and teacher encoders and a decoder from visible to hidden tokens."""
 
     def __init__(self, encoder: D2vModel, config: Config):
-        """ValueError: more layers to average than the trunk has after its prenet, a shared part that does not exist, or a mask token."""
+        """ValueError: more layers to average than the trunk has after its prenet, a shared part that does not exist, or
+        a mask token."""
         super().__init__(tuple(f"encoder.{part}" for part in config.shared), encoder=encoder)
         trunk = encoder.trunk.config
         if config.top_k > trunk.depth - trunk.prenet_depth:
-            layers = f"{trunk.depth} layers" + (
-                f", of which the first {trunk.prenet_depth} give no targets" if trunk.prenet_depth else ""
-            )
+            layers = f"{trunk.depth} layers"
+            if trunk.prenet_depth:
+                layers += f", of which the first {trunk.prenet_depth} give no targets"
             raise ValueError(f"objective.top_k is {config.top_k}; the trunk has {layers}")
         tokens = [name for name, _ in encoder.frontends.named_parameters() if name.endswith("mask_token")]
         if tokens:
             raise ValueError(
-                f"data2vec2 leaves out what is hidden: {tokens[0]} would never be trained; set model.frontends.{tokens[0]}=false"
+                f"data2vec2 leaves out what is hidden: {tokens[0]} would never be trained; "
+                f"set model.frontends.{tokens[0]}=false"
             )
         if config.cls_loss and all(frontend.extra() is None for frontend in encoder.frontends.values()):
             raise ValueError(
@@ -94,7 +100,8 @@ class Data2Vec2(Objective):
         """ValueError: masks without `keep`."""
         if any(view.mask is None or view.mask.keep is None for view in views):
             raise ValueError(
-                "data2vec2 encodes what is visible: its masks need `keep`, the same number of tokens in every row (see data.mask_kind)"
+                "data2vec2 encodes what is visible: "
+                "its masks need `keep`, the same number of tokens in every row (see data.mask_kind)"
             )
 
     def forward(self, views: list[View]) -> Loss:
@@ -108,16 +115,14 @@ class Data2Vec2(Objective):
         target = self.target(view, tokens.detach())  # (B, T, D)
         features = student(view, mask, tokens=tokens)
         masks = len(mask.hidden) // len(target)  # M
-        padding = (
-            None
-            if view.padding is None or self.config.reference_padding
-            else view.padding.repeat_interleave(masks, dim=0)
-        )  # (N, T)
+        padding = None
+        if view.padding is not None and not self.config.reference_padding:
+            padding = view.padding.repeat_interleave(masks, dim=0)  # (N, T)
         prediction = self.decoder(features.x, mask, padding).float()  # (n, D)
         row, place = mask.hidden.nonzero(as_tuple=True)  # (n,) each
         wanted = target[row // masks, place]  # (n, D)
         count = mask.hidden.sum()
-        total = regression(prediction, wanted, self.config.loss_beta, self.config.loss_scale)
+        total = regression_loss(prediction, wanted, self.config.loss_beta, self.config.loss_scale)
         metrics = {
             "target_std": channel_std(wanted),
             "prediction_std": channel_std(prediction.detach()),
@@ -133,12 +138,14 @@ class Data2Vec2(Objective):
         config = self.config
         fed = tokens if config.feed_tokens else None
         layers = self.teacher["encoder"](view, tokens=fed, layers=config.layers, first=self.first).layers
-        return mean_of_layers(
-            layers, config.layer_norms, config.final_norms, None if config.reference_padding else view.padding
-        )
+        padding = None if config.reference_padding else view.padding
+        return mean_of_layers(layers, config.layer_norms, config.final_norms, padding)
 
     def class_loss(self, extra: Tensor | None, target: Tensor, padding: Tensor | None) -> Tensor:
-        """The class token (N, E, D) against the mean target of its sample (B, T, D), summed over rows. ValueError: there is no such token."""
+        """The class token (N, E, D) against the mean target of its sample (B, T, D), summed over rows.
+
+        ValueError: there is no such token.
+        """
         if extra is None:
             raise ValueError(
                 f"objective.cls_loss is {self.config.cls_loss}, but the frontend has no class token; set it to 0"
@@ -146,12 +153,8 @@ class Data2Vec2(Objective):
         real = torch.ones(target.shape[:2], device=target.device) if padding is None else (~padding).float()  # (B, T)
         mean = (target * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)  # (B, D)
         rows = len(extra)
-        error = regression(
-            extra[:, -1],
-            mean.repeat_interleave(rows // len(mean), dim=0),
-            self.config.loss_beta,
-            self.config.loss_scale,
-        )
+        wanted = mean.repeat_interleave(rows // len(mean), dim=0)  # (N, D)
+        error = regression_loss(extra[:, -1], wanted, self.config.loss_beta, self.config.loss_scale)
         return self.config.cls_loss * (self.config.cls_rows or rows) / rows * error
 
     def ema_decay(self, step: int, steps: int = 0) -> float:

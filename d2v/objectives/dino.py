@@ -1,6 +1,7 @@
-"""DINO (arXiv 2104.14294): each view says which prototypes the EMA teacher, centred and sharpened, gives to another, global view.
+"""DINO (arXiv 2104.14294): each view says which prototypes the EMA teacher, centred and sharpened, gives to another,
+global view.
 
-B samples of this process, K prototypes.
+B samples of this process, V views, D width of the encoder, K prototypes.
 """
 
 from dataclasses import dataclass
@@ -59,7 +60,10 @@ class Config:
 
 
 class DINO(MultiView):
-    """Student encoder and head, and their EMA. The first two views are global: the teacher sees them, the student all views."""
+    """Student encoder and head, and their EMA.
+
+    The first two views are global: the teacher sees them, the student all views.
+    """
 
     def __init__(self, encoder: D2vModel, config: Config):
         dim = encoder.trunk.config.dim
@@ -78,7 +82,8 @@ class DINO(MultiView):
         )
 
     def forward(self, views: list[View]) -> Loss:
-        """Cross entropy between each global view's target and every other view, its mean over pairs, summed over samples (equation 3)."""
+        """Cross entropy between each global view's target and every other view, its mean over pairs, summed over
+        samples (equation 3)."""
         self.check(views)
         logits = scores(self.student, views)
         with torch.no_grad():
@@ -107,7 +112,9 @@ class DINO(MultiView):
 
 def scores(side: nn.ModuleDict, views: list[View]) -> list[Tensor]:
     """Logits (B, K) of each view by the student or the teacher."""
-    return list(side["head"](torch.cat(each(views, partial(summary, side["encoder"])))).chunk(len(views)))
+    summaries = torch.cat(each(views, partial(summary, side["encoder"])))  # (V * B, D)
+    logits = side["head"](summaries)  # (V * B, K)
+    return list(logits.chunk(len(views)))
 
 
 def build(encoder: D2vModel, config: Config) -> DINO:

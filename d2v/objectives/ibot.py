@@ -1,4 +1,5 @@
-"""iBOT (arXiv 2111.07832): DINO, and at every hidden token of a global view the prototypes that the teacher gives to it, seen whole.
+"""iBOT (arXiv 2111.07832): DINO, and at every hidden token of a global view the prototypes that the teacher gives to
+it, seen whole.
 
 B samples of this process, T content tokens, n hidden ones, D width, K prototypes.
 """
@@ -60,7 +61,10 @@ class Config:
 
 
 class IBOT(MultiView):
-    """As DINO, with a second target for tokens. The first two views are global and carry masks, which only the student meets."""
+    """As DINO, with a second target for tokens.
+
+    The first two views are global and carry masks, which only the student meets.
+    """
 
     def __init__(self, encoder: D2vModel, config: Config):
         dim, num_outputs = encoder.trunk.config.dim, 1 if config.shared_head else 2
@@ -86,7 +90,8 @@ class IBOT(MultiView):
                     else "several"
                 )
                 raise ValueError(
-                    f"ibot needs a mask of each sample, that replaces tokens in place, in two global views; view {number} has {what}"
+                    "ibot needs a mask of each sample, that replaces tokens in place, in two global views; "
+                    f"view {number} has {what}"
                 )
 
     def begin_step(self, step: int, steps: int) -> None:
@@ -101,7 +106,8 @@ class IBOT(MultiView):
         )
 
     def forward(self, views: list[View]) -> Loss:
-        """class_weight * DINO's loss + patch_weight * that of hidden tokens (equations 1 and 2, here summed over samples)."""
+        """class_weight * DINO's loss + patch_weight * that of hidden tokens (equations 1 and 2, here summed over
+        samples)."""
         self.check(views)
         config, whole = self.config, views[:2]
         hidden = [view.mask.hidden for view in whole if view.mask is not None]  # (B, T) each
@@ -161,7 +167,10 @@ def summary_and_tokens(encoder: nn.Module, view: View, mask: Mask | None = None)
 
 
 def over_samples(values: list[Tensor], hidden: list[Tensor]) -> Tensor:
-    """Of values (n,) at the hidden tokens (B, T) of each view: their mean in each sample, 0 where nothing is hidden; summed; the views' mean."""
+    """The mean over views of the sum over samples of the mean of values (n,) at a sample's hidden tokens (B, T).
+
+    0 for a sample in which nothing is hidden.
+    """
     shares = [where / where.sum(dim=1, keepdim=True).clamp(min=1) for where in hidden]  # (B, T) each
     return torch.stack(
         [(x * share[where]).sum() for x, share, where in zip(values, shares, hidden, strict=True)]

@@ -1,4 +1,6 @@
-"""Instance discrimination (arXiv 1805.01978): tell every sample from the others by a memory bank of their embeddings; no teacher.
+"""Instance discrimination (arXiv 1805.01978): tell every sample from the others by a memory bank of their embeddings.
+
+No teacher.
 
 B samples of this process, N of all, n of the data, K noise samples of each, P width of the embeddings.
 """
@@ -13,7 +15,7 @@ from torch import Tensor
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.contrastive import cosines, describe, info_nce, nce, unit, with_gradient_now
-from d2v.objectives.common.multi_view import MultiView, embedding, seeded
+from d2v.objectives.common.multi_view import MultiView, embedding, generator_of_step
 from d2v.objectives.common.queues import MemoryBank
 from d2v.settings import check_fields, setting
 from d2v.training.distributed import all_mean, gather, mine, world_size
@@ -56,7 +58,8 @@ class InstDisc(MultiView):
         """ValueError: no number of samples."""
         if config.num_samples < 1:
             raise ValueError(
-                f"objective.num_samples is {config.num_samples}; instdisc remembers every sample: set it to the number of usable samples "
+                f"objective.num_samples is {config.num_samples}; instdisc remembers every sample: "
+                "set it to the number of usable samples "
                 "that the report of the data counts"
             )
         super().__init__(encoder, teacher=False, projector=projector([encoder.trunk.config.dim, config.out_dim]))
@@ -75,7 +78,8 @@ class InstDisc(MultiView):
             )
         if int(indices.max()) >= self.config.num_samples:
             raise ValueError(
-                f"objective.num_samples is {self.config.num_samples}, but a sample's number is {int(indices.max())}: there are more"
+                f"objective.num_samples is {self.config.num_samples}, but a sample's number is {int(indices.max())}: "
+                "there are more"
             )
 
     def begin_step(self, step: int, steps: int) -> None:
@@ -83,20 +87,21 @@ class InstDisc(MultiView):
         self.step = step
 
     def forward(self, views: list[View]) -> Loss:
-        """The sum over samples of NCE's or cross entropy's loss of finding a sample's own row in the bank (equations 2 and 7)."""
+        """The sum over samples of NCE's or cross entropy's loss of finding a sample's own row in the bank (equations 2
+        and 7)."""
         indices = views[0].indices
         assert indices is not None
         feature = unit(embedding(self.student, views[0]))  # (B, P)
         places = self.places(indices)  # (B, 1 + K), the own row first; or all, (n,)
-        total, similarity, labels = with_gradient_now(
-            partial(self.contrast, indices=indices, places=places), feature
-        )  # before the bank's update
+        contrast = partial(self.contrast, indices=indices, places=places)
+        total, similarity, labels = with_gradient_now(contrast, feature)  # before the bank's update
         metrics = describe(similarity, labels, feature, self.bank.rows[indices], again=places == indices.unsqueeze(1))
         self.bank.update(gather(indices), gather(feature))
         return Loss(total, torch.tensor(len(feature), device=total.device), metrics)
 
     def contrast(self, feature: Tensor, indices: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss summed over features (B, P), their cosines with the bank's rows at `places`, (B, M), and where their own are, (B,)."""
+        """The loss summed over features (B, P), their cosines with the bank's rows at `places`, (B, M), and where their
+        own are, (B,)."""
         config = self.config
         if config.negatives:
             similarity, labels = cosines(feature, self.bank.rows[places]), torch.zeros_like(indices)
@@ -108,15 +113,17 @@ class InstDisc(MultiView):
         return nce(logits - self.normalised(logits).log(), config.num_samples), similarity, labels
 
     def places(self, indices: Tensor) -> Tensor:
-        """Rows of the bank that samples (B,) are compared with, (B, 1 + K): their own, and K of all, among which it may be again, as published.
+        """Rows of the bank that samples (B,) are compared with, (B, 1 + K): their own, and K of all, among which it may
+        be again, as published.
 
         Without sampling they are all rows, (n,).
         """
         if not self.config.negatives:
             return torch.arange(self.config.num_samples, device=indices.device)
         shape, device = (len(indices) * world_size(), self.config.negatives), indices.device
+        generator = generator_of_step(self.step, device)
         drawn = torch.randint(
-            self.config.num_samples, shape, generator=seeded(self.step, device), device=device
+            self.config.num_samples, shape, generator=generator, device=device
         )  # for the global batch
         return torch.cat([indices.unsqueeze(1), drawn[mine(len(indices), device)]], dim=1)
 

@@ -66,26 +66,24 @@ class MoCHi(moco.MoCo):
         if self.step < self.config.start_step:
             return similarity, labels
         nearest = similarity[:, 1:].detach().topk(self.config.hardest, dim=1).indices  # (B, hardest)
-        return torch.cat(
-            [similarity, cosines(query, self.mix(query.detach(), self.queue.rows, nearest, generator))], dim=1
-        ), labels
+        mixed = self.mix(query.detach(), self.queue.rows, nearest, generator)  # (B, S, P)
+        return torch.cat([similarity, cosines(query, mixed)], dim=1), labels
 
     def mix(self, query: Tensor, queue: Tensor, nearest: Tensor, generator: torch.Generator) -> Tensor:
-        """Unit negatives (B, S) of P from each query's `nearest` rows of the queue: convex mixtures of two, or of one and the query."""
-        own, pairs = mine(len(query), query.device), self.config.mixed
-        size = (
-            len(query) * world_size(),
-            pairs + self.config.mixed_with_query,
-        )  # drawn for the global batch, so that processes agree: (N, S)
-        drawn = {"size": size, "generator": generator, "device": query.device}
-        first, second = (torch.randint(self.config.hardest, **drawn)[own] for _ in range(2))  # (B, S) each
-        weight = torch.rand(**drawn)[own]  # (B, S)
+        """Unit negatives (B, S) of P from each query's `nearest` rows of the queue: convex mixtures of two, or of one
+        and the query."""
+        pairs, with_query = self.config.mixed, self.config.mixed_with_query  # s, s'
+        own = mine(len(query), query.device)  # (B,)
+        # drawn for the global batch, so that processes agree
+        like = {"size": (len(query) * world_size(), pairs + with_query), "generator": generator, "device": query.device}
+        first = torch.randint(self.config.hardest, **like)[own]  # (B, S)
+        second = torch.randint(self.config.hardest, **like)[own]  # (B, S)
+        weight = torch.rand(**like)[own]  # (B, S)
         weight[:, pairs:] /= 2  # the query never outweighs the key that it is mixed with
-        one, other = (
-            queue[nearest.gather(1, first)],
-            queue[nearest.gather(1, second[:, :pairs])],
-        )  # (B, S, P), (B, s, P)
-        other = torch.cat([other, query.unsqueeze(1).expand(-1, size[1] - pairs, -1)], dim=1)  # (B, S, P)
+        one = queue[nearest.gather(1, first)]  # (B, S, P)
+        other = torch.cat(
+            [queue[nearest.gather(1, second[:, :pairs])], query.unsqueeze(1).expand(-1, with_query, -1)], dim=1
+        )  # (B, S, P)
         return F.normalize(one.lerp(other, weight.unsqueeze(2)), dim=2)
 
 

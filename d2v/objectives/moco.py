@@ -1,4 +1,5 @@
-"""MoCo v1 and v2 (arXiv 1911.05722, 2003.04297): find the EMA teacher's key of the same sample among a queue of older keys.
+"""MoCo v1 and v2 (arXiv 1911.05722, 2003.04297): find the EMA teacher's key of the same sample among a queue of older
+keys.
 
 B samples of this process, N of all, K keys in the queue, P width of the keys.
 """
@@ -14,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.contrastive import against_queue, describe, info_nce, unit, with_gradient_now
-from d2v.objectives.common.multi_view import MultiView, embedding, seeded
+from d2v.objectives.common.multi_view import MultiView, embedding, generator_of_step
 from d2v.objectives.common.queues import Queue
 from d2v.settings import check_fields, setting
 from d2v.training.distributed import gather, mine, world_size
@@ -41,7 +42,8 @@ class Config:
     # else the loss can be lowered by reading the batch's statistics; published: one group a GPU, of 32 samples
     norm_groups: int = setting(
         1,
-        "An encoder's batch norms see so many groups of the batch apart, and keys in groups drawn anew; 1: the whole batch.",
+        "An encoder's batch norms see so many groups of the batch apart, and keys in groups drawn anew; "
+        "1: the whole batch.",
         least=1,
     )
 
@@ -72,7 +74,8 @@ class MoCo(MultiView):
         super().check(views)
         if self.groups > 1 and any(view.padding is not None or "attention_mask" in view.inputs for view in views):
             raise ValueError(
-                f"objective.norm_groups is {self.groups}, which needs samples of one length; these are padded: it must be 1"
+                f"objective.norm_groups is {self.groups}, which needs samples of one length; these are padded: "
+                "it must be 1"
             )
 
     def check_batch(self, batch_size: int, parts: int) -> None:
@@ -81,7 +84,8 @@ class MoCo(MultiView):
         keys, size = batch_size * (1 + self.config.symmetric), self.config.queue_size
         if size % keys:
             raise ValueError(
-                f"objective.queue_size is {size}; it must be a multiple of the {keys} keys of a step (train.batch_size {batch_size})"
+                f"objective.queue_size is {size}; "
+                f"it must be a multiple of the {keys} keys of a step (train.batch_size {batch_size})"
             )
 
     def begin_step(self, step: int, steps: int) -> None:
@@ -93,18 +97,14 @@ class MoCo(MultiView):
         self.check(views)
         first, second = views
         pairs = [(second, first), (first, second)] if self.config.symmetric else [(first, second)]  # query, key
-        generator, total, keys = (
-            seeded(self.step, self.queue.rows.device),
-            torch.zeros((), device=self.queue.rows.device),
-            [],
-        )
+        device = self.queue.rows.device
+        generator, total, keys = generator_of_step(self.step, device), torch.zeros((), device=device), []
         for query_view, key_view in pairs:
             query = unit(embedding(self.student, query_view))  # (B, P)
             keys.append(self.keys(key_view, generator))
             key = keys[-1][mine(len(query), query.device)]  # (B, P)
-            loss, similarity, labels = with_gradient_now(
-                partial(self.contrast, key=key, generator=generator), query
-            )  # before the push
+            contrast = partial(self.contrast, key=key, generator=generator)
+            loss, similarity, labels = with_gradient_now(contrast, query)  # before the push
             total = total + loss
         self.queue.push(torch.cat(keys))
         return Loss(total, torch.tensor(len(query), device=total.device), describe(similarity, labels, query, key))
@@ -127,12 +127,13 @@ class MoCo(MultiView):
         return against_queue(query, key, self.queue.rows)
 
     def ema_decay(self, step: int, steps: int) -> float:
-        """The same throughout."""
+        """ema_decay throughout the run."""
         return self.config.ema_decay
 
 
 def shuffled(view: View, generator: torch.Generator) -> tuple[View, Tensor]:
-    """This process's rows of the global batch in a random order, and that order (N,): row i there is row order[i] of the batch."""
+    """This process's rows of the global batch in a random order, and that order (N,): row i there is row order[i] of
+    the batch."""
     num_rows = len(next(iter(view.inputs.values())))  # B
     order = torch.randperm(num_rows * world_size(), generator=generator, device=generator.device)
     own = order[mine(num_rows, order.device)]  # (B,)

@@ -1,4 +1,6 @@
-"""MoCo v3 (arXiv 2104.02057): find the EMA teacher's projection of the other view among those of the whole batch; no queue.
+"""MoCo v3 (arXiv 2104.02057): find the EMA teacher's projection of the other view among those of the whole batch.
+
+No queue.
 
 B samples of this process, N of all, P width of the projections.
 """
@@ -65,7 +67,8 @@ class MoCoV3(MultiView):
         self.predictor = projector([out, hidden, out], last="norm" if config.predictor_norm else "bare")
 
     def forward(self, views: list[View]) -> Loss:
-        """Both directions: 2T times the cross entropy of a prediction's key among all keys of the other view, summed over samples (algorithm 1)."""
+        """Both directions: 2T times the cross entropy of a prediction's key among all keys of the other view, summed
+        over samples (algorithm 1)."""
         self.check(views)
         queries = [unit(self.predictor(embedding(self.student, view))) for view in views]  # (B, P) each
         with torch.no_grad():

@@ -1,4 +1,6 @@
-"""SimCLR (arXiv 2002.05709): find the other view of the same sample among both views of the whole global batch; no teacher.
+"""SimCLR (arXiv 2002.05709): find the other view of the same sample among both views of the whole global batch.
+
+No teacher.
 
 B samples of this process, N of all, D width, P that of the projections.
 """
@@ -51,17 +53,18 @@ class SimCLR(MultiView):
         self.config = config
 
     def forward(self, views: list[View]) -> Loss:
-        """NT-Xent: half the sum of cross entropies of both views (equation 1), so that total / count is the mean over all 2N views.
+        """NT-Xent: half the sum of cross entropies of both views (equation 1), so that total / count is the mean over
+        all 2N views.
 
         The published code shows the sum of both views' means, twice as much.
         """
         self.check(views)
         features = torch.cat(each(views, lambda view: summary(self.student["encoder"], view)))  # (2B, D)
-        own = unit(self.student["projector"](features)).chunk(2)  # (B, P) each
-        first, second = (gather_with_gradient(x) for x in own)  # (N, P) each
-        similarity, labels = within_batch(first, second, mine(len(own[0]), first.device))
+        one, other = unit(self.student["projector"](features)).chunk(2)  # (B, P) each
+        first, second = gather_with_gradient(one), gather_with_gradient(other)  # (N, P) each
+        similarity, labels = within_batch(first, second, mine(len(one), first.device))
         total = info_nce(similarity, labels, self.config.temperature) / 2
-        return Loss(total, torch.tensor(len(own[0]), device=total.device), describe(similarity, labels, *own))
+        return Loss(total, torch.tensor(len(one), device=total.device), describe(similarity, labels, one, other))
 
 
 def build(encoder: D2vModel, config: Config) -> SimCLR:

@@ -1,4 +1,6 @@
-"""SimSiam (arXiv 2011.10566): predict one's own projection of the other view, through which no gradient flows; no negatives and no teacher.
+"""SimSiam (arXiv 2011.10566): predict one's own projection of the other view, through which no gradient flows.
+
+No negatives and no teacher.
 
 B samples of this process, P width of the projections.
 """
@@ -49,7 +51,8 @@ class SimSiam(MultiView):
         self.predictor = projector([out, config.predictor_dim, out])
 
     def forward(self, views: list[View]) -> Loss:
-        """Both directions: -cos(prediction of one view, projection of the other) / 2, summed over samples (equation 2); at best -1 each."""
+        """Both directions: -cos(prediction of one view, projection of the other) / 2, summed over samples (equation 2);
+        at best -1 each."""
         self.check(views)
         targets = [embedding(self.student, view) for view in views]  # (B, P) each
         predictions = [self.predictor(target) for target in targets]

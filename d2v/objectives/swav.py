@@ -1,4 +1,5 @@
-"""SwAV (arXiv 2006.09882): each view predicts how Sinkhorn's algorithm shares out another view of the batch among prototypes; no teacher.
+"""SwAV (arXiv 2006.09882): each view predicts how Sinkhorn's algorithm shares out another view of the batch among
+prototypes; no teacher.
 
 B samples of this process, V views, P width of the projections, K prototypes, S rows of the queue.
 """
@@ -73,7 +74,8 @@ class SwAV(MultiView):
         super().check_batch(batch_size, parts)
         if self.config.queue_size % batch_size:
             raise ValueError(
-                f"objective.queue_size is {self.config.queue_size}; it must be a multiple of train.batch_size, {batch_size}, or 0"
+                f"objective.queue_size is {self.config.queue_size}; "
+                f"it must be a multiple of train.batch_size, {batch_size}, or 0"
             )
 
     @torch.no_grad()
@@ -83,7 +85,8 @@ class SwAV(MultiView):
         self.queued = step - round(self.config.queue_share * steps)
 
     def forward(self, views: list[View]) -> Loss:
-        """Cross entropy between the assignment of each of the first two views and every other view, its mean over pairs, summed over samples."""
+        """Cross entropy between the assignment of each of the first two views and every other view, its mean over
+        pairs, summed over samples."""
         self.check(views)
         summaries = torch.cat(each(views, partial(summary, self.student["encoder"])))  # (V * B, D)
         z = F.normalize(self.student["projector"](summaries).float(), dim=1)  # (V * B, P)
@@ -100,8 +103,9 @@ class SwAV(MultiView):
         """Sinkhorn's shares (B, K) of each view, among the batch of all ranks and, once it is full, the view's queue."""
         config, size = self.config, len(logits[0])
         if self.queue is not None and self.queued * size * world_size() >= config.queue_size:
-            own = self.queue[:, mine(config.queue_size // world_size(), self.queue.device)]  # each rank brings its part
-            logits = [torch.cat([self.prototypes(old), new]) for old, new in zip(own, logits, strict=True)]
+            # each rank brings its part of the queue
+            older = self.queue[:, mine(config.queue_size // world_size(), self.queue.device)]  # (2, S / ranks, P)
+            logits = [torch.cat([self.prototypes(old), new]) for old, new in zip(older, logits, strict=True)]
         return [sinkhorn(rows, config.epsilon, config.iterations)[-size:] for rows in logits]
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
-"""Images of data2vec 1.0: checkpoints of the reference's BEiT fork, {"model": ..., "model_ema": ...}; sizes are read off the tensors.
+"""Images of data2vec 1.0: checkpoints of the reference's BEiT fork, {"model": ..., "model_ema": ...}.
 
-What the tensors do not say (targets, loss, rates) is the published recipe.
+Sizes are read off the tensors. What the tensors do not say (targets, loss, rates) is the published recipe.
 """
 
 from math import isqrt
@@ -43,7 +43,10 @@ def is_beit(checkpoint: dict) -> bool:
 
 
 def load(checkpoint: dict) -> Data2Vec:
-    """The objective with student, teacher (`model_ema`, if there is one) and predictor. ValueError: the first missing, misfit or left-over key."""
+    """The objective with student, teacher (`model_ema`, if there is one) and predictor.
+
+    ValueError: the first missing, misfit or left-over key.
+    """
     state, teacher = dict(checkpoint["model"]), checkpoint.get("model_ema")
     for key, dimensions in NEEDED.items():
         if not isinstance(state.get(key), Tensor):
@@ -63,7 +66,10 @@ def load(checkpoint: dict) -> Data2Vec:
 
 
 def save(objective: Data2Vec) -> dict:
-    """The checkpoint that `load` reads; its `model_ema` has the student's head, as ours is not averaged. ValueError: see REQUIRED."""
+    """The checkpoint that `load` reads; its `model_ema` has the student's head, as ours is not averaged.
+
+    ValueError: see REQUIRED.
+    """
     encoder, table = encoder_of(objective)[0], names(objective)
     configs = {
         "model.frontends.image": encoder.frontends["image"].config,

@@ -1,6 +1,7 @@
-"""The reference's checkpoints as Objectives and back, no fairseq needed; here the settings and names of 1.0's speech and text.
+"""The reference's checkpoints as Objectives and back, no fairseq needed.
 
-Containers: a .pt file, or a dict {"cfg": {"model": ..., "task": ...}, "model": state dict}, with the teacher nested as `_ema`.
+Here are the settings and names of 1.0's speech and text. Containers: a .pt file, or a dict
+{"cfg": {"model": ..., "task": ...}, "model": state dict}, with the teacher nested as `_ema`.
 """
 
 import re
@@ -57,12 +58,14 @@ REQUIRED = {
 
 
 def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) -> Objective:
-    """The objective of a data2vec_audio, data2vec_text or data2vec_multi checkpoint, or of one of the BEiT fork (images of 1.0).
+    """The objective of a data2vec_audio, data2vec_text or data2vec_multi checkpoint, or of one of the BEiT fork (images
+    of 1.0).
 
-    `reference_quirks` computes what the reference computes where that is not the paper's sense: instance norm, the position layers and
-    2.0's decoder count padded frames. (The bug of its text teacher, fairseq issue 4881, is in what its task hands to the model: give a second
-    view to reproduce it, as the text modality's `reference_teacher_input` does.) ValueError: another architecture or setting, or the
-    first key that is missing, left over, or of another shape; nothing is half loaded.
+    `reference_quirks` computes what the reference computes where that is not the paper's sense: instance norm, the
+    position layers and 2.0's decoder count padded frames. (The bug of its text teacher, fairseq issue 4881, is in what
+    its task hands to the model: give a second view to reproduce it, as the text modality's `reference_teacher_input`
+    does.) ValueError: another architecture or setting, or the first key that is missing, left over, or of another
+    shape; nothing is half loaded.
     """
     checkpoint = checkpoint if isinstance(checkpoint, dict) else read(Path(checkpoint))
     checkpoint = without(
@@ -74,7 +77,8 @@ def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) 
         return beit.load(checkpoint)
     if not isinstance(checkpoint.get("cfg"), dict) or not isinstance(checkpoint.get("model"), dict):
         raise ValueError(
-            f"a fairseq checkpoint holds 'cfg' and 'model'; this one holds {', '.join(map(str, checkpoint)) or 'nothing'}"
+            "a fairseq checkpoint holds 'cfg' and 'model'; "
+            f"this one holds {', '.join(map(str, checkpoint)) or 'nothing'}"
         )
     cfg = {"model": {}, **{key: value for key, value in checkpoint["cfg"].items() if value is not None}}
     model, state = plain(section(cfg, "model", "cfg")), dict(checkpoint["model"])
@@ -89,9 +93,10 @@ def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) 
 
 
 def save_fairseq(objective: Objective, path: str | Path) -> None:
-    """Writes what `load_fairseq` reads, in the reference's own format. ValueError: an objective or a setting that the reference does not have.
+    """Writes what `load_fairseq` reads, in the reference's own format.
 
-    What would be written is read back first: a file that exists holds the whole objective (of images of 1.0: without top_k and the EMA's rates).
+    ValueError: an objective or a setting that the reference does not have. What would be written is read back first: a
+    file that exists holds the whole objective (of images of 1.0: without top_k and the EMA's rates).
     """
     modality = encoder_of(objective)[1]
     writers: dict[tuple[type, str], Callable[[Any], dict]] = {
@@ -221,7 +226,10 @@ def _text(cfg: dict, state: dict, quirks: bool) -> Objective:
 
 
 def save(objective: Data2Vec) -> dict:
-    """The checkpoint that `load_fairseq` reads of a 1.0 objective of speech or text. ValueError: a setting that the reference does not have."""
+    """The checkpoint that `load_fairseq` reads of a 1.0 objective of speech or text.
+
+    ValueError: a setting that the reference does not have.
+    """
     (encoder, modality), table = encoder_of(objective), names(objective)
     student = original(encoder.state_dict(), table.student) | original(objective.predictor.state_dict(), table.head)
     teacher = original(objective.teacher["encoder"].state_dict(), table.teacher)

@@ -225,7 +225,8 @@ def _modality(state: dict) -> str:
     known = {theirs: ours for ours, theirs in NAMES.items()}
     if len(found) != 1 or not found <= known.keys():
         raise ValueError(
-            f"model has modality_encoders for {', '.join(sorted(found)) or 'nothing'}; this reads one of {', '.join(known)}"
+            f"model has modality_encoders for {', '.join(sorted(found)) or 'nothing'}; "
+            f"this reads one of {', '.join(known)}"
         )
     return known[found.pop()]
 
@@ -270,7 +271,8 @@ def _positions(encoder: Any) -> torch.Tensor:
 def _build(modality: str, cfg: dict, encoder: dict, state: dict, quirks: bool) -> Data2Vec2:
     if cfg.get("encoder_dropout", 0.1) != cfg.get("post_mlp_drop", 0.1):
         raise ValueError(
-            f"cfg.model.post_mlp_drop is {cfg['post_mlp_drop']}; it must equal cfg.model.encoder_dropout, {cfg['encoder_dropout']}"
+            f"cfg.model.post_mlp_drop is {cfg['post_mlp_drop']}; "
+            f"it must equal cfg.model.encoder_dropout, {cfg['encoder_dropout']}"
         )
     prenet = int(encoder["prenet_depth"])
     text = modality == "text"
@@ -301,7 +303,8 @@ def _build(modality: str, cfg: dict, encoder: dict, state: dict, quirks: bool) -
     }
     if cfg.get("ema_encoder_only", False) and not text:
         raise ValueError(
-            f"cfg.model.ema_encoder_only is True; for {SECTIONS[modality]} only False is known to data2vec's published models"
+            "cfg.model.ema_encoder_only is True; "
+            f"for {SECTIONS[modality]} only False is known to data2vec's published models"
         )
     plugin = plugins.load("d2v.objectives", "data2vec2")
     settings = plugin.Config(
@@ -359,7 +362,8 @@ def _speech(encoder: dict, depth: int, state: dict, quirks: bool) -> dict[str, A
         if not encoder["learned_alibi_scale"]:
             if alibi == "head":
                 raise ValueError(
-                    "cfg.model.modalities.audio.learned_alibi_scale is False, yet its scale is per head; it must be True"
+                    "cfg.model.modalities.audio.learned_alibi_scale is False, yet its scale is per head; "
+                    "it must be True"
                 )
             alibi = "fixed"
     return {

@@ -5,7 +5,10 @@ from typing import Any
 
 
 def targets(cfg: dict, layers: str) -> dict[str, Any]:
-    """The objective's settings, in the reference's order of norms: batch, instance, group, layer; layer, instance for the average."""
+    """The objective's settings, in the reference's order of norms: batch, instance, group, layer.
+
+    For the average: layer, instance.
+    """
     names = [name for name in ("batch", "instance", "group", "layer") if cfg.get(f"{name}_norm_target_layer", False)]
     scale = cfg.get("loss_scale")
     if scale is not None and scale > 0 and scale != 1:
@@ -46,13 +49,17 @@ def targets_of(config: Any) -> dict[str, Any]:
     for name in ("layer_norms", "final_norms"):
         if again[name] != list(getattr(config, name)):
             raise ValueError(
-                f"objective.{name} is {list(getattr(config, name))}; fairseq's data2vec knows only the order {again[name]}"
+                f"objective.{name} is {list(getattr(config, name))}; "
+                f"fairseq's data2vec knows only the order {again[name]}"
             )
     return found
 
 
 def conv_layers(text: str, name: str) -> tuple[int, list[int], list[int]]:
-    """Width, kernels and strides of a convolutional stack. ValueError: it is no such list, or its widths differ; `name` is the setting."""
+    """Width, kernels and strides of a convolutional stack.
+
+    ValueError: it is no such list, or its widths differ; `name` is the setting.
+    """
     layers = parsed(text, name)
     dims = {width for width, _, _ in layers}
     if len(dims) != 1:
@@ -73,7 +80,8 @@ def spec_of(config: Any) -> str:
 
 
 def parsed(text: str, name: str = "conv_feature_layers") -> list[tuple[int, int, int]]:
-    """[(width, kernel, stride)] from the reference's Python expression, e.g. "[(512,10,5)] + [(512,3,2)] * 4", without evaluating it."""
+    """[(width, kernel, stride)] from the reference's Python expression, e.g. "[(512,10,5)] + [(512,3,2)] * 4", without
+    evaluating it."""
 
     def value(node: ast.AST) -> Any:
         if isinstance(node, ast.Expression):

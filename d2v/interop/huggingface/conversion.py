@@ -1,7 +1,7 @@
-"""transformers' Data2VecAudio, Data2VecText, Data2VecVision and ViT models as ours and back; outputs are equal before and after.
+"""transformers' Data2VecAudio, Data2VecText, Data2VecVision and ViT models as ours and back.
 
-What one side's config cannot say and no weight needs (inits, some rates of dropout, masks of training) travels in the other's as `origin`, which
-nothing reads but the way back.
+Outputs are equal before and after. What one side's config cannot say and no weight needs (inits, some rates of dropout,
+masks of training) travels in the other's as `origin`, which nothing reads but the way back.
 """
 
 import logging
@@ -46,10 +46,13 @@ OF_A_FILE = {
 
 
 def from_transformers(source: str | Path | PreTrainedModel, reference_quirks: bool = False) -> PreTrainedModel:
-    """The D2vModel or task model of a stock model, or of the folder or Hub name of one; a head without a counterpart is left out.
+    """The D2vModel or task model of a stock model, or of the folder or Hub name of one.
 
-    `reference_quirks`: speech in padded batches as transformers computes it, where position layers read padded frames; a clip alone is the same.
-    ValueError: no such folder or name, another architecture or setting, or the first weight that is missing, left over or of another shape.
+    A head without a counterpart is left out.
+
+    `reference_quirks`: speech in padded batches as transformers computes it, where position layers read padded frames;
+    a clip alone is the same. ValueError: no such folder or name, another architecture or setting, or the first weight
+    that is missing, left over or of another shape.
     """
     theirs = source if isinstance(source, PreTrainedModel) else _load(source)
     kind = _kind(theirs.config, theirs.name_or_path)

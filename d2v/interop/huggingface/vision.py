@@ -39,7 +39,8 @@ def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
     shared_bias, own_bias = config.use_shared_relative_position_bias, config.use_relative_position_bias
     if shared_bias and own_bias:
         raise ValueError(
-            "use_shared_relative_position_bias and use_relative_position_bias are both True; d2v has one bias for all blocks or one each"
+            "use_shared_relative_position_bias and use_relative_position_bias are both True; "
+            "d2v has one bias for all blocks or one each"
         )
     return {
         "frontend.relative_bias": shared_bias or own_bias,

@@ -130,7 +130,10 @@ def with_positions(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, 
 
 
 def _sincos(grid: int, dim: int) -> Tensor:
-    """data2vec 2.0's, with zero for the class token, (1 + T, D); an empty tensor where the width does not allow them."""
+    """data2vec 2.0's, with zero for the class token, (1 + T, D).
+
+    An empty tensor where the width does not allow them.
+    """
     if dim % 4:
         return torch.empty(0)
     positions = plugins.load("d2v.modalities", MODALITY).frontend.sincos(grid, grid, dim, torch.device("cpu"))

@@ -1,4 +1,6 @@
-"""Contrastive losses as pure functions of cosines and of where each row's positive is; sums in float32 under any precision.
+"""Contrastive losses as pure functions of cosines and of where each row's positive is.
+
+Sums in float32 under any precision.
 
 B samples of this process, N of all, M candidates of a row, n samples of the data, P width of the embeddings.
 """
@@ -52,10 +54,10 @@ class _GradientNow(torch.autograd.Function):
 
 
 def with_gradient_now(loss: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
-    """`loss(x)`, a scalar and what else it returns, whose gradient by x is taken now: what it reads may change before backward.
+    """`loss(x)`, a scalar and what else it returns, with the gradient by x taken now: what it reads may then change.
 
-    A queue or a bank changes in place before the backward pass, which would otherwise need a copy of it in each step. The
-    copy can last longer than the products with it.
+    A queue or a bank changes in place before the backward pass, which would otherwise need a copy of it in each step.
+    The copy can last longer than the products with it.
     """
     return _GradientNow.apply(x, loss) if torch.is_grad_enabled() else loss(x)
 
@@ -73,7 +75,8 @@ def against_queue(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tensor, Te
 def within_batch(first: Tensor, second: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines (2B, 2N) of both views of the samples `rows` (B,) with both views, (N, P) each, of all samples.
 
-    And where the positives are, (2B,). A view's cosine with itself is -inf: it is no candidate (SimCLR, arXiv 2002.05709, equation 1).
+    And where the positives are, (2B,). A view's cosine with itself is -inf: it is no candidate (SimCLR, arXiv
+    2002.05709, equation 1).
     """
     in_first, in_second = rows, rows + len(first)
     itself = torch.cat([in_first, in_second])  # (2B,)
@@ -91,15 +94,17 @@ def info_nce(similarity: Tensor, labels: Tensor, temperature: float) -> Tensor:
 
 
 def nt_xent(x: Tensor, y: Tensor, temperature: float) -> Tensor:
-    """SimCLR's loss of two (N, D) -> (): the mean over 2N rows, each of which must find its partner among all others."""
+    """SimCLR's loss of two (N, D) -> (): the mean over 2N rows, each of which must find its partner among all."""
     first, second = unit(x), unit(y)
     return info_nce(*within_batch(first, second, torch.arange(len(x), device=x.device)), temperature) / (2 * len(x))
 
 
 def nce(log_probs: Tensor, num_samples: int) -> Tensor:
-    """Sum over rows of noise-contrastive estimation's loss: log P of the positive, first, and of m noise samples, (B, 1 + m) -> ().
+    """Sum over rows of noise-contrastive estimation's loss: log P of the positive, first, and of m noise samples,
+    (B, 1 + m) -> ().
 
-    -log P0 / (P0 + m/n + e) - sum_j log (m/n) / (Pj + m/n + e), e = 1e-7: InstDisc (arXiv 1805.01978) equations 5 to 7, and its code's e.
+    -log P0 / (P0 + m/n + e) - sum_j log (m/n) / (Pj + m/n + e), e = 1e-7: InstDisc (arXiv 1805.01978) equations 5 to 7,
+    and its code's e.
     """
     noise = (log_probs.shape[1] - 1) / num_samples
     both = math.log(noise + 1e-7)

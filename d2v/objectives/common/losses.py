@@ -12,40 +12,43 @@ from torch import Tensor
 SCALES = {"sqrt": lambda dim: 1 / math.sqrt(dim), "mean": lambda dim: 1 / dim, "sum": lambda dim: 1.0}
 
 
-def regression(prediction: Tensor, target: Tensor, beta: float, scale: str) -> Tensor:
-    """Sum over predictions (n, D) of smooth L1 with `beta` (0: the squared error), scaled over channels as `scale` says (a key of SCALES).
+def regression_loss(prediction: Tensor, target: Tensor, beta: float, scale: str) -> Tensor:
+    """Sum over predictions (n, D) of smooth L1 with `beta` (0: the squared error), scaled over channels as `scale` says
+    (a key of SCALES).
 
-    data2vec 1.0 (arXiv 2202.03555) equation 3; speech divides the sum over channels by sqrt(D), text by nothing, images by D.
+    data2vec 1.0 (arXiv 2202.03555) equation 3; speech divides the sum over channels by sqrt(D), text by nothing, images
+    by D.
     """
     prediction, target = prediction.float(), target.float()
-    squared = beta == 0
-    error = (
-        F.mse_loss(prediction, target, reduction="sum")
-        if squared
-        else F.smooth_l1_loss(prediction, target, reduction="sum", beta=beta)
-    )
+    if beta == 0:
+        error = F.mse_loss(prediction, target, reduction="sum")
+    else:
+        error = F.smooth_l1_loss(prediction, target, reduction="sum", beta=beta)
     return error * SCALES[scale](prediction.shape[-1])
 
 
 def supervised(logits: Tensor, labels: Tensor, problem_type: str) -> tuple[Tensor, Tensor]:
-    """The summed loss of logits (B, C) and its count, such that their ratio is transformers' loss for the `problem_type`.
+    """The summed loss of logits (B, C) and its count, such that their ratio is transformers' loss for the
+    `problem_type`.
 
-    Cross entropy with classes (B,) or shares (B, C); squared error of numbers (B,) or (B, C); binary cross entropy of (B, C).
+    Cross entropy with classes (B,) or shares (B, C); squared error of numbers (B,) or (B, C); binary cross entropy of
+    (B, C).
     """
     logits = logits.float()
     if problem_type == "single_label_classification":
         count = torch.tensor(len(logits), device=logits.device)
         return F.cross_entropy(logits, labels, reduction="sum"), count
     loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
-    return loss(logits, labels.float().view_as(logits), reduction="sum"), torch.tensor(
-        logits.numel(), device=logits.device
-    )
+    count = torch.tensor(logits.numel(), device=logits.device)
+    return loss(logits, labels.float().view_as(logits), reduction="sum"), count
 
 
 def ctc(logits: Tensor, num_tokens: Tensor, labels: Tensor, blank: int) -> tuple[Tensor, Tensor]:
-    """Summed negative log likelihood of label sequences (B, L), filled up with -100, under logits (B, T, C), and the number of sequences.
+    """Summed negative log likelihood of label sequences (B, L), filled up with -100, under logits (B, T, C), and the
+    number of sequences.
 
-    Graves et al., "Connectionist temporal classification", ICML 2006. A sequence that its `num_tokens` (B,) cannot spell counts as 0.
+    Graves et al., "Connectionist temporal classification", ICML 2006. A sequence that its `num_tokens` (B,) cannot
+    spell counts as 0.
     """
     log_probs = logits.float().log_softmax(dim=-1).transpose(0, 1)  # (T, B, C)
     real = labels >= 0

@@ -1,4 +1,4 @@
-"""Joint embedding: methods that compare one vector per view, after the encoder and a projection head.
+"""Methods that compare several views of a sample, one vector each, after the encoder and a projection head.
 
 V views, B samples of this process, D width.
 """
@@ -19,16 +19,19 @@ from d2v.types import Features, Mask, View
 
 
 class MultiView(Objective):
-    """An Objective that reads at least `Config.num_views` whole views, and whose statistics are those of the global batch."""
+    """An Objective that reads at least `Config.num_views` whole views, and whose statistics are those of the global
+    batch."""
 
-    exact_views: ClassVar[bool] = (
-        False  # true: more views than Config.num_views, which nothing would read, are an error
-    )
+    # true: more views than Config.num_views, which nothing would read, are an error
+    exact_views: ClassVar[bool] = False
 
     def __init__(
         self, encoder: D2vModel, *, teacher: bool = True, groups: int = 1, hides: bool = False, **averaged: nn.Module
     ):
-        """`groups`: of the batch norms (see d2v/models/batch_norm.py). `hides` false: no token is ever hidden, and mask tokens are not trained."""
+        """`groups`: of the batch norms (see d2v/models/batch_norm.py).
+
+        `hides` false: no token is ever hidden, and mask tokens are not trained.
+        """
         if not hides:
             for frontend in encoder.frontends.values():
                 for name, parameter in frontend.named_parameters():
@@ -42,15 +45,18 @@ class MultiView(Objective):
         config = self.config
         if self.exact_views and len(views) > config.num_views:
             raise ValueError(
-                f"{config.name} compares {config.num_views} views of a sample; data.views and data.local_views make {len(views)}"
+                f"{config.name} compares {config.num_views} views of a sample; "
+                f"data.views and data.local_views make {len(views)}"
             )
         if len(views) < config.num_views:
             raise ValueError(
-                f"{config.name} compares {config.num_views} views of a sample; data.views makes {len(views)}: name as many there"
+                f"{config.name} compares {config.num_views} views of a sample; data.views makes {len(views)}: "
+                "name as many there"
             )
 
     def check_batch(self, batch_size: int, parts: int) -> None:
-        """ValueError: batches that processes or groups do not share evenly, are too small, or are cut into micro-batches."""
+        """ValueError: batches that processes or groups do not share evenly, are too small, or are cut into
+        micro-batches."""
         name, world = self.config.name, world_size()
         if parts > world:
             raise ValueError(
@@ -75,7 +81,7 @@ def summary(encoder: nn.Module, view: View, mask: Mask | None = None) -> Tensor:
 
 
 def pooled(features: Features, padding: Tensor | None) -> Tensor:
-    """The same of features that are there, with padding (B, T)."""
+    """One vector per sample, (B, D), of what the encoder returned, with padding (B, T)."""
     return mean_of_tokens(features.x, padding) if features.extra is None else features.extra[:, 0]
 
 
@@ -98,18 +104,30 @@ def joined(views: list[View]) -> View:
     first = views[0]
     if len(views) == 1:
         return first
-    inputs = {name: torch.cat([view.inputs[name] for view in views]) for name in first.inputs}
-    padding = None if first.padding is None else torch.cat([view.padding for view in views if view.padding is not None])
-    masks = [view.mask for view in views if view.mask is not None]
-    mask = (
-        Mask(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*masks, strict=True))) if masks else None
-    )
+    inputs = {}
+    for name in first.inputs:
+        inputs[name] = torch.cat([view.inputs[name] for view in views])
+    padding = _concatenated([view.padding for view in views])
+    mask = None
+    if first.mask is not None:
+        masks = [view.mask for view in views if view.mask is not None]
+        hidden = torch.cat([one.hidden for one in masks])
+        mask = Mask(hidden, _concatenated([one.keep for one in masks]), _concatenated([one.channels for one in masks]))
     return View(first.modality, inputs, padding, mask)
+
+
+def _concatenated(parts: list[Tensor | None]) -> Tensor | None:
+    """All of them along the samples; None where the first is None, as then all are."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if parts[0] is not None else None
 
 
 def each(views: list[View], function: Callable[[View], Tensor]) -> list[Tensor]:
     """`function` of every view, (B, ...) each, one call per shape."""
-    return [rows for view in by_shape(views) for rows in function(view).split(num_samples(views[0]))]
+    size, results = num_samples(views[0]), []
+    for view in by_shape(views):
+        results += function(view).split(size)
+    return results
 
 
 def num_samples(view: View) -> int:
@@ -117,14 +135,11 @@ def num_samples(view: View) -> int:
     return len(next(iter(view.inputs.values())))
 
 
-def seeded(step: int, device: torch.device) -> torch.Generator:
+def generator_of_step(step: int, device: torch.device) -> torch.Generator:
     """A source of what all processes must draw alike in a step, whatever was drawn before."""
     return torch.Generator(device).manual_seed(step)
 
 
 def _shapes(view: View) -> tuple:
-    return (
-        view.padding is None,
-        view.mask is None,
-        *((name, value.shape) for name, value in sorted(view.inputs.items())),
-    )
+    shapes = [(name, value.shape) for name, value in sorted(view.inputs.items())]
+    return view.padding is None, view.mask is None, shapes

@@ -34,7 +34,8 @@ class Objective(nn.Module):
         return any(within(name, prefix) for prefix in self.copied)
 
     def train(self, mode: bool = True) -> "Objective":
-        """The teacher stays in evaluation mode, but for its batch norms: as published, they normalise by the batch, like the student's."""
+        """The teacher stays in evaluation mode, but for its batch norms: as published, they normalise by the batch,
+        like the student's."""
         super().train(mode)
         self.teacher.eval()
         for module in self.teacher.modules():
@@ -52,7 +53,8 @@ class Objective(nn.Module):
         """ValueError: batches of this form cannot be trained on; asked once, before a run begins."""
 
     def check_batch(self, batch_size: int, parts: int) -> None:
-        """ValueError: the method cannot be trained on global batches of this size, cut into so many parts (processes times micro-batches)."""
+        """ValueError: the method cannot be trained on global batches of this size, cut into so many parts (processes
+        times micro-batches)."""
 
     def begin_step(self, step: int, steps: int) -> None:
         """What a method changes before optimizer step `step` (0 is the first) of `steps`."""
@@ -65,32 +67,35 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def ema_decay(self, step: int, steps: int) -> float:
-        """Decay of the teacher after optimizer step `step` (1 is the first) of `steps`; 1: it stands still, or there is none."""
+        """Decay of the teacher after optimizer step `step` (1 is the first) of `steps`.
+
+        1: it stands still, or there is none.
+        """
         return 1.0
 
     @torch.no_grad()
     def update_teacher(self, decay: float) -> None:
-        """teacher <- decay * teacher + (1 - decay) * student, in the parameters' float32; shared parts and all buffers are copied.
+        """teacher <- decay * teacher + (1 - decay) * student, in the parameters' float32.
 
-        Not the statistics of batch norms: the teacher's are its own.
+        Shared parts and all buffers are copied. Not the statistics of batch norms: the teacher's are its own.
         """
-        averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
-        shared: tuple[list[Tensor], list[Tensor]] = ([], [])
+        averaged: tuple[list[Tensor], list[Tensor]] = ([], [])  # the teacher's, the student's
+        copied: tuple[list[Tensor], list[Tensor]] = ([], [])
         student = dict(self.student.named_parameters())
         for name, parameter in self.teacher.named_parameters():
-            pair = shared if self.is_copied(name) else averaged
+            pair = copied if self.is_copied(name) else averaged
             pair[0].append(parameter)
             pair[1].append(student[name])
-        own = tuple(f"{name}." for name, module in self.teacher.named_modules() if isinstance(module, _BatchNorm))
+        norms = tuple(f"{name}." for name, module in self.teacher.named_modules() if isinstance(module, _BatchNorm))
         buffers = dict(self.student.named_buffers())
         for name, buffer in self.teacher.named_buffers():
-            if not name.startswith(own):
-                shared[0].append(buffer)
-                shared[1].append(buffers[name])
+            if not name.startswith(norms):
+                copied[0].append(buffer)
+                copied[1].append(buffers[name])
         if averaged[0]:
             torch._foreach_lerp_(averaged[0], averaged[1], 1 - decay)
-        if shared[0]:
-            torch._foreach_copy_(shared[0], shared[1])
+        if copied[0]:
+            torch._foreach_copy_(copied[0], copied[1])
 
 
 def within(name: str, prefix: str) -> bool:
@@ -99,7 +104,10 @@ def within(name: str, prefix: str) -> bool:
 
 
 def freeze(prefixes: Iterable[str], module: nn.Module) -> None:
-    """Parameters whose names begin with one of `prefixes` are never trained. ValueError: a prefix that no parameter's name begins with."""
+    """Parameters whose names begin with one of `prefixes` are never trained.
+
+    ValueError: a prefix that no parameter's name begins with.
+    """
     check_prefixes(prefixes, module)
     for name, parameter in module.named_parameters():
         if any(within(name, prefix) for prefix in prefixes):

@@ -1,4 +1,5 @@
-"""Methods whose outputs are shares of K prototypes: the head of DINO, its sharpened targets, SwAV's assignment, and the loss between views.
+"""Methods whose outputs are shares of K prototypes: the head of DINO, its sharpened targets, SwAV's assignment, and the
+loss between views.
 
 B samples and n rows of this process, V views, D width of the encoder, P of the bottleneck, K prototypes.
 """
@@ -13,7 +14,8 @@ from d2v.training.distributed import all_mean, all_sum
 
 
 class PrototypeHead(nn.Module):
-    """DINO's head (arXiv 2104.14294, appendix C): an MLP with GELU to unit vectors of width P, and their products with K directions."""
+    """DINO's head (arXiv 2104.14294, appendix C): an MLP with GELU to unit vectors of width P, and their products with
+    K directions."""
 
     def __init__(
         self,
@@ -26,7 +28,9 @@ class PrototypeHead(nn.Module):
         norm: bool = False,
         num_outputs: int = 1,
     ):
-        """`frozen_gain`: prototypes stay unit vectors, else each has a norm of its own, 1 at first. `num_outputs`: sets of prototypes.
+        """`frozen_gain`: prototypes stay unit vectors, else each has a norm of its own, 1 at first.
+
+        `num_outputs`: sets of prototypes.
 
         `norm`: batch norms in the MLP, which then takes rows (n, D).
         """
@@ -56,10 +60,11 @@ def sharpened(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn(cosines: Tensor, epsilon: float, iterations: int = 3) -> Tensor:
-    """Soft assignments (n, K), rows of sum 1, that use all prototypes nearly alike over the rows of all ranks (SwAV, arXiv 2006.09882, 3.1).
+    """Soft assignments (n, K), rows of sum 1, that use all prototypes nearly alike over the rows of all ranks (SwAV,
+    arXiv 2006.09882, 3.1).
 
-    `cosines` (n, K) are at most 1: less 1, no epsilon makes them overflow. The published code also divides by the total, and each sum by K or
-    by the number of rows, all of which cancels.
+    `cosines` (n, K) are at most 1: less 1, no epsilon makes them overflow. The published code also divides by the
+    total, and each sum by K or by the number of rows, all of which cancels.
     """
     shares = ((cosines.float() - 1) / epsilon).exp()
     for _ in range(iterations):
@@ -76,26 +81,31 @@ def cross_entropy(targets: Tensor, logits: Tensor, temperature: float) -> Tensor
 def across_views(targets: list[Tensor], logits: list[Tensor], temperature: float) -> Tensor:
     """Sum over samples of the mean cross entropy over pairs of a target and another view's logits, (B, K) each -> ().
 
-    Targets are those of the first views. With two of them and V views there are 2 (V - 1) pairs: 18 with eight local views. DINO (equation 3)
-    and SwAV (over all crops, section 3.2) are the same here.
+    Targets are those of the first views. With two of them and V views there are 2 (V - 1) pairs: 18 with eight local
+    views. DINO (equation 3) and SwAV (over all crops, section 3.2) are the same here.
     """
     log_shares = [(rows.float() / temperature).log_softmax(dim=1) for rows in logits]
-    terms = [-(target * rows).sum() for i, target in enumerate(targets) for v, rows in enumerate(log_shares) if v != i]
+    terms = []
+    for number, target in enumerate(targets):
+        others = [rows for v, rows in enumerate(log_shares) if v != number]
+        terms += [-(target * rows).sum() for rows in others]
     return torch.stack(terms).sum() / len(terms)
 
 
 @torch.no_grad()
 def usage(targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
-    """How the targets (n, K) of all ranks use the prototypes, and what of their mean cross entropy `loss` () can be learned.
+    """How the targets (n, K) of all ranks use the prototypes, and what of their mean cross entropy `loss` () can be
+    learned.
 
-    `target_entropy`: mean over rows; 0 if one-hot, ln K if uniform. `divergence`: the rest of the loss, KL(target || prediction).
-    `mean_target_entropy`: of the mean row, ln K if all are used alike; `prototype_perplexity`: its exp. `prototypes_used`: first choices of some row.
+    `target_entropy`: mean over rows; 0 if one-hot, ln K if uniform. `divergence`: the rest of the loss, KL(target ||
+    prediction).
+    `mean_target_entropy`: of the mean row, ln K if all are used alike; `prototype_perplexity`: its exp.
+    `prototypes_used`: first choices of some row.
     """
     entropy = torch.special.entr(targets).sum(dim=1).mean()
     mean_entropy = torch.special.entr(all_mean(targets.mean(dim=0))).sum()
-    chosen = all_sum(
-        torch.zeros_like(targets[0]).scatter_(0, targets.argmax(dim=1), 1.0)
-    )  # (K,); bincount would wait for the device
+    # bincount would wait for the device
+    chosen = all_sum(torch.zeros_like(targets[0]).scatter_(0, targets.argmax(dim=1), 1.0))  # (K,)
     return {
         "target_entropy": entropy,
         "divergence": loss.detach() - entropy,

@@ -1,4 +1,5 @@
-"""What a method remembers from step to step: persistent buffers, changed in place after the loss, equal on all processes.
+"""What a method remembers from step to step: persistent buffers, changed in place after the loss, equal on all
+processes.
 
 N rows of the global batch, n of a process, K rows of a queue or prototypes, P width of the embeddings.
 """
@@ -11,7 +12,10 @@ from d2v.training.distributed import all_mean
 
 
 class Queue(nn.Module):
-    """The last K keys (MoCo, arXiv 1911.05722): unit rows (K, P), at first random ones; the oldest are replaced first."""
+    """The last K keys (MoCo, arXiv 1911.05722): unit rows (K, P), at first random ones.
+
+    The oldest are replaced first.
+    """
 
     rows: Tensor
     position: Tensor  # () of the oldest row, where the next goes
@@ -23,14 +27,18 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Replaces the oldest rows by `keys` (N, P) of the global batch, N at most K; a key that is not finite leaves its place as it was."""
+        """Replaces the oldest rows by `keys` (N, P) of the global batch, N at most K.
+
+        A key that is not finite leaves its place as it was.
+        """
         places = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.rows)  # (N,)
         _write_finite(self.rows, places, keys)
         self.position.copy_((self.position + len(keys)) % len(self.rows))
 
 
 class MemoryBank(nn.Module):
-    """A moving average of each sample's embedding (InstDisc, arXiv 1805.01978): rows (samples, P), unit once they were seen."""
+    """A moving average of each sample's embedding (InstDisc, arXiv 1805.01978): rows (samples, P), unit once they were
+    seen."""
 
     rows: Tensor
 
@@ -42,7 +50,10 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def update(self, indices: Tensor, embeddings: Tensor) -> None:
-        """Moves the rows of samples `indices` (N,), each there once, towards their `embeddings` (N, P); not towards what is not finite."""
+        """Moves the rows of samples `indices` (N,), each there once, towards their `embeddings` (N, P).
+
+        Not towards what is not finite.
+        """
         moved = F.normalize(self.rows[indices].lerp(embeddings, 1 - self.momentum), dim=1)
         _write_finite(self.rows, indices, moved)
 
@@ -59,7 +70,10 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def update(self, rows: Tensor) -> None:
-        """Moves towards the mean over the rows (n, K) of all ranks, which have as many each; a mean that is not finite changes nothing."""
+        """Moves towards the mean over the rows (n, K) of all ranks, which have as many each.
+
+        A mean that is not finite changes nothing.
+        """
         mean = all_mean(rows.float().mean(dim=0))
         self.value.lerp_(torch.where(mean.isfinite().all(), mean, self.value), 1 - self.momentum)
 
