@@ -139,7 +139,7 @@ class IBOT(MultiView):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of hidden tokens (B, T) (equation 1), and what is shown of it.
 
-        `outputs` (B, T, K) of each global view are the teacher's; `logits` (n, K) the student's, of hidden tokens alone.
+        `outputs` (B, T, K) of each global view are the teacher's, `logits` (n, K) of hidden tokens the student's.
         """
         losses, entropies = [], []  # (n,) each
         for teacher_rows, student_rows, where in zip(outputs, logits, hidden, strict=True):
