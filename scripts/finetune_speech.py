@@ -4,7 +4,8 @@ On the letters of transcripts by CTC where data.transcript names their column, e
 """
 
 from d2v.config.cli import run_cli
-from d2v.finetuning.run import finetune, load, read_values
+from d2v.finetuning.config import load, read_values
+from d2v.finetuning.run import finetune
 from d2v.modalities.speech import MODALITY, labelled, transcribed
 from d2v.models.task_models import D2vForCTC, D2vForSequenceClassification
 

@@ -6,6 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from d2v.config.schema import RunConfig, TrainConfig
+from d2v.evaluation.config import EmbedConfig, EvaluateConfig
+from d2v.finetuning.config import TuneConfig
 from d2v.settings import Allowed, check_fields, section, setting, undocumented
 
 
@@ -47,8 +49,9 @@ def test_defaults_are_copied_and_omegaconf_reads_the_schema():
     assert OmegaConf.to_object(merged) == Outer(inner=Inner(4))
 
 
-def test_every_setting_has_a_sentence():
-    assert undocumented(Outer) == undocumented(TrainConfig) == undocumented(RunConfig) == []
+@pytest.mark.parametrize("kind", [Outer, TrainConfig, RunConfig, EvaluateConfig, EmbedConfig, TuneConfig])
+def test_every_setting_has_a_sentence(kind):
+    assert undocumented(kind) == []
 
 
 def test_no_bounds_still_means_a_finite_number():

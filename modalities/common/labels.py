@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d2v.finetuning.run import Labelled
+from d2v.finetuning.labelled import Labelled, Split
 from d2v.finetuning.scores import classification, regression
-from d2v.finetuning.validation import Split
 
 REGRESSION, CLASSES = "regression", "single_label_classification"
 

@@ -16,7 +16,8 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from d2v.finetuning.run import FinetuneConfig, Labelled
+from d2v.finetuning.config import FinetuneConfig
+from d2v.finetuning.labelled import Labelled
 from d2v.modalities.common import labels, masking, sampling
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from d2v.finetuning.run import FinetuneConfig, Labelled
+from d2v.finetuning.config import FinetuneConfig
+from d2v.finetuning.labelled import Labelled
 from d2v.modalities.common import labels
 from d2v.modalities.speech.data import Samples, save_preprocessor
 from d2v.modalities.speech.tuning import Batches, LabelledConfig, check_start

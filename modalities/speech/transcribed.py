@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from transformers import Wav2Vec2Processor
 
-from d2v.finetuning.run import FinetuneConfig, Labelled
+from d2v.finetuning.config import FinetuneConfig
+from d2v.finetuning.labelled import Labelled, Split
 from d2v.finetuning.scores import transcription
-from d2v.finetuning.validation import Split
 from d2v.modalities.common import labels
 from d2v.modalities.speech import beam
 from d2v.modalities.speech.data import Samples, feature_extractor

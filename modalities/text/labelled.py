@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from d2v.finetuning.run import FinetuneConfig, Labelled
+from d2v.finetuning.config import FinetuneConfig
+from d2v.finetuning.labelled import Labelled
 from d2v.modalities.common import labels, sources
 from d2v.modalities.common.sampling import Sampler, share
 from d2v.modalities.text import corpus as corpora
