@@ -24,7 +24,8 @@ from step_time import our_encoder
 from torch import Tensor
 from work import MAIN_INPUT, MODALITIES, Size
 
-from d2v.evaluation.embedding import EmbedConfig, embed
+from d2v.evaluation.config import EmbedConfig
+from d2v.evaluation.embedding import embed
 from d2v.interop.huggingface import to_transformers
 from d2v.models.heads import mean_of_tokens
 

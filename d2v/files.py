@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the record of what d2v wrote: nothing else is ever removed or replaced.
+"""Files that are written whole or not at all, and the record of what d2v wrote: nothing else is removed or replaced.
 
 A folder that d2v fills holds `.d2v`, the names of the files that d2v wrote in it. Temporary names end in `.d2v-tmp`.
 """
@@ -17,7 +17,7 @@ UNRECORDED = f"d2v has no record of having written it ({RECORD} beside it): move
 def written(path: Path) -> Iterator[Path]:
     """A place to write to that becomes `path` at the end; after an error `path` is as it was. Makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = path.with_name(f".{path.name}.d2v-tmp")
     try:
         yield temporary
         temporary.replace(path)
@@ -27,56 +27,87 @@ def written(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """A folder to be filled that then takes the place of `folder`, whole or not at all; files there that d2v did not write move into it.
+    """A folder to be filled that then takes the place of `folder`, whole or not at all.
 
-    ValueError: `folder` holds something, and no record.
+    Files in `folder` that d2v did not write move into the new one. ValueError: it holds something, and no record.
     """
     check_folder(folder)
-    draft, old = _temporary(folder), folder.with_name(f".{folder.name}.old.d2v-tmp")
-    if old.exists() and not folder.exists():  # a kill between the two renames below
-        old.rename(folder)
-    for leftover in (draft, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    draft, old = folder.with_name(f".{folder.name}.d2v-tmp"), folder.with_name(f".{folder.name}.old.d2v-tmp")
+    _finish_replacing(folder, old)
+    shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed: nobody but d2v writes there
     draft.mkdir(parents=True)
     try:
         yield draft
         record(draft, files_in(draft))
         if folder.exists():
-            _keep_foreign(folder, draft)
             folder.rename(old)
         draft.rename(folder)
     except BaseException:
-        if old.exists():
+        if old.exists() and not folder.exists():
             old.rename(folder)
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    _finish_replacing(folder, old)
+
+
+def _finish_replacing(folder: Path, old: Path) -> None:
+    """`old` was replaced by `folder`: what d2v did not write moves there; `old` itself, if a kill left no `folder`.
+
+    A name that both have gets `.kept`.
+    """
+    if not old.exists():
+        return
+    if not folder.exists():
+        old.rename(folder)
+        return
+    for name in sorted(files_in(old) - recorded(old)):
+        target = unused(folder / name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (old / name).rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def files_in(folder: Path) -> set[str]:
-    """Paths of all files below a folder, relative to it, but for its record."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()} - {RECORD}
+    """Paths of all files and links below a folder, relative to it, but for its record."""
+    names = set()
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not path.is_dir():
+            names.add(path.relative_to(folder).as_posix())
+    return names - {RECORD}
 
 
 def recorded(folder: Path) -> set[str]:
     """The files that d2v wrote in a folder, as paths relative to it; none if its record is missing or cannot be read."""
     try:
-        names = json.loads((folder / RECORD).read_text())["files"]
+        return lying_in(folder, json.loads((folder / RECORD).read_text())["files"])
     except (OSError, ValueError, TypeError, KeyError):
         return set()
-    return {
-        name for name in names if isinstance(name, str) and not name.startswith("/") and ".." not in Path(name).parts
-    }
+
+
+def lying_in(folder: Path, names: Iterable[object]) -> set[str]:
+    """Those of some names, read from a file, that are paths below a folder and lead out of it by no link."""
+    inside = set()
+    for name in names:
+        if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            continue
+        if not any((folder / parent).is_symlink() for parent in _parents(name)):
+            inside.add(name)
+    return inside
+
+
+def _parents(name: str) -> list[Path]:
+    """The folders that a relative path goes through, deepest first."""
+    return list(Path(name).parents)[:-1]  # the last is "."
 
 
 def record(folder: Path, names: Iterable[str]) -> None:
     """Adds files, as paths relative to a folder, to the list of what d2v wrote there."""
-    known = recorded(folder)
-    if not (folder / RECORD).is_file() or not known.issuperset(names):
-        with written(folder / RECORD) as temporary:
-            temporary.write_text(
-                json.dumps({"written by d2v": True, "files": sorted(known.union(names))}, indent=1) + "\n"
-            )
+    known, added = recorded(folder), set(names)
+    if (folder / RECORD).is_file() and added <= known:
+        return
+    with written(folder / RECORD) as temporary:
+        content = {"written by d2v": True, "files": sorted(known | added)}
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def check_folder(folder: Path) -> None:
@@ -101,11 +132,13 @@ def check_new(path: Path, overwrite: bool) -> None:
 
 
 def remove(folder: Path, names: Iterable[str]) -> None:
-    """Removes files, as paths relative to a folder, then the folders, itself included, that are empty without them."""
+    """Removes files, as paths relative to a folder, then their folders and itself where those are empty without them."""
+    names = list(names)
     for name in names:
-        (folder / name).unlink(missing_ok=True)
-    if folder.is_dir():
-        remove_empty_folders(folder)
+        path = folder / name
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+    remove_empty_folders(folder, names)
 
 
 def remove_folder(folder: Path) -> None:
@@ -114,24 +147,18 @@ def remove_folder(folder: Path) -> None:
         remove(folder, [*recorded(folder), RECORD])
 
 
-def remove_empty_folders(folder: Path) -> None:
-    """Removes the empty folders below a folder, and itself if it is empty."""
-    inner = [path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()]
+def remove_empty_folders(folder: Path, names: Iterable[str]) -> None:
+    """Removes a folder, and those in it that files of some names were in, where they are empty."""
+    inner = set()
+    for name in names:
+        inner.update(folder / parent for parent in _parents(name))
     for path in [*sorted(inner, reverse=True), folder]:
-        if not any(path.iterdir()):
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
             path.rmdir()
 
 
-def _keep_foreign(folder: Path, draft: Path) -> None:
-    """Moves what d2v did not write from a folder to the one that takes its place; a name that both have gets `.kept` there."""
-    own = recorded(folder)
-    for name in sorted(files_in(folder) - own):
-        target = draft / name
-        if target.exists():
-            target = target.with_name(f"{target.name}.kept")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).rename(target)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.d2v-tmp")
+def unused(path: Path) -> Path:
+    """`path` if nothing is there, else with as many `.kept` behind it as it takes."""
+    while path.exists() or path.is_symlink():
+        path = path.with_name(f"{path.name}.kept")
+    return path

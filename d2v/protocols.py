@@ -136,6 +136,9 @@ class Batches(Protocol):
         ...
 
 
+Score = Callable[[list[np.ndarray], Sequence[Any]], dict[str, float]]  # scores by name, of logits and labels
+
+
 class ScoredSplit(NamedTuple):
     """Labelled samples that are scored: one label for each of `indices` into `samples`."""
 
@@ -150,7 +153,7 @@ class Labelled(NamedTuple):
     batches: Batches  # views with labels
     splits: dict[str, ScoredSplit]  # those that are scored: "validation" chooses, "test" is only looked at in the end
     head: dict[str, Any]  # of the model's config: id2label, label2id, num_labels, problem_type
-    score: Callable[[list[np.ndarray], Sequence[Any]], dict[str, float]]  # of logits and labels
+    score: Score
     metric: str  # the score that chooses if train.metric does not say
     rows: Callable[[ScoredSplit, list[np.ndarray]], list[dict]]  # of the predictions file
     classes: list[str] | None  # of the confusion matrix

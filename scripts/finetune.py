@@ -7,7 +7,8 @@ speech does too, or the letters of transcripts by CTC where data.transcript name
 """
 
 from d2v.config.cli import run_cli
-from d2v.finetuning.run import finetune, load
+from d2v.finetuning.config import load
+from d2v.finetuning.run import finetune
 
 
 def main(argv: list[str]) -> dict[str, dict[str, float]]:

@@ -1,7 +1,8 @@
 """Fine-tunes an encoder of text: as scripts/finetune.py, and refuses a config of another modality."""
 
 from d2v.config.cli import run_cli
-from d2v.finetuning.run import finetune, load
+from d2v.finetuning.config import load
+from d2v.finetuning.run import finetune
 
 
 def main(argv: list[str]) -> dict[str, dict[str, float]]:

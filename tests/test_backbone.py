@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from d2v.config.loading import from_dict
+from d2v.evaluation.config import EvaluateConfig
 from d2v.evaluation.features import pooled_features
 from d2v.evaluation.report import Subject, make_reports
-from d2v.evaluation.scoring import EvaluateConfig, evaluate_encoder, label_splits
+from d2v.evaluation.scoring import evaluate_encoder
+from d2v.evaluation.splits import label_splits
 from d2v.interop.huggingface import to_transformers
 from d2v.interop.onnx import export_onnx
 from d2v.modalities import image

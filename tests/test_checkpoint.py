@@ -46,7 +46,7 @@ def folder(tmp_path):
 
 
 def names(folder):
-    return [path.name for path in checkpoint.found(folder)]
+    return [path.name for path in checkpoint.checkpoints_in(folder)]
 
 
 def test_nothing_to_restore(tmp_path, said):
@@ -106,7 +106,7 @@ def test_a_damaged_one_is_passed_over(damage, name, message, folder, said):
 
 
 def test_all_damaged_is_an_error_that_names_them(folder, said):
-    for path in checkpoint.found(folder):
+    for path in checkpoint.checkpoints_in(folder):
         cut(path / "model.safetensors")
     with pytest.raises(ValueError, match=r"damaged: 00000002, 00000003; choose another run.dir"):
         checkpoint.restore(Run().accelerator, folder, said.append)

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from d2v import plugins
-from d2v.evaluation.embedding import EmbedConfig, Part, by_room, embed
+from d2v.evaluation.config import EmbedConfig
+from d2v.evaluation.embedding import Part, by_room, embed
 from d2v.evaluation.feature_table import Shards
 from d2v.evaluation.load_encoder import open_encoder
 from d2v.modalities.common import windows

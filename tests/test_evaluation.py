@@ -12,18 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from d2v.evaluation.classifiers import Probe, knn, linear_probe, probe_other_groups, zscore
+from d2v.evaluation.config import EvaluateConfig
 from d2v.evaluation.features import pooled_features
-from d2v.evaluation.scoring import (
-    EvaluateConfig,
-    Row,
-    Split,
-    average,
-    evaluate_encoder,
-    evaluate_features,
-    evaluate_raw,
-    label_splits,
-    table,
-)
+from d2v.evaluation.scoring import evaluate_encoder, evaluate_features, evaluate_raw
+from d2v.evaluation.splits import EvaluationSplit, label_splits
+from d2v.evaluation.table import Row, average, markdown_table
 from d2v.types import Features, View
 
 
@@ -80,8 +73,8 @@ class TinySamples:
         return np.stack([self.clips[i].mean(axis=0) for i in indices])
 
 
-def split(samples: TinySamples) -> Split:
-    return Split(samples, np.arange(len(samples)), samples.labels, samples.speakers)
+def split(samples: TinySamples) -> EvaluationSplit:
+    return EvaluationSplit(samples, np.arange(len(samples)), samples.labels, samples.speakers)
 
 
 def test_pooled_features_are_the_loop_in_the_order_of_the_samples():
@@ -238,6 +231,10 @@ def test_settings_that_make_no_sense(settings):
         EvaluateConfig(**settings)
 
 
+def test_the_class_token_may_be_asked_for():
+    assert EvaluateConfig(layer="class").layer == "class"
+
+
 def test_rows_of_an_encoder_and_of_the_raw_input():
     config = EvaluateConfig(layer="all", k=[5, 20], group="speaker", probe_steps=50, batch_size=16)
     train, test = label_splits(TinySamples(120, seed=0), TinySamples(60, seed=1), config)
@@ -272,7 +269,7 @@ def test_neighbours_within_train_are_those_of_features_as_they_are():
     labels = np.arange(200) % 10
     angles = labels / 10
     x = (lengths * np.stack([np.cos(angles), np.sin(angles)])).T.astype(np.float32)
-    alone = Split(TinySamples(0, seed=0), np.arange(200), labels, None)
+    alone = EvaluationSplit(TinySamples(0, seed=0), np.arange(200), labels, None)
     scores = {
         zscore: evaluate_features(x, None, alone, None, EvaluateConfig(k=[5], probe=False, zscore=zscore))
         for zscore in (False, True)
@@ -298,7 +295,7 @@ def test_a_last_layer_that_repeats_the_last_block_is_shown_once():
 def test_average_and_table():
     rows = average("random init", [[Row("a", "last", 8, {"k-NN 20": 40.0})], [Row("b", "last", 8, {"k-NN 20": 44.0})]])
     assert rows == [Row("random init", "last", 8, {"k-NN 20": 42.0}, {"k-NN 20": pytest.approx(8**0.5)})]
-    lines = table([*rows, Row("mine", "last", 8, {"k-NN 20": 62.25, "linear": 70.0})]).splitlines()
+    lines = markdown_table([*rows, Row("mine", "last", 8, {"k-NN 20": 62.25, "linear": 70.0})]).splitlines()
     assert lines[0].split() == ["|", "features", "|", "layer", "|", "dim", "|", "k-NN", "20", "|", "linear", "|"]
     assert lines[2].split() == ["|", "random", "init", "|", "last", "|", "8", "|", "42.0", "±2.8", "|", "-", "|"]
     assert lines[3].split() == ["|", "mine", "|", "last", "|", "8", "|", "62.2", "|", "70.0", "|"]

@@ -16,8 +16,9 @@ from PIL import Image
 from tiny import ROOT
 from transformers import AutoModelForImageClassification, AutoTokenizer, pipeline
 
+from d2v.finetuning.config import load
+from d2v.finetuning.model import adopt, build_model
 from d2v.finetuning.objective import Supervised
-from d2v.finetuning.run import adopt, build_model, load
 from d2v.modalities.image import labelled
 from d2v.modalities.image.samples import demo as image_demo
 from d2v.modalities.text.corpus import demo as text_demo
@@ -49,7 +50,7 @@ def without_curves(request, monkeypatch):
     """Matplotlib takes seconds; one test looks at its pictures."""
     if "pictures" not in request.node.name:
         monkeypatch.setattr(Loop, "plot", lambda self: None)
-        monkeypatch.setattr("d2v.finetuning.run.plot_confusion", lambda *_: None)
+        monkeypatch.setattr("d2v.finetuning.outcome.plot_confusion", lambda *_: None)
 
 
 @functools.cache

@@ -12,8 +12,9 @@ import torch
 from tiny import ROOT
 from transformers import AutoModelForCTC, AutoProcessor, pipeline
 
+from d2v.finetuning.config import load
+from d2v.finetuning.model import build_model
 from d2v.finetuning.objective import Supervised
-from d2v.finetuning.run import build_model, load
 from d2v.finetuning.scores import transcription
 from d2v.modalities.speech import audio, labelled, save_preprocessor, synth, transcribed
 from d2v.models.configuration import D2vConfig

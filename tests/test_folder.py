@@ -1,12 +1,17 @@
 """A run's folder: nothing in it that d2v did not write is removed or replaced."""
 
+import os
 import random
 import re
+import shutil
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import tiny
 
 from d2v import files
+from d2v.training import checkpoint
 from d2v.training.run_folder import check_apart, new_run
 from scripts import pretrain
 
@@ -126,8 +131,9 @@ def test_whatever_is_in_a_folder_stays(tmp_path, seed):
                 (run / name).write_text("d2v's")
         with files.replaced(run / "export") as draft:
             (draft / "config.json").write_text("d2v's")
-    names = ["notes.txt", "metrics.jsonl", "config.yaml", "export/a.onnx", "export/config.json", "checkpoints/7/x", 
-             "checkpoints/00000001/manifest.json", "tokenizer/t.json", "data/photo.jpg", "checkpoints/.00000001.tmp/x", ".former/x"]  # fmt: skip
+    names = ["notes.txt", "metrics.jsonl", "config.yaml", "export/a.onnx", "export/config.json", "checkpoints/7/x",
+             "checkpoints/00000001/manifest.json", "tokenizer/t.json", "data/photo.jpg", "checkpoints/.00000001.tmp/x",
+             ".former/x"]  # fmt: skip
     for name in draw.sample(names, 5):
         if not (run / name).exists():
             (run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -151,3 +157,115 @@ def test_a_record_that_points_elsewhere_removes_nothing_there(tmp_path):
     (tmp_path / "run" / files.RECORD).write_text(f'{{"files": ["../precious.txt", "{tmp_path}/precious.txt", 3]}}')
     files.remove_folder(tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["precious.txt"]
+
+
+class Kill(BaseException):
+    """A process that ends: after so many changes on disk it makes none."""
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """`killed_after(n)`: a context in which the first n renames and removals happen, and no later one."""
+
+    @contextmanager
+    def dying(count: int):
+        left = [count]
+
+        def limited(change):
+            def once(*arguments, **options):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Kill
+                return change(*arguments, **options)
+
+            return once
+
+        with monkeypatch.context() as patch:
+            for name in ("rename", "replace", "unlink", "rmdir"):
+                patch.setattr(os, name, limited(getattr(os, name)))
+                patch.setattr(Path, name, limited(getattr(Path, name)))
+            patch.setattr(shutil, "rmtree", limited(shutil.rmtree))
+            with suppress(Kill):
+                yield
+
+    return dying
+
+
+def make_run(run: Path, content: str) -> None:
+    """What is left of a run, but for its name."""
+    for name in NAMES:
+        (run / name).write_text(content)
+    with files.replaced(run / "export") as draft:
+        (draft / "config.json").write_text(content)
+    place = run / "checkpoints" / "00000002"
+    place.mkdir(parents=True)
+    (place / "model.bin").write_text(content)
+    (place / "manifest.json").write_text('{"model.bin": [3, 7]}')
+
+
+OF_A_RUN = (*NAMES, "export/config.json", "checkpoints/00000002/model.bin")
+
+
+@pytest.mark.parametrize("count", range(40))
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_kill_at_any_time_costs_neither_the_former_run_nor_the_users_files(tmp_path, killed_after, count, fails):
+    run = tmp_path / "run"
+    with new_run(run, NAMES, overwrite=False):
+        pass
+    make_run(run, "old")
+    mine = {"notes.txt": "a", "export/model.onnx": "b", "checkpoints/00000002/why.txt": "c", "checkpoints/best/x": "d"}
+    for name, content in mine.items():
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(content)
+    with killed_after(count), suppress(KeyError), new_run(run, NAMES, overwrite=True):
+        if fails:
+            raise KeyError
+        (run / "config.yaml").write_text("new")
+    with new_run(run, NAMES, overwrite=False):
+        pass
+    left = snapshot(run)
+    assert {content.decode() for content in left.values()}.issuperset(mine.values())
+    if left["config.yaml"] == b"old":
+        assert {left.get(name) for name in OF_A_RUN} == {b"old"}
+    else:
+        assert not fails and not {content for name, content in left.items() if content == b"old"}
+
+
+@pytest.mark.parametrize("count", range(12))
+def test_a_kill_while_an_export_is_replaced_costs_no_file_of_the_users(tmp_path, killed_after, count):
+    export = tmp_path / "export"
+    with files.replaced(export) as draft:
+        (draft / "config.json").write_text("old")
+    for name in ("a.onnx", "model.txt", "model.txt.kept", "sub/b.onnx"):
+        (export / name).parent.mkdir(exist_ok=True)
+        (export / name).write_text(f"mine {name}")
+    with killed_after(count), files.replaced(export) as draft:
+        (draft / "model.txt").write_text("new")
+    with files.replaced(export) as draft:
+        (draft / "model.txt").write_text("newer")
+    left = {content.decode() for content in snapshot(export).values()}
+    assert left.issuperset({"mine a.onnx", "mine model.txt", "mine model.txt.kept", "mine sub/b.onnx", "newer"})
+
+
+def test_a_link_of_the_users_is_not_followed_and_stays(tmp_path):
+    elsewhere, export = tmp_path / "elsewhere", tmp_path / "export"
+    elsewhere.mkdir()
+    (elsewhere / "config.json").write_text("mine")
+    with files.replaced(export) as draft:
+        (draft / "student").mkdir()
+        (draft / "student" / "config.json").write_text("d2v's")
+    shutil.rmtree(export / "student")
+    (export / "student").symlink_to(elsewhere)
+    with files.replaced(export) as draft:
+        (draft / "config.json").write_text("new")
+    assert (export / "student").is_symlink() and (elsewhere / "config.json").read_text() == "mine"
+    files.record(export, ["student/config.json"])
+    files.remove_folder(export)
+    assert (export / "student").is_symlink() and (elsewhere / "config.json").read_text() == "mine"
+
+
+def test_a_manifest_that_points_elsewhere_removes_nothing_there(tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    (tmp_path / "00000001").mkdir()
+    (tmp_path / "00000001" / "manifest.json").write_text('{"../precious.txt": [4, 0], "a.bin": [1, 0]}')
+    assert checkpoint.files_of(tmp_path / "00000001") == ["a.bin", "manifest.json"]

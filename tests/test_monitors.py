@@ -11,12 +11,10 @@ import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 
 from d2v.training.collapse import (
-    Verdict,
     alignment,
     channel_std,
     effective_rank,
     health,
-    judge,
     knn_leave_one_out,
     knn_votes,
     normalised_std,
@@ -24,6 +22,7 @@ from d2v.training.collapse import (
     singular_values,
     uniformity,
 )
+from d2v.training.verdict import Verdict, judge
 
 
 def features_of_rank(rank: int, n: int = 200, dim: int = 32) -> torch.Tensor:

@@ -14,7 +14,7 @@ from tiny import MODALITIES, ROOT, RUNS
 from transformers import AutoModel
 
 from d2v.models.encoder import D2vModel
-from d2v.training.checkpoint import found
+from d2v.training.checkpoint import checkpoints_in
 from scripts import pretrain
 
 QUICK = ("train.steps=2", "train.warmup_steps=0", "run.save_every=1", "run.health_samples=8")
@@ -36,7 +36,7 @@ def test_a_run_folder_is_complete(modality, objective):
     assert {"config.yaml", "metrics.jsonl", "curves.png", "spectrum.png", "checkpoints", "export"} <= names
     for picture in ("curves.png", "spectrum.png"):
         assert Image.open(folder / picture).width > 300
-    assert [path.name for path in found(folder / "checkpoints")] == ["00000010", "00000020"]
+    assert [path.name for path in checkpoints_in(folder / "checkpoints")] == ["00000010", "00000020"]
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged = {key for record in records for key in record}
     of_masks = set() if tiny.compares_views(objective) else {"target_std", "prediction_std", "hidden_share"}
@@ -282,7 +282,7 @@ def test_a_run_folder_belongs_to_one_config(tmp_path, capsys, no_pictures):
     printed = capsys.readouterr().out
     assert "00000002 is damaged (model.safetensors has 7 bytes" in printed and "resuming from step 1" in printed
     tiny.assert_same(tiny.checkpoint_tensors(tmp_path, 2), before)
-    for path in found(tmp_path / "checkpoints"):
+    for path in checkpoints_in(tmp_path / "checkpoints"):
         (path / "optimizer.bin").unlink()
     with pytest.raises(ValueError, match=r"are damaged: 00000001, 00000002; choose another run.dir"):
         pretrain.main(command)

@@ -8,7 +8,9 @@ import tiny
 import torch
 from PIL import Image
 
-from d2v.evaluation.scoring import EvaluateConfig, evaluate_encoder, label_splits
+from d2v.evaluation.config import EvaluateConfig
+from d2v.evaluation.scoring import evaluate_encoder
+from d2v.evaluation.splits import label_splits
 from d2v.models.encoder import D2vModel
 from d2v.training.online_probe import OnlineProbe, ProbeConfig
 from scripts import pretrain

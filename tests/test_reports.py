@@ -17,9 +17,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from d2v import plugins
 from d2v.evaluation.classifiers import holdout, logistic_regression, zscore
+from d2v.evaluation.config import EvaluateConfig
 from d2v.evaluation.report import Subject, make_reports
 from d2v.evaluation.reports import attention, dense, few_labels, geometry, patches
-from d2v.evaluation.scoring import EvaluateConfig, evaluate_encoder, label_splits
+from d2v.evaluation.scoring import evaluate_encoder
+from d2v.evaluation.splits import label_splits
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from d2v.finetuning.scores import better, classification, regression, table
+from d2v.finetuning.outcome import table_of_runs
+from d2v.finetuning.scores import better, classification, regression
 from d2v.training.curves import confusion_figure
 
 
@@ -77,13 +78,13 @@ def test_the_table_has_a_line_for_each_finished_run(tmp_path):
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps({"scores": scores}))
-    assert table(tmp_path, "results.json").splitlines() == [
+    assert table_of_runs(tmp_path).splitlines() == [
         "| run | matthews | f1 |",
         "|---|---|---|",
         "| cola | 0.5 |  |",
         "| mrpc |  | 0.75 |",
     ]
-    assert table(tmp_path / "cola", "results.json") == ""
+    assert table_of_runs(tmp_path / "cola") == ""
 
 
 def test_the_confusion_matrix_shows_every_count():

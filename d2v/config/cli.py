@@ -6,14 +6,21 @@ from collections.abc import Callable
 
 def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], list[str]]:
     """The values of `name=value` for `names`, which are no settings ("" if not given), and the other arguments."""
-    taken = {name: "" for name in names} | {
-        name: value for name, _, value in (a.partition("=") for a in arguments) if name in names
-    }
-    return taken, [argument for argument in arguments if argument.partition("=")[0] not in names]
+    taken, others = {name: "" for name in names}, []
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name in names:
+            taken[name] = value
+        else:
+            others.append(argument)
+    return taken, others
 
 
 def run_cli(main: Callable[[list[str]], None]) -> None:
-    """Runs a script's `main` on the command line; a ValueError becomes one line on stderr and exit code 2; --help shows the script's docstring."""
+    """Runs a script's `main` on the command line; --help shows the script's docstring.
+
+    A ValueError becomes one line on stderr and exit code 2.
+    """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print((sys.modules[main.__module__].__doc__ or "").strip())
         return

@@ -1,4 +1,4 @@
-"""A Config from YAML and `key=value` overrides: plain dataclasses are the schema, OmegaConf reads; a misspelt key is an error."""
+"""A Config from YAML and `key=value` overrides: dataclasses are the schema, OmegaConf reads, a misspelt key is an error."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,13 @@ from d2v import plugins
 from d2v.config.checks import _check_fields, check_keys
 from d2v.config.differences import changes
 from d2v.config.schema import RESULT_SECTIONS, SECTIONS, Config, ModelConfig, RunConfig, TrainConfig
-from d2v.evaluation.embedding import EmbedConfig
-from d2v.evaluation.scoring import EvaluateConfig
+from d2v.evaluation.config import EmbedConfig, EvaluateConfig
 from d2v.files import written
 from d2v.models.transformer import TrunkConfig
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """The Config of a YAML file and `key=value` overrides. ValueError: whatever is wrong with them, with a suggestion."""
+    """The Config of a YAML file and `key=value` overrides. ValueError: what is wrong with them, with a suggestion."""
     return from_dict(load_values(path, overrides), str(path))
 
 

@@ -1,14 +1,13 @@
 """The settings of a run as dataclasses, which hold the defaults.
 
-Sections say what they may change: model, data, objective and train may change the result; run, evaluate and embed may not.
+Sections say what they may change: model, data, objective and train the result; run, evaluate and embed never.
 """
 
 import dataclasses
 from dataclasses import dataclass, fields
 from typing import Any
 
-from d2v.evaluation.embedding import EmbedConfig
-from d2v.evaluation.scoring import EvaluateConfig
+from d2v.evaluation.config import EmbedConfig, EvaluateConfig
 from d2v.models.transformer import TrunkConfig
 from d2v.settings import check_fields, default_of, section, setting
 from d2v.training.online_probe import ProbeConfig
@@ -122,6 +121,7 @@ class OneModality:
     """What the configs of pretraining and of fine-tuning, which are dataclasses, have in common."""
 
     model: ModelConfig
+    run: RunConfig
 
     @property
     def modality(self) -> str:
@@ -140,7 +140,7 @@ class OneModality:
 
 @dataclass
 class Config(OneModality):
-    """All settings of a run; `data` and the frontend are the modality's own dataclasses, `objective` the objective's."""
+    """All settings of a run; `data` and the frontend are dataclasses of the modality, `objective` one of the objective."""
 
     model: ModelConfig
     data: Any

@@ -1,4 +1,4 @@
-"""Features of any number of samples: read ahead and in batches of similar length, one part of the data in memory at a time.
+"""Features of any number of samples: read ahead, in batches of similar length, one part of the data in memory at a time.
 
 B rows of a batch, T content tokens, D width, n samples of a part.
 """
@@ -6,7 +6,6 @@ B rows of a batch, T content tokens, D width, n samples of a part.
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,48 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from d2v.evaluation.config import EmbedConfig
 from d2v.evaluation.feature_table import Shards
 from d2v.evaluation.features import Samples, by_length, class_token, frozen, layer_tokens
 from d2v.types import View
-
-POOLS = ("mean", "class", "first")
-
-
-@dataclass
-class EmbedConfig:
-    """Which features, and how they are made."""
-
-    layers: list[str] = field(
-        default_factory=lambda: ["last"]
-    )  # "last", "local" or a block from 1 to depth; of several the mean is taken
-    pool: str = (
-        "mean"  # mean: over content tokens; class: the class token; first: the first content token (of a sentence: <s>)
-    )
-    batch_size: int = (
-        16  # rows of the longest samples; of shorter ones as many as take the same room, and similar lengths together
-    )
-    chunk: int = 1024  # samples that are sorted by length, and then written, together
-    overlap: float = (
-        0.1  # what is longer than a model reads at once is read in windows; share that neighbours have in common
-    )
-
-    def __post_init__(self):
-        """ValueError: a value that no embedding can use."""
-        for name, good, allowed in (
-            (
-                "layers",
-                bool(self.layers) and all(n in ("last", "local") or n.isdecimal() for n in self.layers),
-                '"last", "local" or numbers of blocks',
-            ),
-            ("pool", self.pool in POOLS, ", ".join(POOLS)),
-            ("batch_size", self.batch_size > 0, "a positive number"),
-            ("chunk", self.chunk > 0, "a positive number"),
-            ("overlap", 0 <= self.overlap < 1, "at least 0 and below 1"),
-        ):
-            if not good:
-                raise ValueError(f"embed.{name} is {getattr(self, name)!r}; it must be {allowed}")
-        if self.pool == "class" and list(self.layers) != ["last"]:
-            raise ValueError(f"embed.pool=class is of the last layer only; embed.layers is {list(self.layers)}")
 
 
 class Stream(Samples, Protocol):
@@ -78,10 +39,8 @@ class Part(NamedTuple):
 def embed(encoder, samples: Stream, config: EmbedConfig, device: str | torch.device = "cpu") -> Part:
     """Features of all samples. ValueError: the encoder has no such layer or no class token."""
     bad: list[tuple[str, str]] = [*samples.report.unreadable, *samples.report.too_short]
-    sums, counts = (
-        np.zeros((len(samples), encoder.trunk.config.dim), dtype=np.float32),
-        np.zeros((len(samples), 1), dtype=np.float32),
-    )
+    sums = np.zeros((len(samples), encoder.trunk.config.dim), dtype=np.float32)
+    counts = np.zeros((len(samples), 1), dtype=np.float32)
     with frozen(encoder):
         for indices, view, counted in _ahead(_views(samples, config, bad)):
             counted = counted if counted is None else counted.to(device)
@@ -93,13 +52,15 @@ def embed(encoder, samples: Stream, config: EmbedConfig, device: str | torch.dev
 
 
 def _sums(encoder, view: View, counted: Tensor | None, config: EmbedConfig) -> tuple[Tensor, Tensor]:
-    """The sum over what counts, (B, D), and how many tokens that are, (B,); `counted` (B, T), None: all that is no padding."""
+    """The sum over what counts, (B, D), and how many tokens that are, (B,).
+
+    `counted` (B, T) says what counts; None: all that is no padding.
+    """
     tokens, features = layer_tokens(encoder, view, config.layers, "embed.layers")
     x = torch.stack([tokens[name].float() for name in config.layers]).mean(dim=0)  # (B, T, D)
     if config.pool == "class":
-        return class_token(
-            features, "embed.pool is class, but this model has no class token; it may be mean or first"
-        ), x.new_ones(len(x))
+        message = "embed.pool is class, but this model has no class token; it may be mean or first"
+        return class_token(features, message), x.new_ones(len(x))
     if counted is None:
         counted = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if view.padding is None else ~view.padding
     if config.pool == "first":
@@ -111,7 +72,7 @@ Batch = tuple[np.ndarray, View, Tensor | None]  # (B,) indices of the samples, t
 
 
 def _views(samples: Stream, config: EmbedConfig, bad: list[tuple[str, str]]) -> Iterator[Batch]:
-    """Every sample once: whole ones by length, then those that are cut into windows; what cannot be read is noted in `bad`."""
+    """Every sample once: whole ones by length, then those that are cut into windows; what cannot be read goes to `bad`."""
     cut = np.zeros(len(samples), dtype=bool) if samples.cut is None else samples.cut
     for indices in by_room(samples.lengths, config.batch_size, np.flatnonzero(~cut)):
         yield from _read(samples, indices, bad)
@@ -133,9 +94,9 @@ def by_room(lengths: np.ndarray | None, batch_size: int, indices: np.ndarray) ->
     order = indices[np.argsort(lengths[indices], kind="stable")]
     room, borders, start = batch_size * lengths[order[-1]], [], 0
     for place, length in enumerate(lengths[order]):
-        if (place + 1 - start) * length > room or (
-            place - start >= batch_size and length > 1.1 * lengths[order[start]]
-        ):
+        full = (place + 1 - start) * length > room
+        uneven = place - start >= batch_size and length > 1.1 * lengths[order[start]]
+        if full or uneven:
             borders.append(place)
             start = place
     return np.split(order, borders)
@@ -154,12 +115,13 @@ def _read(samples: Stream, indices: np.ndarray, bad: list[tuple[str, str]]) -> I
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same, each made by a thread while the one before is in use."""
+    """These batches, each made by a thread while the one before is in use."""
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
+        batch = next(batches, None)
+        while batch is not None:
             coming = pool.submit(next, batches, None)
             yield batch
+            batch = coming.result()
 
 
 def embed_all(
@@ -170,7 +132,10 @@ def embed_all(
     config: EmbedConfig,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Features of `total` samples into `shards`, part by part; parts that are there already stay. `open_part(start, stop)`: those samples."""
+    """Features of `total` samples into `shards`, part by part; parts that are there already stay.
+
+    `open_part(start, stop)`: those samples.
+    """
     for number, start in enumerate(tqdm(range(0, total, config.chunk), unit="part", disable=None)):
         if not shards.has(number):
             shards.add(number, *embed(encoder, open_part(start, min(start + config.chunk, total)), config, device))

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from d2v import plugins
+from d2v.evaluation.config import EvaluateConfig
 from d2v.evaluation.features import pooled_features
-from d2v.evaluation.scoring import EvaluateConfig, Split
+from d2v.evaluation.splits import EvaluationSplit
 
 
 class Finding(NamedTuple):
@@ -27,8 +28,8 @@ class Subject:
 
     name: str
     encoders: dict[str, Any]  # the model's first
-    train: Split
-    test: Split | None
+    train: EvaluationSplit
+    test: EvaluationSplit | None
     config: EvaluateConfig
     folder: Path  # of pictures
     device: str | torch.device = "cpu"
@@ -51,7 +52,7 @@ class Subject:
             return {name: (x, None) for name, x in near.items()}
         return {name: (near[name], layers[self.layer]) for name, layers in self.pooled(self.test, self.layer).items()}
 
-    def pooled(self, split: Split, layer: str) -> dict[str, dict[str, np.ndarray]]:
+    def pooled(self, split: EvaluationSplit, layer: str) -> dict[str, dict[str, np.ndarray]]:
         """Pooled features of a split, by the encoder's name and the layer's."""
         settings = (self.config.batch_size, self.device)
         return {
@@ -65,13 +66,13 @@ class Subject:
             raise ValueError(f"evaluate.reports: {report} needs labels; evaluate.label is ''")
         return self.train.labels
 
-    def tested(self, report: str) -> Split:
+    def tested(self, report: str) -> EvaluationSplit:
         """The test split. ValueError: there is none, and the report needs one."""
         if self.test is None:
             raise ValueError(f"evaluate.reports: {report} needs a test split; evaluate.test_split is ''")
         return self.test
 
-    def shown_split(self) -> Split:
+    def shown_split(self) -> EvaluationSplit:
         """What pictures are of: the test split, or train without one."""
         return self.train if self.test is None else self.test
 
@@ -89,7 +90,6 @@ class Subject:
 
 def make_reports(subject: Subject, names: Iterable[str]) -> dict[str, Finding]:
     """Each report by its name. ValueError: an unknown report, or one that cannot be made of this model and data."""
-    modules = {
-        name: plugins.load("d2v.evaluation.reports", name) for name in names
-    }  # all names first: a report may take minutes
+    # All names first: a report may take minutes.
+    modules = {name: plugins.load("d2v.evaluation.reports", name) for name in names}
     return {name: module.report(subject) for name, module in modules.items()}

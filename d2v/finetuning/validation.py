@@ -1,10 +1,10 @@
 """Validation during fine-tuning: scores of a labelled split at intervals, the best model, and when to stop.
 
-The best score and its step are buffers of the objective, so that a resumed run chooses and stops as one that was never interrupted.
+The best score and its step are buffers of the objective, so that a resumed run chooses and stops as one that was
+never interrupted. N samples, T tokens, C classes, V letters.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,31 +13,35 @@ from accelerate import Accelerator
 from d2v.finetuning.objective import Supervised
 from d2v.finetuning.scores import LOWER_IS_BETTER, better
 from d2v.models.task_models import TaskModel
-from d2v.protocols import ScoredSplit
+from d2v.protocols import Score, ScoredSplit
 from d2v.training.distributed import all_sum
 
-Score = Callable[[list[np.ndarray], Sequence[Any]], dict[str, float]]
+BATCH_SIZE = 64  # of scoring; changes no result
 
 
 @torch.no_grad()
 def outputs(
     model: TaskModel, split: ScoredSplit, batch_size: int, device: torch.device | str = "cpu"
 ) -> list[np.ndarray]:
-    """Logits of each sample of a split in its order, (C,), or (T, V) of its own T tokens; in evaluation mode, samples of similar length together."""
+    """Logits of each sample of a split in its order, (C,), or (T, V) of its own T tokens.
+
+    In evaluation mode, samples of similar length together.
+    """
     lengths = split.samples.lengths
     order = np.argsort(np.zeros(len(split.indices)) if lengths is None else lengths[split.indices], kind="stable")
     training = model.training
     model.eval()
-    found: list[np.ndarray] = []
-    for rows in np.split(order, range(batch_size, len(order), batch_size)):
-        view = split.samples.view(split.indices[rows]).to(device)
+    logits_of: dict[int, np.ndarray] = {}  # by the place in the split
+    for places in np.split(order, range(batch_size, len(order), batch_size)):
+        view = split.samples.view(split.indices[places]).to(device)
         logits = model(view).logits.float().cpu()
-        if logits.ndim == 2 or view.padding is None:
-            found += list(logits.numpy())
-        else:
-            found += [row[real].numpy() for row, real in zip(logits, ~view.padding.cpu(), strict=True)]
+        for row, place in enumerate(places):
+            kept = logits[row]
+            if logits.ndim > 2 and view.padding is not None:
+                kept = kept[~view.padding[row].cpu()]
+            logits_of[int(place)] = kept.numpy()
     model.train(training)
-    return [found[place] for place in np.argsort(order)]
+    return [logits_of[place] for place in range(len(order))]
 
 
 class Validation:
@@ -53,14 +57,8 @@ class Validation:
         batch_size: int,
         keep: Callable[[TaskModel], None],
     ):
-        self.objective, self.split, self.score, self.metric, self.batch_size, self.keep = (
-            objective,
-            split,
-            score,
-            metric,
-            batch_size,
-            keep,
-        )
+        self.objective, self.split, self.score = objective, split, score
+        self.metric, self.batch_size, self.keep = metric, batch_size, keep
         self.config = objective.config
         self.every = self.config.validate_every or max(1, self.config.steps // 20)
         worst = float("inf") if metric in LOWER_IS_BETTER else float("-inf")
@@ -76,9 +74,8 @@ class Validation:
         objective, scores = self.objective, {}
         value = torch.zeros((), device=accelerator.device)
         if accelerator.is_main_process:
-            scores = self.score(
-                outputs(objective.result, self.split, self.batch_size, accelerator.device), self.split.labels
-            )
+            logits = outputs(objective.result, self.split, self.batch_size, accelerator.device)
+            scores = self.score(logits, self.split.labels)
             objective.train()
             if self.metric not in scores:
                 raise ValueError(f"train.metric is {self.metric!r}; the scores of this task are {', '.join(scores)}")
@@ -93,8 +90,6 @@ class Validation:
 
     def stops(self, step: int) -> bool:
         """Whether `train.patience` validations have passed since the best; known at those steps only."""
-        return (
-            self.config.patience > 0
-            and self.due(step)
-            and step - int(self.objective.best_step) >= self.config.patience * self.every
-        )
+        if self.config.patience <= 0 or not self.due(step):
+            return False
+        return step - int(self.objective.best_step) >= self.config.patience * self.every

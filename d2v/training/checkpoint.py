@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written aside, sealed with a manifest, then renamed; a damaged one is passed over."""
+"""Checkpoints that are whole or not there: written aside, sealed with a manifest, then renamed; damaged ones are passed over."""
 
 import json
 import shutil
@@ -41,20 +41,16 @@ def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
     accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        manifest = {
-            path.relative_to(temporary).as_posix(): _fingerprint(path)
-            for path in sorted(temporary.rglob("*"))
-            if path.is_file()
-        }
+        manifest = {name: _fingerprint(temporary / name) for name in sorted(files.files_in(temporary))}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         _remove(final)
         temporary.rename(final)
-        for old in found(folder)[:-keep]:
+        for old in checkpoints_in(folder)[:-keep]:
             _remove(old)
     accelerator.wait_for_everyone()
 
 
-def found(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first: those named by eight digits; what else is there is not d2v's."""
     return sorted(path for path in folder.glob(DIGITS) if path.is_dir())
 
@@ -65,19 +61,22 @@ def files_of(checkpoint: Path) -> list[str]:
         names = json.loads((checkpoint / MANIFEST).read_text())
     except (OSError, ValueError):
         return []
-    return [*names, MANIFEST] if isinstance(names, dict) else []
+    return [*files.lying_in(checkpoint, names), MANIFEST] if isinstance(names, dict) else []
 
 
 def _remove(checkpoint: Path) -> None:
     """Removes the files of a checkpoint; what else lies there stays, under a name that is no checkpoint's."""
     files.remove(checkpoint, files_of(checkpoint))
     if checkpoint.exists():
-        checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.kept"))
+        checkpoint.rename(files.unused(checkpoint))
 
 
 def restore(accelerator: Accelerator, folder: Path, say: Callable[[str], None]) -> Path | None:
-    """Loads the newest whole checkpoint and returns it, None if there is none. ValueError: there are some, and all are damaged."""
-    checkpoints = found(folder)
+    """Loads the newest whole checkpoint and returns it; None if there is none.
+
+    ValueError: there are some, and all are damaged.
+    """
+    checkpoints = checkpoints_in(folder)
     for checkpoint in reversed(checkpoints):
         fault = first_error(damage(checkpoint))
         if fault is None:
@@ -86,7 +85,8 @@ def restore(accelerator: Accelerator, folder: Path, say: Callable[[str], None]) 
         say(f"checkpoint {checkpoint} is damaged ({fault}); trying the one before")
     if checkpoints:
         raise ValueError(
-            f"all checkpoints in {folder} are damaged: {', '.join(path.name for path in checkpoints)}; choose another run.dir to start anew"
+            f"all checkpoints in {folder} are damaged: {', '.join(path.name for path in checkpoints)}; "
+            "choose another run.dir to start anew"
         )
     return None
 

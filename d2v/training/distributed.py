@@ -1,6 +1,7 @@
 """Reductions and gathering across processes; each works alone too.
 
-n rows of a process, N = world * n rows of all. Rows of the global batch fall to the processes in turn, as modalities/common/sampling.py deals them.
+n rows of a process, N = world * n rows of all. Rows of the global batch fall to the processes in turn, as
+modalities/common/sampling.py deals them.
 """
 
 from typing import Any
@@ -56,7 +57,10 @@ def gather(x: Tensor) -> Tensor:
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
-    """The same; each process's rows get the gradients of what all processes compute from them."""
+    """Rows (n, ...) of all processes, in the order of the global batch, (N, ...), with gradients.
+
+    Those of each process's rows are the sum over what all processes compute from them.
+    """
     return _Gather.apply(x) if world_size() > 1 else x
 
 

@@ -1,4 +1,4 @@
-"""Writes what `from_pretrained` loads: the teacher, beside it the student, and a short model card with the measured numbers."""
+"""Writes what `from_pretrained` loads: the teacher, beside it the student, and a short model card with numbers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,13 +7,13 @@ from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
 from d2v.files import replaced
 from d2v.objectives.common.objective import Objective
-from d2v.training.collapse import Verdict
+from d2v.training.verdict import Verdict
 
 
 def export(
     objective: Objective, folder: Path, config: Config, save_preprocessor: Callable[[Path], None], card: str
 ) -> None:
-    """Replaces `folder` by a new export, whole or not at all: the teacher in it, the student in its sub-folder `student`."""
+    """Replaces `folder` by a new export, whole or not at all: the teacher, and in its sub-folder `student` the student."""
     with replaced(folder) as draft:
         student, teacher = objective.encoders
         for name, encoder, place in (("teacher", teacher, draft), ("student", student, draft / "student")):
@@ -25,18 +25,17 @@ def export(
 
 def model_card(config: Config, records: list[dict], verdict: Verdict, report: list[str], parameters: int) -> str:
     """Markdown: how to load it, what it was trained on, and the numbers of the run."""
-    last = {key: value for record in records for key, value in record.items()}
+    last: dict[str, float] = {}
+    for record in records:
+        last |= record
     init = next((record for record in records if record["step"] == 0), {})
-    numbers = [
-        f"| {name} | {_number(init.get(name))} | {_number(last[name])} |"
-        for name in sorted(last)
-        if name.startswith(("student", "teacher", "local"))
-    ]
-    curve = [
-        f"| {name} | | {_number(last[name])} |"
-        for name in ("loss", "target_std", "prediction_std", "hidden_share", "grad_norm")
-        if name in last
-    ]
+    rows = []
+    for name in sorted(last):
+        if name.startswith(("student", "teacher", "local")):
+            rows.append(f"| {name} | {_number(init.get(name))} | {_number(last[name])} |")
+    for name in ("loss", "target_std", "prediction_std", "hidden_share", "grad_norm"):
+        if name in last:
+            rows.append(f"| {name} | | {_number(last[name])} |")
     text = [
         "---",
         "library_name: d2v",
@@ -60,8 +59,7 @@ def model_card(config: Config, records: list[dict], verdict: Verdict, report: li
         "",
         "| measured | random init | end |",
         "|---|---|---|",
-        *numbers,
-        *curve,
+        *rows,
         "",
     ]
     return "\n".join(text)

@@ -1,4 +1,4 @@
-"""Health checks during a run: the spread, rank and neighbours of pooled features of the same samples, without touching the training."""
+"""Health checks during a run: spread, rank and neighbours of pooled features, without touching the training."""
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ class HealthCheck:
     def __call__(
         self, student: D2vModel, teacher: D2vModel, device: torch.device
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Metrics of the last block of both and of the student's local features, and the features themselves, (N, D) by name."""
+        """Metrics of the last block of both and of the student's local features, and these features, (N, D) by name."""
         of_student = pooled_features(student, self.samples, self.batch_size, device, indices=self.indices)
         of_teacher = pooled_features(teacher, self.samples, self.batch_size, device, indices=self.indices, layer="last")
         arrays = {"student": of_student["last"], "teacher": of_teacher["last"], "local": of_student["local"]}

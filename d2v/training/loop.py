@@ -18,19 +18,20 @@ from tqdm import tqdm
 from d2v.config.schema import RunConfig, TrainConfig
 from d2v.objectives.common.objective import Objective
 from d2v.training import checkpoint
-from d2v.training.collapse import Verdict, judge, singular_values
+from d2v.training.collapse import singular_values
 from d2v.training.curves import plot_curves, plot_spectrum
 from d2v.training.distributed import all_sum
 from d2v.training.health import HealthCheck
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.optim import make_optimizer, scale_and_clip, skip_unless
-from d2v.training.run_log import History, Meter
+from d2v.training.run_log import History, Meter, Step
 from d2v.training.schedules import SCHEDULES, cosine_between
+from d2v.training.verdict import Verdict, judge
 from d2v.types import View
 
 
-class Batches(Protocol):
-    """What a modality's `batches` returns."""
+class BatchFunction(Protocol):
+    """What a modality's `batches` returns: views and ids of the samples of one part of a step's batch."""
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]: ...
 
@@ -46,7 +47,7 @@ class Validation(Protocol):
 class MicroBatches(Dataset):
     """The micro-batches of one process, by number; a DataLoader may make them in other processes."""
 
-    def __init__(self, batches: Batches, rank: int, world: int, accumulate: int):
+    def __init__(self, batches: BatchFunction, rank: int, world: int, accumulate: int):
         self.batches, self.rank, self.world, self.accumulate = batches, rank, world, accumulate
 
     def __getitem__(self, number: int) -> tuple[list[View], list[str]]:
@@ -60,7 +61,7 @@ class Loop:
     def __init__(
         self,
         objective: Objective,
-        batches: Batches,
+        batches: BatchFunction,
         *,
         train: TrainConfig,
         run: RunConfig,
@@ -88,7 +89,10 @@ class Loop:
         self.verdict = Verdict("too early", "no step yet")
 
     def __call__(self) -> Verdict:
-        """Trains from where the run folder stands to train.steps. ValueError: damaged checkpoints, or too many non-finite steps in a row."""
+        """Trains from where the run folder stands to train.steps.
+
+        ValueError: damaged checkpoints, or too many non-finite steps in a row.
+        """
         last = checkpoint.restore(self.accelerator, self.folder / "checkpoints", self._say)
         if last is not None:
             self._say(f"resuming from step {self.progress.step} ({last})")
@@ -127,15 +131,12 @@ class Loop:
         return self.verdict
 
     def _step(self, batches: Iterator[tuple[list[View], list[str], float]]) -> None:
-        """One optimizer step. Losses are sums: what is divided by is the count of predictions of all processes and micro-batches."""
+        """One optimizer step.
+
+        Losses are sums: what they are divided by is the count of predictions of all processes and micro-batches.
+        """
         train, world, step = self.train, self.accelerator.num_processes, self.progress.step
-        lr, weight_decay = (
-            train.lr * self._rate(step),
-            cosine_between(step, train.steps, train.weight_decay, train.end_weight_decay),
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * (train.lr if group["constant"] else lr)
-            group["weight_decay"] = weight_decay if group["decays"] else 0.0
+        lr = self._set_rates(step)
         self.objective.begin_step(step, train.steps)
         sums = torch.zeros(2, device=self.accelerator.device)
         guess = torch.ones((), device=self.accelerator.device)
@@ -146,13 +147,12 @@ class Loop:
             last = micro == train.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self.model(views)
-                if (
-                    micro == 0
-                ):  # keeps fp16 gradients near 1; exact only without accumulation, hence the correction below
+                if micro == 0:
+                    # Keeps fp16 gradients near 1; exact only without accumulation, hence the correction below.
                     guess = all_sum(loss.count.float()) * train.accumulate / world
                 self.accelerator.backward(loss.total / guess)
             sums += torch.stack([loss.total.detach().float(), loss.count.float()])
-            self.meter.add_micro(loss.metrics, waited, sum(len(next(iter(view.inputs.values()))) for view in views[:1]))
+            self.meter.add_micro(loss.metrics, waited, _num_samples(views))
         total, count = all_sum(sums)
         self.accelerator.unscale_gradients()
         self.objective.adjust_gradients(step, train.steps)
@@ -166,9 +166,20 @@ class Loop:
         if train.update_teacher:
             self.objective.update_teacher(decay)
         self.progress.step += 1
-        self.meter.add_step(step, total / count, norm, finite, ids, {"lr": lr, "ema_decay": decay})
+        self.meter.add_step(Step(step, total / count, norm, finite, ids, {"lr": lr, "ema_decay": decay}))
+
+    def _set_rates(self, step: int) -> float:
+        """Gives each parameter group its learning rate and weight decay; the learning rate of most."""
+        train = self.train
+        lr = train.lr * self._rate(step)
+        weight_decay = cosine_between(step, train.steps, train.weight_decay, train.end_weight_decay)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["scale"] * (train.lr if group["constant"] else lr)
+            group["weight_decay"] = weight_decay if group["decays"] else 0.0
+        return lr
 
     def _rate(self, step: int) -> float:
+        """Share of the learning rate by the schedule."""
         train = self.train
         extra = {"hold": train.hold} if train.schedule == "tri_stage" else {}
         return SCHEDULES[train.schedule](
@@ -195,16 +206,18 @@ class Loop:
             yield views, ids, time.perf_counter() - start
 
     def _log(self, bar: tqdm) -> None:
-        record, rate, error = self.meter.flush(self.accelerator.is_main_process)
-        self.history.add({"step": self.progress.step, **record, **rate})
-        self.accelerator.log({k: v for k, v in record.items()} | rate, step=self.progress.step)
+        metrics, speed, error = self.meter.flush(self.accelerator.is_main_process)
+        self.history.add({"step": self.progress.step, **metrics, **speed})
+        self.accelerator.log({**metrics, **speed}, step=self.progress.step)
         shown = {
-            "loss": f"{record['loss']:.4g}",
-            "lr": f"{record['lr']:.2e}",
-            "samples/s": f"{rate['samples_per_second']:.1f}",
+            "loss": f"{metrics['loss']:.4g}",
+            "lr": f"{metrics['lr']:.2e}",
+            "samples/s": f"{speed['samples_per_second']:.1f}",
+            "data": f"{speed['data_wait']:.0%}",
         }
-        state = {"health": self.verdict.state} if self.health is not None else {}
-        bar.set_postfix(shown | {"data": f"{rate['data_wait']:.0%}"} | state, refresh=False)
+        if self.health is not None:
+            shown["health"] = self.verdict.state
+        bar.set_postfix(shown, refresh=False)
         if error:
             raise ValueError(error)
 
@@ -241,11 +254,9 @@ class Loop:
         if self.accelerator.is_main_process:
             plot_curves(self.history.records, self.folder / "curves.png")
             spectra = {name: singular_values(x) for name, x in self.features.items()}
-            spectra = {
-                name: values for name, values in spectra.items() if values.any()
-            }  # constant features have none to draw
-            if spectra:
-                plot_spectrum(spectra, self.folder / "spectrum.png")
+            drawn = {name: values for name, values in spectra.items() if values.any()}  # constant features have none
+            if drawn:
+                plot_spectrum(drawn, self.folder / "spectrum.png")
 
     def _say(self, text: str) -> None:
         self.accelerator.print(text)
@@ -253,3 +264,8 @@ class Loop:
 
 def _as_is(sample: Any) -> Any:
     return sample
+
+
+def _num_samples(views: list[View]) -> int:
+    """Of a micro-batch, by its first view."""
+    return len(next(iter(views[0].inputs.values()))) if views else 0

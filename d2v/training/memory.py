@@ -1,4 +1,4 @@
-"""What training on a CPU asks of the C library."""
+"""What training on a CPU asks of the C library; d2v/training/setup.py chooses it in one line, of open_accelerator."""
 
 import ctypes
 
@@ -7,9 +7,10 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Freed blocks stay with the process for the next step, where glibc would return the large ones and fetch them anew page by page.
+    """Freed blocks stay with the process for the next step.
 
-    That is 5 to 14 % of a step of MoCo on ResNet-18 with four images. False: another C library, in which nothing is changed.
+    glibc would return the large ones and fetch them anew page by page: 5 to 14 % of a step of MoCo on ResNet-18 with
+    four images. False: another C library, in which nothing is changed.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

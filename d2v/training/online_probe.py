@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from d2v.evaluation.config import EvaluateConfig
 from d2v.evaluation.features import Samples, pooled_features
-from d2v.evaluation.scoring import EvaluateConfig, evaluate_features, label_splits
+from d2v.evaluation.scoring import evaluate_features
+from d2v.evaluation.splits import EvaluationSplit, label_splits
 from d2v.settings import check_fields, setting
 
 
@@ -48,22 +50,23 @@ class OnlineProbe:
 
     def __call__(self, student, teacher, device: torch.device) -> dict[str, float]:
         """Accuracy of both in [0, 1], by name; nothing of one whose features are not finite."""
-        found = {
-            f"probe_{name}_knn": self._accuracy(encoder, device)
-            for name, encoder in (("student", student), ("teacher", teacher))
-        }
-        return {name: value for name, value in found.items() if value is not None}
+        accuracies = {}
+        for name, encoder in (("student", student), ("teacher", teacher)):
+            accuracy = self._accuracy(encoder, device)
+            if accuracy is not None:
+                accuracies[f"probe_{name}_knn"] = accuracy
+        return accuracies
 
     def _accuracy(self, encoder, device: torch.device) -> float | None:
-        train, test = (
-            split
-            and pooled_features(
-                encoder, split.samples, self.settings.batch_size, device, indices=split.indices, layer="last"
-            )["last"]
-            for split in (self.train, self.test)
-        )
-        assert train is not None
-        if not all(np.isfinite(x).all() for x in (train, test) if x is not None):
+        """Of one encoder; None if a feature is not finite."""
+        train = self._pooled(encoder, self.train, device)
+        test = None if self.test is None else self._pooled(encoder, self.test, device)
+        if not np.isfinite(train).all() or (test is not None and not np.isfinite(test).all()):
             return None
         (score,) = evaluate_features(train, test, self.train, self.test, self.settings, device).values()
         return score / 100
+
+    def _pooled(self, encoder, split: EvaluationSplit, device: torch.device) -> np.ndarray:
+        """(N, D) of the last layer."""
+        size = self.settings.batch_size
+        return pooled_features(encoder, split.samples, size, device, indices=split.indices, layer="last")["last"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from d2v.objectives.common.objective import Objective, within
 
 
-class Settings(Protocol):
+class OptimizerSettings(Protocol):
     """What is asked of train.* here."""
 
     optimizer: str
@@ -24,11 +24,11 @@ class Settings(Protocol):
     layer_decay_frontends: bool
 
 
-def make_optimizer(objective: Objective, train: Settings) -> torch.optim.Optimizer:
-    """AdamW, SGD with momentum, or LARS (You et al., arXiv 1708.03888), which adapts the rate of what decays and of nothing else.
+def make_optimizer(objective: Objective, train: OptimizerSettings) -> torch.optim.Optimizer:
+    """AdamW, SGD with momentum, or LARS (You et al., arXiv 1708.03888), which adapts the rate of what decays alone.
 
-    LARS is the paper's: the trust ratio divides by |g| + wd |p|. The code of MoCo v3, BYOL and SimCLR divides by |g + wd p| instead; at their
-    decays of 1e-6 the rates agree to a few millionths of |p| / |g|.
+    LARS is the paper's: the trust ratio divides by |g| + wd |p|. The code of MoCo v3, BYOL and SimCLR divides by
+    |g + wd p| instead; at their decays of 1e-6 the rates agree to a few millionths of |p| / |g|.
     """
     groups = parameter_groups(
         objective,
@@ -42,12 +42,18 @@ def make_optimizer(objective: Objective, train: Settings) -> torch.optim.Optimiz
         return torch.optim.AdamW(groups, lr=train.lr, betas=(train.betas[0], train.betas[1]), eps=train.eps, fused=True)
     if train.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, fused=True)
-        for parameter in (p for group in groups for p in group["params"] if train.momentum):
-            # torch fills it in the first step, and leaves it as memory was if that one is skipped
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        if train.momentum:
+            _clear_momentum(optimizer)
         return optimizer
     adapted = [{**group, "always_adapt": group["decays"]} for group in groups]
     return Lars(adapted, lr=train.lr, momentum=train.momentum, trust_coeff=0.001)
+
+
+def _clear_momentum(optimizer: torch.optim.SGD) -> None:
+    """torch fills it in the first step, and leaves it as memory was if that one is skipped."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def parameter_groups(
@@ -61,57 +67,54 @@ def parameter_groups(
 ) -> list[dict]:
     """Trained parameters in groups of one decay and one `scale` of the learning rate (see layer_scale).
 
-    Vectors (biases, norms, tokens) are not decayed, unless `decay_all`: fairseq decays everything. `constant`: prefixes of names whose rate
-    stays at its peak.
+    Vectors (biases, norms, tokens) are not decayed, unless `decay_all`: fairseq decays everything. `constant`: prefixes
+    of names whose rate stays at its peak.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    depth = 1 + max((number for number in map(_block, trained) if number is not None), default=-1)
-    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
-    for is_vector in (False, True):
+    numbers = [_block(name) for name in trained]
+    depth = 1 + max((number for number in numbers if number is not None), default=-1)
+    groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
+    for wanted in (True, False):  # what decays comes first
         for name, p in trained.items():
-            if is_vector == (not decay_all and p.squeeze().ndim <= 1):
-                key = (
-                    not is_vector,
-                    layer_scale(name, depth, layer_decay, frontends),
-                    any(within(name, prefix) for prefix in constant),
-                )
-                groups.setdefault(key, []).append(p)
-    return [
-        {
-            "params": params,
-            "weight_decay": weight_decay if decays else 0.0,
-            "decays": decays,
-            "scale": scale,
-            "constant": stays,
-        }
-        for (decays, scale, stays), params in groups.items()
-    ]
+            decays = decay_all or p.squeeze().ndim > 1
+            if decays != wanted:
+                continue
+            scale = layer_scale(name, depth, layer_decay, frontends)
+            stays = any(within(name, prefix) for prefix in constant)
+            group = groups.setdefault((decays, scale, stays), {"params": []})
+            group["params"].append(p)
+            group["weight_decay"] = weight_decay if decays else 0.0
+            group |= {"decays": decays, "scale": scale, "constant": stays}
+    return list(groups.values())
 
 
 def layer_scale(name: str, depth: int, layer_decay: float, frontends: bool) -> float:
-    """Share of the learning rate: layer_decay ** (depth + 1 - layer) of an encoder of `depth` blocks, whose layer is the block's number from 1.
+    """Share of the learning rate: layer_decay ** (depth + 1 - layer) of an encoder of `depth` blocks.
 
-    Layer 0, or with `frontends` false the last: what comes before the blocks. Layer depth + 1: all else, and the biases of attention, which
-    every block reads. Source: BEiT's fine-tuning code; data2vec 2.0's leaves what is not a block at the full rate.
+    A block's layer is its number from 1. Layer 0, or with `frontends` false the last: what comes before the blocks.
+    Layer depth + 1: all else, and the biases of attention, which every block reads. Source: BEiT's fine-tuning code;
+    data2vec 2.0's leaves what is not a block at the full rate.
     """
     block = _block(name)
     if block is not None:
         return layer_decay ** (depth - block)
-    before = (
-        (".frontends." in name or ".trunk.input_norm." in name) and "bias_table" not in name and ".alibi." not in name
-    )
-    return layer_decay ** (depth + 1) if before and frontends else 1.0
+    before = ".frontends." in name or ".trunk.input_norm." in name
+    of_attention = "bias_table" in name or ".alibi." in name
+    return layer_decay ** (depth + 1) if before and not of_attention and frontends else 1.0
 
 
 def _block(name: str) -> int | None:
     """The number of the block, from 0, that a parameter of an encoder lies in."""
-    found = re.search(r"\.trunk\.blocks\.(\d+)\.", name)
-    return int(found[1]) if found else None
+    match = re.search(r"\.trunk\.blocks\.(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 @torch.no_grad()
 def scale_and_clip(parameters: list[nn.Parameter], scale: Tensor, max_norm: float, *, each: bool = False) -> Tensor:
-    """Multiplies gradients by `scale`, clips their global norm, or `each` one's, to `max_norm` (0: never), and returns the norm before clipping."""
+    """Multiplies gradients by `scale` and clips their global norm, or `each` one's, to `max_norm` (0: never).
+
+    Returns the global norm before clipping.
+    """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients)) * scale  # type: ignore[arg-type]
     norm = norms.norm()
@@ -124,7 +127,10 @@ def scale_and_clip(parameters: list[nn.Parameter], scale: Tensor, max_norm: floa
 
 @torch.no_grad()
 def skip_unless(finite: Tensor, optimizer: Any) -> None:
-    """The next step of AdamW and SGD changes nothing unless `finite` (); LARS, which cannot be told, follows its momentum and its decay."""
+    """The next step of AdamW and SGD changes nothing unless `finite` ().
+
+    LARS, which cannot be told, follows its momentum and its decay.
+    """
     optimizer.found_inf = (~finite).float()
     if isinstance(optimizer, Lars):
         for group in optimizer.param_groups:

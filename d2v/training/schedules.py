@@ -15,7 +15,7 @@ def cosine(step: int, total: int, warmup: int, *, floor: float = 0.0, start: flo
 
 
 def polynomial(step: int, total: int, warmup: int, *, floor: float = 0.0, start: float = 0.0) -> float:
-    """Linear from `start` to 1 over `warmup` steps, then linear down to `floor` (fairseq's polynomial_decay of power 1)."""
+    """Linear from `start` to 1 over `warmup` steps, then linear to `floor` (fairseq's polynomial_decay of power 1)."""
     if step < warmup:
         return start + (1 - start) * step / warmup
     return floor + (1 - floor) * max(0.0, (total - step) / max(1, total - warmup))
@@ -24,7 +24,7 @@ def polynomial(step: int, total: int, warmup: int, *, floor: float = 0.0, start:
 def tri_stage(
     step: int, total: int, warmup: int, *, floor: float = 0.01, start: float = 0.01, hold: float = 0.9
 ) -> float:
-    """Linear from `start` over `warmup` steps, 1 for `hold` of the run, then exponential down to `floor` (fairseq's tri_stage)."""
+    """Linear from `start` over `warmup` steps, 1 for `hold` of the run, then exponential to `floor` (fairseq's tri_stage)."""
     if step < warmup:
         return start + (1 - start) * step / warmup
     hold_until = warmup + hold * total
@@ -44,7 +44,8 @@ SCHEDULES = {"cosine": cosine, "polynomial": polynomial, "tri_stage": tri_stage,
 def cosine_between(step: int, steps: int, start: float, end: float | None) -> float:
     """Half a cosine from `start` at step 0 to `end` at `steps` (None: `start` throughout).
 
-    EMA decay of BYOL, MoCo v3 and DINO, 1 - (1 - start) (1 + cos(pi step / steps)) / 2 with end 1, and DINO's weight decay.
+    EMA decay of BYOL, MoCo v3 and DINO, 1 - (1 - start) (1 + cos(pi step / steps)) / 2 with end 1, and DINO's weight
+    decay.
     """
     if end is None:
         return start
@@ -52,5 +53,8 @@ def cosine_between(step: int, steps: int, start: float, end: float | None) -> fl
 
 
 def linear_decay(step: int, start: float, end: float, anneal_steps: int) -> float:
-    """Linear from `start` to `end` over `anneal_steps`, then `end`: EMA decay of data2vec (arXiv 2202.03555 section 3.3), DINO's temperature."""
+    """Linear from `start` to `end` over `anneal_steps`, then `end`.
+
+    EMA decay of data2vec (arXiv 2202.03555 section 3.3), DINO's temperature.
+    """
     return end if step >= anneal_steps else end - (end - start) * (1 - step / anneal_steps)

@@ -1,17 +1,20 @@
-"""How a run starts: its processes and a new objective."""
+"""How a run starts: its processes, its trackers and a new objective."""
 
 import dataclasses
+from pathlib import Path
 
 import datasets
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from transformers.utils.logging import disable_progress_bar
 
 from d2v import plugins
-from d2v.config.schema import Config, RunConfig, TrainConfig
+from d2v.config.schema import Config, OneModality, RunConfig, TrainConfig
+from d2v.files import files_in
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.objectives.common.objective import Objective
 from d2v.training.memory import keep_freed_memory
+from d2v.training.run_folder import record_trackers
 
 
 def open_accelerator(train: TrainConfig, run: RunConfig, *, unused: bool) -> Accelerator:
@@ -25,19 +28,30 @@ def open_accelerator(train: TrainConfig, run: RunConfig, *, unused: bool) -> Acc
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )
     if accelerator.device.type == "cpu":
-        keep_freed_memory()
+        keep_freed_memory()  # here alone a run chooses it
     return accelerator
 
 
-def build_objective(config: Config, num_samples: int) -> Objective:
-    """A new objective with its encoder; one that remembers each sample has room for `num_samples`, if its settings name no number.
+def open_trackers(accelerator: Accelerator, config: OneModality) -> None:
+    """Starts those of run.trackers; the files that they make are recorded as the run's."""
+    if not config.run.trackers:
+        return
+    folder, settings = Path(config.run.dir), {key: str(value) for key, value in config.as_dict().items()}
+    before = files_in(folder)
+    accelerator.init_trackers("d2v", config=settings)
+    record_trackers(folder, before)
 
-    ValueError: settings that contradict one another.
+
+def build_objective(config: Config, num_samples: int) -> Objective:
+    """A new objective with its encoder.
+
+    One that remembers each sample has room for `num_samples`, if its settings name no number. ValueError: settings
+    that contradict one another.
     """
     encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
     checkpoint_activations(encoder, config.train.checkpoint_activations)
     settings = config.objective
-    if getattr(settings, "num_samples", None) == 0:
+    if vars(settings).get("num_samples") == 0:
         settings = dataclasses.replace(settings, num_samples=num_samples)
     return plugins.load("d2v.objectives", settings.name).build(encoder, settings)
 
@@ -46,6 +60,7 @@ def checkpoint_activations(encoder: D2vModel, wanted: bool) -> None:
     """Blocks are recomputed in the backward pass, if `wanted`. ValueError: the trunk has none."""
     if wanted and not len(encoder.trunk.blocks):
         raise ValueError(
-            "train.checkpoint_activations=true recomputes the trunk's blocks, and this one has none (model.trunk.depth=0): set it to false"
+            "train.checkpoint_activations=true recomputes the trunk's blocks, and this one has none "
+            "(model.trunk.depth=0): set it to false"
         )
     encoder.trunk.gradient_checkpointing = wanted

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2v.evaluation.classifiers import Probe, fit_probe, logits_of, moments
+from d2v.evaluation.classifiers import fit_probe, logits_of, moments
 from d2v.evaluation.features import frozen, layer_tokens
 from d2v.evaluation.report import Finding, Subject
-from d2v.evaluation.scoring import Split
+from d2v.evaluation.scoring import probe_of
+from d2v.evaluation.splits import EvaluationSplit
 
 IGNORED = 255  # in a mask: no class
 MAX_TOKENS = 100_000  # of training, equally many of each sample
@@ -26,7 +27,7 @@ def report(subject: Subject) -> Finding:
         raise ValueError(
             "evaluate.reports: dense needs evaluate.masks, a folder with a mask for each sample of data.path"
         )
-    probe = Probe(config.probe_lrs, config.probe_steps, config.probe_holdout, config.seed)
+    probe = probe_of(config)
     numbers, lines = {}, []
     for name, encoder in subject.encoders.items():
         x, values = training_tokens(subject, encoder)
@@ -55,7 +56,7 @@ def report(subject: Subject) -> Finding:
     return Finding(lines, numbers)
 
 
-def batches(subject: Subject, encoder, split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def batches(subject: Subject, encoder, split: EvaluationSplit) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Tokens (B, rows, columns, D) and masks (B, S, S) of a split."""
     for indices in np.split(
         split.indices, range(subject.config.batch_size, len(split.indices), subject.config.batch_size)

@@ -1,0 +1,115 @@
+"""The settings of scripts/evaluate.py and of scripts/embed.py: sections `evaluate:` and `embed:` of a config."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from d2v.settings import check_fields, setting
+
+POOLS = ("mean", "class", "first")
+LAYERS = ("last", "local", "all", "class")  # of evaluate.layer, beside the numbers of blocks
+
+
+@dataclass
+class EvaluateConfig:
+    """Which samples, which features, and which scores."""
+
+    path: Any = setting("", "Where the labelled data is; empty: data.path.")
+    train_split: str = setting("train", "The split that neighbours and probes learn from.")
+    test_split: str = setting(
+        "test", "The split that is scored; empty: within train, where neighbours leave one out and probes run in folds."
+    )
+    max_train: int = setting(0, "This many samples of train, drawn with seed; 0: all.")
+    max_test: int = setting(0, "This many samples of test, drawn with seed; 0: all.")
+    layer: str = setting(
+        "last",
+        "last: the trunk's output; local: what enters the trunk; 1 to depth: a block's end; all: each of these; "
+        "class: the class token.",
+    )
+    label: str = setting("label", "The column to be predicted; empty: none, for reports that need no classes.")
+    group: str = setting(
+        "",
+        "A column, e.g. the speaker; adds scores within train where neighbours and probes see other groups only.",
+    )
+    zscore: bool = setting(True, "k-NN reads features by train's mean and deviation; probes always do.")
+    k: list[int] = setting([20], "Neighbours that vote; a score for each number.", least=1)
+    temperature: float = setting(0.07, "A neighbour's vote weighs exp(cosine / temperature).", above=0)
+    probe: bool = setting(True, "Linear probes too.")
+    probe_steps: int = setting(300, "Steps of a linear probe.", least=1)
+    probe_lrs: list[float] = setting(
+        [0.001, 0.003, 0.01, 0.03, 0.1], "Learning rates of a linear probe, of which a holdout chooses one.", above=0
+    )
+    probe_holdout: float = setting(0.1, "Share of train that chooses the learning rate.", above=0, below=1)
+    random_seeds: int = setting(3, "Random inits of the same architecture to compare with.", least=0)
+    raw: bool = setting(True, "Scores of the raw input too.")
+    batch_size: int = setting(64, "Of computing features; changes no result.", least=1)
+    seed: int = setting(0, "Of drawing samples and holdouts.")
+    reports: list[str] = setting(
+        [], "Further reports, by the names of their files in d2v/evaluation/reports; some take minutes."
+    )
+    logistic_cs: list[float] = setting(
+        [0.0001, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0],
+        "Of the report logistic: values of C, of which a holdout chooses one.",
+        above=0,
+    )
+    few_labels: list[str] = setting(
+        ["1%", "5%", "10%", "100%"], "Of the report few_labels: a share of each class, or so many of each (5)."
+    )
+    few_draws: int = setting(3, "Of the report few_labels: how often samples are drawn.", least=1)
+    pictures: int = setting(6, "Samples that the reports attention and patches show.", least=1)
+    masks: str = setting(
+        "",
+        "Of the report dense: a folder with a mask (class numbers, 255: none) of the name of each image, in .png.",
+    )
+
+    def __post_init__(self):
+        """ValueError: a value that no evaluation can use."""
+        check_fields(self, "evaluate")
+        for name in ("k", "probe_lrs", "logistic_cs", "few_labels"):
+            if not getattr(self, name):
+                raise ValueError(f"evaluate.{name} is []; it must have one or more entries")
+        if not all(map(_is_amount, self.few_labels)):
+            raise ValueError(
+                f'evaluate.few_labels is {self.few_labels!r}; it must be numbers such as "5" or shares such as "10%"'
+            )
+        if self.layer not in LAYERS and not self.layer.isdecimal():
+            raise ValueError(
+                f"evaluate.layer is {self.layer!r}; it must be {', '.join(LAYERS)} or the number of a block"
+            )
+
+
+@dataclass
+class EmbedConfig:
+    """Which features, and how they are made."""
+
+    layers: list[str] = setting(["last"], "last, local or blocks from 1 to depth; of several the mean is taken.")
+    pool: str = setting(
+        "mean",
+        "mean: over content tokens; class: the class token; first: the first content token (of a sentence: <s>).",
+        among=POOLS,
+    )
+    batch_size: int = setting(
+        16, "Rows of the longest samples; of shorter ones as many as take the same room.", least=1
+    )
+    chunk: int = setting(1024, "Samples that are sorted by length, and then written, together.", least=1)
+    overlap: float = setting(
+        0.1,
+        "Share that neighbouring windows have in common, where a sample is longer than a model reads at once.",
+        least=0,
+        below=1,
+    )
+
+    def __post_init__(self):
+        """ValueError: a value that no embedding can use."""
+        check_fields(self, "embed")
+        if not self.layers or not all(name in ("last", "local") or name.isdecimal() for name in self.layers):
+            raise ValueError(f'embed.layers is {self.layers!r}; it must be "last", "local" or numbers of blocks')
+        if self.pool == "class" and list(self.layers) != ["last"]:
+            raise ValueError(f"embed.pool=class is of the last layer only; embed.layers is {list(self.layers)}")
+
+
+def _is_amount(text: str) -> bool:
+    """Whether an entry of few_labels is a positive number of samples, or a share above 0 % and up to 100 %."""
+    if text.endswith("%"):
+        return re.fullmatch(r"\d+(\.\d+)?%", text) is not None and 0 < float(text[:-1]) <= 100
+    return re.fullmatch(r"[1-9]\d*", text) is not None

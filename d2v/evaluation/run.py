@@ -1,0 +1,179 @@
+"""An evaluation of one or several models: the table, the reports, and the file that holds both."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from d2v import plugins
+from d2v.config.schema import Config
+from d2v.evaluation.load_encoder import open_encoder
+from d2v.evaluation.report import Finding, Subject, make_reports
+from d2v.evaluation.scoring import evaluate_encoder, evaluate_raw
+from d2v.evaluation.splits import EvaluationSplit, label_splits
+from d2v.evaluation.table import Row, average, markdown_table
+from d2v.files import check_folder, check_new, record, written
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
+
+
+class Splits(NamedTuple):
+    """What a model is scored on, as it reads it."""
+
+    train: EvaluationSplit
+    test: EvaluationSplit | None
+
+    def report_lines(self) -> list[str]:
+        """What is said of the data."""
+        lines = self.train.samples.report.lines()
+        return lines if self.test is None else [*lines, *self.test.samples.report.lines()]
+
+
+def evaluate(config: Config, models: list[str], *, config_path: str, in_run: bool) -> None:
+    """Scores models, prints what comes out, and writes it to a JSON file.
+
+    `in_run`: into run.dir, else beside the first model. ValueError: whatever the user can mend.
+    """
+    target = result_file(models[0], config, in_run)
+    check_new(target, config.run.overwrite)
+    check_folder(target.with_suffix(""))
+    _check_reports(config)
+    evaluation = Evaluation(config, target)
+    for path in models:
+        start = time.perf_counter()
+        evaluation.add(path)
+        print(f"{path}: {time.perf_counter() - start:.0f} s", flush=True)
+    evaluation.show()
+    result = {"models": models, "config": config_path, **evaluation.as_dict()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    record(target.parent, [target.name])
+    with written(target) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {target}")
+
+
+class Evaluation:
+    """Rows and findings of the models that were added so far."""
+
+    def __init__(self, config: Config, target: Path):
+        self.config, self.settings, self.folder = config, config.evaluate, target.with_suffix("")
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.rows: list[Row] = []
+        self.findings: dict[str, dict[str, Finding]] = {}  # by the model's path and the report's name
+        self.architectures: list[dict] = []  # whose random inits are in the table
+        self.splits: Splits | None = None  # the last model's
+
+    def add(self, path: str) -> None:
+        """Scores a model and makes its reports."""
+        encoder = open_encoder(path, self.config.modality)
+        self.splits = splits = open_splits(encoder, path, self.config)
+        first = not self.findings
+        if first:
+            print(*splits.report_lines(), sep="\n", flush=True)
+        encoder = encoder.to(self.device)
+        if self.settings.label:
+            self.rows += self._baselines(encoder.config, splits)
+            self.rows += evaluate_encoder(path, encoder, *splits, self.settings, self.device)
+        folder = self.folder if first else self.folder / str(len(self.findings) + 1)
+        subject = Subject(path, {path: encoder}, *splits, self.settings, folder, self.device)
+        if self.settings.reports and self.settings.random_seeds:
+            subject.encoders["random init"] = self._random_init(encoder.config, seed=0)
+        self.findings[path] = make_reports(subject, self.settings.reports)
+
+    def _baselines(self, architecture: D2vConfig, splits: Splits) -> list[Row]:
+        """The raw input before the first model; random inits before the first of each architecture."""
+        rows = []
+        if self.settings.raw and not self.architectures:
+            rows.append(evaluate_raw(*splits, self.settings, self.device))
+        shape = {"frontends": architecture.frontends, "trunk": architecture.trunk}
+        if shape in self.architectures:
+            return rows
+        self.architectures.append(shape)
+        runs = []
+        for seed in range(self.settings.random_seeds):
+            encoder = self._random_init(architecture, seed)
+            runs.append(evaluate_encoder("random init", encoder, *splits, self.settings, self.device))
+        return rows + average(f"random init ({len(runs)} seeds)", runs) if runs else rows
+
+    def _random_init(self, architecture: D2vConfig, seed: int) -> D2vModel:
+        torch.manual_seed(seed)
+        return D2vModel(architecture).to(self.device)
+
+    def show(self) -> None:
+        """Prints the table and what the reports say."""
+        if self.rows:
+            size = self.num_scored
+            print(f"\n{markdown_table(self.rows)}\n")
+            print(
+                f"Percent of {size} samples; one standard error is at most {50 / size**0.5:.1f} points. "
+                "± is the spread over random inits."
+            )
+        lines = []
+        for findings in self.findings.values():
+            for finding in findings.values():
+                lines += finding.lines
+        print(*lines, sep="\n")
+
+    @property
+    def num_scored(self) -> int:
+        """Samples that accuracies are over."""
+        assert self.splits is not None
+        return len((self.splits.test or self.splits.train).indices)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the result's file."""
+        assert self.splits is not None
+        train, test = self.splits
+        reports = {}
+        for path, findings in self.findings.items():
+            reports[path] = {name: finding.numbers for name, finding in findings.items()}
+        return {
+            "evaluate": dataclasses.asdict(self.settings),
+            "data": str(_data(self.config).path),
+            "train_samples": len(train.indices),
+            "test_samples": 0 if test is None else len(test.indices),
+            "rows": [row._asdict() for row in self.rows],
+            "reports": reports,
+        }
+
+
+def _check_reports(config: Config) -> None:
+    """ValueError: an unknown report, or nothing at all to be done."""
+    for name in config.evaluate.reports:
+        plugins.load("d2v.evaluation.reports", name)
+    if not config.evaluate.label and not config.evaluate.reports:
+        raise ValueError("evaluate.label is '' and evaluate.reports names no report: there is nothing to score")
+
+
+def _data(config: Config) -> Any:
+    """The modality's settings of the labelled data."""
+    return dataclasses.replace(config.data, path=config.evaluate.path or config.data.path)
+
+
+def open_splits(encoder: D2vModel, path: str, config: Config) -> Splits:
+    """Samples as this model reads them: with its own frontend's settings and tokenizer."""
+    modality, settings, data = plugins.load("d2v.modalities", config.modality), config.evaluate, _data(config)
+    frontend = modality.FrontendConfig(**encoder.config.frontends[config.modality])
+    if not data.path:
+        raise ValueError("no data: give data.path=... or evaluate.path=...")
+
+    def open_samples(split: str):
+        samples = modality.Samples(data, frontend, split=split, folder=Path(path))
+        samples.report.check(data.max_bad_share, f"split {split!r} of {data.path}")
+        return samples
+
+    train = open_samples(settings.train_split)
+    test = open_samples(settings.test_split) if settings.test_split else None
+    return Splits(*label_splits(train, test, settings))
+
+
+def result_file(model: str, config: Config, in_run: bool) -> Path:
+    """Where the result goes: into evaluation/ of run.dir, of the model's folder, or of this one for a name on the Hub."""
+    name = "_".join([Path(model).name, f"layer-{config.evaluate.layer}", *config.evaluate.reports]) + ".json"
+    if in_run:
+        return Path(config.run.dir) / "evaluation" / name
+    place = Path(model).resolve().parent if Path(model).exists() else Path()
+    return place / "evaluation" / name

@@ -1,0 +1,79 @@
+"""What a finished run of fine-tuning leaves: scores, predictions and confusion matrices of its exported model."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from d2v.files import written
+from d2v.finetuning.validation import BATCH_SIZE, outputs
+from d2v.models.task_models import TaskModel
+from d2v.protocols import Labelled, ScoredSplit
+from d2v.training.curves import plot_confusion
+
+RESULTS = "results.json"
+FILES = (
+    RESULTS,
+    "predictions_validation.csv",
+    "predictions_test.csv",
+    "confusion_validation.png",
+    "confusion_test.png",
+)
+
+
+def write_outcome(
+    folder: Path, model_class: type[TaskModel], data: Labelled, step: int, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Scores of the exported model by split, written and printed.
+
+    Beside them predictions as csv and, for classes, the confusion matrix as PNG.
+    """
+    model = model_class.from_pretrained(folder / "export").to(device)
+    scores = {}
+    for name, split in data.splits.items():
+        logits = outputs(model, split, BATCH_SIZE, device)
+        rows = data.rows(split, logits)
+        scores[name] = data.score(logits, split.labels)
+        if data.row_scores:
+            scores[name] |= data.row_scores(rows)
+        _write_csv(folder / f"predictions_{name}.csv", rows)
+        if data.classes:
+            _plot_confusion(split, logits, data.classes, folder / f"confusion_{name}.png")
+    with written(folder / RESULTS) as draft:
+        draft.write_text(json.dumps({"steps": step, "scores": scores}, indent=1) + "\n")
+    for name, values in scores.items():
+        print(f"{name}: {', '.join(f'{score} {value:.4f}' for score, value in values.items())}")
+    print(f"model in {folder / 'export'}; runs beside this one:\n{table_of_runs(folder.parent)}")
+    return scores
+
+
+def _plot_confusion(split: ScoredSplit, logits: list[np.ndarray], classes: list[str], path: Path) -> None:
+    predicted = np.array([x.argmax() for x in logits])
+    plot_confusion(np.asarray(split.labels), predicted, classes, path)
+
+
+def _write_csv(path: Path, rows: list[dict]) -> None:
+    with written(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def table_of_runs(folder: Path) -> str:
+    """Markdown: the test scores (else those of validation) of every finished run in a folder; "" if there is none."""
+    scores_of = {}
+    for path in sorted(folder.glob(f"*/{RESULTS}")):
+        splits = json.loads(path.read_text())["scores"]
+        scores_of[path.parent.name] = splits.get("test") or splits.get("validation") or {}
+    names: dict[str, None] = {}  # a set that keeps its order
+    for scores in scores_of.values():
+        names.update(dict.fromkeys(scores))
+    if not names:
+        return ""
+    lines = [f"| run | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for run, scores in scores_of.items():
+        cells = [f"{scores[name]:.4g}" if name in scores else "" for name in names]
+        lines.append(f"| {run} | {' | '.join(cells)} |")
+    return "\n".join(lines)
