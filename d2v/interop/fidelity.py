@@ -19,22 +19,22 @@ def check_same(written: Any, back: Any, unheld: tuple[str, ...] = ()) -> None:
 
     Settings that begin with one of `unheld` may differ.
     """
-    ours, theirs = _settings(written), _settings(back)
-    for name, value in ours.items():
+    settings, settings_back = _settings(written), _settings(back)
+    for name, value in settings.items():
         if name.startswith(unheld):
             continue
-        if value != theirs[name]:
-            raise ValueError(f"fairseq's format cannot hold {name}={value}: it reads back as {theirs[name]}")
+        if value != settings_back[name]:
+            raise ValueError(f"fairseq's format cannot hold {name}={value}: it reads back as {settings_back[name]}")
     copied, others = _copied(written), _copied(back)
     if copied != others:
         shared = f"objective.shared={list(written.config.shared)}: it reads back as {list(back.config.shared)}"
         raise ValueError(f"fairseq's format cannot hold {shared}, which differs in {sorted(copied ^ others)[0]}")
-    found = back.state_dict()
+    state = back.state_dict()
     for name, value in written.state_dict().items():
-        if name not in found or not torch.equal(found[name].cpu(), value.float().cpu()):
+        if name not in state or not torch.equal(state[name].cpu(), value.float().cpu()):
             raise ValueError(
                 f"fairseq's format cannot hold {name}: "
-                f"it reads back {'with other values' if name in found else 'without it'}"
+                f"it reads back {'with other values' if name in state else 'without it'}"
             )
 
 
@@ -46,22 +46,22 @@ def _settings(objective: Any) -> dict[str, Any]:
         "model.trunk": encoder.trunk.config,
         "objective": objective.config,
     }
-    return {
-        name: value for part, config in parts.items() for name, value in _flat(part, config).items() if counts(name)
-    }
+    settings: dict[str, Any] = {}
+    for part, config in parts.items():
+        settings |= _flat(part, config)
+    return {name: value for name, value in settings.items() if counts(name)}
 
 
 def _flat(prefix: str, config: Any) -> dict[str, Any]:
     """The fields of a dataclass and of those in it, lists as lists."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for field, value in vars(config).items():
         name = f"{prefix}.{field}"
-        found |= (
-            _flat(name, value)
-            if is_dataclass(value)
-            else {name: list(value) if isinstance(value, list | tuple) else value}
-        )
-    return found
+        if is_dataclass(value):
+            settings |= _flat(name, value)
+        else:
+            settings[name] = list(value) if isinstance(value, list | tuple) else value
+    return settings
 
 
 def counts(name: str) -> bool:

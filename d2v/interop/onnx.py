@@ -34,13 +34,9 @@ def export_onnx(model: Any, path: str | Path) -> float:
     path, graph = Path(path), _Graph(model.eval())
     short, long = _example(model, rows=2, tokens=5), _example(model, rows=3, tokens=12)
     with torch.no_grad():
-        expected = [
-            [x.cpu().numpy() for x in graph(*inputs.values())] for inputs in (short, long)
-        ]  # also fills caches with real tensors
+        expected = [_arrays(graph, short), _arrays(graph, long)]  # also fills caches with real tensors
         names = ["logits"] if graph.task else ["last_hidden_state", "extra"][: len(expected[0])]
-        free = tuple(
-            dict.fromkeys(range(x.ndim if x.ndim < 4 else 1), torch.export.Dim.DYNAMIC) for x in long.values()
-        )  # images have one size
+        free = tuple(_free_dimensions(x) for x in long.values())
         program = torch.onnx.export(
             graph.eval(),
             tuple(long.values()),
@@ -57,10 +53,9 @@ def export_onnx(model: Any, path: str | Path) -> float:
         session = onnxruntime.InferenceSession(Path(draft) / path.name)
         worst = 0.0
         for inputs, wanted in zip((short, long), expected, strict=True):
-            found = session.run(None, {name: value.cpu().numpy() for name, value in inputs.items()})
-            worst = max(
-                worst, *(float(abs(x - y).max() / max(1, abs(y).max())) for x, y in zip(found, wanted, strict=True))
-            )
+            outputs = session.run(None, {name: value.cpu().numpy() for name, value in inputs.items()})
+            differences = [abs(x - y).max() / max(1, abs(y).max()) for x, y in zip(outputs, wanted, strict=True)]
+            worst = max(worst, *map(float, differences))
         if not worst <= TOLERANCE:
             raise ValueError(
                 f"{path} is not written: onnxruntime's features differ from torch's by {worst:.1e}, "
@@ -69,6 +64,16 @@ def export_onnx(model: Any, path: str | Path) -> float:
         for file in Path(draft).iterdir():
             file.replace(path.with_name(file.name))
     return worst
+
+
+def _arrays(graph: nn.Module, inputs: dict[str, Tensor]) -> list[Any]:
+    """What torch computes, as arrays of numpy."""
+    return [x.cpu().numpy() for x in graph(*inputs.values())]
+
+
+def _free_dimensions(x: Tensor) -> dict[int, Any]:
+    """Those of a file's input that may have any size: all but an image's channels, height and width."""
+    return dict.fromkeys(range(x.ndim if x.ndim < 4 else 1), torch.export.Dim.DYNAMIC)
 
 
 class _Graph(nn.Module):
@@ -86,10 +91,10 @@ class _Graph(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Logits, or the features of content tokens and, if there are some, of extra tokens."""
-        found = self.model(**dict(zip(self.names, inputs, strict=True)))
+        outputs = self.model(**dict(zip(self.names, inputs, strict=True)))
         if self.task:
-            return (found.logits,)
-        return (found.x,) if found.extra is None else (found.x, found.extra)
+            return (outputs.logits,)
+        return (outputs.x,) if outputs.extra is None else (outputs.x, outputs.extra)
 
 
 def _example(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
@@ -98,18 +103,13 @@ def _example(model: Any, rows: int, tokens: int) -> dict[str, Tensor]:
     (modality,) = encoder.config.frontends
     config, generator = encoder.frontend(modality).config, torch.Generator().manual_seed(0)
     if modality == "image":
-        inputs = {
-            "pixel_values": torch.randn(
-                rows, config.channels, config.image_size, config.image_size, generator=generator
-            )
-        }
+        shape = (rows, config.channels, config.image_size, config.image_size)
+        inputs = {"pixel_values": torch.randn(shape, generator=generator)}
     else:
         tokens = min(tokens, config.max_positions) if modality == "text" else tokens
-        length = (
-            tokens
-            if modality == "text"
-            else plugins.load("d2v.modalities", modality).frontend.receptive_field(config, tokens)
-        )
+        length = tokens
+        if modality != "text":
+            length = plugins.load("d2v.modalities", modality).frontend.receptive_field(config, tokens)
         attention_mask = torch.ones(rows, length, dtype=torch.long)
         attention_mask[0, -(-length // 2) :] = 0
         if modality == "text":

@@ -33,17 +33,17 @@ def load_whole(
     """
     arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        model, found = auto.from_pretrained(source, **arguments)
+        model, report = auto.from_pretrained(source, **arguments)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     for problem, names in (
-        ("lacks", found["missing_keys"]),
-        ("has, and the model does not,", found["unexpected_keys"]),
+        ("lacks", report["missing_keys"]),
+        ("has, and the model does not,", report["unexpected_keys"]),
     ):
         wrong = sorted(name for name in names if not drop(name))
         if wrong:  # from_pretrained only warns, and fills what is missing at random
             raise ValueError(f"{source} {problem} the weight {wrong[0]} ({len(wrong)} in all)")
-    for name, given, needed in sorted(found["mismatched_keys"]):
+    for name, given, needed in sorted(report["mismatched_keys"]):
         raise ValueError(f"{source} has {name} of shape {tuple(given)}; its config asks for {tuple(needed)}")
     return model
 

@@ -1,6 +1,6 @@
-"""Other software's state dicts under our names and back, by tables of key prefixes, and the reading of its files.
+"""Other software's state dicts under our names and back, by prefixes of keys, and the reading of its files.
 
-A table is a list of (their prefix, our prefix); what follows the prefix (weight, bias) stays. Where they keep query,
+Prefixes are pairs of (their prefix, our prefix); what follows the prefix (weight, bias) stays. Where they keep query,
 key and value apart and we keep one matrix, our prefix ends in `qkv.q.`, `qkv.k.` or `qkv.v.`.
 """
 
@@ -16,26 +16,26 @@ from torch import Tensor, nn
 from d2v.objectives.common.objective import Objective
 
 log = logging.getLogger(__name__)
-Table = list[tuple[str, str]]
+Prefixes = list[tuple[str, str]]
 
 
 class Names(NamedTuple):
-    """The tables of one architecture."""
+    """The prefixes of one architecture."""
 
-    student: Table  # the student encoder's
-    teacher: Table  # the teacher encoder's, within their nested dict
-    head: Table  # the predictor's or the decoder's
+    student: Prefixes  # the student encoder's
+    teacher: Prefixes  # the teacher encoder's, within their nested dict
+    head: Prefixes  # the predictor's or the decoder's
 
 
 PART = re.compile(r"(.*\.qkv)\.([qkv])\.(weight|bias)")
 
 
-def renamed(state: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Our names. ValueError: the first key that the table does not know, or of q, k and v not all three."""
-    found: dict[str, Tensor] = {}
+def renamed(state: dict[str, Tensor], prefixes: Prefixes) -> dict[str, Tensor]:
+    """Our names. ValueError: the first key that has no prefix, or of q, k and v not all three."""
+    ours: dict[str, Tensor] = {}
     stacks: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
-        name = translated(key, table)
+        name = translated(key, prefixes)
         if name is None:
             raise ValueError(f"key {key!r} is not part of this architecture; is the checkpoint of another model?")
         if not isinstance(value, Tensor):
@@ -44,68 +44,68 @@ def renamed(state: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
         if match:
             stacks.setdefault(f"{match[1]}.{match[3]}", {})[match[2]] = value
         else:
-            found[name] = value
+            ours[name] = value
     for name, parts in stacks.items():
         if len(parts) != 3:
             raise ValueError(f"{name} needs q, k and v projections; the checkpoint has {', '.join(sorted(parts))}")
         if len({part.shape for part in parts.values()}) != 1:
             shapes = ", ".join(f"{part} {tuple(parts[part].shape)}" for part in "qkv")
             raise ValueError(f"{name} is made of projections of one shape; the checkpoint has {shapes}")
-        found[name] = torch.cat([parts[part] for part in "qkv"])
-    return found
+        ours[name] = torch.cat([parts[part] for part in "qkv"])
+    return ours
 
 
-def translated(key: str, table: Table) -> str | None:
+def translated(key: str, prefixes: Prefixes) -> str | None:
     """The key under the name of the longest prefix that fits; None if none does."""
-    fitting = [(old, new) for old, new in table if key.startswith(old)]
+    fitting = [(old, new) for old, new in prefixes if key.startswith(old)]
     if not fitting:
         return None
     old, new = max(fitting, key=lambda pair: len(pair[0]))
     return new + key.removeprefix(old)
 
 
-def original(state: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Their names, the inverse of `renamed`; what the table does not know is left out."""
-    back = [(new, old) for old, new in table]
-    found: dict[str, Tensor] = {}
+def original(state: dict[str, Tensor], prefixes: Prefixes) -> dict[str, Tensor]:
+    """Their names, the inverse of `renamed`; what has no prefix is left out."""
+    back = [(new, old) for old, new in prefixes]
+    theirs: dict[str, Tensor] = {}
     for name, value in state.items():
-        parts = _parts(name, table)
+        parts = _parts(name, prefixes)
         for part, tensor in zip(parts, value.chunk(len(parts)), strict=True):
             key = translated(part, back)
             if key is not None:
-                found[key] = tensor.clone()
-    return found
+                theirs[key] = tensor.clone()
+    return theirs
 
 
-def _parts(name: str, table: Table) -> list[str]:
-    """A name of ours, or its three parts where the table keeps query, key and value apart."""
+def _parts(name: str, prefixes: Prefixes) -> list[str]:
+    """A name of ours, or its three parts where they keep query, key and value apart."""
     whole, _, kind = name.rpartition(".")
     split = [f"{whole}.{part}.{kind}" for part in "qkv"]
-    return split if any(f"{whole}.q." == new for _, new in table) else [name]
+    return split if any(f"{whole}.q." == new for _, new in prefixes) else [name]
 
 
-def fill(module: nn.Module, state: dict[str, Tensor], table: Table, where: str) -> None:
+def fill(module: nn.Module, state: dict[str, Tensor], prefixes: Prefixes, where: str) -> None:
     """Loads `state` (our names); a tensor may have dimensions of one more or fewer.
 
     ValueError: the first missing, misfit or left-over key.
     """
-    back = [(new, old) for old, new in table]
-    own = module.state_dict()
-    for name, tensor in own.items():
-        theirs = translated(_parts(name, table)[0], back) or name
+    back = [(new, old) for old, new in prefixes]
+    needed = module.state_dict()
+    for name, tensor in needed.items():
+        theirs = translated(_parts(name, prefixes)[0], back) or name
         if name not in state:
             raise ValueError(
                 f"{where} is incomplete: it has no key {theirs}, which gives {name}, {tuple(tensor.shape)}"
             )
-        if [n for n in state[name].shape if n != 1] != [n for n in tensor.shape if n != 1]:
+        if state[name].squeeze().shape != tensor.squeeze().shape:
             raise ValueError(
                 f"{where} has {theirs}, for {name} of shape {tuple(state[name].shape)}; "
                 f"the config asks for {tuple(tensor.shape)}"
             )
-    extra = sorted(state.keys() - own.keys())
+    extra = sorted(state.keys() - needed.keys())
     if extra:
         raise ValueError(f"{where} has a key that the config gives no place: {translated(extra[0], back) or extra[0]}")
-    module.load_state_dict({name: value.float().reshape(own[name].shape) for name, value in state.items()})
+    module.load_state_dict({name: value.float().reshape(needed[name].shape) for name, value in state.items()})
 
 
 def encoder_of(objective: Objective) -> tuple[Any, str]:
@@ -143,7 +143,7 @@ def without(state: dict[str, Any], unwanted: Callable[[str], bool], why: str) ->
     return {key: value for key, value in state.items() if key not in dropped}
 
 
-def read(path: Path) -> dict:
+def read_checkpoint(path: Path) -> dict:
     """The dict of a .pt file. ValueError: no file, cut off, or holding other objects than tensors and settings."""
     if not path.is_file():
         raise ValueError(f"no checkpoint {path.absolute()}")
@@ -162,28 +162,31 @@ def read(path: Path) -> dict:
     return loaded
 
 
-class Settings(dict):
+class ReferenceSettings(dict):
     """A reference's settings, nested; one that is asked for and not there is the user's error."""
 
     def __missing__(self, key: str) -> Any:
         raise ValueError(f"cfg.model lacks the setting {key!r}, which a model of this kind has")
 
 
-def plain(config: Any) -> Settings:
-    """Nested Settings, whatever kind of mapping they were."""
-    return Settings({key: plain(value) if isinstance(value, dict) else value for key, value in config.items()})
+def plain(config: Any) -> ReferenceSettings:
+    """Nested ReferenceSettings, whatever kind of mapping they were."""
+    settings = ReferenceSettings()
+    for key, value in config.items():
+        settings[key] = plain(value) if isinstance(value, dict) else value
+    return settings
 
 
-def section(config: dict, name: str, where: str = "cfg.model") -> dict:
+def settings_at(config: dict, name: str, where: str = "cfg.model") -> dict:
     """The nested settings of this name. ValueError: it is something else."""
-    found = config[name]
-    if not isinstance(found, dict):
-        raise ValueError(f"{where}.{name} is {found!r}; it must be a dict of settings")
-    return found
+    settings = config[name]
+    if not isinstance(settings, dict):
+        raise ValueError(f"{where}.{name} is {settings!r}; it must be a dict of settings")
+    return settings
 
 
-def setting(config: dict, name: str, default: Any) -> Any:
-    """The value at a dotted name."""
+def value_at(config: dict, name: str, default: Any) -> Any:
+    """The value at a dotted name; `default` where there is none."""
     for part in name.split("."):
         if not isinstance(config, dict) or part not in config:
             return default
@@ -194,5 +197,6 @@ def setting(config: dict, name: str, default: Any) -> Any:
 def require(config: dict, wanted: dict[str, Any], where: str = "cfg.model") -> None:
     """ValueError: the first setting that is given and differs from the only value known."""
     for name, value in wanted.items():
-        if (given := setting(config, name, value)) != value:
+        given = value_at(config, name, value)
+        if given != value:
             raise ValueError(f"{where}.{name} is {given!r}; only {value!r} is known to data2vec's published models")

@@ -41,13 +41,14 @@ class GroupedBatchNorm(_BatchNorm):
                 f"{len(x) * world} rows of {world} processes cannot be split into {self.groups} equal groups of batch "
                 "norm (objective.norm_groups)"
             )
-        mean, var = (buffer.repeat(local) for buffer in (self.running_mean, self.running_var))
-        weight, bias = (None if p is None else p.repeat(local) for p in (self.weight, self.bias))
+        mean, var = self.running_mean.repeat(local), self.running_var.repeat(local)
+        weight = None if self.weight is None else self.weight.repeat(local)
+        bias = None if self.bias is None else self.bias.repeat(local)
         grouped = x.reshape(len(x) // local, local * x.shape[1], *x.shape[2:])  # row i is of group i mod G
         assert self.momentum is not None
         out = F.batch_norm(grouped, mean, var, weight, bias, True, self.momentum, self.eps)
-        for buffer, values in ((self.running_mean, mean), (self.running_var, var)):
-            buffer.copy_(all_mean(values.view(local, -1).mean(dim=0)))
+        self.running_mean.copy_(all_mean(mean.view(local, -1).mean(dim=0)))
+        self.running_var.copy_(all_mean(var.view(local, -1).mean(dim=0)))
         return out.reshape(x.shape)
 
     def _of_all(self, x: Tensor) -> Tensor:

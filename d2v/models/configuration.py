@@ -11,7 +11,7 @@ class D2vConfig(PreTrainedConfig):
 
     `task`: fields of the task model's own settings (d2v/models/task_models.py: ClassifierConfig or CTCConfig); an
     encoder alone has none.
-    `origin`: see d2v/interop/huggingface.py; empty where a model is d2v's own.
+    `origin`: see d2v/interop/huggingface/conversion.py; empty where a model is d2v's own.
     """
 
     model_type = "d2v"

@@ -222,8 +222,7 @@ class D2vForCTC(TaskModel):
 
     def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum and count, see losses.ctc."""
-        if padding is None:
-            num_tokens = torch.full((len(logits),), logits.shape[1], device=logits.device)
-        else:
+        num_tokens = torch.full((len(logits),), logits.shape[1], device=logits.device)  # (B,)
+        if padding is not None:
             num_tokens = (~padding).sum(dim=1)
         return ctc(logits, num_tokens, labels, self.task.blank)

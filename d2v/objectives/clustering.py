@@ -51,7 +51,7 @@ class Clustering(MultiView):
         self.config = config
 
     def forward(self, views: list[View]) -> Loss:
-        """Instance loss + cluster loss + entropy term of the global batch (equation 7), times this process's samples."""
+        """Instance loss + cluster loss + entropy term of the global batch (equation 7), times the process's samples."""
         self.check(views)
         features = [summary(self.student["encoder"], view) for view in views]  # (B, D) each
         rows = [gather_with_gradient(self.student["instance"](x)) for x in features]  # (N, P)

@@ -81,14 +81,14 @@ class IBOT(MultiView):
         """ValueError: too few views, or global ones without masks that replace tokens in place."""
         super().check(views)
         for number, view in enumerate(views[:2]):
-            if view.mask is None or view.mask.keep is not None or len(view.mask.hidden) != num_samples(view):
-                what = (
-                    "no mask"
-                    if view.mask is None
-                    else "one that leaves tokens out"
-                    if view.mask.keep is not None
-                    else "several"
-                )
+            what = ""
+            if view.mask is None:
+                what = "no mask"
+            elif view.mask.keep is not None:
+                what = "one that leaves tokens out"
+            elif len(view.mask.hidden) != num_samples(view):
+                what = "several"
+            if what:
                 raise ValueError(
                     "ibot needs a mask of each sample, that replaces tokens in place, in two global views; "
                     f"view {number} has {what}"
@@ -97,13 +97,9 @@ class IBOT(MultiView):
     def begin_step(self, step: int, steps: int) -> None:
         """The teacher's temperatures: linear in the step (the paper's code: in the epoch)."""
         config = self.config
-        schedule = partial(
-            linear_decay, step, config.start_temperature, anneal_steps=round(config.warmup_share * steps)
-        )
-        self.temperature, self.patch_temperature = (
-            schedule(end=config.teacher_temperature),
-            schedule(end=config.patch_temperature),
-        )
+        start, warmup = config.start_temperature, round(config.warmup_share * steps)
+        self.temperature = linear_decay(step, start, config.teacher_temperature, warmup)
+        self.patch_temperature = linear_decay(step, start, config.patch_temperature, warmup)
 
     def forward(self, views: list[View]) -> Loss:
         """class_weight * DINO's loss + patch_weight * that of hidden tokens (equations 1 and 2, here summed over
@@ -113,34 +109,52 @@ class IBOT(MultiView):
         hidden = [view.mask.hidden for view in whole if view.mask is not None]  # (B, T) each
         logits, patch_logits = self.predictions(views, hidden)
         with torch.no_grad():
-            tokens = each(whole, partial(summary_and_tokens, self.teacher["encoder"]))  # (B, 1 + T, D) each
-            outputs = [self.teacher["head"](x[:, 0]) for x in tokens]  # (B, K) each
-            patch_outputs = [self.teacher["head"](x[:, 1:], -1) for x in tokens]  # (B, T, K) each
-            targets = [sharpened(rows, self.center.value, self.temperature) for rows in outputs]
-            chosen = [x[where] for x, where in zip(patch_outputs, hidden, strict=True)]  # (n, K) each
-            patch_targets = [sharpened(rows, self.patch_center.value, self.patch_temperature) for rows in chosen]
-        class_loss = across_views(targets, logits, config.student_temperature)
-        losses = [
-            cross_entropy(*pair, config.student_temperature) for pair in zip(patch_targets, patch_logits, strict=True)
-        ]  # (n,) each
-        patch_loss = over_samples(losses, hidden)
+            outputs, patch_outputs = self.teacher_outputs(whole)
+        count = torch.tensor(len(logits[0]), device=logits[0].device)
+        class_loss, class_metrics = self.class_loss(outputs, logits, count)
+        patch_loss, patch_metrics = self.patch_loss(patch_outputs, patch_logits, hidden, count)
         self.center.update(torch.cat(outputs))  # the next step's
-        self.patch_center.update(
-            torch.cat([mean_of_tokens(x, view.padding) for x, view in zip(patch_outputs, whole, strict=True)])
-        )
-        count = torch.tensor(len(logits[0]), device=class_loss.device)
+        means = [mean_of_tokens(x, view.padding) for x, view in zip(patch_outputs, whole, strict=True)]  # (B, K) each
+        self.patch_center.update(torch.cat(means))
         metrics = {
-            **usage(torch.cat(targets), class_loss / count),
-            "class_loss": class_loss.detach() / count,
-            "patch_loss": patch_loss.detach() / count,
-            "patch_target_entropy": over_samples([torch.special.entr(x).sum(dim=1) for x in patch_targets], hidden)
-            / count,
+            **class_metrics,
+            **patch_metrics,
             "center_norm": self.center.value.norm(),
             "patch_center_norm": self.patch_center.value.norm(),
             "target_spread": normalised_std(outputs[0]),
             "prediction_spread": normalised_std(logits[0]),
         }
         return Loss(config.class_weight * class_loss + config.patch_weight * patch_loss, count, metrics)
+
+    def class_loss(
+        self, outputs: list[Tensor], logits: list[Tensor], count: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """DINO's loss (equation 2) of what teacher and student give to each view, (B, K), and what is shown of it."""
+        targets = [sharpened(rows, self.center.value, self.temperature) for rows in outputs]
+        loss = across_views(targets, logits, self.config.student_temperature)
+        return loss, {**usage(torch.cat(targets), loss / count), "class_loss": loss.detach() / count}
+
+    def patch_loss(
+        self, outputs: list[Tensor], logits: list[Tensor], hidden: list[Tensor], count: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of hidden tokens (B, T) (equation 1), and what is shown of it.
+
+        `outputs` (B, T, K) of each global view are the teacher's, `logits` (n, K) of hidden tokens the student's.
+        """
+        losses, entropies = [], []  # (n,) each
+        for teacher_rows, student_rows, where in zip(outputs, logits, hidden, strict=True):
+            target = sharpened(teacher_rows[where], self.patch_center.value, self.patch_temperature)  # (n, K)
+            losses.append(cross_entropy(target, student_rows, self.config.student_temperature))
+            entropies.append(torch.special.entr(target).sum(dim=1))
+        loss = over_samples(losses, hidden)
+        entropy = over_samples(entropies, hidden) / count
+        return loss, {"patch_loss": loss.detach() / count, "patch_target_entropy": entropy}
+
+    def teacher_outputs(self, views: list[View]) -> tuple[list[Tensor], list[Tensor]]:
+        """The teacher's logits of whole views: (B, K) of each, and (B, T, K) of its tokens."""
+        head = self.teacher["head"]
+        tokens = each(views, partial(summary_and_tokens, self.teacher["encoder"]))  # (B, 1 + T, D) each
+        return [head(x[:, 0]) for x in tokens], [head(x[:, 1:], -1) for x in tokens]
 
     def predictions(self, views: list[View], hidden: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The student's logits (B, K) of every view, and (n, K) of the hidden tokens of each global one."""
@@ -171,10 +185,11 @@ def over_samples(values: list[Tensor], hidden: list[Tensor]) -> Tensor:
 
     0 for a sample in which nothing is hidden.
     """
-    shares = [where / where.sum(dim=1, keepdim=True).clamp(min=1) for where in hidden]  # (B, T) each
-    return torch.stack(
-        [(x * share[where]).sum() for x, share, where in zip(values, shares, hidden, strict=True)]
-    ).mean()
+    sums = []
+    for x, where in zip(values, hidden, strict=True):
+        share = where / where.sum(dim=1, keepdim=True).clamp(min=1)  # (B, T)
+        sums.append((x * share[where]).sum())
+    return torch.stack(sums).mean()
 
 
 def build(encoder: D2vModel, config: Config) -> IBOT:

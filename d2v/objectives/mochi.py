@@ -73,12 +73,12 @@ class MoCHi(moco.MoCo):
         """Unit negatives (B, S) of P from each query's `nearest` rows of the queue: convex mixtures of two, or of one
         and the query."""
         pairs, with_query = self.config.mixed, self.config.mixed_with_query  # s, s'
-        own = mine(len(query), query.device)  # (B,)
+        local = mine(len(query), query.device)  # (B,)
         # drawn for the global batch, so that processes agree
         like = {"size": (len(query) * world_size(), pairs + with_query), "generator": generator, "device": query.device}
-        first = torch.randint(self.config.hardest, **like)[own]  # (B, S)
-        second = torch.randint(self.config.hardest, **like)[own]  # (B, S)
-        weight = torch.rand(**like)[own]  # (B, S)
+        first = torch.randint(self.config.hardest, **like)[local]  # (B, S)
+        second = torch.randint(self.config.hardest, **like)[local]  # (B, S)
+        weight = torch.rand(**like)[local]  # (B, S)
         weight[:, pairs:] /= 2  # the query never outweighs the key that it is mixed with
         one = queue[nearest.gather(1, first)]  # (B, S, P)
         other = torch.cat(

@@ -136,8 +136,9 @@ def shuffled(view: View, generator: torch.Generator) -> tuple[View, Tensor]:
     the batch."""
     num_rows = len(next(iter(view.inputs.values())))  # B
     order = torch.randperm(num_rows * world_size(), generator=generator, device=generator.device)
-    own = order[mine(num_rows, order.device)]  # (B,)
-    return View(view.modality, {name: gather(value)[own] for name, value in view.inputs.items()}), order
+    local = order[mine(num_rows, order.device)]  # (B,)
+    inputs = {name: gather(value)[local] for name, value in view.inputs.items()}
+    return View(view.modality, inputs), order
 
 
 def build(encoder: D2vModel, config: Config) -> MoCo:

@@ -100,7 +100,7 @@ class SwAV(MultiView):
 
     @torch.no_grad()
     def assignments(self, logits: list[Tensor]) -> list[Tensor]:
-        """Sinkhorn's shares (B, K) of each view, among the batch of all ranks and, once it is full, the view's queue."""
+        """Sinkhorn's shares (B, K) of each view, among the batch of all ranks and the view's queue once it is full."""
         config, size = self.config, len(logits[0])
         if self.queue is not None and self.queued * size * world_size() >= config.queue_size:
             # each rank brings its part of the queue

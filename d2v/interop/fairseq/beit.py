@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from d2v import plugins
-from d2v.interop.renaming import Names, Table, encoder_of, fill_objective, original
+from d2v.interop.renaming import Names, Prefixes, encoder_of, fill_objective, original
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.transformer import TrunkConfig
@@ -18,10 +18,8 @@ from d2v.objectives.data2vec import Data2Vec
 TABLE = "rel_pos_bias.relative_position_bias_table"
 INDEX = "rel_pos_bias.relative_position_index"
 NEEDED = {"cls_token": 3, "patch_embed.proj.weight": 4, TABLE: 2, "blocks.0.mlp.fc1.weight": 2}  # and their dimensions
-UNHELD = (
-    "objective.top_k",
-    "objective.ema_",
-)  # chosen on the fork's command line; other targets and losses than the published are not written
+# chosen on the fork's command line; other targets and losses than the published are not written
+UNHELD = ("objective.top_k", "objective.ema_")
 # what a setting of ours must be for the tensors to have these names and shapes
 REQUIRED = {
     "model.frontends.image": {
@@ -58,10 +56,10 @@ def load(checkpoint: dict) -> Data2Vec:
                 f"model has {key} of shape {tuple(state[key].shape)}; it must have {dimensions} dimensions"
             )
     objective = _build(state)
-    parts = [_without_index(part) for part in (state, teacher) if part is not None]
-    if len(parts) == 2:  # the predictor has no teacher
-        parts[1] = {key: value for key, value in parts[1].items() if not key.startswith("lm_head.")}
-    fill_objective(objective, objective.predictor, names(objective), *parts, *[None] * (2 - len(parts)))
+    state = _without_index(state)
+    if teacher is not None:  # the predictor has no teacher
+        teacher = {key: value for key, value in _without_index(teacher).items() if not key.startswith("lm_head.")}
+    fill_objective(objective, objective.predictor, names(objective), state, teacher)
     return objective
 
 
@@ -70,7 +68,7 @@ def save(objective: Data2Vec) -> dict:
 
     ValueError: see REQUIRED.
     """
-    encoder, table = encoder_of(objective)[0], names(objective)
+    encoder, prefixes = encoder_of(objective)[0], names(objective)
     configs = {
         "model.frontends.image": encoder.frontends["image"].config,
         "model.trunk": encoder.trunk.config,
@@ -78,23 +76,24 @@ def save(objective: Data2Vec) -> dict:
     }
     for part, wanted in REQUIRED.items():
         for name, value in wanted.items():
-            if (given := getattr(configs[part], name)) != value:
+            given = getattr(configs[part], name)
+            if given != value:
                 raise ValueError(
                     f"fairseq's format cannot hold {part}.{name}={given}: images of data2vec 1.0 have {value}"
                 )
-    head = original(objective.predictor.state_dict(), table.head)
-    found = {}
+    head = original(objective.predictor.state_dict(), prefixes.head)
+    checkpoint = {}
     for name, module in (("model", encoder), ("model_ema", objective.teacher["encoder"])):
-        state = original(module.state_dict(), table.student) | {key: value.clone() for key, value in head.items()}
+        state = original(module.state_dict(), prefixes.student) | {key: value.clone() for key, value in head.items()}
         state["mask_token"] = state["mask_token"].view(1, 1, -1)
-        found[name] = {**state, INDEX: encoder.frontends["image"].bias_index().clone()}
-    return found
+        checkpoint[name] = {**state, INDEX: encoder.frontends["image"].bias_index().clone()}
+    return checkpoint
 
 
 def names(objective: Data2Vec) -> Names:
     """The reference's names of this objective's parts."""
     ours = "frontends.image."
-    student: Table = [
+    student: Prefixes = [
         (TABLE, f"{ours}bias_table"),
         ("cls_token", f"{ours}class_token"),
         ("mask_token", f"{ours}mask_token"),

@@ -19,14 +19,14 @@ from d2v.interop.fairseq.settings import conv_layers, spec_of, targets, targets_
 from d2v.interop.fidelity import check_same
 from d2v.interop.renaming import (
     Names,
-    Table,
+    Prefixes,
     encoder_of,
     fill_objective,
     original,
     plain,
-    read,
+    read_checkpoint,
     require,
-    section,
+    settings_at,
     without,
 )
 from d2v.models.configuration import D2vConfig
@@ -67,7 +67,7 @@ def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) 
     does.) ValueError: another architecture or setting, or the first key that is missing, left over, or of another
     shape; nothing is half loaded.
     """
-    checkpoint = checkpoint if isinstance(checkpoint, dict) else read(Path(checkpoint))
+    checkpoint = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(Path(checkpoint))
     checkpoint = without(
         checkpoint,
         lambda key: key not in ("cfg", "model", "model_ema"),
@@ -81,7 +81,7 @@ def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) 
             f"this one holds {', '.join(map(str, checkpoint)) or 'nothing'}"
         )
     cfg = {"model": {}, **{key: value for key, value in checkpoint["cfg"].items() if value is not None}}
-    model, state = plain(section(cfg, "model", "cfg")), dict(checkpoint["model"])
+    model, state = plain(settings_at(cfg, "model", "cfg")), dict(checkpoint["model"])
     kind = model.get("_name") or _guess(state)
     if kind == "data2vec_multi":
         return fairseq2.load(model, state, reference_quirks)
@@ -174,8 +174,8 @@ def _speech(cfg: dict, state: dict, quirks: bool) -> Objective:
 
 
 def _text(cfg: dict, state: dict, quirks: bool) -> Objective:
-    transformer = section(cfg, "transformer")
-    encoder = section(transformer, "encoder", "cfg.model.transformer")
+    transformer = settings_at(cfg, "transformer")
+    encoder = settings_at(transformer, "encoder", "cfg.model.transformer")
     if encoder.get("normalize_before", False):
         raise ValueError("cfg.model.transformer.encoder.normalize_before is True; data2vec's text encoder is post-norm")
     state = {
@@ -230,9 +230,11 @@ def save(objective: Data2Vec) -> dict:
 
     ValueError: a setting that the reference does not have.
     """
-    (encoder, modality), table = encoder_of(objective), names(objective)
-    student = original(encoder.state_dict(), table.student) | original(objective.predictor.state_dict(), table.head)
-    teacher = original(objective.teacher["encoder"].state_dict(), table.teacher)
+    (encoder, modality), prefixes = encoder_of(objective), names(objective)
+    student = original(encoder.state_dict(), prefixes.student) | original(
+        objective.predictor.state_dict(), prefixes.head
+    )
+    teacher = original(objective.teacher["encoder"].state_dict(), prefixes.teacher)
     if modality == "text":  # a buffer of fairseq's encoder
         student["encoder.sentence_encoder.version"], teacher["version"] = torch.tensor([3.0]), torch.tensor([3.0])
     settings = (_text_settings if modality == "text" else _speech_settings)(objective)
@@ -297,35 +299,37 @@ def names(objective: Data2Vec) -> Names:
     """The reference's names of this objective's parts."""
     encoder, modality = encoder_of(objective)
     prefix = "encoder.sentence_encoder." if modality == "text" else "encoder."
-    table: Table = []
+    prefixes: Prefixes = []
     for number in range(encoder.trunk.config.depth):
         old, new = f"{prefix}layers.{number}.", f"trunk.blocks.{number}."
-        table += [(f"{old}self_attn.{part}_proj.", f"{new}attention.qkv.{part}.") for part in "qkv"]
-        table += [
+        prefixes += [(f"{old}self_attn.{part}_proj.", f"{new}attention.qkv.{part}.") for part in "qkv"]
+        prefixes += [
             (f"{old}self_attn.out_proj.", f"{new}attention.proj."),
             (f"{old}self_attn_layer_norm.", f"{new}norm1."),
         ]
-        table += [(f"{old}fc{part}.", f"{new}mlp.fc{part}.") for part in "12"] + [
+        prefixes += [(f"{old}fc{part}.", f"{new}mlp.fc{part}.") for part in "12"] + [
             (f"{old}final_layer_norm.", f"{new}norm2.")
         ]
     if modality == "text":
         parts = {"embed_tokens.": "frontends.text.tokens.", "embed_positions.": "frontends.text.position_table."}
-        table += [(prefix + old, new) for old, new in {**parts, "layernorm_embedding.": "trunk.input_norm."}.items()]
+        prefixes += [(prefix + old, new) for old, new in {**parts, "layernorm_embedding.": "trunk.input_norm."}.items()]
         head = [(f"encoder.regression_head.{2 * n}.", f"layers.{2 * n}.") for n in range(objective.config.head_layers)]
-        return Names(table, [(old.removeprefix(prefix), new) for old, new in table], head)
+        return Names(prefixes, [(old.removeprefix(prefix), new) for old, new in prefixes], head)
     frontend = encoder.frontends[modality]
-    table += [
+    prefixes += [
         (f"encoder.pos_conv.{n}.0.", f"frontends.speech.positions_conv.{n}.")
         for n in range(len(frontend.positions_conv))
     ]
-    table += [("encoder.layer_norm.", "trunk.final_norm." if encoder.trunk.config.final_norm else "trunk.input_norm.")]
-    teacher = [(old.removeprefix(prefix), new) for old, new in table]
+    prefixes += [
+        ("encoder.layer_norm.", "trunk.final_norm." if encoder.trunk.config.final_norm else "trunk.input_norm.")
+    ]
+    teacher = [(old.removeprefix(prefix), new) for old, new in prefixes]
     parts = {"mask_emb": "mask_token", "layer_norm.": "norm.", "post_extract_proj.": "projection."}
-    table += [(old, f"frontends.speech.{new}") for old, new in parts.items()]
+    prefixes += [(old, f"frontends.speech.{new}") for old, new in parts.items()]
     for number in range(len(frontend.extractor.layers)):
         old, new = f"feature_extractor.conv_layers.{number}.", f"frontends.speech.extractor.layers.{number}."
-        table += [(f"{old}0.", new), (f"{old}2.1.", f"{new}norm.")]
-    return Names(table, teacher, [("final_proj.", "layers.0.")])
+        prefixes += [(f"{old}0.", new), (f"{old}2.1.", f"{new}norm.")]
+    return Names(prefixes, teacher, [("final_proj.", "layers.0.")])
 
 
 def _build(modality: str, frontend: dict, trunk: TrunkConfig, settings: dict) -> Data2Vec:

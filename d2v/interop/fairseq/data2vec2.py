@@ -9,7 +9,7 @@ import torch
 
 from d2v import plugins
 from d2v.interop.fairseq.settings import conv_layers, spec_of, targets, targets_of
-from d2v.interop.renaming import Names, Table, encoder_of, fill_objective, original, require, section, without
+from d2v.interop.renaming import Names, Prefixes, encoder_of, fill_objective, original, require, settings_at, without
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.transformer import TrunkConfig
@@ -61,14 +61,16 @@ def load(cfg: dict, state: dict, quirks: bool) -> Data2Vec2:
     """The objective with student, teacher and decoder. ValueError: as load_fairseq."""
     modality = _modality(state)
     name = SECTIONS[modality]
-    encoder_cfg = section(section(cfg, "modalities"), name, "cfg.model.modalities")
-    section(encoder_cfg, "decoder", f"cfg.model.modalities.{name}")
+    encoder_cfg = settings_at(settings_at(cfg, "modalities"), name, "cfg.model.modalities")
+    settings_at(encoder_cfg, "decoder", f"cfg.model.modalities.{name}")
     require(cfg, REQUIRED)
     require(encoder_cfg, REQUIRED_OF_ENCODER | REQUIRED_OF[modality], f"cfg.model.modalities.{name}")
     state, teacher = _old_names(state), state.get("_ema")
     objective = _build(modality, cfg, encoder_cfg, state, quirks)
-    states = [_simplified(part, objective) for part in (state, teacher) if part is not None]
-    fill_objective(objective, objective.decoder, names(objective), *states, *[None] * (2 - len(states)))
+    state = _simplified(state, objective)
+    if teacher is not None:
+        teacher = _simplified(teacher, objective)
+    fill_objective(objective, objective.decoder, names(objective), state, teacher)
     return objective
 
 
@@ -76,13 +78,11 @@ def names(objective: Data2Vec2) -> Names:
     """The reference's names of this objective's parts."""
     (encoder, modality), depth = encoder_of(objective), objective.config.decoder.head_layers
     theirs = f"modality_encoders.{NAMES[modality]}."
-    blocks: Table = []
+    blocks: Prefixes = []
     for number in range(encoder.trunk.config.depth):
         main = number - encoder.trunk.config.prenet_depth
-        old, new = (
-            f"blocks.{main}." if main >= 0 else f"{theirs}context_encoder.blocks.{number}.",
-            f"trunk.blocks.{number}.",
-        )
+        old = f"blocks.{main}." if main >= 0 else f"{theirs}context_encoder.blocks.{number}."
+        new = f"trunk.blocks.{number}."
         blocks += [(f"{old}{part}.", f"{new}{part}.") for part in ("norm1", "norm2", "mlp")]
         blocks += [(f"{old}attn.", f"{new}attention.")]
     student = [
@@ -94,11 +94,12 @@ def names(objective: Data2Vec2) -> Names:
         (f"{theirs}decoder.blocks.{number}.0.", f"layers.{number}.conv.")
         for number in range(len(objective.decoder.layers))
     ]
-    decoder += [(f"{theirs}decoder.proj." + (f"{2 * n}." if depth > 1 else ""), f"head.{2 * n}.") for n in range(depth)]
+    for n in range(depth):
+        place = f"{2 * n}." if depth > 1 else ""  # of one layer, proj is the layer itself
+        decoder += [(f"{theirs}decoder.proj.{place}", f"head.{2 * n}.")]
     # without what the teacher shares; that of text is the list of blocks alone
-    teacher = [
-        (old, new) for old, new in student if not any(new.startswith(f"{part}.") for part in objective.config.shared)
-    ]
+    shared = tuple(f"{part}." for part in objective.config.shared)
+    teacher = [(old, new) for old, new in student if not new.startswith(shared)]
     if modality == "text":
         teacher = [(old.removeprefix("blocks."), new) for old, new in blocks]
     return Names(student, teacher, decoder)
@@ -106,14 +107,15 @@ def names(objective: Data2Vec2) -> Names:
 
 def save(objective: Data2Vec2) -> dict:
     """The checkpoint that `load` reads. ValueError: a setting that the reference does not have."""
-    (encoder, modality), table = encoder_of(objective), names(objective)
-    student = original(encoder.state_dict(), table.student) | original(objective.decoder.state_dict(), table.head)
-    teacher = original(objective.teacher["encoder"].state_dict(), table.teacher)
+    (encoder, modality), prefixes = encoder_of(objective), names(objective)
+    student = original(encoder.state_dict(), prefixes.student) | original(objective.decoder.state_dict(), prefixes.head)
+    teacher = original(objective.teacher["encoder"].state_dict(), prefixes.teacher)
     theirs = f"modality_encoders.{NAMES[modality]}."
     for state in (student, teacher) if modality == "image" else ():
         state[f"{theirs}fixed_positional_encoder.positions"] = _positions(encoder)[None]
     for state in (student, teacher):
-        if (key := f"{theirs}alibi_scale") in state:
+        key = f"{theirs}alibi_scale"
+        if key in state:
             layers = encoder.frontends[modality].config.alibi_layers
             state[key] = state[key].view(layers, 1, -1, 1, 1)
     return {"cfg": {"model": _settings_of(objective), "task": {}}, "model": {**student, "_ema": teacher}}
@@ -122,17 +124,14 @@ def save(objective: Data2Vec2) -> dict:
 def _settings_of(objective: Data2Vec2) -> dict[str, Any]:
     model, modality = encoder_of(objective)
     config, trunk, frontend = objective.config, model.trunk.config, model.frontends[modality].config
+    input_dropout = trunk.dropout if trunk.input_dropout is None else trunk.input_dropout
     encoder = {
         **REQUIRED_OF_ENCODER,
         **REQUIRED_OF[modality],
         "type": NAMES[modality],
         "prenet_depth": trunk.prenet_depth,
         "prenet_layerdrop": trunk.layer_drop if trunk.prenet_layer_drop is None else trunk.prenet_layer_drop,
-        "prenet_dropout": 0.0
-        if modality == "text"
-        else trunk.dropout
-        if trunk.input_dropout is None
-        else trunk.input_dropout,
+        "prenet_dropout": 0.0 if modality == "text" else input_dropout,
         "ema_local_encoder": not config.feed_tokens,
         "mask_noise_std": config.decoder.noise,
         "decoder": {
@@ -200,7 +199,7 @@ def _text_of(config: Any) -> dict[str, Any]:
     return {"max_source_positions": config.max_positions, "dropout": config.embedding_dropout}
 
 
-def _frontend_names(encoder: Any, modality: str, theirs: str) -> Table:
+def _frontend_names(encoder: Any, modality: str, theirs: str) -> Prefixes:
     frontend, ours = encoder.frontends[modality], f"frontends.{modality}."
     if modality == "image":
         return [
@@ -210,25 +209,28 @@ def _frontend_names(encoder: Any, modality: str, theirs: str) -> Table:
     if modality == "text":
         parts = {"embed_tokens": "tokens", "embed_positions": "position_table", "layernorm_embedding": "norm"}
         return [(f"{theirs}local_encoder.{old}.", f"{ours}{new}.") for old, new in parts.items()]
-    table = [(f"{theirs}alibi_scale", f"{ours}alibi.scale")]
-    table += [(f"{theirs}project_features.1.", f"{ours}norm."), (f"{theirs}project_features.2.", f"{ours}projection.")]
+    prefixes = [(f"{theirs}alibi_scale", f"{ours}alibi.scale")]
+    prefixes += [
+        (f"{theirs}project_features.1.", f"{ours}norm."),
+        (f"{theirs}project_features.2.", f"{ours}projection."),
+    ]
     for number in range(len(frontend.extractor.layers)):
         old, new = f"{theirs}local_encoder.conv_layers.{number}.", f"{ours}extractor.layers.{number}."
-        table += [(f"{old}0.", new), (f"{old}2.1.", f"{new}norm.")]
+        prefixes += [(f"{old}0.", new), (f"{old}2.1.", f"{new}norm.")]
     for number in range(len(frontend.positions_conv)):  # their first part is a transpose
-        table += [(f"{theirs}relative_positional_encoder.{number + 1}.0.", f"{ours}positions_conv.{number}.")]
-    return table
+        prefixes += [(f"{theirs}relative_positional_encoder.{number + 1}.0.", f"{ours}positions_conv.{number}.")]
+    return prefixes
 
 
 def _modality(state: dict) -> str:
-    found = {key.split(".")[1] for key in state if key.startswith("modality_encoders.")}
+    named = {key.split(".")[1] for key in state if key.startswith("modality_encoders.")}
     known = {theirs: ours for ours, theirs in NAMES.items()}
-    if len(found) != 1 or not found <= known.keys():
+    if len(named) != 1 or not named <= known.keys():
         raise ValueError(
-            f"model has modality_encoders for {', '.join(sorted(found)) or 'nothing'}; "
+            f"model has modality_encoders for {', '.join(sorted(named)) or 'nothing'}; "
             f"this reads one of {', '.join(known)}"
         )
-    return known[found.pop()]
+    return known[named.pop()]
 
 
 def _old_names(state: dict) -> dict:

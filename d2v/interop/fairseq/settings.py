@@ -28,31 +28,31 @@ def targets(cfg: dict, layers: str) -> dict[str, Any]:
 
 def targets_of(config: Any) -> dict[str, Any]:
     """The inverse of `targets`. ValueError: norms or a scale that the reference does not have."""
-    found = {
+    settings = {
         f"{name}_norm_target_layer": name in config.layer_norms for name in ("batch", "instance", "group", "layer")
     }
-    found |= {f"{name}_norm_targets": name in config.final_norms for name in ("layer", "instance")}
+    settings |= {f"{name}_norm_targets": name in config.final_norms for name in ("layer", "instance")}
     scales = {"sqrt": None, "sum": 1.0}
     if config.loss_scale not in scales:
         raise ValueError(f"objective.loss_scale is {config.loss_scale!r}; fairseq's data2vec has {', '.join(scales)}")
-    found |= {
+    settings |= {
         "average_top_k_layers": config.top_k,
         "loss_beta": config.loss_beta,
         "loss_scale": scales[config.loss_scale],
     }
-    found |= {
+    settings |= {
         "ema_decay": config.ema_decay,
         "ema_end_decay": config.ema_end_decay,
         "ema_anneal_end_step": config.ema_anneal_steps,
     }
-    again = targets(found, config.layers)
+    again = targets(settings, config.layers)
     for name in ("layer_norms", "final_norms"):
         if again[name] != list(getattr(config, name)):
             raise ValueError(
                 f"objective.{name} is {list(getattr(config, name))}; "
                 f"fairseq's data2vec knows only the order {again[name]}"
             )
-    return found
+    return settings
 
 
 def conv_layers(text: str, name: str) -> tuple[int, list[int], list[int]]:
@@ -64,19 +64,17 @@ def conv_layers(text: str, name: str) -> tuple[int, list[int], list[int]]:
     dims = {width for width, _, _ in layers}
     if len(dims) != 1:
         raise ValueError(f"{name} {text} has layers of different widths {sorted(dims)}")
-    return dims.pop(), [kernel for _, kernel, _ in layers], [stride for _, _, stride in layers]
+    kernels = [kernel for _, kernel, _ in layers]
+    strides = [stride for _, _, stride in layers]
+    return dims.pop(), kernels, strides
 
 
 def spec_of(config: Any) -> str:
     """The inverse of `conv_layers`. ValueError: the frontend reads a spectrogram."""
     if config.kind != "waveform":
         raise ValueError(f"frontend kind is {config.kind!r}; fairseq's data2vec reads the waveform")
-    return str(
-        [
-            (config.conv_dim, kernel, stride)
-            for kernel, stride in zip(config.conv_kernels, config.conv_strides, strict=True)
-        ]
-    )
+    pairs = zip(config.conv_kernels, config.conv_strides, strict=True)
+    return str([(config.conv_dim, kernel, stride) for kernel, stride in pairs])
 
 
 def parsed(text: str, name: str = "conv_feature_layers") -> list[tuple[int, int, int]]:

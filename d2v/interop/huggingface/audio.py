@@ -6,8 +6,8 @@ import transformers
 from torch import Tensor
 
 from d2v.interop.huggingface import shared
-from d2v.interop.huggingface.shared import Head
-from d2v.interop.renaming import Table
+from d2v.interop.huggingface.shared import Head, Kind
+from d2v.interop.renaming import Prefixes
 from d2v.models.task_models import D2vForCTC, D2vForSequenceClassification
 
 MODALITY = "speech"
@@ -61,7 +61,7 @@ HELD = shared.POST_NORM | {
 }
 
 
-def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
+def read_settings(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
     """ValueError: an extractor whose layers differ in width."""
     if len(set(config.conv_dim)) != 1:
         raise ValueError(f"conv_dim is {list(config.conv_dim)}; the layers of d2v's extractor have one width")
@@ -72,7 +72,7 @@ def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def write(ours: dict[str, Any]) -> dict[str, Any]:
+def write_settings(ours: dict[str, Any]) -> dict[str, Any]:
     """ValueError: two values of epsilon."""
     if ours["frontend.norm_eps"] != ours["trunk.norm_eps"]:
         values = f"{ours['frontend.norm_eps']} and model.trunk.norm_eps={ours['trunk.norm_eps']}"
@@ -88,9 +88,9 @@ def write(ours: dict[str, Any]) -> dict[str, Any]:
     return {**widths, **masks}
 
 
-def names(ours: dict[str, Any]) -> Table:
+def names(ours: dict[str, Any]) -> Prefixes:
     """Theirs -> ours."""
-    table = shared.blocks(
+    prefixes = shared.blocks(
         ours["trunk.depth"],
         "encoder.layers.{n}.",
         shared.projections("attention.", shared.LETTERS)
@@ -103,14 +103,14 @@ def names(ours: dict[str, Any]) -> Table:
         },
     )
     for n in range(len(ours["frontend.conv_kernels"])):
-        table += [(f"feature_extractor.conv_layers.{n}.conv.", f"frontends.speech.extractor.layers.{n}.")]
-        table += [(f"feature_extractor.conv_layers.{n}.layer_norm.", f"frontends.speech.extractor.layers.{n}.norm.")]
-    table += [
+        prefixes += [(f"feature_extractor.conv_layers.{n}.conv.", f"frontends.speech.extractor.layers.{n}.")]
+        prefixes += [(f"feature_extractor.conv_layers.{n}.layer_norm.", f"frontends.speech.extractor.layers.{n}.norm.")]
+    prefixes += [
         (f"encoder.pos_conv_embed.layers.{n}.conv.", f"frontends.speech.positions_conv.{n}.")
         for n in range(ours["frontend.pos_depth"])
     ]
     return [
-        *table,
+        *prefixes,
         ("encoder.layer_norm.", "trunk.input_norm."),
         ("masked_spec_embed", "frontends.speech.mask_token"),
         ("feature_projection.layer_norm.", "frontends.speech.norm."),
@@ -118,11 +118,27 @@ def names(ours: dict[str, Any]) -> Table:
     ]
 
 
-def arrive(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
+def to_our_tensors(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
     """Nothing but names differs."""
     return state
 
 
-def leave(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
+def to_their_tensors(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
     """Nothing but names differs."""
     return state
+
+
+KIND = Kind(
+    modality=MODALITY,
+    model=MODEL,
+    bare=BARE,
+    heads=HEADS,
+    settings=SETTINGS,
+    required=REQUIRED,
+    held=HELD,
+    read_settings=read_settings,
+    write_settings=write_settings,
+    names=names,
+    to_our_tensors=to_our_tensors,
+    to_their_tensors=to_their_tensors,
+)

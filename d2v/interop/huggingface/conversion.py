@@ -15,19 +15,25 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from d2v import plugins
 from d2v.interop.fidelity import counts
 from d2v.interop.huggingface import audio, text, vision, vit
-from d2v.interop.huggingface.shared import Head
+from d2v.interop.huggingface.shared import Head, Kind
 from d2v.interop.pretrained import load_whole, read_config
-from d2v.interop.renaming import Table, fill, original, renamed, translated
+from d2v.interop.renaming import Prefixes, fill, original, renamed, translated
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.task_models import D2vForCTC
 from d2v.models.transformer import TrunkConfig
 
 log = logging.getLogger(__name__)
-KINDS = {"data2vec-audio": audio, "data2vec-text": text, "data2vec-vision": vision, "vit": vit}
+KINDS = {
+    "data2vec-audio": audio.KIND,
+    "data2vec-text": text.KIND,
+    "data2vec-vision": vision.KIND,
+    "vit": vit.KIND,
+}
 OPTIONAL = ("pooler.", "embeddings.mask_token")  # weights that a stock class may have or not
 BY_WEIGHTS = {"frontend.mask_token", "frontend.positions"}  # settings that are read off the tensors
-# Settings that may travel in `origin`, beside those of d2v.interop.fidelity: of tokenizers, of feature extractors, of training, where a table begins.
+# Settings that may travel in `origin`, beside those of d2v.interop.fidelity: of tokenizers, of feature extractors, of
+# training, where a table of positions begins.
 OURS_ALONE = {
     "frontend.mask_token_id",
     "frontend.sample_rate",
@@ -36,13 +42,8 @@ OURS_ALONE = {
     "frontend.position_offset",
 }
 LABELS = ("id2label", "label2id", "problem_type")
-OF_A_FILE = {
-    "architectures",
-    "dtype",
-    "transformers_version",
-    "_name_or_path",
-    "origin",
-}  # entries of a config that are not the model's
+# entries of a config that are not the model's
+OF_A_FILE = {"architectures", "dtype", "transformers_version", "_name_or_path", "origin"}
 
 
 def from_transformers(source: str | Path | PreTrainedModel, reference_quirks: bool = False) -> PreTrainedModel:
@@ -56,25 +57,24 @@ def from_transformers(source: str | Path | PreTrainedModel, reference_quirks: bo
     """
     theirs = source if isinstance(source, PreTrainedModel) else _load(source)
     kind = _kind(theirs.config, theirs.name_or_path)
-    if type(theirs) is not kind.MODEL and type(theirs) not in kind.HEADS:
+    if type(theirs) is not kind.model and type(theirs) not in kind.heads:
         log.warning("%s has a head without a counterpart: its encoder is read", type(theirs).__name__)
         theirs = theirs.base_model
-    head = kind.HEADS.get(type(theirs))
+    head = kind.heads.get(type(theirs))
     tower = theirs.base_model.state_dict()
     ours = _read(kind, head, theirs.config, tower)
-    if reference_quirks and kind is audio:
+    if reference_quirks and kind is audio.KIND:
         ours["frontend.reference_padding"] = True
     labels = _labels(head, theirs.config)
-    origin = _differences(
-        theirs.config.to_dict(), type(theirs.config)().to_dict(), {*OF_A_FILE, *labels, *_written(kind, head, ours)}
-    )
-    ours |= {name: value for name, value in theirs.config.to_dict().get("origin", {}).items() if _is_free(name)}
+    given, defaults = theirs.config.to_dict(), type(theirs.config)().to_dict()
+    origin = _differences(given, defaults, {*OF_A_FILE, *labels, *_written(kind, head, ours)})
+    ours |= {name: value for name, value in given.get("origin", {}).items() if _is_free(name)}
     with torch.random.fork_rng(devices=[]):  # a run in progress would miss the numbers that building draws
         model = (head.ours if head else D2vModel)(_our_config(kind, ours, {**labels, "origin": origin}))
-    table = _names(kind, head, ours)
-    state = _joined(kind, head, kind.arrive(tower, ours), theirs.state_dict())
-    state = {key: value for key, value in state.items() if translated(key, table) or "pooler." not in key}
-    fill(model, renamed(state, table), table, type(theirs).__name__)
+    prefixes = _names(kind, head, ours)
+    state = _joined(kind, head, kind.to_our_tensors(tower, ours), theirs.state_dict())
+    state = {key: value for key, value in state.items() if translated(key, prefixes) or "pooler." not in key}
+    fill(model, renamed(state, prefixes), prefixes, type(theirs).__name__)
     return model.eval()
 
 
@@ -86,23 +86,17 @@ def to_transformers(model: Any) -> PreTrainedModel:
     """
     modality, ours = _flat(model)
     kind = _kind_for(modality, ours)
-    theirs_class, head = next(
-        ((theirs, head) for theirs, head in kind.HEADS.items() if head.ours is type(model)), (kind.MODEL, None)
-    )
-    if head is None and not isinstance(model, D2vModel):
-        raise ValueError(f"{kind.MODEL.__name__} has no counterpart of {type(model).__name__}")
-    for name, (allowed, why) in kind.HELD.items():
+    theirs_class, head = _their_class(kind, model)
+    for name, (allowed, why) in kind.held.items():
         if ours[name] not in allowed:
             raise ValueError(f"{theirs_class.__name__} cannot hold {_long(name, modality)}={ours[name]}: {why}")
-    config = kind.MODEL.config_class(
-        **{**model.config.origin, **_labels(head, model.config), **_written(kind, head, ours)}
-    )
-    table = _names(kind, head, ours)
-    state = original(model.state_dict(), table)
+    fields = {**model.config.origin, **_labels(head, model.config), **_written(kind, head, ours)}
+    config = kind.model.config_class(**fields)
+    prefixes = _names(kind, head, ours)
+    state = original(model.state_dict(), prefixes)
     prefix = _prefix(kind, head)
-    tower = kind.leave(
-        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, ours
-    )
+    encoder = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    tower = kind.to_their_tensors(encoder, ours)
     back = _read(kind, head, config, tower)
     different = _differences(ours, back, BY_WEIGHTS)
     for name, value in different.items():
@@ -113,33 +107,40 @@ def to_transformers(model: Any) -> PreTrainedModel:
     if different:
         config.origin = different
     with torch.random.fork_rng(devices=[]):
-        theirs = theirs_class(config, **({} if head else kind.BARE))
+        theirs = theirs_class(config, **({} if head else kind.bare))
     _load_into(theirs, _joined(kind, head, tower, state))
     return theirs.eval()
+
+
+def _their_class(kind: Kind, model: Any) -> tuple[type[PreTrainedModel], Head | None]:
+    """The stock class of a model of ours, and its head. ValueError: there is none."""
+    if isinstance(model, D2vModel):
+        return kind.model, None
+    for theirs, head in kind.heads.items():
+        if head.ours is type(model):
+            return theirs, head
+    raise ValueError(f"{kind.model.__name__} has no counterpart of {type(model).__name__}")
 
 
 def _load(source: str | Path) -> PreTrainedModel:
     """The stock model of a folder or Hub name, of the class that its config names or else without its head."""
     config = read_config(source)
     kind = _kind(config, str(source))
-    by_name = {theirs.__name__: theirs for theirs in (kind.MODEL, *kind.HEADS)}
-    named = (config.architectures or [kind.MODEL.__name__])[0]
-    theirs = by_name.get(named, kind.MODEL)
-    parts = tuple(
-        f"{part}."
-        for part in ("embeddings", "encoder", "layers", "layernorm", "feature_extractor", "feature_projection")
-    )
+    by_name = {theirs.__name__: theirs for theirs in (kind.model, *kind.heads)}
+    named = (config.architectures or [kind.model.__name__])[0]
+    theirs = by_name.get(named, kind.model)
+    parts = ("embeddings.", "encoder.", "layers.", "layernorm.", "feature_extractor.", "feature_projection.")
 
     def drop(name: str) -> bool:
         return name.startswith(OPTIONAL) if named in by_name else not name.startswith(parts)
 
     if named not in by_name:
         log.warning("%s is a %s, a head without a counterpart: its encoder is read", source, named)
-    return load_whole(theirs, source, drop, **(kind.BARE if theirs is kind.MODEL else {}))
+    return load_whole(theirs, source, drop, **(kind.bare if theirs is kind.model else {}))
 
 
-def _kind(config: PreTrainedConfig, source: str) -> Any:
-    """The module of a stock config's architecture. ValueError: there is none."""
+def _kind(config: PreTrainedConfig, source: str) -> Kind:
+    """The kind of a stock config's architecture. ValueError: there is none."""
     if config.model_type not in KINDS:
         raise ValueError(
             f"{source or 'the model'} is of the architecture {config.model_type!r}; this reads {', '.join(KINDS)}"
@@ -147,16 +148,17 @@ def _kind(config: PreTrainedConfig, source: str) -> Any:
     return KINDS[config.model_type]
 
 
-def _kind_for(modality: str, ours: dict[str, Any]) -> Any:
-    """The module whose classes may hold a model of ours. ValueError: there is none."""
-    kinds = {"speech": audio, "text": text, "image": vision if ours["trunk.qkv_bias"] == "qv" else vit}
+def _kind_for(modality: str, ours: dict[str, Any]) -> Kind:
+    """The kind whose classes may hold a model of ours. ValueError: there is none."""
+    image = vision.KIND if ours["trunk.qkv_bias"] == "qv" else vit.KIND
+    kinds = {"speech": audio.KIND, "text": text.KIND, "image": image}
     if modality not in kinds:
         raise ValueError(f"transformers has no class for {modality!r}; it has some for {', '.join(kinds)}")
     return kinds[modality]
 
 
 def _flat(model: Any) -> tuple[str, dict[str, Any]]:
-    """The modality of a model of ours, and its settings by names such as trunk.dim, frontend.channels and task.dropout."""
+    """The modality of a model of ours, and its settings by flat names, as Kind describes them."""
     encoder = model if isinstance(model, D2vModel) else model.encoder
     if len(encoder.config.frontends) != 1:
         raise ValueError(
@@ -164,42 +166,44 @@ def _flat(model: Any) -> tuple[str, dict[str, Any]]:
         )
     (modality,) = encoder.config.frontends
     ours = _fields("frontend", encoder.frontend(modality).config) | _fields("trunk", encoder.trunk.config)
-    return modality, ours if encoder is model else {
-        **ours,
-        **_fields("task", model.task),
-        "head.num_labels": model.config.num_labels,
-    }
+    if encoder is not model:
+        ours |= _fields("task", model.task) | {"head.num_labels": model.config.num_labels}
+    return modality, ours
 
 
 def _fields(part: str, config: Any) -> dict[str, Any]:
     return _plain({f"{part}.{name}": value for name, value in vars(config).items()})
 
 
-def _read(kind: Any, head: Head | None, config: PreTrainedConfig, tower: dict[str, Tensor]) -> dict[str, Any]:
+def _read(kind: Kind, head: Head | None, config: PreTrainedConfig, tower: dict[str, Tensor]) -> dict[str, Any]:
     """Our settings of a stock config. ValueError: the first one under which ours would compute something else."""
-    for name, wanted in kind.REQUIRED.items():
-        if (given := getattr(config, name)) != wanted:
+    for name, wanted in kind.required.items():
+        given = getattr(config, name)
+        if given != wanted:
             raise ValueError(f"{type(config).__name__} has {name}={given!r}; d2v computes only what {wanted!r} is")
-    ours = _fields("frontend", plugins.load("d2v.modalities", kind.MODALITY).FrontendConfig()) | _fields(
-        "trunk", TrunkConfig()
-    )
-    ours |= {new: getattr(config, old) for old, new in kind.SETTINGS.items()} | kind.read(config, tower)
-    return _plain(ours if head is None else ours | _fields("task", head.ours.task_class()) | head.read(config))
+    frontend = plugins.load("d2v.modalities", kind.modality).FrontendConfig()
+    ours = _fields("frontend", frontend) | _fields("trunk", TrunkConfig())
+    for old, new in kind.settings.items():
+        ours[new] = getattr(config, old)
+    ours |= kind.read_settings(config, tower)
+    if head is not None:
+        ours |= _fields("task", head.ours.task_class()) | head.read_settings(config)
+    return _plain(ours)
 
 
-def _written(kind: Any, head: Head | None, ours: dict[str, Any]) -> dict[str, Any]:
+def _written(kind: Kind, head: Head | None, ours: dict[str, Any]) -> dict[str, Any]:
     """The fields of a stock config that our settings determine."""
-    theirs = {old: ours[new] for old, new in kind.SETTINGS.items()} | kind.write(ours)
-    return theirs | head.write(ours) if head else theirs
+    theirs = {old: ours[new] for old, new in kind.settings.items()} | kind.write_settings(ours)
+    return theirs | head.write_settings(ours) if head else theirs
 
 
-def _our_config(kind: Any, ours: dict[str, Any], others: dict[str, Any]) -> D2vConfig:
+def _our_config(kind: Kind, ours: dict[str, Any], others: dict[str, Any]) -> D2vConfig:
     """The inverse of `_flat`."""
 
     def part(prefix: str) -> dict[str, Any]:
         return {name.removeprefix(prefix): value for name, value in ours.items() if name.startswith(prefix)}
 
-    return D2vConfig({kind.MODALITY: part("frontend.")}, part("trunk."), part("task."), **part("head."), **others)
+    return D2vConfig({kind.modality: part("frontend.")}, part("trunk."), part("task."), **part("head."), **others)
 
 
 def _labels(head: Head | None, config: PreTrainedConfig) -> dict[str, Any]:
@@ -207,14 +211,14 @@ def _labels(head: Head | None, config: PreTrainedConfig) -> dict[str, Any]:
     return {} if head is None or head.ours is D2vForCTC else {name: getattr(config, name) for name in LABELS}
 
 
-def _differences(given: dict[str, Any], found: dict[str, Any], without: set[str]) -> dict[str, Any]:
-    """What of `given`, without the names `without`, is missing in `found` or another value there."""
-    given, found = _plain(given), _plain(found)
-    return {
-        name: value
-        for name, value in given.items()
-        if name not in without and (name not in found or found[name] != value)
-    }
+def _differences(given: dict[str, Any], others: dict[str, Any], without: set[str]) -> dict[str, Any]:
+    """What of `given`, without the names `without`, is missing in `others` or another value there."""
+    given, others = _plain(given), _plain(others)
+    different = {}
+    for name, value in given.items():
+        if name not in without and (name not in others or others[name] != value):
+            different[name] = value
+    return different
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -232,17 +236,17 @@ def _long(name: str, modality: str) -> str:
     return name if name.startswith("task.") else f"model.{name.replace('frontend.', f'frontends.{modality}.')}"
 
 
-def _prefix(kind: Any, head: Head | None) -> str:
-    return f"{kind.MODEL.base_model_prefix}." if head else ""
+def _prefix(kind: Kind, head: Head | None) -> str:
+    return f"{kind.model.base_model_prefix}." if head else ""
 
 
-def _names(kind: Any, head: Head | None, ours: dict[str, Any]) -> Table:
+def _names(kind: Kind, head: Head | None, ours: dict[str, Any]) -> Prefixes:
     """Theirs -> ours, of the whole model."""
-    table = [(_prefix(kind, head) + old, ("encoder." if head else "") + new) for old, new in kind.names(ours)]
-    return [*table, *head.names] if head else table
+    prefixes = [(_prefix(kind, head) + old, ("encoder." if head else "") + new) for old, new in kind.names(ours)]
+    return [*prefixes, *head.names] if head else prefixes
 
 
-def _joined(kind: Any, head: Head | None, tower: dict[str, Tensor], whole: dict[str, Tensor]) -> dict[str, Tensor]:
+def _joined(kind: Kind, head: Head | None, tower: dict[str, Tensor], whole: dict[str, Tensor]) -> dict[str, Tensor]:
     """The stock model's state: its encoder's from `tower`, its head's from `whole`."""
     prefix = _prefix(kind, head)
     of_head = {key: value for key, value in whole.items() if head and not key.startswith(prefix)}
@@ -250,5 +254,5 @@ def _joined(kind: Any, head: Head | None, tower: dict[str, Tensor], whole: dict[
 
 
 def _load_into(theirs: PreTrainedModel, state: dict[str, Tensor]) -> None:
-    own = theirs.state_dict()
-    theirs.load_state_dict({key: value.reshape(own[key].shape) for key, value in state.items()})
+    shapes = {key: value.shape for key, value in theirs.state_dict().items()}
+    theirs.load_state_dict({key: value.reshape(shapes[key]) for key, value in state.items()})

@@ -1,9 +1,13 @@
 """What transformers' classes have in common."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from d2v.interop.renaming import Table
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from d2v.interop.renaming import Prefixes
 from d2v.models.task_models import TaskModel
 
 SETTINGS = {
@@ -26,12 +30,34 @@ POST_NORM = {
 
 
 class Head(NamedTuple):
-    """A task model of ours, and how a stock class writes the same."""
+    """A task model of ours, and how the config of a stock class says what ours does."""
 
     ours: type[TaskModel]
-    names: Table  # of the whole model, encoder's prefix and all
-    read: Callable[[Any], dict[str, Any]]  # their config -> task.* and head.num_labels
-    write: Callable[[dict[str, Any]], dict[str, Any]]  # our settings -> fields of their config
+    names: Prefixes  # of the whole model, encoder's prefix and all
+    read_settings: Callable[[Any], dict[str, Any]]  # their config -> task.* and head.num_labels
+    write_settings: Callable[[dict[str, Any]], dict[str, Any]]  # our settings -> fields of their config
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of stock model: its classes, and what differs between its settings and tensors and ours.
+
+    Our settings are flat, by names such as trunk.dim, frontend.channels and task.dropout.
+    """
+
+    modality: str
+    model: type[PreTrainedModel]  # the bare encoder's class
+    bare: dict[str, Any]  # its arguments
+    heads: dict[type[PreTrainedModel], Head]  # the classes of tasks
+    settings: dict[str, str]  # theirs -> ours, where the value is the same
+    required: dict[str, Any]  # what theirs must be for ours to compute the same
+    held: dict[str, tuple[tuple, str]]  # what ours may be, and why
+    read_settings: Callable[[Any, dict[str, Tensor]], dict[str, Any]]  # their config and tensors -> our other settings
+    write_settings: Callable[[dict[str, Any]], dict[str, Any]]  # our settings -> the other fields of their config
+    names: Callable[[dict[str, Any]], Prefixes]  # of our settings: how tensors are called
+    # tensors and our settings -> what tensors need beside a new name
+    to_our_tensors: Callable[[dict[str, Tensor], dict[str, Any]], dict[str, Tensor]]
+    to_their_tensors: Callable[[dict[str, Tensor], dict[str, Any]], dict[str, Tensor]]
 
 
 def classifier(
@@ -42,9 +68,12 @@ def classifier(
     return {**{f"task.{name}": value for name, value in task.items()}, "head.num_labels": config.num_labels}
 
 
-def blocks(depth: int, prefix: str, parts: dict[str, str]) -> Table:
+def blocks(depth: int, prefix: str, parts: dict[str, str]) -> Prefixes:
     """Names of every block; `prefix` holds {n}, `parts` are theirs -> ours within a block."""
-    return [(prefix.format(n=n) + old, f"trunk.blocks.{n}.{new}") for n in range(depth) for old, new in parts.items()]
+    prefixes = []
+    for n in range(depth):
+        prefixes += [(prefix.format(n=n) + old, f"trunk.blocks.{n}.{new}") for old, new in parts.items()]
+    return prefixes
 
 
 def projections(prefix: str, names: tuple[str, ...]) -> dict[str, str]:

@@ -8,8 +8,8 @@ import transformers
 from torch import Tensor
 
 from d2v.interop.huggingface import shared
-from d2v.interop.huggingface.shared import Head
-from d2v.interop.renaming import Table
+from d2v.interop.huggingface.shared import Head, Kind
+from d2v.interop.renaming import Prefixes
 from d2v.models.task_models import D2vForSequenceClassification
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def _dropout(config: Any) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
-def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
+def read_settings(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
     """The mask token is the last one, where the config does not say."""
     pad = config.pad_token_id
     return {
@@ -60,7 +60,7 @@ def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def write(ours: dict[str, Any]) -> dict[str, Any]:
+def write_settings(ours: dict[str, Any]) -> dict[str, Any]:
     """One token type; positions are counted from the padding id."""
     return {
         "max_position_embeddings": ours["frontend.max_positions"] + ours["frontend.pad_token_id"] + 1,
@@ -68,9 +68,9 @@ def write(ours: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def names(ours: dict[str, Any]) -> Table:
+def names(ours: dict[str, Any]) -> Prefixes:
     """Theirs -> ours."""
-    table = shared.blocks(
+    prefixes = shared.blocks(
         ours["trunk.depth"],
         "encoder.layer.{n}.",
         shared.projections("attention.self.", shared.WORDS)
@@ -83,14 +83,14 @@ def names(ours: dict[str, Any]) -> Table:
         },
     )
     return [
-        *table,
+        *prefixes,
         ("embeddings.word_embeddings.", "frontends.text.tokens."),
         ("embeddings.position_embeddings.", "frontends.text.position_table."),
         ("embeddings.LayerNorm.", "trunk.input_norm."),
     ]
 
 
-def arrive(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
+def to_our_tensors(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
     """Token type 0, which every token has, becomes part of the positions; the others have no place."""
     types, pad = state[TYPES], ours["frontend.pad_token_id"]
     if (types[1:] != 0).any():
@@ -103,7 +103,7 @@ def arrive(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
     return {**others, POSITIONS: _moved(positions, pad, ours["frontend.position_offset"])}
 
 
-def leave(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
+def to_their_tensors(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
     """The one token type is zero."""
     positions = _moved(state[POSITIONS], ours["frontend.position_offset"], ours["frontend.pad_token_id"])
     return {**state, TYPES: torch.zeros(1, ours["trunk.dim"]), POSITIONS: positions}
@@ -112,3 +112,19 @@ def leave(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
 def _moved(positions: Tensor, old: int, new: int) -> Tensor:
     """The table with the row of padding at `new` instead of `old`; nothing reads the rows before it."""
     return positions if old == new else torch.cat([positions.new_zeros(new, positions.shape[1]), positions[old:]])
+
+
+KIND = Kind(
+    modality=MODALITY,
+    model=MODEL,
+    bare=BARE,
+    heads=HEADS,
+    settings=SETTINGS,
+    required=REQUIRED,
+    held=HELD,
+    read_settings=read_settings,
+    write_settings=write_settings,
+    names=names,
+    to_our_tensors=to_our_tensors,
+    to_their_tensors=to_their_tensors,
+)

@@ -7,8 +7,8 @@ import transformers
 from torch import Tensor
 
 from d2v.interop.huggingface import shared, vit
-from d2v.interop.huggingface.shared import Head
-from d2v.interop.renaming import Table
+from d2v.interop.huggingface.shared import Head, Kind
+from d2v.interop.renaming import Prefixes
 from d2v.models.task_models import D2vForImageClassification
 
 MODALITY = "image"
@@ -34,17 +34,17 @@ SHARED_BIAS = "encoder.relative_position_bias.relative_position_bias_table"
 BLOCK_BIAS = "encoder.layer.{n}.attention.attention.relative_position_bias.relative_position_bias_table"
 
 
-def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
+def read_settings(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
     """ValueError: a bias for all blocks and one for each at once."""
-    shared_bias, own_bias = config.use_shared_relative_position_bias, config.use_relative_position_bias
-    if shared_bias and own_bias:
+    one_bias, bias_each = config.use_shared_relative_position_bias, config.use_relative_position_bias
+    if one_bias and bias_each:
         raise ValueError(
             "use_shared_relative_position_bias and use_relative_position_bias are both True; "
             "d2v has one bias for all blocks or one each"
         )
     return {
-        "frontend.relative_bias": shared_bias or own_bias,
-        "frontend.bias_layers": config.num_hidden_layers if own_bias else 1,
+        "frontend.relative_bias": one_bias or bias_each,
+        "frontend.bias_layers": config.num_hidden_layers if bias_each else 1,
         "trunk.qkv_bias": "qv",
         "trunk.final_norm": not config.use_mean_pooling,
         **vit.common(config, state),
@@ -52,7 +52,7 @@ def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def write(ours: dict[str, Any]) -> dict[str, Any]:
+def write_settings(ours: dict[str, Any]) -> dict[str, Any]:
     """Which of its optional parts it has."""
     layers = ours["frontend.bias_layers"]
     return {
@@ -65,9 +65,9 @@ def write(ours: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def names(ours: dict[str, Any]) -> Table:
+def names(ours: dict[str, Any]) -> Prefixes:
     """Theirs -> ours."""
-    table = shared.blocks(
+    prefixes = shared.blocks(
         ours["trunk.depth"],
         "encoder.layer.{n}.",
         shared.projections("attention.attention.", shared.WORDS)
@@ -83,24 +83,38 @@ def names(ours: dict[str, Any]) -> Table:
             "lambda_2": "scale2",
         },
     )
-    return [*table, (SHARED_BIAS, "frontends.image.bias_table"), *vit.EMBEDDINGS]
+    return [*prefixes, (SHARED_BIAS, "frontends.image.bias_table"), *vit.EMBEDDINGS]
 
 
-def arrive(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
-    """The blocks' own bias tables become one tensor."""
+def to_our_tensors(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
+    """The biases that each block has become one tensor."""
     layers = ours["frontend.bias_layers"]
     if layers > 1:
-        tables = [BLOCK_BIAS.format(n=n) for n in range(layers)]
-        state = {
-            **{key: value for key, value in state.items() if key not in tables},
-            SHARED_BIAS: torch.stack([state[key] for key in tables]),
-        }
-    return vit.arrive(state, ours)
+        keys = [BLOCK_BIAS.format(n=n) for n in range(layers)]
+        others = {key: value for key, value in state.items() if key not in keys}
+        state = {**others, SHARED_BIAS: torch.stack([state[key] for key in keys])}
+    return vit.to_our_tensors(state, ours)
 
 
-def leave(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
-    """The inverse."""
+def to_their_tensors(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
+    """The inverse of `to_our_tensors`."""
     if ours["frontend.bias_layers"] > 1:
-        tables = {BLOCK_BIAS.format(n=n): table for n, table in enumerate(state[SHARED_BIAS])}
-        state = {**{key: value for key, value in state.items() if key != SHARED_BIAS}, **tables}
+        biases = {BLOCK_BIAS.format(n=n): bias for n, bias in enumerate(state[SHARED_BIAS])}
+        state = {**{key: value for key, value in state.items() if key != SHARED_BIAS}, **biases}
     return vit.with_positions(state, ours)
+
+
+KIND = Kind(
+    modality=MODALITY,
+    model=MODEL,
+    bare=BARE,
+    heads=HEADS,
+    settings=SETTINGS,
+    required=REQUIRED,
+    held=HELD,
+    read_settings=read_settings,
+    write_settings=write_settings,
+    names=names,
+    to_our_tensors=to_our_tensors,
+    to_their_tensors=to_their_tensors,
+)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from d2v import plugins
 from d2v.interop.huggingface import shared
-from d2v.interop.huggingface.shared import Head
-from d2v.interop.renaming import Table
+from d2v.interop.huggingface.shared import Head, Kind
+from d2v.interop.renaming import Prefixes
 from d2v.models.task_models import D2vForImageClassification
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ HELD = PATCHES | {
     "trunk.layer_scale": ((0.0,), "its blocks have no layer scale"),
     "trunk.final_norm": ((True,), "it has a norm after the last block"),
 }
-EMBEDDINGS: Table = [
+EMBEDDINGS: Prefixes = [
     ("embeddings.cls_token", "frontends.image.class_token"),
     (MASK, "frontends.image.mask_token"),
     ("embeddings.patch_embeddings.projection.", "frontends.image.patch_embed."),
@@ -57,7 +57,7 @@ EMBEDDINGS: Table = [
 ]
 
 
-def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
+def read_settings(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
     """A mask token is there only where a model in memory has one."""
     biases = {"trunk.qkv_bias": "qkv" if config.qkv_bias else "none", "frontend.relative_bias": False}
     return {
@@ -71,22 +71,22 @@ def read(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
 
 def common(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
     """Settings of images in both of transformers' classes. ValueError: images or patches that are no squares."""
-    found: dict[str, Any] = {"trunk.pre_norm": True, "trunk.input_norm": False, "frontend.positions": "none"}
+    settings: dict[str, Any] = {"trunk.pre_norm": True, "trunk.input_norm": False, "frontend.positions": "none"}
     for name in ("image_size", "patch_size"):
         given = getattr(config, name)
         side = {given} if isinstance(given, int) else set(given)
         if len(side) != 1:
             raise ValueError(f"{name} is {list(given)}; d2v reads square images in square patches")
-        found[f"frontend.{name}"] = side.pop()
+        settings[f"frontend.{name}"] = side.pop()
     if POSITIONS in state:
-        fixed = _sincos(found["frontend.image_size"] // found["frontend.patch_size"], config.hidden_size)
-        found["frontend.positions"] = (
-            "sincos" if torch.equal(state[POSITIONS].float().cpu().flatten(0, -2), fixed) else "learned"
-        )
-    return found
+        grid = settings["frontend.image_size"] // settings["frontend.patch_size"]
+        given = state[POSITIONS].float().cpu().flatten(0, -2)
+        is_fixed = torch.equal(given, _sincos(grid, config.hidden_size))
+        settings["frontend.positions"] = "sincos" if is_fixed else "learned"
+    return settings
 
 
-def write(ours: dict[str, Any]) -> dict[str, Any]:
+def write_settings(ours: dict[str, Any]) -> dict[str, Any]:
     """Biases and sizes."""
     return {"qkv_bias": ours["trunk.qkv_bias"] == "qkv", "pooler_output_size": ours["trunk.dim"], **sides(ours)}
 
@@ -96,7 +96,7 @@ def sides(ours: dict[str, Any]) -> dict[str, Any]:
     return {name: ours[f"frontend.{name}"] for name in ("image_size", "patch_size")}
 
 
-def names(ours: dict[str, Any]) -> Table:
+def names(ours: dict[str, Any]) -> Prefixes:
     """Theirs -> ours."""
     parts = {
         "attention.o_proj.": "attention.proj.",
@@ -110,12 +110,12 @@ def names(ours: dict[str, Any]) -> Table:
     ]
 
 
-def arrive(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
+def to_our_tensors(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
     """Fixed positions are computed, not kept."""
     return {key: value for key, value in state.items() if key != POSITIONS or ours["frontend.positions"] != "sincos"}
 
 
-def leave(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
+def to_their_tensors(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
     """The mask token, which nothing reads after pretraining, stays behind."""
     if MASK in state:
         log.warning("ViTModel has no mask token: it is left out")
@@ -138,3 +138,19 @@ def _sincos(grid: int, dim: int) -> Tensor:
         return torch.empty(0)
     positions = plugins.load("d2v.modalities", MODALITY).frontend.sincos(grid, grid, dim, torch.device("cpu"))
     return torch.nn.functional.pad(positions, (0, 0, 1, 0))
+
+
+KIND = Kind(
+    modality=MODALITY,
+    model=MODEL,
+    bare=BARE,
+    heads=HEADS,
+    settings=SETTINGS,
+    required=REQUIRED,
+    held=HELD,
+    read_settings=read_settings,
+    write_settings=write_settings,
+    names=names,
+    to_our_tensors=to_our_tensors,
+    to_their_tensors=to_their_tensors,
+)

@@ -4,6 +4,7 @@ n predictions or rows, N rows of all processes, D width; B samples, C classes, T
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,8 @@ def regression_loss(prediction: Tensor, target: Tensor, beta: float, scale: str)
     by D.
     """
     prediction, target = prediction.float(), target.float()
-    if beta == 0:
-        error = F.mse_loss(prediction, target, reduction="sum")
-    else:
-        error = F.smooth_l1_loss(prediction, target, reduction="sum", beta=beta)
+    loss = F.mse_loss if beta == 0 else partial(F.smooth_l1_loss, beta=beta)
+    error = loss(prediction, target, reduction="sum")
     return error * SCALES[scale](prediction.shape[-1])
 
 

@@ -124,9 +124,9 @@ def _concatenated(parts: list[Tensor | None]) -> Tensor | None:
 
 def each(views: list[View], function: Callable[[View], Tensor]) -> list[Tensor]:
     """`function` of every view, (B, ...) each, one call per shape."""
-    size, results = num_samples(views[0]), []
+    results = []
     for view in by_shape(views):
-        results += function(view).split(size)
+        results += function(view).split(num_samples(views[0]))
     return results
 
 

@@ -59,7 +59,7 @@ class MemoryBank(nn.Module):
 
 
 class Center(nn.Module):
-    """The moving average of what the teacher says of a batch, zero at the start (DINO, arXiv 2104.14294, equation 4)."""
+    """The moving average of what the teacher says of a batch, first zero (DINO, arXiv 2104.14294, equation 4)."""
 
     value: Tensor
 
