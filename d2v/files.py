@@ -1,6 +1,6 @@
 """Files that are written whole or not at all, and the record of what d2v wrote: nothing else is ever removed or replaced.
 
-A folder that d2v fills holds `.d2v.json`, the names of the files that d2v wrote in it. Temporary names end in `.d2v-tmp`.
+A folder that d2v fills holds `.d2v`, the names of the files that d2v wrote in it. Temporary names end in `.d2v-tmp`.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-RECORD = ".d2v.json"
+RECORD = ".d2v"
 UNRECORDED = f"d2v has no record of having written it ({RECORD} beside it): move it away, or choose another place"
 
 

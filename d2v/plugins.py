@@ -10,10 +10,14 @@ CONTRACTS = {
         "DataConfig",
         "Frontend",
         "Samples",
-        "batches",
+        "VIEWS",
+        "PREPARED",
         "prepare",
+        "inherit",
+        "batches",
         "save_preprocessor",
-    ),
+        "labelled_task",
+    ),  # see Modality in d2v/protocols.py
     "d2v.objectives": ("Config", "build"),
     "d2v.evaluation.reports": ("report",),
 }

@@ -19,7 +19,7 @@ from d2v.evaluation.embedding import embed_all, fingerprint
 from d2v.evaluation.feature_table import Shards
 from d2v.evaluation.load_encoder import open_encoder
 from d2v.files import check_new
-from d2v.modalities.common.sources import Rows
+from d2v.protocols import Rows
 
 
 def main(argv: list[str]) -> None:

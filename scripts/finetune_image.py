@@ -1,14 +1,12 @@
-"""Fine-tunes an encoder of images on labels: accelerate launch scripts/finetune_image.py CONFIG [model=PATH] key=value ..."""
+"""Fine-tunes an encoder of images: as scripts/finetune.py, and refuses a config of another modality."""
 
 from d2v.config.cli import run_cli
 from d2v.finetuning.run import finetune, load
-from d2v.modalities.image import MODALITY, labelled
-from d2v.models.task_models import D2vForImageClassification
 
 
 def main(argv: list[str]) -> dict[str, dict[str, float]]:
     """One run; the scores by split. ValueError: whatever the user can mend."""
-    return finetune(load(argv, MODALITY, labelled, D2vForImageClassification), labelled, D2vForImageClassification)
+    return finetune(*load(argv, "image"))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
-"""Fine-tunes an encoder of text on labels: accelerate launch scripts/finetune_text.py CONFIG [model=PATH] key=value ..."""
+"""Fine-tunes an encoder of text: as scripts/finetune.py, and refuses a config of another modality."""
 
 from d2v.config.cli import run_cli
 from d2v.finetuning.run import finetune, load
-from d2v.modalities.text import labelled
-from d2v.modalities.text.data import NAME
-from d2v.models.task_models import D2vForSequenceClassification
 
 
 def main(argv: list[str]) -> dict[str, dict[str, float]]:
     """One run; the scores by split. ValueError: whatever the user can mend."""
-    return finetune(load(argv, NAME, labelled, D2vForSequenceClassification), labelled, D2vForSequenceClassification)
+    return finetune(*load(argv, "text"))
 
 
 if __name__ == "__main__":

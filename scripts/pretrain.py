@@ -22,7 +22,7 @@ from d2v.objectives.common.objective import Objective
 from d2v.training.checkpoint import found
 from d2v.training.export import export, model_card
 from d2v.training.health import HealthCheck
-from d2v.training.init_from import bring_tokenizer, start_from
+from d2v.training.init_from import bring_preparation, start_from
 from d2v.training.loop import Loop
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.run_folder import BadSamples, check_apart, check_settings, new_run, record_trackers
@@ -73,7 +73,7 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     """The loop of a run, and what is said of its data; all that can be wrong with settings or files shows here. ValueError: it is."""
     folder, train, run = Path(config.run.dir), config.train, config.run
     with accelerator.main_process_first():
-        bring_tokenizer(config, folder)
+        bring_preparation(config, folder)
         folder.mkdir(parents=True, exist_ok=True)
         modality.prepare(config.data, config.frontend, folder, train.seed)
         check_settings(folder, config.as_dict(), run.resume)

@@ -19,6 +19,7 @@ from d2v.evaluation.scoring import (
     Split,
     average,
     evaluate_encoder,
+    evaluate_features,
     evaluate_raw,
     label_splits,
     table,
@@ -263,6 +264,21 @@ def test_without_a_test_split_scores_are_within_train():
     train, test = label_splits(TinySamples(60, seed=0), None, config)
     (row,) = evaluate_encoder("tiny", TinyEncoder(), train, test, config)
     assert list(row.scores) == ["k-NN 20, leave one out", "linear, 10 folds"] and min(row.scores.values()) > 90
+
+
+def test_neighbours_within_train_are_those_of_features_as_they_are():
+    """A class is a direction, whatever the length: what is centred first, or scaled by `zscore`, has other neighbours."""
+    lengths = np.random.default_rng(0).uniform(1, 20, 200)
+    labels = np.arange(200) % 10
+    angles = labels / 10
+    x = (lengths * np.stack([np.cos(angles), np.sin(angles)])).T.astype(np.float32)
+    alone = Split(TinySamples(0, seed=0), np.arange(200), labels, None)
+    scores = {
+        zscore: evaluate_features(x, None, alone, None, EvaluateConfig(k=[5], probe=False, zscore=zscore))
+        for zscore in (False, True)
+    }
+    assert scores[False] == {"k-NN 5, leave one out": 100.0}
+    assert scores[True]["k-NN 5, leave one out"] < 60
 
 
 def test_a_last_layer_that_repeats_the_last_block_is_shown_once():

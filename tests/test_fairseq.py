@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from d2v.interop.fairseq import load_fairseq
 from d2v.interop.fairseq.settings import parsed
-from d2v.modalities.text.data import hidden_only
+from d2v.modalities.text.batches import hidden_only
 from d2v.modalities.text.frontend import FrontendConfig
 from d2v.types import Mask, View
 

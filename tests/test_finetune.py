@@ -19,7 +19,7 @@ from transformers import AutoModelForImageClassification, AutoTokenizer, pipelin
 from d2v.finetuning.objective import Supervised
 from d2v.finetuning.run import adopt, build_model, load
 from d2v.modalities.image import labelled
-from d2v.modalities.image.data import demo as image_demo
+from d2v.modalities.image.samples import demo as image_demo
 from d2v.modalities.text.corpus import demo as text_demo
 from d2v.models.task_models import D2vForImageClassification, D2vForSequenceClassification
 from d2v.training.loop import Loop
@@ -425,7 +425,7 @@ def test_bad_tables_are_refused_in_one_line(modality, more, message, tables, tmp
         (("data.auto_augment=rand-m9",), "data.auto_augment needs images of 3 channels"),
         (("data.color_jitter=0.4", "data.auto_augment=rand-m9"), "takes the place of data.color_jitter, which is 0.4"),
         (("data.regression=true", "data.mixup=0.8", "data.label_smoothing=0"), "are for classes"),
-        (("data.random_erase=1.5",), "data.random_erase is 1.5; it must lie between 0 and 1"),
+        (("data.random_erase=1.5",), "data.random_erase is 1.5; it must be at least 0 and at most 1"),
         (("train.layers=half",), "train.layers is 'half'; it may be all, frozen"),
         (("train.layers=frozen",), "train.layers=frozen trains the head alone"),
         (("train.freeze=[trunk.block]",), "no parameter of the encoder begins with 'trunk.block'"),

@@ -71,7 +71,7 @@ def test_a_folder_with_a_config_of_the_users_is_no_run(tmp_path, no_pictures):
     (tmp_path / "project" / "thesis.txt").write_text("all of it")
     before = snapshot(tmp_path)
     with pytest.raises(
-        ValueError, match=r"project is no run's folder \(it has no .d2v.json\); run.overwrite does not remove it"
+        ValueError, match=r"project is no run's folder \(it has no .d2v\); run.overwrite does not remove it"
     ):
         pretrain.main(quick(tmp_path / "project", "run.overwrite=true"))
     with pytest.raises(ValueError, match=r"config.yaml exists, and d2v has no record of having written it"):

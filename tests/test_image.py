@@ -148,7 +148,7 @@ def test_configs_are_typed_and_exports_are_complete():
     for config in (image.FrontendConfig, image.DataConfig):
         assert OmegaConf.to_object(OmegaConf.structured(config)) == config()
     assert OmegaConf.merge(OmegaConf.structured(image.DataConfig), {"path": ["a", "b"], "max_block": 5}).max_block == 5
-    assert image.__name__.rpartition(".")[2] == image.MODALITY
+    assert image.__name__.rpartition(".")[2] == image.frontend.MODALITY
     assert list(inspect.signature(image.batches).parameters) == [
         "samples",
         "data",
@@ -163,11 +163,11 @@ def test_configs_are_typed_and_exports_are_complete():
     ("settings", "match"),
     [
         ({"mean": [0.5, 0.5]}, "data.mean has 2 values for 3 channels"),
-        ({"std": [0.0]}, "data.std .* must be positive"),
+        ({"std": [0.0]}, "data.std .* must be a positive number"),
         ({"crop_scale": [0.5, 2.0]}, "data.crop_scale"),
         ({"crop_ratio": [2.0, 1.0]}, "data.crop_ratio"),
-        ({"flip": 1.5}, "data.flip 1.5"),
-        ({"eval_crop": 0.0}, "data.eval_crop 0.0"),
+        ({"flip": 1.5}, "data.flip is 1.5"),
+        ({"eval_crop": 0.0}, "data.eval_crop is 0.0"),
         ({"mask_ratio": 0.01}, "hides 0 of 16 patches"),
         ({"mask_ratio": 1.0}, "hides 16 of 16 patches"),
         ({"min_block": 16}, "lower data.min_block"),

@@ -268,16 +268,20 @@ def test_sixteen_bits_of_grey_are_augmented_as_numbers(tmp_path):
 def test_masks_of_views_hide_what_is_drawn():
     data, frontend = config("dino_a", "dino_b", mask_views=True), small(image_size=56)  # 14 x 14 patches
     generator = np.random.default_rng(0)
-    drawn = np.array([[view[0] for view in masks.draw(generator, data, frontend)] for _ in range(200)])  # (200, 2, 196)
+
+    def draw() -> np.ndarray:
+        return np.array([masks.draw_varied(generator, data, frontend.grid) for _ in data.views])  # (2, 196)
+
+    drawn = np.array([draw() for _ in range(200)])  # (200, 2, 196)
     counts = drawn.sum(2).flatten()
     masked = counts[counts > 0] / 196
     assert abs(len(masked) / len(counts) - 0.5) < 0.1 and masked.max() <= 0.5 and 0.08 < masked.min() < 0.13
     assert abs(masked.mean() - 0.3) < 0.03 and (drawn[:, 0] != drawn[:, 1]).any()
     data.mask_chance, data.mask_range = 1.0, [0.25, 0.25]
-    counts = np.array([view[0].sum() for view in masks.draw(generator, data, frontend)])
+    counts = draw().sum(1)
     assert (counts <= 49).all() and (counts >= 40).all()
     data.mask_chance = 0.0
-    assert not any(view[0].any() for view in masks.draw(generator, data, frontend))
+    assert not draw().any()
 
 
 # Errors.

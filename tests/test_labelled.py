@@ -10,11 +10,13 @@ from PIL import Image
 
 from d2v.modalities.common import labels
 from d2v.modalities.image import labelled as images
-from d2v.modalities.image.data import Samples as ImageSamples
 from d2v.modalities.image.frontend import FrontendConfig as ImageFrontend
+from d2v.modalities.image.samples import Samples as ImageSamples
 from d2v.modalities.text import labelled as texts
 from d2v.modalities.text import tokenizer as tokenizers
+from d2v.modalities.text.config import LabelledConfig as TextConfig
 from d2v.modalities.text.frontend import FrontendConfig as TextFrontend
+from d2v.modalities.text.samples import prepare_tokenizer
 
 FRONTEND = ImageFrontend(image_size=8, patch_size=2, channels=1)
 STILL = {
@@ -32,16 +34,16 @@ STILL = {
 def opened(tmp_path_factory) -> labels.Opened:
     folder = tmp_path_factory.mktemp("images")
     return labels.open_splits(
-        images.DataConfig(**STILL),
+        images.LabelledConfig(**STILL),
         0,
-        lambda split: ImageSamples(images.DataConfig(**STILL), FRONTEND, split=split, folder=folder),
+        lambda split: ImageSamples(images.LabelledConfig(**STILL), FRONTEND, split=split, folder=folder),
     )
 
 
-def batches(opened: labels.Opened, batch_size: int = 8, **settings) -> images.Batches:
-    data = images.DataConfig(**{**STILL, **settings})
-    images.check(data, FRONTEND, batch_size)
-    return images.Batches(opened, data, FRONTEND, batch_size=batch_size, seed=0, bad_log=lambda *_: None)
+def batches(opened: labels.Opened, batch_size: int = 8, **settings) -> images.LabelledBatches:
+    data = images.LabelledConfig(**{**STILL, **settings})
+    images.check_labelled(data, FRONTEND, batch_size)
+    return images.LabelledBatches(opened, data, FRONTEND, batch_size=batch_size, seed=0, bad_log=lambda *_: None)
 
 
 def test_mixup_and_cutmix_mix_images_and_labels_by_one_share(opened):
@@ -119,9 +121,9 @@ def test_rand_augment_changes_images_and_an_unknown_one_is_refused(tmp_path):
     settings = {**STILL, "path": str(folder), "mean": [0.5], "std": [0.2]}
 
     def made(**more):
-        data = images.DataConfig(**settings, **more)
+        data = images.LabelledConfig(**settings, **more)
         opened = labels.open_splits(data, 0, lambda split: ImageSamples(data, frontend, split=split, folder=tmp_path))
-        return images.Batches(opened, data, frontend, batch_size=8, seed=0, bad_log=lambda *_: None)
+        return images.LabelledBatches(opened, data, frontend, batch_size=8, seed=0, bad_log=lambda *_: None)
 
     (plain,), _ = made()(0, 0, 1)
     (augmented,), _ = made(auto_augment="rand-m9-mstd0.5-inc1")(0, 0, 1)
@@ -133,7 +135,7 @@ def test_rand_augment_changes_images_and_an_unknown_one_is_refused(tmp_path):
 
 
 def test_what_is_held_out_is_never_trained_on(tmp_path):
-    data = images.DataConfig(**STILL, validation_share=0.2)
+    data = images.LabelledConfig(**STILL, validation_share=0.2)
     opened = labels.open_splits(data, 3, lambda split: ImageSamples(data, FRONTEND, split=split, folder=tmp_path))
     held = set(opened.splits["validation"].indices.tolist())
     assert (
@@ -141,7 +143,7 @@ def test_what_is_held_out_is_never_trained_on(tmp_path):
         and not held & set(opened.indices.tolist())
         and len(held) + len(opened.indices) == 1397
     )
-    made = images.Batches(opened, data, FRONTEND, batch_size=300, seed=0, bad_log=lambda *_: None)
+    made = images.LabelledBatches(opened, data, FRONTEND, batch_size=300, seed=0, bad_log=lambda *_: None)
     seen = {name for step in range(len(made.sampler)) for name in made(step, 0, 1)[1]}
     assert seen and not seen & {opened.train.ids[index] for index in held}
 
@@ -176,12 +178,10 @@ def test_pairs_are_joined_and_the_longer_text_is_cut_first(tmp_path):
     rows = [("a b c d e f g h", "x y", 0), ("a", "", 1), ("q", "r", 1), ("a b c", "x y z v w u t", 0)]
     with (tmp_path / "train.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("one", "two", "label"), *rows])
-    data = texts.DataConfig(
-        path=str(tmp_path), text="one", text_pair="two", vocab_size=300, block_size=12, max_bad_share=0.5
-    )
+    data = TextConfig(path=str(tmp_path), text="one", text_pair="two", vocab_size=300, block_size=12, max_bad_share=0.5)
     frontend = TextFrontend(max_positions=32)
-    texts.prepare_tokenizer(data, frontend, tmp_path)
-    samples = texts.Samples(data, frontend, split="train", folder=tmp_path)
+    prepare_tokenizer(data, frontend, tmp_path)
+    samples = texts.LabelledSamples(data, frontend, split="train", folder=tmp_path)
     assert samples.ids == ["train:0", "train:2", "train:3"] and samples.column("label").tolist() == [0, 1, 0]
     assert (
         samples.report.found == 4 and samples.report.unreadable + samples.report.too_short
@@ -200,11 +200,13 @@ def test_batches_of_text_hold_labels_and_parts(tmp_path):
     Dataset.from_dict(
         {"text": [f"word {n} " * (1 + n % 5) for n in range(32)], "label": [n % 3 for n in range(32)]}
     ).to_csv(tmp_path / "train.csv")
-    data = texts.DataConfig(path=str(tmp_path), vocab_size=300, block_size=32)
+    data = TextConfig(path=str(tmp_path), vocab_size=300, block_size=32)
     frontend = TextFrontend(max_positions=32)
-    texts.prepare_tokenizer(data, frontend, tmp_path)
-    opened = labels.open_splits(data, 0, lambda split: texts.Samples(data, frontend, split=split, folder=tmp_path))
-    made = texts.Batches(opened, 8, 0)
+    prepare_tokenizer(data, frontend, tmp_path)
+    opened = labels.open_splits(
+        data, 0, lambda split: texts.LabelledSamples(data, frontend, split=split, folder=tmp_path)
+    )
+    made = texts.LabelledBatches(opened, 8, 0)
     (whole,), ids = made(1, 0, 1)
     assert whole.labels.tolist() == [int(name.partition(":")[2]) % 3 for name in ids]
     for part in range(2):

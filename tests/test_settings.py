@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from d2v import plugins
 from d2v.config.schema import RunConfig, TrainConfig
+from d2v.modalities.speech.config import TranscribedConfig
 from d2v.models.decoder import DecoderConfig
 from d2v.models.task_models import ClassifierConfig, CTCConfig
 from d2v.models.transformer import TrunkConfig
@@ -77,3 +78,14 @@ def test_every_setting_of_models_and_objectives_has_a_sentence_and_is_read_by_om
 
 def test_no_bounds_still_means_a_finite_number():
     assert str(Allowed()) == "it must be a finite number" and not Allowed().passes(float("inf"))
+
+
+@pytest.mark.parametrize("modality", plugins.available("d2v.modalities"))
+def test_every_setting_of_a_modality_has_a_sentence(modality):
+    package = plugins.load("d2v.modalities", modality)
+    for kind in (package.FrontendConfig, package.DataConfig, package.LabelledConfig):
+        assert undocumented(kind) == []
+
+
+def test_every_setting_of_transcripts_has_a_sentence():
+    assert undocumented(TranscribedConfig) == []

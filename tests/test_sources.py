@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from d2v.modalities.common import sources
+from d2v.modalities.common import tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.common.sources import AUDIO, IMAGES, TEXTS, open_source
@@ -43,22 +43,22 @@ def test_a_folder_of_any_depth_in_sorted_order(tmp_path):
     assert files(dataset, tmp_path) == ["b.jpg", "a/a.jpeg", "a/deep/er/c.PNG"] and dataset.column_names == ["file"]
     assert all(Path(file).is_absolute() for file in dataset["file"])
     assert files(open_source(tmp_path, "train", AUDIO, "audio"), tmp_path) == ["z.wav"]
-    assert sources.media_column(dataset, "image") == "file"
-    assert sources.identifiers(dataset, str(tmp_path), "train") == files(dataset, tmp_path)
+    assert tables.media_column(dataset, "image") == "file"
+    assert tables.identifiers(dataset, str(tmp_path), "train") == files(dataset, tmp_path)
 
 
 def test_labels_are_the_first_sub_folders(tmp_path):
     touch(tmp_path, "dog/a.jpg", "cat/b/c.jpg", "cat/a.jpg")
     dataset = open_source(str(tmp_path), "train", IMAGES, "image")
     assert files(dataset, tmp_path) == ["cat/a.jpg", "cat/b/c.jpg", "dog/a.jpg"] and list(dataset["label"]) == [0, 0, 1]
-    assert sources.classes(dataset, "label") == ["cat", "dog"]
+    assert tables.classes(dataset, "label") == ["cat", "dog"]
 
 
 def test_split_folders(tmp_path):
     touch(tmp_path, "train/dog/a.jpg", "train/cat/a.jpg", "test/dog/b.jpg")
     for split, labels in (("train", [0, 1]), ("test", [1])):  # cat is 0 and dog is 1 in both
         dataset = open_source(str(tmp_path), split, IMAGES, "image")
-        assert list(dataset["label"]) == labels and sources.classes(dataset, "label") == ["cat", "dog"]
+        assert list(dataset["label"]) == labels and tables.classes(dataset, "label") == ["cat", "dog"]
     with pytest.raises(ValueError, match=r"data.split 'validation': .* has the splits test, train"):
         open_source(str(tmp_path), "validation", IMAGES, "image")
 
@@ -71,7 +71,7 @@ def test_an_undivided_folder_is_train_only(tmp_path):
 
 def test_a_class_called_train_is_a_class(tmp_path):
     touch(tmp_path, "bus/a.jpg", "car/a.jpg", "train/a.jpg")
-    assert sources.classes(open_source(str(tmp_path), "train", IMAGES, "image"), "label") == ["bus", "car", "train"]
+    assert tables.classes(open_source(str(tmp_path), "train", IMAGES, "image"), "label") == ["bus", "car", "train"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
@@ -85,10 +85,10 @@ def test_metadata(tmp_path, kind):
     (tmp_path / f"metadata.{kind}").write_text(text)
     dataset = open_source(str(tmp_path), "train", AUDIO, "audio")
     assert files(dataset, tmp_path) == ["a.wav", "c.wav", "sub/b.wav"] and list(dataset["label"]) == ["yes", None, "no"]
-    assert sources.classes(dataset, "label") == ["no", "yes"]
-    assert sources.column(dataset, "label", np.array([0, 2]), ["a", "b"]).tolist() == ["yes", "no"]
+    assert tables.classes(dataset, "label") == ["no", "yes"]
+    assert tables.values(dataset, "label", np.array([0, 2]), ["a", "b"]).tolist() == ["yes", "no"]
     with pytest.raises(ValueError, match=r"1 of 3 samples have no 'label', the first is c"):
-        sources.column(dataset, "label", np.arange(3), ["a", "c", "b"])
+        tables.values(dataset, "label", np.arange(3), ["a", "c", "b"])
     (tmp_path / "c.wav").unlink()
     assert list(open_source(str(tmp_path), "train", AUDIO, "audio")["age"]) == [30, 7]
     (tmp_path / "a.wav").unlink()
@@ -120,7 +120,7 @@ def test_single_files_and_lists_and_globs(tmp_path):
 def test_a_list_of_folders_unites_their_classes(tmp_path):
     touch(tmp_path, "one/cat/a.jpg", "one/dog/b.jpg", "two/ant/a.jpg", "two/dog/b.jpg")
     dataset = open_source([str(tmp_path / "one"), str(tmp_path / "two")], "train", IMAGES, "image")
-    assert sources.classes(dataset, "label") == ["ant", "cat", "dog"] and list(dataset["label"]) == [1, 2, 0, 2]
+    assert tables.classes(dataset, "label") == ["ant", "cat", "dog"] and list(dataset["label"]) == [1, 2, 0, 2]
 
 
 def parquet(path: Path, shades: list[int]) -> None:
@@ -141,11 +141,11 @@ def test_folders_of_parquet(tmp_path):
     dataset = open_source(str(tmp_path), "train", IMAGES, "image")
     assert (
         len(dataset) == 3
-        and sources.media_column(dataset, "image") == "image"
-        and sources.classes(dataset, "label") == ["x", "y"]
+        and tables.media_column(dataset, "image") == "image"
+        and tables.classes(dataset, "label") == ["x", "y"]
     )
-    assert sources.read_bytes(dataset[2]["image"]) == png(3)
-    assert sources.identifiers(dataset, str(tmp_path), "train") == ["train:0", "train:1", "train:2"]
+    assert tables.encoded(dataset[2]["image"]) == png(3)
+    assert tables.identifiers(dataset, str(tmp_path), "train") == ["train:0", "train:1", "train:2"]
     assert len(open_source(str(tmp_path), "train[:2]", IMAGES, "image")) == 2
     with pytest.raises(ValueError, match=r"data.split 'validation': .* has the splits train, test"):
         open_source(str(tmp_path), "validation", IMAGES, "image")
@@ -171,10 +171,10 @@ def test_audio_in_parquet_stays_encoded(tmp_path):
         tmp_path / "a.parquet"
     )
     dataset = open_source(str(tmp_path), "train", AUDIO, "audio")
-    assert sources.read_bytes(dataset[0][sources.media_column(dataset, "audio")]) == b"abc"
-    assert sources.media_column(dataset, "text") == "text"
+    assert tables.encoded(dataset[0][tables.media_column(dataset, "audio")]) == b"abc"
+    assert tables.media_column(dataset, "text") == "text"
     with pytest.raises(ValueError, match=r"no column holds image; the columns are .*audio"):
-        sources.media_column(
+        tables.media_column(
             dataset.select_columns(["text", "audio"])
             .rename_column("audio", "sound")
             .remove_columns("sound")
@@ -194,11 +194,11 @@ def test_tables_of_paths_are_relative_to_the_table(tmp_path, kind):
         separator = "," if kind == "csv" else "\t"
         table.write_text("".join(separator.join(row) + "\n" for row in [("file", "text"), *rows]))
     dataset = open_source(str(table), "train", AUDIO, "audio")
-    assert [sources.read_bytes(cell) for cell in dataset["file"]] == [
+    assert [tables.encoded(cell) for cell in dataset["file"]] == [
         tmp_path / "clips/a.wav",
         tmp_path / "clips/b.wav",
     ]
-    assert sources.media_column(dataset, "audio") == "file" and list(dataset["text"]) == ["one", "two"]
+    assert tables.media_column(dataset, "audio") == "file" and list(dataset["text"]) == ["one", "two"]
 
 
 # Text.
@@ -219,9 +219,9 @@ def test_texts_without_splits_and_tables_of_text(tmp_path):
         (tmp_path / "books" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "books" / name).write_text(text)
     dataset = open_source(str(tmp_path / "books"), "train", TEXTS, "text")
-    assert list(dataset["text"]) == ["2", "1"] and sources.media_column(dataset, "text") == "text"
+    assert list(dataset["text"]) == ["2", "1"] and tables.media_column(dataset, "text") == "text"
     (tmp_path / "x.csv").write_text("sentence,label\nhello,1\n")
-    assert sources.media_column(open_source(str(tmp_path / "x.csv"), "train", TEXTS, "text"), "text") == "sentence"
+    assert tables.media_column(open_source(str(tmp_path / "x.csv"), "train", TEXTS, "text"), "text") == "sentence"
 
 
 # Errors.
@@ -255,13 +255,13 @@ def test_damaged_tables_are_errors_of_the_user(tmp_path):
 
 
 def test_cells():
-    assert sources.read_bytes({"bytes": b"x", "path": "y"}) == b"x" and sources.read_bytes(
+    assert tables.encoded({"bytes": b"x", "path": "y"}) == b"x" and tables.encoded(
         {"bytes": None, "path": "y"}
     ) == Path("y")
-    assert sources.read_bytes("y") == Path("y") and sources.read_bytes(b"x") == b"x"
+    assert tables.encoded("y") == Path("y") and tables.encoded(b"x") == b"x"
     for empty in (None, "", {"bytes": None, "path": None}):
         with pytest.raises(ValueError, match="empty cell"):
-            sources.read_bytes(empty)
+            tables.encoded(empty)
 
 
 # Report.
@@ -330,5 +330,5 @@ def test_seeded_repeats_and_restores():
 def test_real_data(shared, name, split, extensions, kind, count):
     dataset = open_source(str(shared / "data" / name), split, extensions, kind)
     assert len(dataset) == count
-    cell = dataset[0][sources.media_column(dataset, kind)]
-    assert isinstance(cell if kind == "text" else sources.read_bytes(cell), str if kind == "text" else bytes)
+    cell = dataset[0][tables.media_column(dataset, kind)]
+    assert isinstance(cell if kind == "text" else tables.encoded(cell), str if kind == "text" else bytes)

@@ -14,6 +14,7 @@ from transformers import AutoFeatureExtractor, Data2VecAudioConfig, Data2VecAudi
 from d2v.modalities import speech
 from d2v.modalities.speech import audio, synth
 from d2v.modalities.speech.audio import crop
+from d2v.modalities.speech.batches import MaskedBatches
 from d2v.modalities.speech.frontend import lengths, receptive_field
 from d2v.modalities.speech.mel import LogMel
 
@@ -34,7 +35,7 @@ def samples(path, split: str = "train", frontend_fields: dict = MEL, **fields) -
     return speech.Samples(config, speech.FrontendConfig(**frontend_fields), split=split, folder=Path())
 
 
-def batches(found: speech.Samples, batch_size: int = 4, seed: int = 0, **more) -> speech.Batches:
+def batches(found: speech.Samples, batch_size: int = 4, seed: int = 0, **more) -> MaskedBatches:
     return speech.batches(found, found.config, found.frontend, batch_size, seed, **more)
 
 
@@ -192,7 +193,7 @@ def test_hide_and_init():
         ({"kind": "mfcc"}, "waveform, mel"),
         ({"conv_kernels": [3]}, "same length"),
         ({"pos_groups": 5}, "pos_groups=5 does not divide"),
-        ({"mel_stride": 0}, "mel_stride holds 0"),
+        ({"mel_stride": 0}, "mel_stride is 0"),
         ({**MEL, "mel_high": 5000.0}, "4000"),
         ({**MEL, "mel_bins": 200}, "mel_bins=200"),
         ({**MEL, "mel_window_ms": 0.1}, "too few"),

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tiny import MODALITIES
 
 from d2v.interop.fairseq import save_fairseq
-from d2v.training.init_from import bring_tokenizer, start_from
+from d2v.training.init_from import bring_preparation, start_from
 
 
 def encoder_of(objective, side: str) -> dict[str, torch.Tensor]:
@@ -125,15 +125,15 @@ def test_an_export_with_a_missing_or_a_strange_weight_is_refused(tmp_path):
 def test_weights_of_text_need_their_tokenizer(tmp_path):
     config = tiny.config_of("text", tmp_path, f"train.init_from={tmp_path / 'checkpoint.pt'}")
     with pytest.raises(ValueError, match="brings no tokenizer"):
-        bring_tokenizer(config, tmp_path)
+        bring_preparation(config, tmp_path)
     for place in ("export", "tokenizer"):
         config.data.tokenizer, config.train.init_from = None, str(tmp_path / place[0])
         (tmp_path / place[0] / place).mkdir(parents=True)
         (tmp_path / place[0] / place / "tokenizer.json").write_text("{}")
-        bring_tokenizer(config, tmp_path)
+        bring_preparation(config, tmp_path)
         assert config.data.tokenizer == str(tmp_path / place[0] / place)
     config.data.tokenizer, config.train.init_from = None, ""
-    bring_tokenizer(config, tmp_path)
+    bring_preparation(config, tmp_path)
     assert config.data.tokenizer is None
 
 

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from d2v.modalities import text
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text import tokenizer as tokenizers
+from d2v.modalities.text.batches import MaskedBatches
 
 LINES = [
     f"{a} {b} {c}, and then {b} again."
@@ -46,7 +47,7 @@ def samples(novels: Path, tmp_path: Path) -> text.Samples:
     return text.Samples(data, frontend, split="train", folder=tmp_path / "run")
 
 
-def made(samples: text.Samples, size: int = 4, **settings) -> text.Batches:
+def made(samples: text.Samples, size: int = 4, **settings) -> MaskedBatches:
     data = replace(samples.config, **settings)
     return text.batches(samples, data, samples.frontend, size, seed=3, bad_log=lambda *_: None)
 
@@ -137,9 +138,9 @@ def test_errors_name_what_is_wrong(tmp_path: Path, novels: Path):
         ({"tokenizer": str(tmp_path / "none")}, r"holds no tokenizer: it has readme"),
         ({"tokenizer": str(tmp_path / "nowhere")}, r"data\.tokenizer .*nowhere.* is not a folder"),
         ({"vocab_size": 100}, r"data\.vocab_size is 100.*at least 261"),
-        ({"break_mode": "eos"}, r"data\.break_mode 'eos' is none of complete_doc, none"),
+        ({"break_mode": "eos"}, r"data\.break_mode is 'eos'; it may be complete_doc, none"),
         ({"block_size": 65}, r"data\.block_size 65 .*max_positions, which is 64"),
-        ({"mask_prob": 0.0}, r"data\.mask_prob 0\.0"),
+        ({"mask_prob": 0.0}, r"data\.mask_prob is 0\.0; it must be above 0 and at most 1"),
         ({"keep_token_prob": 0.5, "random_token_prob": 0.5}, r"sum to less than 1"),
         ({"text": "sentence"}, r"data\.text is 'sentence'; the columns .* are text"),
     ):
@@ -374,7 +375,7 @@ def test_alibi_is_a_setting_of_small_budgets():
     slopes = torch.tensor([2.0**-4, 2.0**-8])  # of two heads
     torch.testing.assert_close(made.bias(3), -(slopes[:, None, None] * distance)[None])
     torch.testing.assert_close(made.bias(3, torch.tensor([[2, 0]]))[0, :, 0, 1], -2 * slopes)
-    with pytest.raises(ValueError, match="alibi='near' is not known; allowed are none, fixed, one, head"):
+    with pytest.raises(ValueError, match="alibi is 'near'; it may be none, fixed, one, head"):
         network(alibi="near")
 
 

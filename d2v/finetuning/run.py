@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,16 +21,17 @@ from d2v.config.schema import ModelConfig, OneModality, RunConfig
 from d2v.files import replaced, written
 from d2v.finetuning.objective import Supervised, TuneConfig
 from d2v.finetuning.scores import table
-from d2v.finetuning.validation import Score, Split, Validation, outputs
+from d2v.finetuning.validation import Validation, outputs
 from d2v.interop.fidelity import FREE
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.task_models import TaskModel
 from d2v.models.transformer import TrunkConfig
+from d2v.protocols import Labelled, LabelledTask
 from d2v.training.checkpoint import found
 from d2v.training.curves import plot_confusion
-from d2v.training.init_from import bring_tokenizer, read
-from d2v.training.loop import Batches, Loop
+from d2v.training.init_from import bring_preparation, read
+from d2v.training.loop import Loop
 from d2v.training.run_folder import BadSamples, check_apart, check_settings, new_run, record_trackers
 from d2v.training.setup import checkpoint_activations, open_accelerator
 
@@ -54,23 +54,6 @@ class FinetuneConfig(OneModality):
     run: RunConfig
 
 
-@dataclass
-class Labelled:
-    """What a modality's labelled data gives a run."""
-
-    batches: Batches  # views with labels
-    splits: dict[str, Split]  # those that are scored: "validation" chooses, "test" is only looked at in the end
-    head: dict[str, Any]  # of the model's config: id2label, label2id, num_labels, problem_type
-    score: Score
-    metric: str  # the score that chooses if train.metric does not say
-    rows: Callable[[Split, list[np.ndarray]], list[dict]]  # of the predictions file
-    classes: list[str] | None  # of the confusion matrix
-    save_preprocessor: Callable[[Path], None]
-    row_scores: Callable[[list[dict]], dict[str, float]] | None = (
-        None  # of what costs too much for `score` and is in the rows
-    )
-
-
 def read_values(argv: list[str]) -> dict:
     """The settings of `CONFIG [model=PATH] key=value ...` as plain dictionaries. ValueError: whatever is wrong with their form."""
     if not argv or "=" in argv[0]:
@@ -85,16 +68,21 @@ def read_values(argv: list[str]) -> dict:
     return values
 
 
-def load(argv: list[str], modality: str, labelled: ModuleType, model: type[TaskModel]) -> FinetuneConfig:
-    """The config of `CONFIG [model=PATH] key=value ...`. ValueError: whatever is wrong with it, or another modality than the script's."""
+def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledTask]:
+    """The config of `CONFIG [model=PATH] key=value ...`, and the kind of labelled data that it asks for.
+
+    ValueError: whatever is wrong with it, or another modality than `modality`, where that is given.
+    """
     values = read_values(argv)
     name = modality_of(values, argv[0])
-    if name != modality:
+    if modality and name != modality:
         raise ValueError(f"{argv[0]} is a config for {name}; this script fine-tunes {modality}")
+    package = plugins.load("d2v.modalities", name)
+    task = package.labelled_task(values.get("data") or {})
     parts = {
-        "model": {"frontends": {name: plugins.load("d2v.modalities", name).FrontendConfig}, "trunk": TrunkConfig},
-        "data": labelled.DataConfig,  # first: its keys say whether classes or letters were meant
-        "task": model.task_class,
+        "model": {"frontends": {name: package.FrontendConfig}, "trunk": TrunkConfig},
+        "data": task.config,  # first: its keys say whether classes or letters were meant
+        "task": task.model.task_class,
         "train": TuneConfig,
         "run": RunConfig,
     }
@@ -105,10 +93,10 @@ def load(argv: list[str], modality: str, labelled: ModuleType, model: type[TaskM
     for setting in ("health_every", "health_samples", "stop_on_collapse", "probe"):
         if getattr(config.run, setting) != getattr(RunConfig(), setting):
             raise ValueError(f"run.{setting} is {getattr(config.run, setting)}; it is a setting of pretraining")
-    return config
+    return config, task
 
 
-def finetune(config: FinetuneConfig, labelled: ModuleType, model_class: type[TaskModel]) -> dict[str, dict[str, float]]:
+def finetune(config: FinetuneConfig, task: LabelledTask) -> dict[str, dict[str, float]]:
     """One run, from files to export/; the scores by split. ValueError: whatever the user can mend."""
     folder, train = Path(config.run.dir), config.train
     check_apart(
@@ -117,37 +105,35 @@ def finetune(config: FinetuneConfig, labelled: ModuleType, model_class: type[Tas
     )
     accelerator = open_accelerator(train, config.run, unused=True)  # what is frozen, dropped layers, the mask token
     with new_run(folder, FILES, overwrite=config.run.overwrite) if accelerator.is_main_process else nullcontext():
-        loop, data = assemble(config, labelled, model_class, accelerator)
+        loop, data = assemble(config, task, accelerator)
     loop()
     scores = {}
     if accelerator.is_main_process:
         if not (folder / "export").exists():  # nothing chose a model: no validation split, or no score that is a number
             _export(loop.objective.result, folder / "export", config, data)
-        scores = report(folder, model_class, data, loop.progress.step, accelerator.device)
+        scores = report(folder, task.model, data, loop.progress.step, accelerator.device)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return scores
 
 
-def assemble(
-    config: FinetuneConfig, labelled: ModuleType, model_class: type[TaskModel], accelerator: Accelerator
-) -> tuple[Loop, Labelled]:
+def assemble(config: FinetuneConfig, task: LabelledTask, accelerator: Accelerator) -> tuple[Loop, Labelled]:
     """The loop of a run and its data; all that can be wrong with the settings or the files shows here. ValueError: it is."""
     folder, train = Path(config.run.dir), config.train
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             make_room(folder)
         encoder = adopt(config, folder, accelerator.print)
-        bring_tokenizer(config, folder)
+        bring_preparation(config, folder)
         folder.mkdir(parents=True, exist_ok=True)
-        data = labelled.open_data(config, folder, BadSamples(folder / "bad_samples.jsonl"), accelerator.print)
+        data = task.open(config, folder, BadSamples(folder / "bad_samples.jsonl"), accelerator.print)
         check_settings(folder, config.as_dict(), config.run.resume, RESULT_SECTIONS)
     if config.run.trackers:
         before = files.files_in(folder)
         accelerator.init_trackers("d2v", config={key: str(value) for key, value in config.as_dict().items()})
         record_trackers(folder, before)
     set_seed(train.seed)
-    model = build_model(config, model_class, data.head, encoder)
+    model = build_model(config, task.model, data.head, encoder)
     objective = Supervised(model, train)
     validation = _validation(config, objective, data, folder)
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes

@@ -4,7 +4,7 @@ The best score and its step are buffers of the objective, so that a resumed run 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,22 +13,16 @@ from accelerate import Accelerator
 from d2v.finetuning.objective import Supervised
 from d2v.finetuning.scores import LOWER_IS_BETTER, better
 from d2v.models.task_models import TaskModel
+from d2v.protocols import ScoredSplit
 from d2v.training.distributed import all_sum
-
-
-class Split(NamedTuple):
-    """Labelled samples that are scored: one label for each of `indices` into `samples`."""
-
-    samples: Any  # a modality's Samples: view, lengths, ids
-    indices: np.ndarray  # (N,)
-    labels: Sequence[Any]  # N
-
 
 Score = Callable[[list[np.ndarray], Sequence[Any]], dict[str, float]]
 
 
 @torch.no_grad()
-def outputs(model: TaskModel, split: Split, batch_size: int, device: torch.device | str = "cpu") -> list[np.ndarray]:
+def outputs(
+    model: TaskModel, split: ScoredSplit, batch_size: int, device: torch.device | str = "cpu"
+) -> list[np.ndarray]:
     """Logits of each sample of a split in its order, (C,), or (T, V) of its own T tokens; in evaluation mode, samples of similar length together."""
     lengths = split.samples.lengths
     order = np.argsort(np.zeros(len(split.indices)) if lengths is None else lengths[split.indices], kind="stable")
@@ -52,7 +46,7 @@ class Validation:
     def __init__(
         self,
         objective: Supervised,
-        split: Split,
+        split: ScoredSplit,
         score: Score,
         *,
         metric: str,

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from d2v import plugins
 from d2v.config.schema import Config
 from d2v.interop.fairseq import load_fairseq
 from d2v.interop.fidelity import FREE
@@ -51,23 +52,15 @@ def start_from(objective: Objective, path: str | Path, config: Config) -> list[s
     ]
 
 
-def bring_tokenizer(config: Any, folder: Path) -> None:
-    """Weights of train.init_from are of its tokens: fills data.tokenizer where the modality has one. ValueError: it brings none."""
-    if not config.train.init_from or "tokenizer" not in vars(config.data) or config.data.tokenizer:
-        return
-    saved = folder / "config.yaml"
-    if saved.is_file():  # a resumed run has its own copy, and what it started from may be gone
-        config.data.tokenizer = OmegaConf.load(saved).data.tokenizer
-        return
-    source = Path(config.train.init_from)
-    places = [
-        place for place in (source / "export", source, source / "tokenizer") if (place / "tokenizer.json").is_file()
-    ]
-    if not places:
-        raise ValueError(
-            f"train.init_from: {source} brings no tokenizer; name the one that it was trained with, data.tokenizer=FOLDER or a Hub name"
-        )
-    config.data.tokenizer = str(places[0])
+def bring_preparation(config: Any, folder: Path) -> None:
+    """Weights of train.init_from are of what was prepared with them (tokens): fills such settings of data.
+
+    ValueError: they cannot be had.
+    """
+    if config.train.init_from:
+        saved = folder / "config.yaml"
+        former = OmegaConf.to_container(OmegaConf.load(saved).data) if saved.is_file() else None
+        plugins.load("d2v.modalities", config.modality).inherit(config.data, Path(config.train.init_from), former)
 
 
 def read(path: Path, said: str = "train.init_from") -> tuple[D2vModel, dict[str, Tensor], Any]:

@@ -1,8 +1,10 @@
-"""Checks of settings that the modalities have in common; `where` is the section that holds them."""
+"""Checks that relate settings of data to one another; `where` is the section that holds them."""
 
-import dataclasses
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
+
+from d2v.settings import default_of
 
 
 def check_settings(config: Any, *settings: tuple[str, bool, str], where: str = "data") -> None:
@@ -12,12 +14,17 @@ def check_settings(config: Any, *settings: tuple[str, bool, str], where: str = "
             raise ValueError(f"{where}.{name} is {getattr(config, name)}; it must be {allowed}")
 
 
+def check_ranges(config: Any, *names: str, where: str = "data") -> None:
+    """ValueError: the first setting of `names`, each a pair or None, whose second value is below its first."""
+    for name in names:
+        pair = getattr(config, name)
+        if pair is not None and pair[0] > pair[1]:
+            raise ValueError(f"{where}.{name} is {list(pair)}; it must be [least, most]")
+
+
 def check_unread(config: Any, names: Iterable[str], why: str, where: str = "data") -> None:
     """ValueError: the first setting of `names` that has another value than its default, though nothing reads it."""
-    defaults = {
-        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-        for f in dataclasses.fields(config)
-    }
+    defaults = {one.name: default_of(one) for one in fields(config)}
     for name in names:
         if getattr(config, name) != defaults[name]:
             raise ValueError(f"{where}.{name} is {getattr(config, name)}, and nothing reads it: {why}")
@@ -30,14 +37,15 @@ def check_views(views: list[str], known: tuple[str, ...]) -> None:
             raise ValueError(f"data.views holds {name!r}; it may hold {', '.join(known)}")
 
 
-def check_masked_views(config: Any, read: tuple[str, ...]) -> None:
-    """ValueError: data.mask_views without views or with a chance out of range; settings of masks, `read` if views have them, without masked views."""
+def check_masked_views(config: Any, of_masks: tuple[str, ...]) -> None:
+    """ValueError: data.mask_views without views, or settings that only masked views read without these.
+
+    `of_masks`: settings of masks that views read if they are masked.
+    """
     if config.mask_views and not config.views:
         raise ValueError("data.mask_views is true, but data.views is empty: name views, or leave it out")
-    if not 0 < config.mask_chance <= 1:
-        raise ValueError(f"data.mask_chance is {config.mask_chance}; it must be above 0 and at most 1")
     if config.views and not config.mask_views:
-        check_unread(config, read, "data.views hides nothing, unless data.mask_views=true")
+        check_unread(config, of_masks, "data.views hides nothing, unless data.mask_views=true")
     if not config.mask_views:
         check_unread(config, ["mask_chance"], "it is of masked views: set data.mask_views=true")
 

@@ -2,34 +2,36 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from d2v.finetuning.run import Labelled
 from d2v.finetuning.scores import classification, regression
-from d2v.finetuning.validation import Split
+from d2v.protocols import Batches, Labelled, ScoredSplit
+from d2v.settings import setting
 
 REGRESSION, CLASSES = "regression", "single_label_classification"
+HELD_OUT = 0x5A11D  # sets the choice of held-out samples apart from the sampler's shuffles
 
 
 @dataclass
 class SplitConfig:
     """Which labelled samples choose the best model and which score it."""
 
-    validation_split: str = ""  # chooses the best model
-    validation_share: float = 0.0  # of the training split, held out in its place
-    test_split: str = ""  # scored once, at the end
+    validation_split: str = setting("", "The split that chooses the best model.")
+    validation_share: float = setting(
+        0.0, "Share of the training split that is held out to choose the best model; 0: nothing is.", least=0, below=1
+    )
+    test_split: str = setting("", "The split that is scored once, at the end.")
 
     def check_splits(self) -> None:
-        """ValueError: a share that makes no sense, or that has no effect."""
-        if not 0 <= self.validation_share < 1:
-            raise ValueError(
-                f"data.validation_share is {self.validation_share}; it must be at least 0 (nothing is held out) and below 1"
-            )
+        """ValueError: a share that has no effect."""
         if self.validation_share and self.validation_split:
             raise ValueError(
-                f"data.validation_share {self.validation_share} and data.validation_split {self.validation_split!r}: give one of them"
+                f"data.validation_share {self.validation_share} and data.validation_split {self.validation_split!r}: "
+                "give one of them"
             )
 
 
@@ -40,27 +42,31 @@ class Opened(NamedTuple):
     indices: np.ndarray  # (N,) of the samples that are trained on
     labels: Sequence[Any]  # of each of `train`: classes, numbers, or codes of letters
     names: list[str] | None
-    splits: dict[str, Split]
+    splits: dict[str, ScoredSplit]
 
 
 def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str = "") -> Opened:
-    """The labelled splits that `data` names. ValueError: as divide; labels that are missing, of no use, or of another split and not in train."""
+    """The labelled splits that `data` names.
+
+    ValueError: as divide; labels that are missing, of no use, or of another split and not in train.
+    """
     train, indices, parts = divide(data, seed, make, group=group)
     names, labels = learn(train, data.label, numbers=data.regression)
     splits = {}
     for name, (samples, rows) in parts.items():
         known = labels if samples is train else encode(samples, data.label, names, getattr(data, f"{name}_split"))
-        splits[name] = Split(samples, rows, known[rows])
+        splits[name] = ScoredSplit(samples, rows, known[rows])
     return Opened(train, indices, labels, names, splits)
 
 
 def divide(
     data: Any, seed: int, make: Callable[[str], Any], *, group: str = ""
 ) -> tuple[Any, np.ndarray, dict[str, tuple[Any, np.ndarray]]]:
-    """Training samples by `make(split)`, which of them are trained on, and (samples, which of them) of each split that is scored.
+    """Training samples by `make(split)`, which of them are trained on, and (samples, which of them) of each scored split.
 
-    Without a validation split, data.validation_share of train is held out, whole groups where `group` is a column; then no split that is
-    scored keeps samples of a group that is trained on. ValueError: as `make`; no such column, or groups that leave nothing.
+    Without a validation split, data.validation_share of train is held out, whole groups where `group` is a column; then
+    no split that is scored keeps samples of a group that is trained on. ValueError: as `make`; no such column, or
+    groups that leave nothing.
     """
     train = make(data.split)
     indices, parts = np.arange(len(train)), {}
@@ -68,25 +74,22 @@ def divide(
         samples = make(data.validation_split)
         parts["validation"] = samples, np.arange(len(samples))
     elif data.validation_share:
-        held = _held_out(
-            np.random.default_rng((seed, 0x5A11D)),
-            len(train),
-            data.validation_share,
-            _column(train, group, "group") if group else None,
-        )
+        groups = _column(train, group, "group") if group else None
+        held = _held_out(np.random.default_rng((seed, HELD_OUT)), len(train), data.validation_share, groups)
         indices = np.setdiff1d(indices, held)
         parts["validation"] = train, held
     if data.test_split:
         samples = make(data.test_split)
         parts["test"] = samples, np.arange(len(samples))
     if group:
-        seen = _column(train, group, "group")[indices]
+        trained = _column(train, group, "group")[indices]
         for name, (samples, rows) in parts.items():
-            parts[name] = samples, rows[~np.isin(_column(samples, group, "group")[rows], seen)]
-            if not len(parts[name][1]):
+            kept = rows[~np.isin(_column(samples, group, "group")[rows], trained)]
+            if not len(kept):
                 raise ValueError(
                     f"data.group {group!r}: the {name} split has no sample of a group that is not trained on"
                 )
+            parts[name] = samples, kept
     return train, indices, parts
 
 
@@ -105,33 +108,37 @@ def _held_out(generator: np.random.Generator, count: int, share: float, groups: 
 
 
 def learn(samples: Any, column: str, *, numbers: bool) -> tuple[list[str] | None, np.ndarray]:
-    """Class names and the class of each sample, or None and its number. ValueError: no such column, or nothing to be learned from it."""
+    """Class names and the class of each sample, or None and its number.
+
+    ValueError: no such column, or nothing to be learned from it.
+    """
     values = _column(samples, column)
     if numbers:
         return None, _numbers(values, column, "train")
     if values.dtype.kind == "f" and (values != np.round(values)).any():
-        raise ValueError(
-            f"data.label {column!r} holds fractions such as {values[values != np.round(values)][0]}; set data.regression=true"
-        )
+        fraction = values[values != np.round(values)][0]
+        raise ValueError(f"data.label {column!r} holds fractions such as {fraction}; set data.regression=true")
     names = _names(values, samples.classes)
     known = samples.classes or [str(value) for value in np.unique(values)]
     if len(set(names)) < 2:
         raise ValueError(f"data.label {column!r} has one value, {names[0]!r}; there is nothing to tell apart")
     if len(set(names)) == len(names):
         raise ValueError(
-            f"data.label {column!r} has another value for each of {len(names)} samples, such as {names[0]!r}; is it the class?"
+            f"data.label {column!r} has another value for each of {len(names)} samples, such as {names[0]!r}; "
+            "is it the class?"
         )
     return known, _codes(names, known, column, "train")
 
 
 def encode(samples: Any, column: str, names: list[str] | None, split: str) -> np.ndarray:
-    """The classes of another split by the names of the training split, or its numbers. ValueError: no such column, or a value that is no class."""
+    """The classes of another split by the names of the training split, or its numbers if those are None.
+
+    ValueError: no such column, or a value that is no class.
+    """
     values = _column(samples, column)
-    return (
-        _numbers(values, column, split)
-        if names is None
-        else _codes(_names(values, samples.classes), names, column, split)
-    )
+    if names is None:
+        return _numbers(values, column, split)
+    return _codes(_names(values, samples.classes), names, column, split)
 
 
 def _column(samples: Any, column: str, setting: str = "label") -> np.ndarray:
@@ -143,14 +150,15 @@ def _column(samples: Any, column: str, setting: str = "label") -> np.ndarray:
 
 def _numbers(values: np.ndarray, column: str, split: str) -> np.ndarray:
     try:
-        found = values.astype(np.float32)
+        numbers = values.astype(np.float32)
     except ValueError:
-        found = np.full(len(values), np.nan)
-    if not np.isfinite(found).all():
+        numbers = np.full(len(values), np.nan)
+    if not np.isfinite(numbers).all():
+        bad = values[~np.isfinite(numbers)][0]
         raise ValueError(
-            f"data.label {column!r} of split {split!r} does not hold numbers, as data.regression=true needs: {values[~np.isfinite(found)][0]!r}"
+            f"data.label {column!r} of split {split!r} does not hold numbers, as data.regression=true needs: {bad!r}"
         )
-    return found
+    return numbers
 
 
 def _names(values: np.ndarray, classes: list[str] | None) -> list[str]:
@@ -166,59 +174,60 @@ def _codes(names: list[str], known: list[str], column: str, split: str) -> np.nd
     if unseen:
         few = ", ".join(map(repr, unseen[:5]))
         raise ValueError(
-            f"data.label {column!r} of split {split!r} holds {few}, unseen in training; its classes are {', '.join(known[:20])}"
+            f"data.label {column!r} of split {split!r} holds {few}, unseen in training; "
+            f"its classes are {', '.join(known[:20])}"
         )
     return np.array([code[name] for name in names], dtype=np.int64)
 
 
-def labelled(opened: Opened, batches: Any, save_preprocessor: Callable) -> Labelled:
+def labelled(opened: Opened, batches: Batches, save_preprocessor: Callable[[Path], None]) -> Labelled:
     """What a run of classification or regression trains on and is scored by."""
     names = opened.names
-    head = {"problem_type": REGRESSION, "num_labels": 1}
-    if names is not None:
-        head = {
-            "problem_type": CLASSES,
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: number for number, name in enumerate(names)},
-        }
-
-    def score(outputs: list[np.ndarray], labels) -> dict[str, float]:
-        logits = np.stack(outputs)
-        return (
-            regression(logits[:, 0], np.asarray(labels))
-            if names is None
-            else classification(logits, np.asarray(labels))
-        )
-
-    def rows(split: Split, outputs: list[np.ndarray]) -> list[dict]:
-        ids = [split.samples.ids[index] for index in split.indices]
-        if names is None:
-            return [
-                {"id": i, "label": float(y), "prediction": float(x[0])}
-                for i, y, x in zip(ids, split.labels, outputs, strict=True)
-            ]
-        return [
-            _row(i, names[y], names[int(x.argmax())], x) for i, y, x in zip(ids, split.labels, outputs, strict=True)
-        ]
-
     return Labelled(
         batches=batches,
         splits=opened.splits,
-        head=head,
-        score=score,
+        head=_head(names),
+        score=_score_numbers if names is None else _score_classes,
         metric="pearson" if names is None else "accuracy",
-        rows=rows,
+        rows=_number_rows if names is None else partial(_class_rows, names),
         classes=names,
         save_preprocessor=save_preprocessor,
     )
 
 
-def _row(identifier: str, label: str, prediction: str, logits: np.ndarray) -> dict:
-    """One line of a predictions file; the probability is the prediction's."""
-    shares = np.exp(logits.astype(np.float64) - logits.max())
-    return {
-        "id": identifier,
-        "label": label,
-        "prediction": prediction,
-        "probability": round(float(shares.max() / shares.sum()), 6),
-    }
+def _head(names: list[str] | None) -> dict[str, Any]:
+    if names is None:
+        return {"problem_type": REGRESSION, "num_labels": 1}
+    by_name = {name: number for number, name in enumerate(names)}
+    return {"problem_type": CLASSES, "id2label": dict(enumerate(names)), "label2id": by_name}
+
+
+def _score_numbers(outputs: list[np.ndarray], labels: Sequence[Any]) -> dict[str, float]:
+    return regression(np.stack(outputs)[:, 0], np.asarray(labels))
+
+
+def _score_classes(outputs: list[np.ndarray], labels: Sequence[Any]) -> dict[str, float]:
+    return classification(np.stack(outputs), np.asarray(labels))
+
+
+def _number_rows(split: ScoredSplit, outputs: list[np.ndarray]) -> list[dict]:
+    rows = []
+    for index, label, output in zip(split.indices, split.labels, outputs, strict=True):
+        rows.append({"id": split.samples.ids[index], "label": float(label), "prediction": float(output[0])})
+    return rows
+
+
+def _class_rows(names: list[str], split: ScoredSplit, outputs: list[np.ndarray]) -> list[dict]:
+    """Lines of a predictions file; the probability is the prediction's."""
+    rows = []
+    for index, label, logits in zip(split.indices, split.labels, outputs, strict=True):
+        shares = np.exp(logits.astype(np.float64) - logits.max())
+        rows.append(
+            {
+                "id": split.samples.ids[index],
+                "label": names[label],
+                "prediction": names[int(logits.argmax())],
+                "probability": round(float(shares.max() / shares.sum()), 6),
+            }
+        )
+    return rows

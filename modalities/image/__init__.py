@@ -1,19 +1,25 @@
 """Images: patches of pixels, hidden in blocks, or views of the same image."""
 
-from d2v.modalities.image.batches import ImageBatches, batches
-from d2v.modalities.image.data import DataConfig, Samples, prepare, save_preprocessor
-from d2v.modalities.image.frontend import MODALITY, Frontend, FrontendConfig
+from d2v.modalities.image.batches import batches
+from d2v.modalities.image.config import DataConfig, LabelledConfig
+from d2v.modalities.image.frontend import Frontend, FrontendConfig
+from d2v.modalities.image.labelled import labelled_task
+from d2v.modalities.image.samples import Samples, inherit, prepare, save_preprocessor
 from d2v.modalities.image.views import VIEWS
 
+PREPARED = ()
+
 __all__ = [
-    "MODALITY",
+    "PREPARED",
     "VIEWS",
     "DataConfig",
     "Frontend",
     "FrontendConfig",
-    "ImageBatches",
+    "LabelledConfig",
     "Samples",
     "batches",
+    "inherit",
+    "labelled_task",
     "prepare",
     "save_preprocessor",
 ]

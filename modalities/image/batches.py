@@ -1,9 +1,9 @@
 """Training batches of images, masked or in several views: pure functions of (seed, step, part, parts).
 
-B samples of a batch, C channels, S image size, T patches.
+B samples of a batch, C channels, S image size, M masks of an image, T patches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 from d2v.modalities.common import masking, sampling
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment, masks, views
-from d2v.modalities.image.data import DataConfig, Samples, readable, transform
+from d2v.modalities.image.config import DataConfig, ReadConfig
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
+from d2v.modalities.image.samples import Samples, readable
 from d2v.types import View
 
 
@@ -28,13 +29,14 @@ def batches(
     batch_size: int,
     seed: int,
     bad_log: Callable[[str, str], None] = _ignore,
-) -> "ImageBatches":
+) -> "MaskedBatches | ViewBatches":
     """Training batches of `samples`; `bad_log(id, reason)` hears of images that can no longer be read."""
-    return ImageBatches(samples, data, frontend, batch_size=batch_size, seed=seed, bad_log=bad_log)
+    make = ViewBatches if data.views else MaskedBatches
+    return make(samples, data, frontend, batch_size=batch_size, seed=seed, bad_log=bad_log)
 
 
-class ImageBatches:
-    """Augmented batches: one view, masked, or those that data.views and data.local_views ask for."""
+class MaskedBatches:
+    """One augmented view of each image, with M masks of its patches."""
 
     def __init__(
         self,
@@ -46,34 +48,89 @@ class ImageBatches:
         seed: int,
         bad_log: Callable[[str, str], None],
     ):
+        """ValueError: fewer samples than one batch."""
         self.sampler = sampling.Sampler(len(samples), batch_size, seed)
         self.steps_per_epoch = len(self.sampler)
         self._samples, self._data, self._frontend, self._seed, self._bad_log = samples, data, frontend, seed, bad_log
-        self._transforms = views.transforms(data, frontend.image_size) if data.views else [transform(data, frontend)]
+        self._transform = transform(data, frontend)
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
-        """This part's rows of the step's batch: views of pixel_values (B, C, S, S), with M masks of each where it is masked; the sample ids."""
-        batch = self.sampler(step)
-        rows = sampling.share(len(batch), part, parts)
-        drawn = [
-            self._row(generator, int(index))
-            for index, generator in zip(
-                batch[rows], masking.generators(self._seed, step, range(len(batch))[rows]), strict=True
-            )
-        ]
-        images, hidden, indices = zip(*drawn, strict=True)
+        """This part's rows of the step's batch: pixel_values (B, C, S, S) with M masks of each; the sample ids."""
+        images, hidden, indices = [], [], []
+        for place, generator in _rows(self.sampler, self._seed, step, part, parts):
+            hidden += masks.draw(generator, self._data, self._frontend.grid)
+            index, image = readable(self._samples, _following(place, self._samples), self._bad_log)
+            with seeded_globals(generator):
+                images.append(self._transform(image))
+            indices.append(index)
+        pixels = augment.normalise(images, self._data.mean, self._data.std)  # (B, C, S, S)
+        mask = masks.gather(hidden, self._data.mask_kind)
+        view = View(MODALITY, {"pixel_values": pixels}, mask=mask, indices=torch.tensor(indices))
+        return [view], [self._samples.ids[index] for index in indices]
+
+
+class ViewBatches:
+    """Each image read once and seen in the views that data.views and data.local_views ask for, the former masked if they are to be."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        data: DataConfig,
+        frontend: FrontendConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        bad_log: Callable[[str, str], None],
+    ):
+        """ValueError: fewer samples than one batch."""
+        self.sampler = sampling.Sampler(len(samples), batch_size, seed)
+        self.steps_per_epoch = len(self.sampler)
+        self._samples, self._data, self._frontend, self._seed, self._bad_log = samples, data, frontend, seed, bad_log
+        self._transforms = views.transforms(data, frontend.image_size)
+        self._num_masked = len(data.views) if data.mask_views else 0  # local views, which are last, have no masks
+
+    def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
+        """This part's rows of the step's batch: each view's pixel_values (B, C, S, S), masked or not; the sample ids."""
+        images: list[list[Any]] = [[] for _ in self._transforms]  # of each view
+        hidden: list[list[np.ndarray]] = [[] for _ in self._transforms]
+        indices = []
+        for place, generator in _rows(self.sampler, self._seed, step, part, parts):
+            for of_view in hidden[: self._num_masked]:
+                of_view.append(masks.draw_varied(generator, self._data, self._frontend.grid))
+            index, image = readable(self._samples, _following(place, self._samples), self._bad_log)
+            with seeded_globals(generator):
+                for of_view, make in zip(images, self._transforms, strict=True):
+                    of_view.append(make(image))
+            indices.append(index)
         numbers = torch.tensor(indices)
         made = []
-        for number in range(len(self._transforms)):
-            pixels = augment.normalise([row[number] for row in images], self._data.mean, self._data.std)  # (B, C, S, S)
-            mask = masks.gather([mask for row in hidden for mask in row[number]], self._data.mask_kind)
-            made.append(View(MODALITY, {"pixel_values": pixels}, None, mask, indices=numbers))
+        for of_view, masks_of_view in zip(images, hidden, strict=True):
+            pixels = augment.normalise(of_view, self._data.mean, self._data.std)  # (B, C, S, S)
+            mask = masks.gather(masks_of_view, self._data.mask_kind) if masks_of_view else None
+            made.append(View(MODALITY, {"pixel_values": pixels}, mask=mask, indices=numbers))
         return made, [self._samples.ids[index] for index in indices]
 
-    def _row(self, generator: np.random.Generator, index: int) -> tuple[list[Any], list[list[np.ndarray]], int]:
-        """Of each view the image and its masks, hidden (T,) bool; the sample's number."""
-        hidden = masks.draw(generator, self._data, self._frontend)
-        hidden += [[]] * (len(self._transforms) - len(hidden))  # local views have none
-        index, image = readable(self._samples, np.arange(index, index + 100) % len(self._samples), self._bad_log)
-        with seeded_globals(generator):
-            return [transform(image) for transform in self._transforms], hidden, index
+
+def _rows(
+    sampler: sampling.Sampler, seed: int, step: int, part: int, parts: int
+) -> Iterator[tuple[int, np.random.Generator]]:
+    """Of this part's rows of the step's batch: which sample, and the row's generator."""
+    batch = sampler(step)
+    rows = range(len(batch))[sampling.share(len(batch), part, parts)]
+    return zip(batch[rows].tolist(), masking.generators(seed, step, rows), strict=True)
+
+
+def _following(index: int, samples: Samples) -> np.ndarray:
+    """A sample and the 99 after it, which stand in for it if it cannot be read."""
+    return np.arange(index, index + 100) % len(samples)
+
+
+def transform(data: ReadConfig, frontend: FrontendConfig) -> Callable[[Any], Any]:
+    """The random training transform of an image."""
+    return augment.training(
+        frontend.image_size,
+        crop_scale=data.crop_scale,
+        crop_ratio=data.crop_ratio,
+        flip=data.flip,
+        color_jitter=data.color_jitter,
+    )

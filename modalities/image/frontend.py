@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2v.modalities.image import backbone
+from d2v.settings import check_fields, setting
 
 MODALITY = "image"
 ALONE = "model.trunk.depth=0 and model.trunk.input_norm=false"
@@ -22,30 +23,46 @@ ALONE = "model.trunk.depth=0 and model.trunk.input_norm=false"
 
 @dataclass
 class FrontendConfig:
-    """What shapes the image frontend."""
+    """What shapes the image frontend: patches that are embedded here, or a whole network of timm."""
 
-    image_size: int = 224
-    patch_size: int = 16
-    channels: int = 3
-    relative_bias: bool = True
-    bias_layers: int = (
-        1  # 1: all blocks share the relative bias; the trunk's depth: each has its own (BEiT's fine-tuned models)
+    image_size: int = setting(224, "Pixels of a side of an image.", least=1)
+    patch_size: int = setting(16, "Pixels of a side of a patch; it divides image_size.", least=1)
+    channels: int = setting(3, "Channels of an image.", least=1)
+    relative_bias: bool = setting(True, "Attention has a learned bias for each offset of two patches.")
+    bias_layers: int = setting(
+        1,
+        "1: all blocks share the relative bias; the trunk's depth: each has its own (BEiT's fine-tuned models).",
+        least=1,
     )
-    class_token: bool = True
-    positions: str = "none"  # none: the relative bias alone; sincos: fixed, added to the patches (data2vec 2.0); learned: for the class token too
-    mask_token: bool = True  # false: what is hidden is zero, or left out (data2vec 2.0)
-    init: str = "normal"  # normal: N(0, init_std), cut at one std; xavier: uniform patches and a class token N(0, 1) (data2vec 2.0)
-    init_std: float = 0.02
-    backbone: str = ""  # a network by timm's name (resnet50, vit_small_patch16_224) in place of all this, and of the trunk; never pretrained
-    small_stem: bool = False  # of a ResNet: its first convolution is 3 x 3 without stride and nothing is pooled after it, for images of 32 pixels
+    class_token: bool = setting(True, "A learned token stands before the patches.")
+    positions: str = setting(
+        "none",
+        "none: the relative bias alone; sincos: fixed, added to the patches (data2vec 2.0); "
+        "learned: for the class token too.",
+        among=("none", "sincos", "learned"),
+    )
+    mask_token: bool = setting(True, "false: what is hidden is zero, or left out (data2vec 2.0).")
+    init: str = setting(
+        "normal",
+        "normal: N(0, init_std), cut at one std; xavier: uniform patches and a class token N(0, 1) (data2vec 2.0).",
+        among=("normal", "xavier"),
+    )
+    init_std: float = setting(0.02, "Standard deviation of initial weights where init is normal.", least=0)
+    backbone: str = setting(
+        "",
+        "A network by timm's name (resnet50, vit_small_patch16_224) in place of all this, and of the trunk; "
+        "never pretrained.",
+    )
+    small_stem: bool = setting(
+        False,
+        "Of a ResNet: its first convolution is 3 x 3 without stride and nothing is pooled after it, "
+        "for images of 32 pixels.",
+    )
 
     def __post_init__(self):
-        """ValueError: unknown positions, an unknown init, no layers for the bias, or what a backbone cannot have. A backbone has no extra parts."""
-        if self.init not in ("normal", "xavier"):
-            raise ValueError(f"frontend init={self.init!r} is not known; allowed are normal, xavier")
-        if self.positions not in ("none", "sincos", "learned"):
-            raise ValueError(f"frontend positions={self.positions!r} is not known; allowed are none, sincos, learned")
-        if self.bias_layers < 1 or (self.bias_layers > 1 and not self.relative_bias):
+        """ValueError: a value that makes no sense, or what a backbone cannot have. A backbone has no extra parts."""
+        check_fields(self, "model.frontends.image")
+        if self.bias_layers > 1 and not self.relative_bias:
             raise ValueError(f"frontend bias_layers={self.bias_layers} must be at least 1, and 1 without relative_bias")
         if self.small_stem and not self.backbone:
             raise ValueError("frontend small_stem=True is of a ResNet: set backbone, e.g. backbone=resnet18")
@@ -53,14 +70,15 @@ class FrontendConfig:
             for name, value in (("bias_layers", 1), ("positions", "none"), ("init", "normal")):
                 if getattr(self, name) != value:
                     raise ValueError(
-                        f"frontend {name}={getattr(self, name)!r} is of patches that are embedded here; backbone={self.backbone} has its own"
+                        f"frontend {name}={getattr(self, name)!r} is of patches that are embedded here; "
+                        f"backbone={self.backbone} has its own"
                     )
             self.relative_bias = self.class_token = self.mask_token = False
 
     @property
     def grid(self) -> tuple[int, int]:
         """Patches per column and per row. ValueError: they do not tile the image."""
-        if self.patch_size < 1 or self.image_size < self.patch_size or self.image_size % self.patch_size:
+        if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
         return self.image_size // self.patch_size, self.image_size // self.patch_size
 

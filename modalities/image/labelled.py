@@ -4,7 +4,6 @@ B samples of a batch, C channels, S image size, L classes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +15,25 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from d2v.finetuning.run import FinetuneConfig, Labelled
 from d2v.modalities.common import labels, masking, sampling
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment
-from d2v.modalities.image.data import ReadConfig, Samples, check_reading, readable, save_preprocessor, transform
+from d2v.modalities.image.batches import transform
+from d2v.modalities.image.config import LabelledConfig, check_labelled
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
+from d2v.modalities.image.samples import Samples, readable, save_preprocessor
+from d2v.models.task_models import D2vForImageClassification
+from d2v.protocols import BadLog, Labelled, LabelledTask
 from d2v.types import View
 
 
-@dataclass
-class DataConfig(ReadConfig, labels.SplitConfig):
-    """Where labelled images are, and how they are augmented; `split` is the one to train on."""
-
-    regression: bool = False  # the label is a number
-    auto_augment: str = ""  # RandAugment as timm writes it: rand-m9-mstd0.5-inc1; it takes the place of color_jitter
-    random_erase: float = 0.0  # probability that a box of an image becomes noise
-    mixup: float = 0.0  # parameter of the Beta distribution of shares; 0: none
-    cutmix: float = 0.0  # the same of areas
-    mix_prob: float = 1.0  # probability that a batch is mixed
-    cutmix_prob: float = 0.5  # and then by cutmix, where both are given
-    label_smoothing: float = 0.0
-
-
-def check(data: DataConfig, frontend: FrontendConfig, batch_size: int) -> None:
-    """ValueError: settings that contradict one another."""
-    check_reading(data, frontend)
-    data.check_splits()
-    for name in ("mixup", "cutmix"):
-        if getattr(data, name) < 0:
-            raise ValueError(f"data.{name} is {getattr(data, name)}; it must be 0 (none) or more")
-    for name in ("random_erase", "mix_prob", "cutmix_prob", "label_smoothing"):
-        if not 0 <= getattr(data, name) <= 1:
-            raise ValueError(f"data.{name} is {getattr(data, name)}; it must lie between 0 and 1")
-    if data.auto_augment and data.color_jitter:
-        raise ValueError(
-            f"data.auto_augment takes the place of data.color_jitter, which is {data.color_jitter}: set it to 0"
-        )
-    if data.auto_augment and frontend.channels != 3:
-        raise ValueError(
-            f"data.auto_augment needs images of 3 channels; model.frontends.{MODALITY}.channels is {frontend.channels}"
-        )
-    mixes = data.mixup or data.cutmix
-    if mixes and batch_size % 2:
-        raise ValueError(
-            f"train.batch_size is {batch_size}; data.mixup and data.cutmix mix pairs of images and need an even number"
-        )
-    if data.regression and (mixes or data.label_smoothing):
-        raise ValueError("data.regression=true: data.mixup, data.cutmix and data.label_smoothing are for classes")
-
-
-class Batches:
+class LabelledBatches:
     """Augmented, labelled batches: a pure function of (seed, step, part, parts)."""
 
     def __init__(
         self,
         opened: labels.Opened,
-        data: DataConfig,
+        data: LabelledConfig,
         frontend: FrontendConfig,
         *,
         batch_size: int,
@@ -126,7 +87,7 @@ class Batches:
         return pixels, self._opened.labels[index], self._opened.train.ids[index]
 
 
-def _rand_augment(data: DataConfig, image_size: int) -> Callable[[Any], Any]:
+def _rand_augment(data: LabelledConfig, image_size: int) -> Callable[[Any], Any]:
     """With what timm's own training transform gives it: the mean colour as filling, and at most 0.45 of the side as translation."""
     fill = tuple(min(255, round(255 * value)) for value in (list(data.mean) * 3)[:3])
     settings = {"img_mean": fill, "translate_const": int(image_size * 0.45), "interpolation": Image.Resampling.BICUBIC}
@@ -138,12 +99,18 @@ def _rand_augment(data: DataConfig, image_size: int) -> Callable[[Any], Any]:
         ) from None
 
 
-def open_data(
-    config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
-) -> Labelled:
-    """The batches and splits of a run. ValueError: as `check`, Samples and labels.open_splits."""
+def labelled_task(data: dict) -> LabelledTask:
+    """There is one kind."""
+    return LabelledTask(LabelledConfig, D2vForImageClassification, open_data)
+
+
+def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], None]) -> Labelled:
+    """The batches and splits of a run; `config` is a FinetuneConfig.
+
+    ValueError: as check_labelled, Samples and labels.open_splits.
+    """
     data, frontend, train = config.data, config.frontend, config.train
-    check(data, frontend, train.batch_size)
+    check_labelled(data, frontend, train.batch_size)
 
     def make(split: str) -> Samples:
         samples = Samples(data, frontend, split=split, folder=folder)
@@ -151,5 +118,5 @@ def open_data(
         return samples
 
     opened = labels.open_splits(data, train.seed, make)
-    batches = Batches(opened, data, frontend, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log)
+    batches = LabelledBatches(opened, data, frontend, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log)
     return labels.labelled(opened, batches, lambda place: save_preprocessor(place, folder, data, frontend))

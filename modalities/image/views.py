@@ -4,7 +4,7 @@ C channels, S image size, L size of a local view. PIL images until the end; ever
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,9 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from d2v.modalities.common.checks import check_unread, check_views
+from d2v.modalities.common.checks import check_ranges, check_unread, check_views
+from d2v.modalities.image.frontend import FrontendConfig
+from d2v.settings import setting
 
 BICUBIC, BILINEAR = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR
 BLUR_SIGMA = (0.1, 2.0)
@@ -57,63 +59,69 @@ VIEWS = tuple(FAMILIES)
 
 @dataclass
 class ViewConfig:
-    """Views of the same images instead of one masked view; flip and crop_ratio are theirs too, crop_scale, color_jitter and masks are not."""
+    """Views of the same images in place of one masked view; they read flip and crop_ratio, not crop_scale and color_jitter."""
 
-    views: list[str] = field(
-        default_factory=list
-    )  # one augmentation for each view, of those in modalities/image/views.py; empty: one masked view
-    view_scale: list[float] | None = (
-        None  # share of the area that crops of these views have; None: as published for each
+    views: list[str] = setting(
+        [], f"One augmentation a view: {', '.join(VIEWS[:-1])} or {VIEWS[-1]}; empty: one masked view."
     )
-    local_views: int = 0  # further, smaller views, after the others (multi-crop)
-    local_size: int = 96
-    local_scale: list[float] | None = None  # None: as published, [0.05, 0.4] or beside swav [0.05, 0.14]
-    color_strength: float = 1.0  # times the published colour jitter
-    blur: bool = True  # false: no view is blurred, as usual for images of 32 pixels
+    view_scale: list[float] | None = setting(
+        None,
+        "Least and greatest share of the area that crops of these views have; null: as published for each.",
+        above=0,
+        most=1,
+        count=2,
+    )
+    local_views: int = setting(0, "Further, smaller views, after the others (multi-crop).", least=0)
+    local_size: int = setting(96, "Pixels of a side of the smaller views.", least=1)
+    local_scale: list[float] | None = setting(
+        None,
+        "Least and greatest share of the area that smaller views have; null: as published, [0.05, 0.4], "
+        "or beside swav [0.05, 0.14].",
+        above=0,
+        most=1,
+        count=2,
+    )
+    color_strength: float = setting(1.0, "What the published changes of colour are multiplied by.", least=0)
+    blur: bool = setting(True, "false: no view is blurred, as usual for images of 32 pixels.")
 
 
-def check(data: Any, frontend: Any) -> None:
+def check(data: Any, frontend: FrontendConfig) -> None:
     """ValueError: settings of views (of a DataConfig) that contradict one another or that nothing reads."""
     check_views(data.views, VIEWS)
-    _check_read(data)
-    for name in ("view_scale", "local_scale"):
-        scale = getattr(data, name)
-        if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
-            raise ValueError(f"data.{name} {list(scale)} must be [low, high] with 0 < low <= high <= 1")
+    _check_unread(data)
+    check_ranges(data, "view_scale", "local_scale")
     if not data.views:
         return
     if frontend.channels not in (1, 3):
         raise ValueError(
-            f"data.views change colours, which needs 1 or 3 channels; model.frontends.image.channels is {frontend.channels}"
+            "data.views change colours, which needs 1 or 3 channels; "
+            f"model.frontends.image.channels is {frontend.channels}"
         )
     hue = max(FAMILIES[name].jitter[3] for name in data.views)
-    if not 0 <= data.color_strength * hue <= 0.5:
+    if data.color_strength * hue > 0.5:
         raise ValueError(
-            f"data.color_strength {data.color_strength} must lie between 0 and {0.5 / hue:g}, where the hue of {data.views} goes once round"
+            f"data.color_strength {data.color_strength} must lie between 0 and {0.5 / hue:g}, "
+            f"where the hue of {data.views} goes once round"
         )
-    if data.local_views < 0:
-        raise ValueError(f"data.local_views is {data.local_views}; it must be 0 or more")
     if data.local_views:
         _check_size(data.local_size, frontend)
 
 
-def _check_read(data: Any) -> None:
+def _check_unread(data: Any) -> None:
     if data.views:
-        check_unread(
-            data,
-            ("crop_scale", "color_jitter"),
-            "data.views have crops and colours of their own (data.view_scale, data.color_strength)",
-        )
+        why = "data.views have crops and colours of their own (data.view_scale, data.color_strength)"
+        check_unread(data, ("crop_scale", "color_jitter"), why)
     else:
         check_unread(data, ("view_scale", "local_views", "color_strength", "blur"), "data.views is empty")
     if not data.local_views:
         check_unread(data, ("local_size", "local_scale"), "data.local_views is 0")
 
 
-def _check_size(size: int, frontend: Any) -> None:
-    if not 0 < size <= frontend.image_size:
+def _check_size(size: int, frontend: FrontendConfig) -> None:
+    if size > frontend.image_size:
         raise ValueError(
-            f"data.local_size {size} must be between 1 and the size of the other views, model.frontends.image.image_size {frontend.image_size}"
+            f"data.local_size {size} must be between 1 and the size of the other views, "
+            f"model.frontends.image.image_size {frontend.image_size}"
         )
     if not frontend.backbone and size % frontend.patch_size:
         raise ValueError(

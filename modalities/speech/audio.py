@@ -1,4 +1,7 @@
-"""One audio file or its bytes -> mono float32 at the wanted rate; whatever libsndfile reads (wav, flac, ogg, opus, mp3, aiff, ...)."""
+"""One audio file or its bytes -> mono float32 at the wanted rate.
+
+Whatever libsndfile reads: wav, flac, ogg, opus, mp3, aiff, ...
+"""
 
 import io
 import math
@@ -18,7 +21,8 @@ def decode(media: bytes | Path, rate: int) -> np.ndarray:
     """(S,) float32 at `rate`, channels averaged. UnreadableError: not audio, cut off, or not finite."""
     try:
         with soundfile.SoundFile(_file(media)) as sound:
-            wave, found, promised = sound.read(dtype="float32", always_2d=True), sound.samplerate, sound.frames
+            wave = sound.read(dtype="float32", always_2d=True)  # (S, channels)
+            given, promised = sound.samplerate, sound.frames
     except (soundfile.LibsndfileError, OSError) as error:
         raise UnreadableError(_reason(error)) from error
     if len(wave) < 0.9 * promised:  # lossy formats promise a little more or less than they hold
@@ -26,9 +30,9 @@ def decode(media: bytes | Path, rate: int) -> np.ndarray:
     if not np.isfinite(wave).all():
         raise UnreadableError("holds NaN or infinite samples")
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
-    if found == rate or not len(mono):
+    if given == rate or not len(mono):
         return mono
-    return resample(torch.from_numpy(mono), found, rate).numpy()
+    return resample(torch.from_numpy(mono), given, rate).numpy()
 
 
 def length(media: bytes | Path, rate: int) -> int:
@@ -72,4 +76,5 @@ def _file(media: bytes | Path) -> io.BytesIO | str:
 
 
 def _reason(error: Exception) -> str:
-    return (error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)).strip().rstrip(".")
+    text = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
+    return text.strip().rstrip(".")

@@ -1,17 +1,19 @@
 """Training batches of speech, masked or of several views: pure functions of (seed, step, part, parts).
 
-B samples of a batch, S audio samples, T tokens.
+B samples of a batch, M masks of each, N = B * M, S audio samples, T tokens.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
 
 from d2v.modalities.common import masking, sampling
 from d2v.modalities.speech import audio
-from d2v.modalities.speech.data import MIN_TOKENS, DataConfig, Samples, collate
+from d2v.modalities.speech.config import DataConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field
+from d2v.modalities.speech.samples import MIN_TOKENS, Samples, collate
 from d2v.modalities.speech.views import Views
 from d2v.types import Mask, View
 
@@ -29,16 +31,17 @@ def batches(
     batch_size: int,
     seed: int,
     bad_log: Callable[[str, str], None] = _ignore,
-) -> "Batches | ViewBatches":
+) -> "MaskedBatches | ViewBatches":
     """Training batches of `samples`; `bad_log(id, reason)` hears of clips that can no longer be read."""
-    make = ViewBatches if data.views else Batches
+    make = ViewBatches if data.views else MaskedBatches
     return make(samples, data, frontend, batch_size=batch_size, seed=seed, bad_log=bad_log)
 
 
-class Batches:
+class MaskedBatches:
     """Masked batches of clips, or of streams of equal length into which an epoch's clips are joined.
 
-    A row's length is known before its file is read, so that every process can draw the masks of the whole batch and equalise them.
+    The length of a row is known before its file is opened, so that every process can draw the masks of the whole batch
+    and equalise them.
     """
 
     def __init__(
@@ -52,15 +55,16 @@ class Batches:
         bad_log: Callable[[str, str], None],
     ):
         """ValueError: less audio than one batch."""
-        self._samples, self._data, self._frontend, self._seed, self._bad_log = samples, data, frontend, seed, bad_log
+        self._samples, self._data, self._frontend = samples, data, frontend
+        self._seed, self._bad_log = seed, bad_log
         self._stream = round(data.pack_seconds * frontend.sample_rate)  # samples; 0: no packing
         self._layout: tuple[int, np.ndarray, np.ndarray] | None = None  # the last epoch's; only saves time
         if self._stream:
             num_streams = int(samples.lengths.sum()) // self._stream
             if num_streams < batch_size:
                 raise ValueError(
-                    f"data has {num_streams} streams of data.pack_seconds={data.pack_seconds} ({samples.report.amount}), "
-                    f"fewer than one batch: train.batch_size is {batch_size}"
+                    f"data has {num_streams} streams of data.pack_seconds={data.pack_seconds} "
+                    f"({samples.report.amount}), fewer than one batch: train.batch_size is {batch_size}"
                 )
             self._sizes = np.full(num_streams, self._stream)  # (items,)
         else:
@@ -75,55 +79,66 @@ class Batches:
         generators = masking.generators(self._seed, step, range(len(items)))
         hidden = self._masks(step, items, generators)
         rows = range(len(items))[sampling.share(len(items), part, parts)]
-        read = self._read_stream if self._stream else self._read_clip
-        waves, ids = zip(*(read(step, int(items[row]), generators[row]) for row in rows), strict=True)
+        waves, ids = [], []
+        for row in rows:
+            wave, name = self._wave(step, int(items[row]), generators[row])
+            waves.append(wave)
+            ids.append(name)
         # as wide as the whole batch: positions depend on how many padded frames follow, and parts must not
         inputs, padding = collate(waves, self._frontend, int(self._sizes[items].max()))
         tokens = lengths(self._frontend, inputs["input_values"].shape[1])  # T
-        mine = masking.stacked([mask for row in rows for mask in hidden[row]], tokens)  # (N, T)
-        kept = max(int((~mask).sum()) for masks in hidden for mask in masks)  # K
-        keep = None if self._data.mask_kind == "span" else torch.from_numpy(masking.visible(mine, kept))
-        mask = Mask(torch.from_numpy(mine), keep)
-        return [View(MODALITY, inputs, padding, mask)], list(ids)
+        mine = masking.stacked(list(chain.from_iterable(hidden[row] for row in rows)), tokens)  # (N, T)
+        keep = None
+        if self._data.mask_kind != "span":
+            most = max(int((~mask).sum()) for mask in chain.from_iterable(hidden))  # K
+            keep = torch.from_numpy(masking.visible(mine, most))  # (N, K)
+        return [View(MODALITY, inputs, padding, Mask(torch.from_numpy(mine), keep))], ids
 
     def _masks(self, step: int, items: np.ndarray, generators: list[np.random.Generator]) -> list[list[np.ndarray]]:
         """Hidden tokens of every row of the global batch, M of (T_row,) bool each."""
+        sizes = lengths(self._frontend, self._sizes[items]).tolist()  # tokens of each row
+        hidden = []
+        for generator, tokens in zip(generators, sizes, strict=True):
+            hidden.append([self._mask(generator, tokens) for _ in range(self._data.masks)])
+        if self._data.mask_kind == "span" and self._data.equalise:
+            (common,) = masking.generators(self._seed, step, [len(items)])  # that of no row
+            equal = masking.equalise(common, list(chain.from_iterable(hidden)))
+            hidden = [[mask] for mask in equal]
+        return hidden
+
+    def _mask(self, generator: np.random.Generator, tokens: int) -> np.ndarray:
+        """One mask of a row, (T_row,) bool."""
         data = self._data
-        tokens = lengths(self._frontend, self._sizes[items])  # (rows,)
-        drawn = list(zip(generators, tokens.tolist(), strict=True))
         if data.mask_kind == "block":
-            return [
-                [masking.block_1d(g, t, data.mask_prob, data.mask_length, data.mask_adjust) for _ in range(data.masks)]
-                for g, t in drawn
-            ]
+            return masking.block_1d(generator, tokens, data.mask_prob, data.mask_length, data.mask_adjust)
         if data.mask_kind == "random":
-            return [[masking.scattered(g, t, data.mask_prob) for _ in range(data.masks)] for g, t in drawn]
-        hidden = [
-            masking.span(generator, t, data.mask_prob, data.mask_length, min_spans=data.min_masks)
-            for generator, t in drawn
-        ]
-        if data.equalise:
-            (common,) = masking.generators(self._seed, step, [len(items)])  # no row's own
-            hidden = masking.equalise(common, hidden)
-        return [[row] for row in hidden]
+            return masking.scattered(generator, tokens, data.mask_prob)
+        return masking.span(generator, tokens, data.mask_prob, data.mask_length, min_spans=data.min_masks)
 
-    def _read_clip(self, step: int, index: int, generator: np.random.Generator) -> tuple[np.ndarray, str]:
+    def _wave(self, step: int, item: int, generator: np.random.Generator) -> tuple[np.ndarray, str]:
+        """A row of the batch and its id."""
+        return self._joined(step, item) if self._stream else self._clip(item, generator)
+
+    def _clip(self, index: int, generator: np.random.Generator) -> tuple[np.ndarray, str]:
+        """A clip, cropped at random if it is too long, and its id."""
         size = int(self._sizes[index])
-        wave, read = readable(self._samples, index, size, self._bad_log)
-        return audio.anywhere(wave, size, generator), self._samples.ids[read]
+        wave, number = readable(self._samples, index, size, self._bad_log)
+        return audio.anywhere(wave, size, generator), self._samples.ids[number]
 
-    def _read_stream(self, step: int, stream: int, generator: np.random.Generator) -> tuple[np.ndarray, str]:
-        """Stream `stream` of the step's epoch: a cut of all clips in that epoch's order; the ids of its clips joined by +."""
+    def _joined(self, step: int, stream: int) -> tuple[np.ndarray, str]:
+        """A cut of all clips in the order of the step's epoch, and the ids of its clips joined by +."""
         order, ends = self._order(step // self.steps_per_epoch)
         start = stream * self._stream
         stop = start + self._stream
+        first = np.searchsorted(ends, start, side="right")
+        last = np.searchsorted(ends, stop, side="left")
         waves, names = [], []
-        for place in range(np.searchsorted(ends, start, side="right"), np.searchsorted(ends, stop, side="left") + 1):
+        for place in range(first, last + 1):
             size = int(self._samples.lengths[order[place]])
-            wave, read = readable(self._samples, int(order[place]), size, self._bad_log)
+            wave, number = readable(self._samples, int(order[place]), size, self._bad_log)
             begin = int(ends[place]) - size  # of the clip in the epoch
             waves.append(wave[max(0, start - begin) : min(size, stop - begin)])
-            names.append(self._samples.ids[read])
+            names.append(self._samples.ids[number])
         return np.concatenate(waves), "+".join(names)
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +150,10 @@ class Batches:
 
 
 class ViewBatches:
-    """Clips of similar length, each read once and seen in one view for each name in data.views; a view draws from a generator of its own."""
+    """Clips of similar length, each decoded once and seen in one view for each name in data.views.
+
+    Each view draws from a generator that no other has.
+    """
 
     def __init__(
         self,
@@ -148,54 +166,54 @@ class ViewBatches:
         bad_log: Callable[[str, str], None],
     ):
         """ValueError: fewer clips than one batch."""
-        self._samples, self._data, self._frontend, self._seed, self._bad_log = samples, data, frontend, seed, bad_log
-        self._views = Views(
-            data.views, data.augment, rate=frontend.sample_rate, shortest=receptive_field(frontend, MIN_TOKENS)
-        )
+        self._samples, self._data, self._frontend = samples, data, frontend
+        self._seed, self._bad_log = seed, bad_log
+        shortest = receptive_field(frontend, MIN_TOKENS)
+        self._views = Views(data.views, data.augment, rate=frontend.sample_rate, shortest=shortest)
         self._sizes = np.minimum(samples.lengths, round(data.max_seconds * frontend.sample_rate))
         longest = round(data.augment.seconds * frontend.sample_rate)  # clips above it differ no more
         self.sampler = sampling.Sampler(len(samples), batch_size, seed, lengths=np.minimum(self._sizes, longest))
         self.steps_per_epoch = len(self.sampler)
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
-        """This part's rows of the step's batch: input_values (B, S) of each view, S the same for all, and the clips' numbers; the sample ids."""
+        """This part's rows of the step's batch, and the sample ids.
+
+        Each view has input_values (B, S), S as in the others, and the clips' numbers.
+        """
         items = self.sampler(step)
         rows = range(len(items))[sampling.share(len(items), part, parts)]
         generators = masking.generators(self._seed, step, rows)
-        drawn = [self._row(int(items[row]), own) for row, own in zip(rows, generators, strict=True)]
-        waves, read = zip(*drawn, strict=True)
+        drawn, numbers = [], []  # the views of each clip, and its number
+        for row, generator in zip(rows, generators, strict=True):
+            waves, number = self._row(int(items[row]), generator)
+            drawn.append(waves)
+            numbers.append(number)
         width = self._views.width(self._sizes[items])  # of the whole batch: positions depend on it, and parts must not
-        indices = torch.tensor(read)
-        views = [
-            View(
-                MODALITY,
-                *collate(of_view, self._frontend, width),
-                self._mask(of_view, generators, width),
-                indices=indices,
-            )
-            for of_view in zip(*waves, strict=True)
-        ]
-        return views, [self._samples.ids[index] for index in read]
+        indices = torch.tensor(numbers)
+        views = []
+        for waves in zip(*drawn, strict=True):  # those of one view
+            inputs, padding = collate(waves, self._frontend, width)
+            mask = self._mask(waves, generators, width)
+            views.append(View(MODALITY, inputs, padding, mask, indices=indices))
+        return views, [self._samples.ids[number] for number in numbers]
 
     def _mask(self, waves: Sequence[np.ndarray], generators: Sequence[np.random.Generator], width: int) -> Mask | None:
         """Spans of a view's clips, in a share of them, if data.mask_views asks for them."""
         data = self._data
         if not data.mask_views:
             return None
-        tokens = [int(lengths(self._frontend, len(wave))) for wave in waves]
-        hidden = [
-            masking.sometimes(
-                g, data.mask_chance, masking.span(g, t, data.mask_prob, data.mask_length, min_spans=data.min_masks)
-            )
-            for g, t in zip(generators, tokens, strict=True)
-        ]
+        hidden = []
+        for wave, generator in zip(waves, generators, strict=True):
+            tokens = int(lengths(self._frontend, len(wave)))
+            spans = masking.span(generator, tokens, data.mask_prob, data.mask_length, min_spans=data.min_masks)
+            hidden.append(masking.sometimes(generator, data.mask_chance, spans))
         return Mask(torch.from_numpy(masking.stacked(hidden, int(lengths(self._frontend, width)))))
 
     def _row(self, index: int, generator: np.random.Generator) -> tuple[list[np.ndarray], int]:
         """The views of a clip, of one and the same max_seconds of it, and its number."""
         size = int(self._sizes[index])
-        wave, read = readable(self._samples, index, size, self._bad_log)
-        return self._views(audio.anywhere(wave, size, generator), generator, self._any), read
+        wave, number = readable(self._samples, index, size, self._bad_log)
+        return self._views(audio.anywhere(wave, size, generator), generator, self._any), number
 
     def _any(self, generator: np.random.Generator) -> np.ndarray:
         """Some clip of the data."""
@@ -203,16 +221,19 @@ class ViewBatches:
 
 
 def readable(samples: Samples, index: int, size: int, bad_log: Callable[[str, str], None]) -> tuple[np.ndarray, int]:
-    """The clip, or the next that can be read, at least `size` samples long, and its number. ValueError: the next 100 cannot be read."""
+    """The clip, or the next that can be decoded, at least `size` samples long, and its number.
+
+    ValueError: it and the 99 after it cannot be decoded.
+    """
     for candidate in (np.arange(index, index + 100) % len(samples)).tolist():
         try:
             wave = samples.wave(candidate)
         except (audio.UnreadableError, OSError) as error:
             bad_log(samples.ids[candidate], str(error))
             continue
-        return (
-            wave if len(wave) >= size else np.resize(wave, size)
-        ), candidate  # a short stand-in is repeated: lengths are settled
+        if len(wave) < size:  # a short stand-in is repeated: lengths are settled
+            wave = np.resize(wave, size)
+        return wave, candidate
     raise ValueError(
         f"100 clips in a row cannot be read, the first is {samples.ids[index]}: was data.path changed or unmounted?"
     )

@@ -1,4 +1,4 @@
-"""Beam search over CTC's output, with an n-gram language model of words if there is one, by flashlight-text through torchaudio.
+"""Beam search over CTC's output, with an n-gram model of words if there is one, by flashlight-text through torchaudio.
 
 T tokens, V letters.
 """
@@ -13,24 +13,24 @@ import torch
 from scipy.special import log_softmax
 
 from d2v.modalities.speech.letters import BLANK, SPACE, UNKNOWN, Vocabulary
+from d2v.settings import check_fields, setting
 
 
 @dataclass
 class DecodeConfig:
     """How the splits are read at the end of a run; validation in between is greedy."""
 
-    beam: int = 0  # hypotheses that are kept; 0: greedy only
-    lm: str = ""  # a word n-gram that KenLM reads, ARPA or binary; "": none
-    lexicon: str = (
-        ""  # a file with one word a line, those that may be found with a model; "": the words that were trained on
+    beam: int = setting(0, "Hypotheses that are kept; 0: only the greedy reading.", least=0)
+    lm: str = setting("", "A word n-gram that KenLM reads, ARPA or binary; empty: none.")
+    lexicon: str = setting(
+        "", "A file with one word a line, those that lm may find; empty: the words that were trained on."
     )
-    lm_weight: float = 2.0
-    word_score: float = 0.0  # added for each word; above 0 favours more words
+    lm_weight: float = setting(2.0, "Weight of lm against the model.")
+    word_score: float = setting(0.0, "Added for each word; above 0 favours more words.")
 
     def __post_init__(self):
         """ValueError: a beam of less than nothing, or settings that have no effect."""
-        if self.beam < 0:
-            raise ValueError(f"data.decode.beam is {self.beam}; it must be 0 (greedy) or more")
+        check_fields(self, "data.decode")
         for name, needed in (("lm", "beam"), ("lexicon", "lm")):
             if getattr(self, name) and not getattr(self, needed):
                 raise ValueError(f"data.decode.{name} is {getattr(self, name)!r}, which needs data.decode.{needed}")
@@ -39,7 +39,8 @@ class DecodeConfig:
 def build(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) -> Callable[[np.ndarray], str]:
     """A function from logits (T, V) to text; `texts` are those that were trained on.
 
-    ValueError: the decoder is not installed, a file that is missing or no language model, or a lexicon of no word that can be spelled.
+    ValueError: the decoder is not installed, a file that is missing or no language model, or a lexicon of no word that
+    can be spelled.
     """
     try:
         from torchaudio.models.decoder import ctc_decoder
@@ -63,9 +64,8 @@ def build(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) ->
         return lambda logits: vocabulary.decode(_best(decoder, logits).tokens.tolist())
     with tempfile.TemporaryDirectory() as folder:  # the decoder reads a file
         spelled = Path(folder) / "lexicon.txt"
-        spelled.write_text(
-            "".join(f"{word} {' '.join(word)} {SPACE}\n" for word in words(config, vocabulary, texts)), encoding="utf-8"
-        )
+        lines = [f"{word} {' '.join(word)} {SPACE}\n" for word in words(config, vocabulary, texts)]
+        spelled.write_text("".join(lines), encoding="utf-8")
         try:
             decoder = ctc_decoder(
                 lexicon=str(spelled), lm=config.lm, lm_weight=config.lm_weight, word_score=config.word_score, **options
@@ -78,17 +78,20 @@ def build(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) ->
 
 
 def words(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) -> list[str]:
-    """The words that may be found. ValueError: none that the vocabulary can spell."""
+    """The words that the search may say, sorted. ValueError: none that the vocabulary can spell."""
     lines = Path(config.lexicon).read_text("utf-8").splitlines() if config.lexicon else texts
-    found = sorted({word for line in lines for word in line.split() if not vocabulary.unknown(word)})
-    if not found:
+    spelled = set()
+    for line in lines:
+        spelled |= {word for word in line.split() if not vocabulary.unknown(word)}
+    if not spelled:
         raise ValueError(
             f"data.decode.lexicon {config.lexicon!r} has no word of the letters {' '.join(vocabulary.letters[3:])}"
         )
-    return found
+    return sorted(spelled)
 
 
 def _best(decoder, logits: np.ndarray):
+    """The likeliest hypothesis, of logits (T, V)."""
     scores = log_softmax(logits.astype(np.float32), axis=1)
     (hypotheses,) = decoder(torch.from_numpy(scores)[None])
     return hypotheses[0]

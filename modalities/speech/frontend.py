@@ -1,12 +1,15 @@
-"""Speech frontend: waveform to frames, by a stack of strided convolutions over samples (published) or over a log-mel spectrogram (small budgets).
+"""Speech frontend: waveform to frames, by strided convolutions over samples or over a log-mel spectrogram.
 
-B samples, N rows (samples x masks), S audio samples, L frames inside the extractor, T tokens, C extractor width, D model width.
-Equations: data2vec (arXiv 2202.03555) section 4.2, wav2vec 2.0 (arXiv 2006.11477) section 2; without a mask token and with ALiBi: data2vec 2.0
-(arXiv 2212.07525).
+Samples as published, the spectrogram for small budgets.
+
+B samples, N rows (samples x masks), S audio samples, L frames inside the extractor, T tokens, C extractor width,
+D model width, H heads.
+Equations: data2vec (arXiv 2202.03555) section 4.2, wav2vec 2.0 (arXiv 2006.11477) section 2; without a mask token and
+with ALiBi: data2vec 2.0 (arXiv 2212.07525).
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from d2v.modalities.speech.mel import LogMel, fft_size
 from d2v.models import alibi
 from d2v.models.token_conv import convolved
+from d2v.settings import check_fields, setting
 
 MODALITY = "speech"
 KINDS = ("waveform", "mel")
@@ -26,62 +30,53 @@ KINDS = ("waveform", "mel")
 class FrontendConfig:
     """Defaults are data2vec Base's; `kind: mel` uses the mel_ settings in place of conv_kernels and conv_strides."""
 
-    kind: str = "waveform"
-    sample_rate: int = 16000
-    conv_dim: int = 512
-    conv_kernels: list[int] = field(default_factory=lambda: [10, 3, 3, 3, 3, 2, 2])
-    conv_strides: list[int] = field(default_factory=lambda: [5, 2, 2, 2, 2, 2, 2])
-    mel_bins: int = 80
-    mel_window_ms: float = 25.0
-    mel_hop_ms: float = 10.0
-    mel_low: float = 60.0
-    mel_high: float | None = None  # None: half the sample rate
-    mel_kernel: int = 3
-    mel_stride: int = 2
-    norm_eps: float = 1e-5  # of the norm between extractor and projection
-    pos_kernel: int = 19
-    pos_depth: int = 5
-    pos_groups: int = 16
-    mask_token: bool = True  # false: what is hidden is zero before the positions (data2vec 2.0)
-    alibi: str = "none"  # attention falls with distance: see d2v/models/alibi.py
-    alibi_layers: int = 1  # 1: all blocks share the scales; the trunk's depth: each has its own
-    reference_padding: bool = False  # the reference's quirk (and transformers'): deeper position layers read padded frames, so features depend on the batch
-    reference_padded_input: bool = (
-        False  # data2vec 2.0's quirk: the first layer reads them too, as they come from the extractor
+    kind: str = setting("waveform", "What the extractor convolves: samples, or a log-mel spectrogram.", among=KINDS)
+    sample_rate: int = setting(16000, "Samples a second; clips of another rate are resampled.", least=1)
+    conv_dim: int = setting(512, "Width of the extractor.", least=1)
+    conv_kernels: list[int] = setting([10, 3, 3, 3, 3, 2, 2], "Kernel of each convolution over samples.", least=1)
+    conv_strides: list[int] = setting([5, 2, 2, 2, 2, 2, 2], "Stride of each convolution over samples.", least=1)
+    mel_bins: int = setting(80, "Bands of the spectrogram.", least=1)
+    mel_window_ms: float = setting(25.0, "Window of the spectrogram in milliseconds.", above=0)
+    mel_hop_ms: float = setting(10.0, "Step from one window to the next in milliseconds.", above=0)
+    mel_low: float = setting(60.0, "Where the bands begin, in Hz.", least=0)
+    mel_high: float | None = setting(None, "Where the bands end, in Hz; null: half the sample rate.", above=0)
+    mel_kernel: int = setting(3, "Kernel of the convolution over the spectrogram.", least=1)
+    mel_stride: int = setting(2, "Stride of the convolution over the spectrogram.", least=1)
+    norm_eps: float = setting(1e-5, "Of the norm between extractor and projection.", least=0)
+    pos_kernel: int = setting(19, "Kernel of each convolution of positions.", least=1)
+    pos_depth: int = setting(5, "Convolutions of positions.", least=1)
+    pos_groups: int = setting(16, "Groups of each convolution of positions; it divides the model's width.", least=1)
+    mask_token: bool = setting(True, "false: what is hidden is zero before the positions (data2vec 2.0).")
+    alibi: str = setting(
+        "none",
+        "Attention falls with distance: not at all, by fixed slopes, or by slopes times one learned scale or one per "
+        "head.",
+        among=alibi.KINDS,
+    )
+    alibi_layers: int = setting(
+        1, "Of alibi: 1: all blocks share the scales; the trunk's depth: each has its own.", least=1
+    )
+    reference_padding: bool = setting(
+        False,
+        "The reference's quirk (and transformers'): deeper position layers read padded frames, so that features depend "
+        "on the batch.",
+    )
+    reference_padded_input: bool = setting(
+        False, "data2vec 2.0's quirk: the first position layer reads padded frames as they come from the extractor."
     )
 
     def __post_init__(self):
         """ValueError: settings that are wrong by themselves or contradict one another."""
-        if self.kind not in KINDS:
-            raise ValueError(f"frontend kind={self.kind!r} is not known; allowed are {', '.join(KINDS)}")
-        alibi.check(self.alibi)
+        check_fields(self, "model.frontends.speech")
         kernels, strides = list(self.conv_kernels), list(self.conv_strides)
         if not kernels or len(kernels) != len(strides):
             raise ValueError(
                 f"frontend conv_kernels={kernels} and conv_strides={strides} must have the same length, at least 1"
             )
-        names = (
-            "sample_rate",
-            "conv_dim",
-            "mel_bins",
-            "mel_kernel",
-            "mel_stride",
-            "pos_kernel",
-            "pos_depth",
-            "pos_groups",
-            "alibi_layers",
-        )
-        for name, value in [
-            ("conv_kernels", min(kernels)),
-            ("conv_strides", min(strides)),
-            *((name, getattr(self, name)) for name in names),
-        ]:
-            if value < 1:
-                raise ValueError(f"frontend {name} holds {value}; it must be at least 1")
 
 
 def lengths(config: FrontendConfig, samples: Any) -> Any:
-    """Tokens that `samples` audio samples give, at least 0; a number, an integer array or an integer tensor, and the same comes back."""
+    """Tokens that `samples` audio samples give, at least 0: a number of a number, integers of an array or a tensor."""
     for kernel, stride in _windows(config):
         samples = (samples - kernel) // stride + 1
     return samples.clip(min=0) if isinstance(samples, np.ndarray | Tensor) else max(0, samples)
@@ -110,7 +105,8 @@ def _windows(config: FrontendConfig) -> list[tuple[int, int]]:
 class ConvBlock(nn.Module):
     """Strided convolution without bias -> layer norm over channels -> GELU; (B, L, C_in) to (B, L', C_out).
 
-    Windows times weights in one matrix product: channels stay last, so that the norm needs no transpose and no copy back.
+    Windows times weights in one matrix product: channels stay last, so that the norm needs no transpose and no copy
+    back.
     """
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int, stride: int):
@@ -146,7 +142,10 @@ class WaveformExtractor(nn.Module):
 
 
 class MelExtractor(nn.Module):
-    """Log-mel spectrogram and one strided convolution: the 20 ms grid of the waveform stack at a hundredth of its cost; (B, S) to (B, T, C)."""
+    """Log-mel spectrogram and one strided convolution; (B, S) to (B, T, C).
+
+    The 20 ms grid of the waveform stack at a hundredth of its cost.
+    """
 
     def __init__(self, config: FrontendConfig):
         super().__init__()
@@ -166,7 +165,7 @@ class MelExtractor(nn.Module):
 
 
 class Frontend(nn.Module):
-    """Extractor -> layer norm -> projection, a learned mask token or none, convolutional positions, and ALiBi if asked for."""
+    """Extractor -> layer norm -> projection, a mask token or none, convolutional positions, and ALiBi if asked for."""
 
     main_input: ClassVar[str] = "input_values"
     positions_read_tokens: ClassVar[bool] = True
@@ -176,7 +175,8 @@ class Frontend(nn.Module):
         super().__init__()
         if dim % config.pos_groups:
             raise ValueError(f"frontend pos_groups={config.pos_groups} does not divide the model's width {dim}")
-        self.config, self.zero_padding = config, not config.reference_padded_input
+        self.config = config
+        self.zero_padding = not config.reference_padded_input
         self.extractor = (MelExtractor if config.kind == "mel" else WaveformExtractor)(config)
         self.norm = nn.LayerNorm(config.conv_dim, config.norm_eps)
         self.projection = nn.Linear(config.conv_dim, dim)
@@ -188,7 +188,10 @@ class Frontend(nn.Module):
         self.alibi = alibi.build(config.alibi, num_heads, config.alibi_layers)
 
     def embed(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, S) waveforms at the config's sample rate, attention_mask (B, S) 1 where there is audio -> (B, T, D). ValueError: no token fits."""
+        """(B, S) waveforms at the config's sample rate, attention_mask (B, S) 1 where there is audio -> (B, T, D).
+
+        ValueError: no token fits.
+        """
         if lengths(self.config, input_values.shape[-1]) < 1:
             needed = receptive_field(self.config)
             raise ValueError(f"input_values hold {input_values.shape[-1]} samples; one token needs {needed}")
@@ -203,7 +206,10 @@ class Frontend(nn.Module):
         return torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
 
     def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor:
-        """What to add to tokens (N, T, D), which are zero at padding; padded frames stay zero, so that a clip's features are its own."""
+        """What to add to tokens (N, T, D), which are zero at padding.
+
+        Padded frames stay zero, so that a clip's features do not depend on the others of its batch.
+        """
         x = tokens
         padding = None if self.config.reference_padding else padding
         for conv in self.positions_conv:
@@ -215,7 +221,10 @@ class Frontend(nn.Module):
         """No class token."""
 
     def bias(self, num_tokens: int | None = None, keep: Tensor | None = None) -> Tensor | None:
-        """ALiBi of all T tokens, (1, H, T, T), or of `keep` (N, K), (N, H, K, K); blocks in front if they differ; None without it."""
+        """ALiBi of all T tokens, (1, H, T, T), or of `keep` (N, K), (N, H, K, K); None without it.
+
+        Blocks in front if they differ.
+        """
         if self.alibi is None:
             return None
         assert num_tokens is not None
@@ -227,7 +236,8 @@ class Frontend(nn.Module):
         if attention_mask is None or (not torch.compiler.is_exporting() and bool(attention_mask.all())):
             return None
         tokens = lengths(self.config, attention_mask.long().sum(-1))  # (B,)
-        return torch.arange(lengths(self.config, input_values.shape[-1]), device=tokens.device) >= tokens[:, None]
+        places = torch.arange(lengths(self.config, input_values.shape[-1]), device=tokens.device)  # (T,)
+        return places >= tokens[:, None]  # (B, T)
 
     def init_weights(self) -> None:
         """As published: kaiming-normal extractor, torch's default linear and positional layers, mask token U(0, 1)."""

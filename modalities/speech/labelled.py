@@ -1,25 +1,26 @@
 """Classes or numbers of whole utterances, for fine-tuning: see tuning.py."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from d2v.finetuning.run import FinetuneConfig, Labelled
 from d2v.modalities.common import labels
-from d2v.modalities.speech.data import Samples, save_preprocessor
-from d2v.modalities.speech.tuning import Batches, LabelledConfig, check_start
+from d2v.modalities.speech import transcribed
+from d2v.modalities.speech.config import LabelledConfig, TranscribedConfig
+from d2v.modalities.speech.samples import Samples, save_preprocessor
+from d2v.modalities.speech.tuning import LabelledBatches, check_start
+from d2v.models.task_models import D2vForCTC, D2vForSequenceClassification
+from d2v.protocols import Labelled, LabelledTask
 
 
-@dataclass
-class DataConfig(LabelledConfig):
-    """Utterances and the column with their label."""
+def labelled_task(data: dict) -> LabelledTask:
+    """Letters of transcripts by CTC where data.transcript names a column, else the class or number of data.label."""
+    if data.get("transcript"):
+        return LabelledTask(TranscribedConfig, D2vForCTC, transcribed.open_data)
+    return LabelledTask(LabelledConfig, D2vForSequenceClassification, open_data)
 
-    regression: bool = False  # the label is a number
 
-
-def open_data(
-    config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
-) -> Labelled:
+def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
     """The batches and splits of a run. ValueError: as Samples, check_start and labels.open_splits."""
     data, frontend, train = config.data, config.frontend, config.train
     check_start(data, train.init_from)
@@ -31,5 +32,7 @@ def open_data(
 
     opened = labels.open_splits(data, train.seed, make, group=data.group)
     dim = config.model.trunk.dim
-    batches = Batches(opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log)
+    batches = LabelledBatches(
+        opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log
+    )
     return labels.labelled(opened, batches, lambda place: save_preprocessor(place, folder, data, frontend))

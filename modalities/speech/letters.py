@@ -1,4 +1,4 @@
-"""Letters: the vocabulary of transcripts, in the form that transformers' Wav2Vec2CTCTokenizer reads, and the greedy reading of CTC's output.
+"""Letters: the vocabulary of transcripts, as transformers' Wav2Vec2CTCTokenizer takes it, and CTC's greedy reading.
 
 T tokens, V letters.
 """
@@ -56,13 +56,11 @@ class Vocabulary:
         return self.decode(path[new & (path != 0)])
 
     def tokenizer(self) -> Wav2Vec2CTCTokenizer:
-        """The same for transformers."""
+        """This vocabulary as transformers' tokenizer."""
+        codes = {letter: code for code, letter in enumerate(self.letters)}
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "vocab.json"
-            file.write_text(
-                json.dumps({letter: code for code, letter in enumerate(self.letters)}, ensure_ascii=False),
-                encoding="utf-8",
-            )
+            file.write_text(json.dumps(codes, ensure_ascii=False), encoding="utf-8")
             return Wav2Vec2CTCTokenizer(
                 str(file),
                 bos_token=None,

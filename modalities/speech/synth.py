@@ -1,7 +1,7 @@
-"""Demo data: a formant synthesiser says ten words of two vowels in several voices, so that everything can be tried without any file.
+"""Demo data: a formant synthesiser says ten words of two vowels, so that everything can be tried without any file.
 
-Each word has a twin of the same vowels in the other order ("ia", "ai"): the mean spectrum cannot tell twins apart, a model of the sequence can.
-The voices of split "test" are not in "train".
+Each word has a twin of the same vowels in the other order ("ia", "ai"): the mean spectrum cannot tell twins apart, a
+model of the sequence can. There are several voices; those of split "test" are not in "train".
 """
 
 import io
@@ -22,7 +22,7 @@ VOWELS = {
 }  # Hz
 BANDWIDTHS = np.array([80.0, 110.0, 170.0])  # Hz
 WORDS = ("ia", "ai", "eo", "oe", "ua", "au", "iu", "ui", "ea", "ae")
-VOICES: dict[str, dict[str, tuple[float, float]]] = {  # pitch in Hz, formants relative to the table
+VOICES: dict[str, dict[str, tuple[float, float]]] = {  # pitch in Hz, formants relative to VOWELS
     "train": {
         "v1": (95, 0.92),
         "v2": (120, 0.98),
@@ -43,17 +43,15 @@ def dataset(split: str) -> datasets.Dataset:
     voices = list(VOICES[split])
     rows = {"audio": [], "label": [], "text": [], "speaker": []}
     for number in range(CLIPS[split]):
-        label, speaker = number % len(WORDS), voices[number // len(WORDS) % len(voices)]
+        label = number % len(WORDS)
+        speaker = voices[number // len(WORDS) % len(voices)]
         generator = np.random.default_rng((list(CLIPS).index(split), number))
         rows["audio"].append({"bytes": _wav(say(WORDS[label], *VOICES[split][speaker], generator)), "path": None})
         rows["label"].append(label)
         rows["text"].append(WORDS[label])
         rows["speaker"].append(speaker)
-    audio = {
-        "bytes": datasets.Value("binary"),
-        "path": datasets.Value("string"),
-    }  # datasets.Audio would ask for torchcodec here
     string = datasets.Value("string")
+    audio = {"bytes": datasets.Value("binary"), "path": string}  # datasets.Audio would ask for torchcodec here
     features = datasets.Features(
         {"audio": audio, "label": datasets.ClassLabel(names=list(WORDS)), "text": string, "speaker": string}
     )
@@ -61,21 +59,23 @@ def dataset(split: str) -> datasets.Dataset:
 
 
 def say(word: str, pitch: float, scale: float, generator: np.random.Generator) -> np.ndarray:
-    """One take of a word, (S,) float32 at RATE: pulses of the glottis, filtered by formants that glide from vowel to vowel."""
+    """One take of a word, (S,) float32 at RATE.
+
+    Pulses of the glottis, filtered by formants that glide from vowel to vowel.
+    """
     num_frames = int(generator.uniform(0.4, 0.8) * RATE) // FRAME
     time = np.linspace(0, 1, num_frames * FRAME)
     jitter = 1 + 0.01 * np.cumsum(generator.normal(size=len(time))) / np.sqrt(len(time))
-    phase = np.cumsum(
-        pitch * generator.uniform(0.92, 1.08) * (1 + generator.uniform(-0.15, 0.15) * time) * jitter / RATE
-    )
+    height = pitch * generator.uniform(0.92, 1.08)
+    glide = 1 + generator.uniform(-0.15, 0.15) * time
+    phase = np.cumsum(height * glide * jitter / RATE)
     pulses = np.diff(np.floor(phase), prepend=0) + 0.03 * generator.normal(size=len(time))  # and a little breath
-    source = np.diff(
-        lfilter([1], [1, -1.9, 0.9025], pulses), prepend=0
-    )  # -12 dB per octave at the glottis, +6 at the lips
-    middle, width = generator.uniform(0.4, 0.6), generator.uniform(0.03, 0.06)
-    mix = (
-        1 / (1 + np.exp(-(np.linspace(0, 1, num_frames) - middle) / width))[:, None]
-    )  # (frames, 1), 0 at the first vowel, 1 at the second
+    glottis = lfilter([1], [1, -1.9, 0.9025], pulses)  # -12 dB per octave
+    source = np.diff(glottis, prepend=0)  # +6 at the lips
+    middle = generator.uniform(0.4, 0.6)
+    width = generator.uniform(0.03, 0.06)
+    mix = 1 / (1 + np.exp(-(np.linspace(0, 1, num_frames) - middle) / width))  # 0 at the first vowel, 1 at the second
+    mix = mix[:, None]  # (frames, 1)
     first, second = (np.array(VOWELS[vowel]) * scale * generator.uniform(0.93, 1.07, size=3) for vowel in word)
     formants = (1 - mix) * first + mix * second  # (frames, 3)
     wave = _filter(source, formants) * np.minimum(1, np.minimum(time, 1 - time) * 12)
@@ -86,18 +86,20 @@ def say(word: str, pitch: float, scale: float, generator: np.random.Generator) -
 
 
 def _filter(source: np.ndarray, formants: np.ndarray) -> np.ndarray:
-    """The source through a cascade of resonators that move every FRAME: overlapping pieces are filtered in the frequency domain and added."""
+    """The source through a cascade of resonators that move every FRAME.
+
+    Overlapping pieces are filtered in the frequency domain and added.
+    """
     size = 512  # long enough for a resonator to ring out
     z = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)  # (frequencies,)
     radius = np.exp(-np.pi * BANDWIDTHS / RATE)
     middle = -2 * radius * np.cos(2 * np.pi * np.minimum(formants, 0.48 * RATE) / RATE)  # (frames, 3)
-    response = np.prod(
-        (1 + middle + radius**2)[..., None] / (1 + middle[..., None] * z + radius[:, None] ** 2 * z**2), axis=1
-    )
+    top = (1 + middle + radius**2)[..., None]  # (frames, 3, 1)
+    resonators = top / (1 + middle[..., None] * z + radius[:, None] ** 2 * z**2)  # (frames, 3, frequencies)
+    response = np.prod(resonators, axis=1)  # (frames, frequencies)
     padded = np.pad(source, (0, FRAME))
-    pieces = (
-        np.lib.stride_tricks.sliding_window_view(padded, 2 * FRAME)[::FRAME] * np.hanning(2 * FRAME + 1)[:-1]
-    )  # (frames, 2 FRAME)
+    pieces = np.lib.stride_tricks.sliding_window_view(padded, 2 * FRAME)[::FRAME]  # (frames, 2 FRAME)
+    pieces = pieces * np.hanning(2 * FRAME + 1)[:-1]
     filtered = np.fft.irfft(np.fft.rfft(pieces, size) * response, size)  # (frames, size)
     wave = np.zeros(len(source) + size)
     for number, piece in enumerate(filtered):

@@ -1,11 +1,10 @@
-"""What fine-tuning on classes and on transcripts share: settings of labelled clips, and batches of them in which time and channels are hidden.
+"""What fine-tuning on classes and on transcripts share: labelled clips in which time and channels are hidden.
 
 B samples of a batch, T tokens, D model width, L letters.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +14,20 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from d2v.modalities.common import labels, masking, sampling
-from d2v.modalities.common.checks import check_settings
 from d2v.modalities.speech import audio
-from d2v.modalities.speech.data import ReadConfig, collate
+from d2v.modalities.speech.config import TuningConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths
+from d2v.modalities.speech.samples import collate
 from d2v.types import Mask, View
 
 
-@dataclass
-class LabelledConfig(ReadConfig, labels.SplitConfig):
-    """Where labelled speech is, and what of it is hidden in training; `split` is the one to train on."""
-
-    group: str = ""  # a column such as speaker: validation and test are of groups that are not trained on
-    mask_prob: float = 0.0  # share of a training clip's tokens in spans that are hidden, before overlap; 0: none
-    mask_length: int = 10  # tokens
-    channel_prob: float = 0.0  # the same of channels, which are zero in every token
-    channel_length: int = 64  # channels
-
-    def __post_init__(self):
-        """ValueError: a value that makes no sense."""
-        super().__post_init__()
-        self.check_splits()
-        check_settings(
-            self,
-            ("mask_prob", 0 <= self.mask_prob < 1, "at least 0 (nothing is hidden) and below 1"),
-            ("mask_length", self.mask_length >= 1, "at least 1"),
-            ("channel_prob", 0 <= self.channel_prob < 1, "at least 0 (nothing is hidden) and below 1"),
-            ("channel_length", self.channel_length >= 1, "at least 1"),
-        )
-
-
-class Batches:
+class LabelledBatches:
     """Labelled clips of similar length: a pure function of (seed, step, part, parts)."""
 
     def __init__(
         self,
         opened: labels.Opened,
-        data: LabelledConfig,
+        data: TuningConfig,
         frontend: FrontendConfig,
         *,
         dim: int,
@@ -60,33 +36,31 @@ class Batches:
         bad_log: Callable[[str, str], None],
     ):
         """`dim`: the model's width, of which channels are hidden. ValueError: fewer clips than one batch."""
-        self._opened, self._data, self._frontend, self._dim, self._seed, self._bad_log = (
-            opened,
-            data,
-            frontend,
-            dim,
-            seed,
-            bad_log,
-        )
+        self._opened, self._data, self._frontend = opened, data, frontend
+        self._dim, self._seed, self._bad_log = dim, seed, bad_log
         self._longest = round(data.max_seconds * frontend.sample_rate)
         self._sizes = np.minimum(opened.train.lengths[opened.indices], self._longest)  # samples
         self.sampler = sampling.Sampler(len(opened.indices), batch_size, seed, lengths=self._sizes)
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
-        """This part's rows of the step's batch, as wide as the whole batch, with labels (B,) or (B, L); the sample ids."""
+        """This part's rows of the step's batch, as wide as the whole, with labels (B,) or (B, L); the sample ids."""
         batch = self.sampler(step)
         rows = range(len(batch))[sampling.share(len(batch), part, parts)]
         generators = masking.generators(self._seed, step, rows)
-        drawn = [self._read(generator, np.roll(batch, -row)) for generator, row in zip(generators, rows, strict=True)]
-        waves, targets, ids = zip(*drawn, strict=True)
+        waves, targets, ids = [], [], []
+        for generator, row in zip(generators, rows, strict=True):
+            wave, target, name = self._clip(generator, np.roll(batch, -row))
+            waves.append(wave)
+            targets.append(target)
+            ids.append(name)
         inputs, padding = collate(waves, self._frontend, int(self._sizes[batch].max()))
         tokens = lengths(self._frontend, inputs["input_values"].shape[1])
-        own = [lengths(self._frontend, len(wave)) for wave in waves]
-        mask = self._mask(generators, own, tokens)
-        return [View(MODALITY, inputs, padding, mask, stacked(targets))], list(ids)
+        sizes = [lengths(self._frontend, len(wave)) for wave in waves]
+        mask = self._mask(generators, sizes, tokens)
+        return [View(MODALITY, inputs, padding, mask, stacked(targets))], ids
 
-    def _read(self, generator: np.random.Generator, places: np.ndarray) -> tuple[np.ndarray, Any, str]:
-        """Clip, label and id of the first of `places` that can be read: another of the batch stands in for a bad one."""
+    def _clip(self, generator: np.random.Generator, places: np.ndarray) -> tuple[np.ndarray, Any, str]:
+        """Clip, label and id of the first of `places` that can be decoded: another of the batch replaces a bad one."""
         opened = self._opened
         for index in opened.indices[places].tolist():
             name = opened.train.ids[index]
@@ -98,28 +72,29 @@ class Batches:
             size = min(len(wave), int(opened.train.lengths[index]), self._longest)  # the header may have promised less
             return audio.anywhere(wave, size, generator), opened.labels[index], name
         raise ValueError(
-            f"none of the {len(places)} clips of a batch can be read, the last is {name}: was data.path changed or unmounted?"
+            f"none of the {len(places)} clips of a batch can be read, the last is {name}: "
+            "was data.path changed or unmounted?"
         )
 
-    def _mask(self, generators: list[np.random.Generator], own: Sequence[int], tokens: int) -> Mask | None:
-        """Spans of each row's own tokens, and of the channels, as in wav2vec 2.0 (arXiv 2006.11477, section 4.4); None if nothing is hidden."""
+    def _mask(self, generators: list[np.random.Generator], sizes: Sequence[int], tokens: int) -> Mask | None:
+        """Spans over the tokens of each row, `sizes` of them, and over the channels; None if nothing is hidden.
+
+        As in wav2vec 2.0 (arXiv 2006.11477, section 4.4).
+        """
         data = self._data
         if not data.mask_prob and not data.channel_prob:
             return None
-        hidden = [np.zeros(count, dtype=bool) for count in own]
-        if data.mask_prob:
-            hidden = [
-                masking.span(generator, count, data.mask_prob, data.mask_length)
-                for generator, count in zip(generators, own, strict=True)
-            ]
-        channels = None
-        if data.channel_prob:
-            drawn = [
-                masking.span(generator, self._dim, data.channel_prob, data.channel_length, min_spans=0)
-                for generator in generators
-            ]
-            channels = torch.from_numpy(np.stack(drawn))  # (B, D)
-        return Mask(torch.from_numpy(masking.stacked(hidden, tokens)), None, channels)
+        hidden, channels = [], []
+        for generator, size in zip(generators, sizes, strict=True):
+            spans = np.zeros(size, dtype=bool)
+            if data.mask_prob:
+                spans = masking.span(generator, size, data.mask_prob, data.mask_length)
+            hidden.append(spans)
+            if data.channel_prob:
+                spans = masking.span(generator, self._dim, data.channel_prob, data.channel_length, min_spans=0)
+                channels.append(spans)
+        zero = torch.from_numpy(np.stack(channels)) if channels else None  # (B, D)
+        return Mask(torch.from_numpy(masking.stacked(hidden, tokens)), None, zero)
 
 
 def stacked(targets: Sequence[Any]) -> Tensor:
@@ -129,14 +104,14 @@ def stacked(targets: Sequence[Any]) -> Tensor:
     return pad_sequence([torch.from_numpy(target) for target in targets], batch_first=True, padding_value=-100)
 
 
-def check_start(data: LabelledConfig, init_from: str) -> None:
-    """ValueError: an export, if it is (still) there, whose encoder was trained on waveforms that were normalised otherwise."""
+def check_start(data: TuningConfig, init_from: str) -> None:
+    """ValueError: an export, if it is (still) there, whose encoder was trained on otherwise normalised waveforms."""
     for place in (Path(init_from) / "export", Path(init_from)):
         file = place / "preprocessor_config.json"
         if init_from and file.is_file():
-            theirs = json.loads(file.read_text())["do_normalize"]
-            if theirs != data.normalize:
+            trained = json.loads(file.read_text())["do_normalize"]
+            if trained != data.normalize:
                 raise ValueError(
-                    f"data.normalize is {data.normalize}; the encoder of {init_from} was trained with {theirs}"
+                    f"data.normalize is {data.normalize}; the encoder of {init_from} was trained with {trained}"
                 )
             return

@@ -1,10 +1,12 @@
-"""Views of clips, for methods that compare them: random crops and, on top, another speed, a room, noise, another loudness, or gaps.
+"""Views of clips, for methods that compare them: random crops and, on top, one or all of five effects.
+
+Another speed, a room, noise, another loudness, and gaps.
 
 S audio samples.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,15 +16,11 @@ from torchaudio.functional import add_noise, gain, resample
 
 from d2v.modalities.common.checks import check_settings, check_unread, check_views, in_order
 from d2v.modalities.speech.audio import anywhere
+from d2v.settings import check_fields, setting
 
 VIEWS = ("crop", "speed", "reverb", "noise", "gain", "mask", "all")
 EFFECTS = VIEWS[1:-1]  # of "all" in this order: speaker, room, other sounds, microphone, transmission
-STRENGTHS = {
-    "reverb": "reverb",
-    "noise": "snr",
-    "gain": "gain",
-    "mask": "mask",
-}  # which setting an effect reads, besides its chance
+STRENGTHS = {"reverb": "reverb", "noise": "snr", "gain": "gain", "mask": "mask"}  # an effect's setting besides chance
 SLOW, FAST = 9, 11  # tenths of a clip's speed (Ko et al., Interspeech 2015)
 DIRECT = (0.0, 10.0)  # dB of direct sound over reverberation
 GAPS = 2  # as SpecAugment's time masks (arXiv 1904.08779, table 1)
@@ -32,33 +30,41 @@ GAPS = 2  # as SpecAugment's time masks (arXiv 1904.08779, table 1)
 class AugmentConfig:
     """How views are cut and changed; every view draws anew, and each effect by itself."""
 
-    share: list[float] = field(default_factory=lambda: [0.5, 1.0])  # of its clip that a crop holds, drawn uniformly,
-    seconds: float = (
-        1.0  # but never more than these (COLA, arXiv 2010.10915, has 0.96): whatever is long gives crops of one length
+    share: list[float] = setting(
+        [0.5, 1.0],
+        "Least and greatest share of its clip that a crop holds, drawn uniformly.",
+        least=0,
+        most=1,
+        count=2,
     )
-    chance: float = 0.5  # of each effect that a view's name stands for
-    reverb: list[float] = field(default_factory=lambda: [0.1, 0.5])  # seconds in which a room's sound falls by 60 dB
-    snr: list[float] = field(
-        default_factory=lambda: [5.0, 20.0]
-    )  # dB over noise, which is white or, as often, another clip of the data
-    gain: float = 6.0  # dB, up or down
-    mask: float = 0.2  # of the view, the longest of two gaps
+    # whatever is long gives crops of one length
+    seconds: float = setting(1.0, "The longest that a crop is (COLA, arXiv 2010.10915, has 0.96).", above=0)
+    chance: float = setting(0.5, "Chance of each effect that a view's name stands for.", above=0, most=1)
+    reverb: list[float] = setting(
+        [0.1, 0.5],
+        "Of reverb: least and greatest time in seconds in which a room's sound falls by 60 dB.",
+        above=0,
+        most=10,
+        count=2,
+    )
+    snr: list[float] = setting(
+        [5.0, 20.0],
+        "Of noise: least and greatest dB over the noise, which is white or, as often, another clip of the data.",
+        least=-100,
+        most=100,
+        count=2,
+    )
+    gain: float = setting(6.0, "Of gain: the most dB up or down.", above=0, most=60)
+    mask: float = setting(0.2, "Of mask: the longest of two gaps, as a share of the view.", above=0, below=0.5)
 
     def __post_init__(self):
         """ValueError: a value out of range."""
+        check_fields(self, "data.augment")
         check_settings(
             self,
             ("share", in_order(self.share, 0, 1) and self.share[1] > 0, "[least, most], between 0 and 1"),
-            ("seconds", self.seconds > 0, "above 0"),
-            ("chance", 0 < self.chance <= 1, "above 0 and at most 1"),
-            (
-                "reverb",
-                in_order(self.reverb, 0, 10) and self.reverb[0] > 0,
-                "[least, most] in seconds, above 0 and at most 10",
-            ),
+            ("reverb", in_order(self.reverb, 0, 10), "[least, most] in seconds, above 0 and at most 10"),
             ("snr", in_order(self.snr, -100, 100), "[least, most] in dB, between -100 and 100"),
-            ("gain", 0 < self.gain <= 60, "above 0 and at most 60"),
-            ("mask", 0 < self.mask < 0.5, "above 0 and below 0.5"),
             where="data.augment",
         )
 
@@ -66,7 +72,7 @@ class AugmentConfig:
 def check_augment(views: Sequence[str], augment: AugmentConfig) -> None:
     """ValueError: an unknown name in data.views, or a setting of an effect that none of them has."""
     check_views(views, VIEWS)
-    effects = {effect for name in views for effect in effects_of(name)}
+    effects = set().union(*(effects_of(name) for name in views))
     if not views:
         check_unread(augment, ("share", "seconds"), "data.views is empty", where="data.augment")
     if not effects:
@@ -82,7 +88,7 @@ def effects_of(name: str) -> tuple[str, ...]:
 
 
 class Views:
-    """Makes the views of a wave that data.views names; what is drawn comes from the generators that are passed in, and from nothing else."""
+    """Makes the views of a wave that data.views names; all that is drawn comes from the generators passed in."""
 
     def __init__(self, names: Sequence[str], augment: AugmentConfig, *, rate: int, shortest: int):
         """`shortest`: fewest samples that a view may have; no clip has fewer."""
@@ -101,10 +107,10 @@ class Views:
         self, wave: np.ndarray, generator: np.random.Generator, other: Callable[[np.random.Generator], np.ndarray]
     ) -> list[np.ndarray]:
         """The views of a wave, (S,) float32 each; `other` draws a wave that may serve as noise."""
-        return [
-            self._made(name, wave, own, other)
-            for name, own in zip(self.names, generator.spawn(len(self.names)), strict=True)
-        ]
+        views = []
+        for name, drawing in zip(self.names, generator.spawn(len(self.names)), strict=True):
+            views.append(self._made(name, wave, drawing, other))
+        return views
 
     def _made(
         self,
@@ -145,7 +151,10 @@ class Views:
 
 
 def room(generator: np.random.Generator, seconds: float, direct: float, rate: int) -> np.ndarray:
-    """Impulse response (R,) of unit energy: direct sound, and `direct` dB below it noise that falls by 60 dB in `seconds` (Polack's model)."""
+    """Impulse response (R,) of unit energy: direct sound, and `direct` dB below it noise (Polack's model).
+
+    The noise falls by 60 dB in `seconds`.
+    """
     time = np.arange(max(1, round(seconds * rate))) / (seconds * rate)
     tail = generator.standard_normal(len(time)) * 10 ** (-3 * time)
     response = np.concatenate([[1], tail / np.linalg.norm(tail) * 10 ** (-direct / 20)])
@@ -156,9 +165,8 @@ def noisy(wave: Tensor, noise: Tensor, snr: float) -> Tensor:
     """A wave with noise `snr` dB below it, two (S,); as it is where either is silent, and no ratio can be taken."""
     if not wave.any() or not noise.any():
         return wave
-    return add_noise(
-        wave.double(), noise.double(), torch.tensor(snr, dtype=torch.double)
-    ).float()  # squares of near silence underflow in float32
+    # squares of near silence underflow in float32
+    return add_noise(wave.double(), noise.double(), torch.tensor(snr, dtype=torch.double)).float()
 
 
 def with_gaps(wave: Tensor, generator: np.random.Generator, most: float) -> Tensor:

@@ -1,9 +1,25 @@
 """Text: byte-pair tokens and learned positions; blocks of whole lines; span masks."""
 
-from d2v.modalities.text.data import Batches, DataConfig, Samples, ViewBatches, batches, prepare, save_preprocessor
+from d2v.modalities.text.batches import batches
+from d2v.modalities.text.config import DataConfig, LabelledConfig
 from d2v.modalities.text.frontend import Frontend, FrontendConfig
+from d2v.modalities.text.labelled import labelled_task
+from d2v.modalities.text.samples import Samples, inherit, prepare, save_preprocessor
 from d2v.modalities.text.views import VIEWS
 
+PREPARED = ("tokenizer",)
+
 __all__ = [
-    "VIEWS", "Batches", "DataConfig", "Frontend", "FrontendConfig", "Samples", "ViewBatches", "batches", "prepare", "save_preprocessor",
-]  # fmt: skip
+    "PREPARED",
+    "VIEWS",
+    "DataConfig",
+    "Frontend",
+    "FrontendConfig",
+    "LabelledConfig",
+    "Samples",
+    "batches",
+    "inherit",
+    "labelled_task",
+    "prepare",
+    "save_preprocessor",
+]

@@ -1,4 +1,4 @@
-"""Rows of text: opened from what the user has or from the Python documentation (the demo), tokenized once, and cut into blocks.
+"""Rows of text: what the user has or Python's documentation (the demo), tokenized once, and cut into blocks.
 
 R usable rows, S tokens in all of them with one </s> after each row.
 """
@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from d2v.modalities.common import sources
+from d2v.modalities.common import sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.text import tokenizer as tokenizers
 
@@ -30,7 +30,7 @@ class Corpus:
     offsets: np.ndarray  # (R + 1,) int64: row r is tokens[offsets[r]:offsets[r + 1]]
     documents: np.ndarray  # (R,) int64, the number of the document that a row lies in
     rows: np.ndarray  # (R,) int64, numbers in the data set
-    found: int  # rows that are not borders
+    num_rows: int  # usable or not; borders of documents are none
     unreadable: list[tuple[int, str]]
     too_short: list[tuple[int, str]]
 
@@ -49,18 +49,20 @@ def text_column(dataset: datasets.Dataset, path: Any, text: str) -> str:
         raise ValueError(
             f"data.text is {text!r}; the columns of data.path {path} are {', '.join(dataset.column_names)}"
         )
-    return sources.media_column(dataset, "text")
+    return tables.media_column(dataset, "text")
 
 
 def demo(split: str) -> datasets.Dataset:
-    """Paragraphs of the largest topics of Python's documentation, which every Python brings; "label" is the topic, every fourth is "test"."""
+    """Paragraphs of the largest topics of Python's documentation, which every Python brings; "label" is the topic.
+
+    Every fourth paragraph of a topic is of split "test". ValueError: neither "train" nor "test".
+    """
     from pydoc_data.topics import topics
 
     if split not in DEMO_SPLITS:
         raise ValueError(f"data.split {split!r}: the demo has the splits {', '.join(DEMO_SPLITS)}")
-    owner: dict[
-        str, str
-    ] = {}  # some topics contain others: a paragraph belongs to the smallest, so that no two splits share one
+    # some topics contain others: a paragraph belongs to the smallest, so that no two splits share one
+    owner: dict[str, str] = {}
     for topic in sorted(topics, key=lambda name: (len(topics[name]), name)):
         for paragraph in re.split(r"\n\s*\n", topics[topic]):
             owner.setdefault(" ".join(paragraph.split()), topic)
@@ -72,16 +74,14 @@ def demo(split: str) -> datasets.Dataset:
         mine[-1] = f"{mine[-1]} {paragraph}".strip()
     largest = sorted(paragraphs, key=lambda name: (-sum(map(len, paragraphs[name])), name))[:DEMO_TOPICS]
     labels = datasets.ClassLabel(names=sorted(largest))
-    rows = [
-        (p, labels.str2int(name))
-        for name in labels.names
-        for i, p in enumerate(paragraphs[name])
-        if (i % 4 == 3) == (split == "test")
-    ]
+    rows = {"text": [], "label": []}
+    for name in labels.names:
+        for number, paragraph in enumerate(paragraphs[name]):
+            if (number % 4 == 3) == (split == "test"):
+                rows["text"].append(paragraph)
+                rows["label"].append(labels.str2int(name))
     features = datasets.Features({"text": datasets.Value("string"), "label": labels})
-    return datasets.Dataset.from_dict(
-        {"text": [p for p, _ in rows], "label": [label for _, label in rows]}, features=features
-    )
+    return datasets.Dataset.from_dict(rows, features=features)
 
 
 def lines(dataset: datasets.Dataset, column: str) -> Iterator[str]:
@@ -92,20 +92,23 @@ def lines(dataset: datasets.Dataset, column: str) -> Iterator[str]:
 
 
 def tokenize(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerFast, shortest: int = 2) -> Corpus:
-    """All rows of at least `shortest` tokens as ids. An empty line is the border of a document, or, in a table, a bad sample."""
-    table = len(dataset.column_names) > 1
+    """All rows of at least `shortest` tokens as ids.
+
+    An empty line is the border of a document, or, in a table, a bad sample.
+    """
+    has_borders = len(dataset.column_names) == 1  # a text file
     pieces, lengths, documents, rows = [], [], [], []
-    corpus = Corpus(*(np.zeros(0),) * 4, found=0, unreadable=[], too_short=[])
+    corpus = Corpus(*(np.zeros(0),) * 4, num_rows=0, unreadable=[], too_short=[])
     document, eos = 0, tokenizer.eos_token_id
     for start in range(0, len(dataset), CHUNK):
         texts = dataset.select_columns([column])[start : start + CHUNK][column]
         encoded = tokenizers.encode(tokenizer, ["" if _fault(text) else text for text in texts])
         for row, (text, ids) in enumerate(zip(texts, encoded, strict=True), start):
             reason = _fault(text)
-            if not table and not reason and not text.strip():
+            if has_borders and not reason and not text.strip():
                 document += 1
                 continue
-            corpus.found += 1
+            corpus.num_rows += 1
             if reason:
                 corpus.unreadable.append((row, reason))
             elif len(ids) < shortest:
@@ -117,7 +120,8 @@ def tokenize(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokeni
                 rows.append(row)
     corpus.tokens = np.concatenate([np.zeros(0, np.int32), *pieces])
     corpus.offsets = np.cumsum([0, *lengths])
-    corpus.documents, corpus.rows = np.array(documents, dtype=np.int64), np.array(rows, dtype=np.int64)
+    corpus.documents = np.array(documents, dtype=np.int64)
+    corpus.rows = np.array(rows, dtype=np.int64)
     return corpus
 
 
@@ -130,27 +134,39 @@ def _fault(text: Any) -> str | None:
     return "not UTF-8" if "\ufffd" in text else None  # what a reader puts in place of bytes that are none
 
 
+def classes(dataset: datasets.Dataset, label: str) -> list[str] | None:
+    """Names of the classes in the column `label`; None: the data has no such column, or knows no names."""
+    return tables.classes(dataset, label) if label in dataset.column_names else None
+
+
 def report(corpus: Corpus, dataset: datasets.Dataset, ids: list[str], label: str) -> Report:
-    """What was found; with classes where the data has `label`."""
-    classes = None
-    if label in dataset.column_names:
-        names = dataset.features[label].names if isinstance(dataset.features[label], datasets.ClassLabel) else None
-        values = dataset.select_columns([label]).select(corpus.rows)[label]
-        classes = {
-            str(names[value] if names else value): count
-            for value, count in sorted(Counter(values).items(), key=lambda item: (item[0] is None, item[0]))
-        }
-    bad = [[(ids[row], reason) for row, reason in rows] for rows in (corpus.unreadable, corpus.too_short)]
+    """How many rows are usable, which are not and why, and the classes where the data has `label`."""
     return Report(
-        "text", corpus.found, len(corpus.rows), *bad, classes=classes, amount=f"{_short(len(corpus.tokens))} tokens"
+        "text",
+        corpus.num_rows,
+        len(corpus.rows),
+        unreadable=[(ids[row], reason) for row, reason in corpus.unreadable],
+        too_short=[(ids[row], reason) for row, reason in corpus.too_short],
+        classes=_count(corpus, dataset, label) if label in dataset.column_names else None,
+        amount=f"{_short(len(corpus.tokens))} tokens",
     )
+
+
+def _count(corpus: Corpus, dataset: datasets.Dataset, label: str) -> dict[str, int]:
+    """Usable rows of each class; those without one come last."""
+    feature = dataset.features[label]
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    counts = Counter(dataset.select_columns([label]).select(corpus.rows)[label])
+    in_order = sorted(counts, key=lambda value: (value is None, value))
+    return {str(names[value] if names else value): counts[value] for value in in_order}
 
 
 def _short(number: int) -> str:
-    scale, unit = (
-        (1e9, "B") if number >= 1e9 else (1e6, "M") if number >= 1e6 else (1e3, "k") if number >= 1e3 else (1, "")
-    )
-    return f"{number / scale:.1f}{unit}" if unit else str(number)
+    """1234567 as 1.2M."""
+    for scale, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= scale:
+            return f"{number / scale:.1f}{unit}"
+    return str(number)
 
 
 def shuffled(corpus: Corpus, seed: int) -> Corpus:
@@ -170,9 +186,9 @@ def shuffled(corpus: Corpus, seed: int) -> Corpus:
 def blocks(corpus: Corpus, capacity: int, break_mode: str) -> np.ndarray:
     """Where blocks of at most `capacity` tokens begin and end in `corpus.tokens`, (num_blocks, 2).
 
-    "complete_doc", and "shuffled" for a corpus in that order: whole rows of one document; a row longer than a block is cut, and its last piece may
-    share a block with the next row. "none": the stream is cut every `capacity` tokens. Blocks of a single token are left out: nothing could be
-    predicted in them.
+    "complete_doc", and "shuffled" for a corpus in that order: whole rows of one document; a row longer than a block is
+    cut, and its last piece may share a block with the next row. "none": the stream is cut every `capacity` tokens.
+    Blocks of a single token are left out: nothing could be predicted in them.
     """
     end = int(corpus.offsets[-1])
     if break_mode == "none":

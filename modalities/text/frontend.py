@@ -1,7 +1,8 @@
 """From token ids to embeddings, with learned positions, as in RoBERTa and data2vec 1.0 (arXiv 2202.03555, section 3.4).
 
-B samples, M masks per sample, N = B * M rows, T tokens, D width. The norm of the embeddings is the trunk's input norm, or, in data2vec 2.0
-(arXiv 2212.07525), part of the embedding: its teacher is fed what comes after it.
+B samples, M masks per sample, N = B * M rows, T tokens, K visible tokens, H heads, D width. The norm of the embeddings
+is the trunk's input norm, or, in data2vec 2.0 (arXiv 2212.07525), part of the embedding: its teacher is fed what comes
+after it.
 """
 
 from dataclasses import dataclass
@@ -12,39 +13,52 @@ from torch import Tensor, nn
 from transformers import initialization
 
 from d2v.models import alibi
+from d2v.settings import check_fields, setting
+
+MODALITY = "text"
 
 
 @dataclass
 class FrontendConfig:
     """`prepare` fills the fields that are the tokenizer's: vocab_size (0) and the ids of the special tokens."""
 
-    vocab_size: int = 0
-    max_positions: int = 512
-    bos_token_id: int = 0
-    pad_token_id: int = 1
-    eos_token_id: int = 2
-    mask_token_id: int = -1
-    position_offset: int = (
-        1  # row of the position table that padding has (zeros); the first token has the next. RoBERTa: its pad id, 1
+    vocab_size: int = setting(
+        0, "Rows of the table of tokens; 0: as many as the tokenizer has. A larger table may be rounded up.", least=0
     )
-    init_std: float = 0.02
-    embedding_norm: bool = (
-        False  # positions, their norm and dropout belong to the embedding, and there is no mask token (data2vec 2.0)
+    max_positions: int = setting(512, "The most tokens that the model reads at once, with <s> and </s>.", least=1)
+    bos_token_id: int = setting(0, "Id of <s>; taken from the tokenizer.")
+    pad_token_id: int = setting(1, "Id of <pad>; taken from the tokenizer.")
+    eos_token_id: int = setting(2, "Id of </s>; taken from the tokenizer.")
+    mask_token_id: int = setting(-1, "Id of <mask>; taken from the tokenizer.")
+    position_offset: int = setting(
+        1, "Row of the table of positions that padding has, zeros; the first token has the next. RoBERTa: its pad id."
     )
-    embedding_dropout: float = 0.0  # after that norm
-    alibi: str = "none"  # attention falls with distance, for small budgets: see d2v/models/alibi.py
-    position_std: float = (
-        0.02  # of the position table; small against init_std, targets are words from the start instead of places
+    init_std: float = setting(0.02, "Standard deviation of the initial table of tokens.", least=0)
+    embedding_norm: bool = setting(
+        False,
+        "Positions, their norm and dropout belong to the embedding, and there is no mask token (data2vec 2.0).",
+    )
+    embedding_dropout: float = setting(0.0, "Dropout after the norm of embedding_norm.", least=0, below=1)
+    alibi: str = setting(
+        "none",
+        "Attention falls with distance, for small budgets: not at all, by fixed slopes, or by slopes times one learned "
+        "scale or one per head.",
+        among=alibi.KINDS,
+    )
+    position_std: float = setting(
+        0.02,
+        "Standard deviation of the initial table of positions; small against init_std, targets are words from the "
+        "start instead of places.",
+        least=0,
     )
 
     def __post_init__(self):
-        """ValueError: dropout without the norm that it follows, a rate outside [0, 1), or an unknown bias."""
-        alibi.check(self.alibi)
-        if not 0 <= self.embedding_dropout < 1:
-            raise ValueError(f"frontend embedding_dropout={self.embedding_dropout} must be at least 0 and below 1")
+        """ValueError: a value out of range, or dropout without the norm that it follows."""
+        check_fields(self, "model.frontends.text")
         if self.embedding_dropout and not self.embedding_norm:
             raise ValueError(
-                f"frontend embedding_dropout={self.embedding_dropout} needs embedding_norm=true; else it is model.trunk.input_dropout"
+                f"frontend embedding_dropout={self.embedding_dropout} needs embedding_norm=true; "
+                "else it is model.trunk.input_dropout"
             )
 
 
@@ -60,8 +74,8 @@ class Frontend(nn.Module):
         super().__init__()
         if not 0 <= config.mask_token_id < config.vocab_size or not 0 <= config.pad_token_id < config.vocab_size:
             raise ValueError(
-                f"frontend: mask_token_id {config.mask_token_id} and pad_token_id {config.pad_token_id} must lie in [0, vocab_size), "
-                f"vocab_size is {config.vocab_size}; `prepare` takes them from the tokenizer"
+                f"frontend: mask_token_id {config.mask_token_id} and pad_token_id {config.pad_token_id} must lie in "
+                f"[0, vocab_size), vocab_size is {config.vocab_size}; `prepare` takes them from the tokenizer"
             )
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, dim, padding_idx=config.pad_token_id)
@@ -74,10 +88,10 @@ class Frontend(nn.Module):
 
     def init_weights(self) -> None:
         """N(0, init_std) for words and N(0, position_std) for positions, with zeros for padding."""
-        for table, std in ((self.tokens, self.config.init_std), (self.position_table, self.config.position_std)):
-            fresh = torch.empty_like(table.weight).normal_(std=std)
-            fresh[table.padding_idx] = 0
-            initialization.copy_(table.weight, fresh)  # leaves what `from_pretrained` has loaded
+        for embedding, std in ((self.tokens, self.config.init_std), (self.position_table, self.config.position_std)):
+            fresh = torch.empty_like(embedding.weight).normal_(std=std)
+            fresh[embedding.padding_idx] = 0
+            initialization.copy_(embedding.weight, fresh)  # leaves what `from_pretrained` has loaded
         if self.norm is not None:
             self.norm.reset_parameters()
         if self.alibi is not None:
@@ -86,7 +100,10 @@ class Frontend(nn.Module):
     def embed(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, corrupted_ids: Tensor | None = None
     ) -> Tensor:
-        """Embeddings of the original ids, (B, T) -> (B, T, D); padding is zero. With their norm: positions too. ValueError as in positions."""
+        """Embeddings of the original ids, (B, T) -> (B, T, D); padding is zero.
+
+        With their norm: positions too. ValueError: as in positions.
+        """
         tokens = self.tokens(input_ids)
         if self.norm is None:
             return tokens
@@ -98,7 +115,8 @@ class Frontend(nn.Module):
     ) -> Tensor:
         """The <mask> embedding where hidden, (N, T, D); with `corrupted_ids` (B, T), those tokens elsewhere.
 
-        Looked up anew: the gradient of the table is as large as the table, and one look-up makes one of it. Without a mask token: zero.
+        Looked up anew: the gradient of the embedding is as large as itself, and one look-up makes one of it. Without a
+        mask token: zero.
         """
         if self.norm is not None:
             return tokens.masked_fill(hidden[..., None], 0)
@@ -107,7 +125,10 @@ class Frontend(nn.Module):
         return self.tokens(ids.masked_fill(hidden, self.config.mask_token_id))
 
     def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor | None:
-        """Embeddings of the positions, (N, T, D) or (1, T, D); None if they are in the tokens already. ValueError: longer than the table."""
+        """Embeddings of the positions, (N, T, D) or (1, T, D); None if they are in the tokens already.
+
+        ValueError: more tokens than there are positions.
+        """
         return self._places(tokens.shape[1], padding) if self.norm is None else None
 
     def _places(self, length: int, padding: Tensor | None) -> Tensor:
@@ -115,12 +136,12 @@ class Frontend(nn.Module):
         offset = self.config.position_offset
         if length > self.config.max_positions:
             raise ValueError(
-                f"a sequence has {length} tokens; the model reads at most {self.config.max_positions} (frontend.max_positions)"
+                f"a sequence has {length} tokens; "
+                f"the model reads at most {self.config.max_positions} (frontend.max_positions)"
             )
         if padding is None:
-            return self.position_table(
-                torch.arange(1, length + 1, device=self.position_table.weight.device)[None] + offset
-            )
+            places = torch.arange(1, length + 1, device=self.position_table.weight.device)[None]  # (1, T)
+            return self.position_table(places + offset)
         real = (~padding).long()  # (N, T)
         return self.position_table(real.cumsum(dim=1) * real + offset)
 

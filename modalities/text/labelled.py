@@ -4,34 +4,28 @@ B rows of a batch, T tokens of the longest of them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from d2v.finetuning.run import FinetuneConfig, Labelled
-from d2v.modalities.common import labels, sources
+from d2v.modalities.common import labels, tables
 from d2v.modalities.common.sampling import Sampler, share
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text import tokenizer as tokenizers
-from d2v.modalities.text.data import ReadConfig, collate, prepare_tokenizer, save_preprocessor
+from d2v.modalities.text.config import LabelledConfig
 from d2v.modalities.text.frontend import FrontendConfig
+from d2v.modalities.text.samples import collate, prepare_tokenizer, save_preprocessor
+from d2v.models.task_models import D2vForSequenceClassification
+from d2v.protocols import Labelled, LabelledTask
 from d2v.types import View
 
 
-@dataclass
-class DataConfig(ReadConfig, labels.SplitConfig):
-    """Where labelled text is; `split` is the one to train on."""
-
-    text_pair: str = ""  # the column with the second text of a pair
-    regression: bool = False  # the label is a number
-
-
-class Samples:
+class LabelledSamples:
     """The usable rows of one split, tokenized once; rows of a single token are usable too."""
 
-    def __init__(self, config: DataConfig, frontend: FrontendConfig, *, split: str, folder: Path):
+    def __init__(self, config: LabelledConfig, frontend: FrontendConfig, *, split: str, folder: Path):
         """ValueError: no data, no second column, or no tokenizer in `folder`."""
         tokenizer = tokenizers.read(folder)
         self.config, self.frontend = config, frontend
@@ -39,31 +33,28 @@ class Samples:
         if config.text_pair and config.text_pair not in self.dataset.column_names:
             columns = ", ".join(self.dataset.column_names)
             raise ValueError(
-                f"data.text_pair is {config.text_pair!r}, the second text of a pair; the columns of data.path {config.path} are {columns}"
+                f"data.text_pair is {config.text_pair!r}, the second text of a pair; "
+                f"the columns of data.path {config.path} are {columns}"
             )
-        self._parts = [
-            corpora.tokenize(self.dataset, name, tokenizer, shortest=1) for name in (column, config.text_pair) if name
-        ]
-        usable = self._parts[0].rows if len(self._parts) == 1 else np.intersect1d(*(part.rows for part in self._parts))
-        self._rows = usable  # (N,) numbers in the data set
-        self._places = [
-            np.searchsorted(part.rows, usable) for part in self._parts
-        ]  # (N,) each: where a row is in its corpus
-        every_id = sources.identifiers(self.dataset, config.path, split)
+        first = corpora.tokenize(self.dataset, column, tokenizer, shortest=1)
+        self._corpora, usable = [first], first.rows  # (N,) numbers in the data set
+        every_id = tables.identifiers(self.dataset, config.path, split)
+        self.report = corpora.report(first, self.dataset, every_id, config.label)
+        if config.text_pair:
+            second = corpora.tokenize(self.dataset, config.text_pair, tokenizer, shortest=1)
+            self._corpora.append(second)
+            usable = np.intersect1d(usable, second.rows)
+            for row, reason in second.unreadable:
+                self.report.unreadable.append((every_id[row], f"{config.text_pair}: {reason}"))
+            for row, reason in second.too_short:
+                self.report.too_short.append((every_id[row], f"{config.text_pair}: {reason}"))
+        self._rows = usable
+        # (N,) each: where a row is in its corpus
+        self._places = [np.searchsorted(corpus.rows, usable) for corpus in self._corpora]
         self.ids = [every_id[row] for row in usable]
-        self.report = corpora.report(self._parts[0], self.dataset, every_id, config.label)
-        for part in self._parts[1:]:
-            self.report.unreadable += [
-                (every_id[row], f"{config.text_pair}: {reason}") for row, reason in part.unreadable
-            ]
-            self.report.too_short += [
-                (every_id[row], f"{config.text_pair}: {reason}") for row, reason in part.too_short
-            ]
         self.report.usable = len(usable)
         self.report.check(config.max_bad_share, config.path)
-        self.classes = (
-            sources.classes(self.dataset, config.label) if config.label in self.dataset.column_names else None
-        )
+        self.classes = corpora.classes(self.dataset, config.label)
         self.lengths = np.array([len(self._row(index)) for index in range(len(usable))])
 
     def __len__(self) -> int:
@@ -71,28 +62,31 @@ class Samples:
 
     def column(self, name: str) -> np.ndarray:
         """Values of a column per usable row. ValueError: no such column."""
-        return sources.column(self.dataset, name, self._rows, self.ids)
+        return tables.values(self.dataset, name, self._rows, self.ids)
 
     def view(self, indices: Sequence[int], length: int = 0) -> View:
         """Rows padded to the longest or to `length`; the longer text of a pair that exceeds block_size is cut first."""
         return collate([self._row(index) for index in indices], self.frontend, length)
 
     def _row(self, index: int) -> np.ndarray:
+        """<s> A </s>, or <s> A </s> </s> B </s>, of block_size tokens at most."""
         texts = []
-        for part, places in zip(self._parts, self._places, strict=True):
-            start, stop = part.offsets[places[index] : places[index] + 2]
-            texts.append(part.tokens[start : stop - 1])
+        for corpus, places in zip(self._corpora, self._places, strict=True):
+            start, stop = corpus.offsets[places[index] : places[index] + 2]
+            texts.append(corpus.tokens[start : stop - 1])
         sizes = [len(text) for text in texts]
         while sum(sizes) > self.config.block_size - 2 * len(texts):
             sizes[int(np.argmax(sizes))] -= 1
         bos, eos = self.frontend.bos_token_id, self.frontend.eos_token_id
         row = [bos]
         for number, (text, size) in enumerate(zip(texts, sizes, strict=True)):
-            row += [eos] * (number > 0) + text[:size].tolist() + [eos]
+            if number:
+                row.append(eos)
+            row += [*text[:size].tolist(), eos]
         return np.array(row)
 
 
-class Batches:
+class LabelledBatches:
     """Labelled rows of similar length: a pure function of (seed, step, part, parts)."""
 
     def __init__(self, opened: labels.Opened, batch_size: int, seed: int):
@@ -106,27 +100,29 @@ class Batches:
         batch = self.sampler(step)
         mine = self._opened.indices[batch[share(len(batch), part, parts)]]
         view = self._opened.train.view(mine, int(self._lengths[batch].max()))
-        return [view._replace(labels=torch.from_numpy(self._opened.labels[mine]))], [
-            self._opened.train.ids[index] for index in mine
-        ]
+        view = view._replace(labels=torch.from_numpy(self._opened.labels[mine]))
+        return [view], [self._opened.train.ids[index] for index in mine]
 
 
-def open_data(
-    config: FinetuneConfig, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]
-) -> Labelled:
-    """The batches and splits of a run; nothing can turn out unreadable later. ValueError: as prepare_tokenizer, Samples and labels.open_splits."""
+def labelled_task(data: dict) -> LabelledTask:
+    """Single texts and pairs, classes and numbers: one kind."""
+    return LabelledTask(LabelledConfig, D2vForSequenceClassification, open_data)
+
+
+def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
+    """The batches and splits of a run; nothing can turn out bad later.
+
+    ValueError: as prepare_tokenizer, LabelledSamples and labels.open_splits.
+    """
     data, frontend, train = config.data, config.frontend, config.train
     data.check_splits()
     prepare_tokenizer(data, frontend, folder)
 
-    def make(split: str) -> Samples:
-        samples = Samples(data, frontend, split=split, folder=folder)
+    def make(split: str) -> LabelledSamples:
+        samples = LabelledSamples(data, frontend, split=split, folder=folder)
         say("\n".join(samples.report.lines()))
         return samples
 
     opened = labels.open_splits(data, train.seed, make)
-    return labels.labelled(
-        opened,
-        Batches(opened, train.batch_size, train.seed),
-        lambda place: save_preprocessor(place, folder, data, frontend),
-    )
+    batches = LabelledBatches(opened, train.batch_size, train.seed)
+    return labels.labelled(opened, batches, lambda place: save_preprocessor(place, folder, data, frontend))

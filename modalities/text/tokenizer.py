@@ -1,4 +1,7 @@
-"""Trains, finds, adapts and copies the tokenizer of a run: always a fast one that puts <s> before and </s> after, with pad and mask tokens."""
+"""Trains, finds, adapts and copies the tokenizer of a run.
+
+Always a fast one that puts <s> before and </s> after, with pad and mask tokens.
+"""
 
 import os
 import shutil
@@ -14,7 +17,7 @@ from d2v import files
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3 of a trained tokenizer, as RoBERTa has them; <mask> is last
-# What may serve as each special token, best first. The order of the keys is the order in which missing ones are added: <mask> last.
+# What may serve as each special token, best first. Missing ones are added in the order of the keys: <mask> last.
 NAMES = {
     "bos": ("<s>", "[CLS]", "<|endoftext|>"),
     "pad": ("<pad>", "[PAD]"),
@@ -30,7 +33,8 @@ def train(lines: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     smallest = len(alphabet) + len(SPECIALS) + 1
     if vocab_size < smallest:
         raise ValueError(
-            f"data.vocab_size is {vocab_size}: 256 bytes and {len(SPECIALS) + 1} special tokens need at least {smallest}"
+            f"data.vocab_size is {vocab_size}: "
+            f"256 bytes and {len(SPECIALS) + 1} special tokens need at least {smallest}"
         )
     backend = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
@@ -45,24 +49,15 @@ def train(lines: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def load(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a local folder or of the Hub, adapted. ValueError: neither, or a folder without tokenizer files."""
+    """The tokenizer of a local folder or of the Hub, adapted. ValueError: neither, or a folder without its files."""
     folder = Path(name).expanduser()
-    files = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    if files and "tokenizer_config.json" not in files:
-        if "tokenizer.json" in files:
-            return adapt(Tokenizer.from_file(str(folder / "tokenizer.json")), {})
-        if {"vocab.json", "merges.txt"} <= files:
-            return adapt(_byte_level(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))), {})
-        if "vocab.txt" in files:
-            return adapt(_word_piece(folder / "vocab.txt"), {})
-        raise ValueError(
-            f"data.tokenizer {name!r} holds no tokenizer: it has {', '.join(sorted(files)[:8])}; "
-            "needed is tokenizer.json, or vocab.json and merges.txt, or vocab.txt, or tokenizer_config.json and what it names"
-        )
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if names and "tokenizer_config.json" not in names:
+        return adapt(_bare(name, folder, names), {})
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder if files else name)
+        tokenizer = AutoTokenizer.from_pretrained(folder if names else name)
     except (OSError, ValueError) as error:
-        where = f"a folder (looked for {folder.absolute()})" if not files else "readable"
+        where = f"a folder (looked for {folder.absolute()})" if not names else "readable"
         raise ValueError(
             f"data.tokenizer {name!r} is not {where}, nor to be had from the Hub: {str(error).splitlines()[0]}"
         ) from error
@@ -75,13 +70,30 @@ def load(name: str) -> PreTrainedTokenizerFast:
     return adapt(tokenizer.backend_tokenizer, {role: token for role, token in roles.items() if token})
 
 
-def adapt(backend: Tokenizer, roles: dict[str, str]) -> PreTrainedTokenizerFast:
-    """`backend` with every special token of `NAMES`, those in `roles` by that name, and <s> A </s> or <s> A </s> </s> B </s> as output."""
+def _bare(name: str, folder: Path, names: set[str]) -> Tokenizer:
+    """The tokenizer of a folder that says nothing of its special tokens. ValueError: there is none."""
+    if "tokenizer.json" in names:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if {"vocab.json", "merges.txt"} <= names:
+        return _byte_level(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    if "vocab.txt" in names:
+        return _word_piece(folder / "vocab.txt")
+    raise ValueError(
+        f"data.tokenizer {name!r} holds no tokenizer: it has {', '.join(sorted(names)[:8])}; needed is "
+        "tokenizer.json, or vocab.json and merges.txt, or vocab.txt, or tokenizer_config.json and what it names"
+    )
+
+
+def adapt(backend: Tokenizer, given: dict[str, str]) -> PreTrainedTokenizerFast:
+    """`backend` with every special token of NAMES, those in `given` by the names there.
+
+    It writes <s> A </s> or <s> A </s> </s> B </s>.
+    """
     vocab = backend.get_vocab(with_added_tokens=True)
-    roles = {
-        role: roles.get(role) or next((name for name in names if name in vocab), names[0])
-        for role, names in NAMES.items()
-    }
+    roles = {}
+    for role, names in NAMES.items():
+        known = [name for name in names if name in vocab]
+        roles[role] = given.get(role) or (known or names)[0]
     if roles["unk"] not in vocab:  # bytes know no unknown token: do not spend an id on one
         del roles["unk"]
     if roles["pad"] in (roles["bos"], roles["eos"]):  # a common trick for GPT-2, which would take every <s> for padding
@@ -151,9 +163,8 @@ def copy(source: Path, target: Path) -> None:
 
 def encode(tokenizer: PreTrainedTokenizerFast, lines: list[str]) -> list[list[int]]:
     """Ids of each line without special tokens, on all cores."""
-    os.environ.setdefault(
-        "TOKENIZERS_PARALLELISM", "true"
-    )  # said aloud, it does not warn when workers fork later; they never tokenize
+    # said aloud, it does not warn when workers fork later; they never tokenize
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(lines, add_special_tokens=False)]
 
 

@@ -4,12 +4,13 @@ T tokens of a row, with <s> before and </s> after.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from d2v.modalities.common import masking
 from d2v.modalities.common.checks import check_settings, check_unread, check_views, in_order
+from d2v.settings import check_fields, setting
 
 VIEWS = ("same", "deletion", "crop")
 
@@ -18,21 +19,28 @@ VIEWS = ("same", "deletion", "crop")
 class AugmentConfig:
     """How rows are changed; every view draws anew."""
 
-    deletion: float = 0.2  # share of a row's tokens that deletion takes out, before overlap
-    deletion_length: int = 1  # tokens that are taken out side by side: 1 for EDA's words (arXiv 1901.11196), more for CLEAR's spans (arXiv 2012.15466)
-    crop: list[float] = field(
-        default_factory=lambda: [0.5, 1.0]
-    )  # share of a row's tokens that a crop holds, drawn uniformly
+    deletion: float = setting(
+        0.2, "Of deletion: share of a row's tokens that it takes out, before spans overlap.", above=0, below=1
+    )
+    deletion_length: int = setting(
+        1,
+        "Of deletion: tokens that are taken out side by side, 1 as EDA takes words (arXiv 1901.11196), "
+        "more as CLEAR takes spans (arXiv 2012.15466).",
+        least=1,
+    )
+    crop: list[float] = setting(
+        [0.5, 1.0],
+        "Of crop: least and greatest share of a row's tokens that it holds, drawn uniformly.",
+        least=0,
+        most=1,
+        count=2,
+    )
 
     def __post_init__(self):
         """ValueError: a value out of range."""
-        check_settings(
-            self,
-            ("deletion", 0 < self.deletion < 1, "between 0 and 1"),
-            ("deletion_length", self.deletion_length >= 1, "at least 1"),
-            ("crop", in_order(self.crop, 0, 1) and self.crop[1] > 0, "[least, most], between 0 and 1"),
-            where="data.augment",
-        )
+        check_fields(self, "data.augment")
+        good = in_order(self.crop, 0, 1) and self.crop[1] > 0
+        check_settings(self, ("crop", good, "[least, most], between 0 and 1"), where="data.augment")
 
 
 def check_augment(views: Sequence[str], augment: AugmentConfig) -> None:
@@ -52,11 +60,8 @@ def made(name: str, row: np.ndarray, generator: np.random.Generator, augment: Au
         return row
     words = row[1:-1]
     if name == "deletion":
-        words = words[
-            ~masking.span(
-                generator, len(words), augment.deletion, augment.deletion_length, min_spans=0, last_frame=True
-            )
-        ]
+        share, length = augment.deletion, augment.deletion_length
+        words = words[~masking.span(generator, len(words), share, length, min_spans=0, last_frame=True)]
     else:
         size = max(1, round(generator.uniform(*augment.crop) * len(words)))
         start = int(generator.integers(len(words) - size + 1))

@@ -1,4 +1,4 @@
-"""Image files -> checked samples: settings, the samples of a split, their evaluation view.
+"""Image files -> checked samples: the samples of a split, their evaluation view, what prepares and describes them.
 
 B samples of a batch, C channels, S image size.
 """
@@ -7,7 +7,6 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +15,13 @@ import numpy as np
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from d2v.modalities.common import sources
+from d2v.modalities.common import sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.image import augment, masks, views
+from d2v.modalities.image.config import DataConfig, ReadConfig, check_reading
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
+from d2v.protocols import Rows
 from d2v.types import View
-
-
-@dataclass
-class ReadConfig:
-    """Where images are, how they are read and cropped."""
-
-    path: Any = ""  # folder, table, Hub name, a list of these, or "demo": scikit-learn's 8 x 8 digits
-    split: str = "train"
-    label: str = "label"
-    max_bad_share: float = 0.1
-    check_files: bool = True  # decode every file once before training; False reads headers only
-    min_size: int = 1  # pixels of the shorter side
-    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
-    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
-    flip: float = 0.5
-    color_jitter: float = 0.4
-    eval_crop: float = 0.875
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-
-
-@dataclass
-class DataConfig(ReadConfig, masks.MaskConfig, views.ViewConfig):
-    """The same for pretraining, and how images are masked or which views are made of them."""
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
@@ -52,29 +29,6 @@ def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int)
     views.check(data, frontend)
     check_reading(data, frontend)
     masks.check(data, frontend)
-
-
-def check_reading(data: ReadConfig, frontend: FrontendConfig) -> None:
-    """ValueError: settings of reading and cropping that contradict one another."""
-    for name, values in (("mean", data.mean), ("std", data.std)):
-        if len(values) not in (1, frontend.channels):
-            raise ValueError(
-                f"data.{name} has {len(values)} values for {frontend.channels} channels: give one, or one per channel"
-            )
-    if min(data.std) <= 0:
-        raise ValueError(f"data.std {list(data.std)} must be positive")
-    if data.color_jitter and frontend.channels not in (1, 3):
-        raise ValueError(
-            f"data.color_jitter {data.color_jitter} needs 1 or 3 channels, not {frontend.channels}: set it to 0"
-        )
-    for name, values, top in (("crop_scale", data.crop_scale, 1.0), ("crop_ratio", data.crop_ratio, float("inf"))):
-        if len(values) != 2 or not 0 < values[0] <= values[1] <= top:
-            raise ValueError(
-                f"data.{name} {list(values)} must be [low, high] with 0 < low <= high{' <= 1' if top == 1 else ''}"
-            )
-    for name, value in (("flip", data.flip), ("eval_crop", data.eval_crop)):
-        if not 0 <= value <= 1 or (value == 0 and name != "flip"):
-            raise ValueError(f"data.{name} {value} must lie between 0 and 1")
 
 
 def demo(split: str) -> datasets.Dataset:
@@ -120,16 +74,16 @@ class Samples:
         *,
         split: str,
         folder: Path,
-        rows: sources.Rows | None = None,
+        rows: Rows | None = None,
     ):
         """ValueError: the source cannot be opened, or too many of its images are bad. `rows`: these only, of which the headers are checked."""
         self.config, self.frontend = config, frontend
         dataset, first = (self.open(config, split), 0) if rows is None else rows
         self._decodes = config.check_files and rows is None
         self._dataset = dataset
-        self._media = dataset.select_columns([sources.media_column(dataset, "image")])
-        self.classes = sources.classes(dataset, config.label) if config.label in dataset.column_names else None
-        ids = sources.identifiers(dataset, config.path, split, first)
+        self._media = dataset.select_columns([tables.media_column(dataset, "image")])
+        self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
+        ids = tables.identifiers(dataset, config.path, split, first)
         self.report = Report("image", found=len(dataset), usable=0)
         self._rows = np.flatnonzero(self._scan(ids))
         self.ids = [ids[row] for row in self._rows]
@@ -147,7 +101,7 @@ class Samples:
 
     def column(self, name: str) -> np.ndarray:
         """Values of a data column per usable sample. ValueError: there is none of that name."""
-        return sources.column(self._dataset, name, self._rows, self.ids)
+        return tables.values(self._dataset, name, self._rows, self.ids)
 
     def view(self, indices: Iterable[int]) -> View:
         """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S). ValueError: an image can no longer be read."""
@@ -180,7 +134,7 @@ class Samples:
 
     def _source(self, row: int) -> bytes | Path:
         (cell,) = self._media[row].values()
-        return sources.read_bytes(cell)
+        return tables.encoded(cell)
 
     def _problem(self, row: int) -> tuple[str, str] | None:
         """Which list of the report a row belongs to, and why; None if it is usable."""
@@ -228,17 +182,6 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def transform(data: ReadConfig, frontend: FrontendConfig) -> Callable[[Any], Any]:
-    """The random training transform of an image."""
-    return augment.training(
-        frontend.image_size,
-        crop_scale=data.crop_scale,
-        crop_ratio=data.crop_ratio,
-        flip=data.flip,
-        color_jitter=data.color_jitter,
-    )
-
-
 def readable(samples: Samples, candidates: np.ndarray, bad_log: Callable[[str, str], None]) -> tuple[int, Any]:
     """The first of the candidates that can be read, and its image; `bad_log` hears of the others. ValueError: none can."""
     for candidate in candidates.tolist():
@@ -262,3 +205,7 @@ def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, fron
         image_std=list(data.std),
         do_convert_rgb=frontend.channels == 3,
     ).save_pretrained(folder)
+
+
+def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
+    """Nothing of the data is learned that weights depend on."""

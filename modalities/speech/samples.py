@@ -6,7 +6,6 @@ B samples of a batch, S audio samples, T tokens.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,103 +15,28 @@ import torch
 from torch import Tensor
 from transformers import Wav2Vec2FeatureExtractor
 
-from d2v.modalities.common import sources
-from d2v.modalities.common.checks import check_masked_views, check_settings, check_unread
+from d2v.modalities.common import sources, tables
 from d2v.modalities.common.data_report import Report
-from d2v.modalities.common.windows import counted, cut
+from d2v.modalities.common.windows import Window, counted, cut
 from d2v.modalities.speech import audio, synth
+from d2v.modalities.speech.config import DataConfig, ReadConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field, stride
 from d2v.modalities.speech.mel import LogMel
-from d2v.modalities.speech.views import AugmentConfig, check_augment
+from d2v.protocols import Rows
 from d2v.types import View
 
 MIN_TOKENS = 2  # one to hide, one to see
-MASK_KINDS = ("span", "block", "random")
-
-
-@dataclass
-class ReadConfig:
-    """Where speech is and how it is read; defaults are data2vec Base's."""
-
-    path: Any = ""  # folder, table, Hub name, a list of these, or "demo": synthetic vowels
-    split: str = "train"
-    label: str = "label"
-    max_bad_share: float = 0.1
-    check_files: bool = True  # decode every file once before training; False reads headers only
-    cache_hours: float = 2.0  # a corpus of up to this many hours is kept decoded in memory (0.23 GB an hour at 16 kHz)
-    min_seconds: float = 0.1
-    max_seconds: float = 20.0  # longer clips are cropped: at random in training, in the middle in evaluation
-    normalize: bool = True  # each clip to zero mean and unit variance
-
-    def __post_init__(self):
-        """ValueError: a value that makes no sense."""
-        check_settings(
-            self,
-            ("cache_hours", self.cache_hours >= 0, "0 or more"),
-            ("min_seconds", self.min_seconds >= 0, "0 or more"),
-            (
-                "max_seconds",
-                self.max_seconds >= self.min_seconds and self.max_seconds > 0,
-                f"at least data.min_seconds, {self.min_seconds}",
-            ),
-        )
-
-
-@dataclass
-class DataConfig(ReadConfig):
-    """The same for pretraining, and how clips are joined and masked."""
-
-    pack_seconds: float = (
-        0.0  # > 0: clips are joined and cut into streams of this length; for corpora of very short clips
-    )
-    mask_kind: str = "span"  # span: overlapping spans (1.0); block, random: counts fixed by the length, and what is hidden is left out (2.0)
-    masks: int = 1  # masks per clip, of block and random
-    mask_prob: float = 0.65
-    mask_length: int = 10  # tokens; of span and block
-    mask_adjust: float = 0.0  # added to the share that blocks cover; of block
-    min_masks: int = 1  # spans; of span
-    equalise: bool = True  # every row of a batch hides the same share; of span
-    # one reading of each clip a name, for methods that compare them: crop, and crop with speed, reverb, noise, gain, mask or all
-    views: list[str] = field(default_factory=list)
-    mask_views: bool = False  # spans are hidden in this share of each view's clips (iBOT); else views hide nothing
-    mask_chance: float = 0.5
-    augment: AugmentConfig = field(default_factory=AugmentConfig)  # how views are made
-
-    def __post_init__(self):
-        """ValueError: a value that makes no sense."""
-        super().__post_init__()
-        check_settings(
-            self,
-            ("pack_seconds", self.pack_seconds >= 0, "0 (off) or more"),
-            ("mask_kind", self.mask_kind in MASK_KINDS, ", ".join(MASK_KINDS)),
-            (
-                "masks",
-                self.masks == 1 or (self.masks > 1 and self.mask_kind != "span"),
-                "1, or more with data.mask_kind block or random",
-            ),
-            ("mask_prob", 0 < self.mask_prob < 1, "between 0 and 1"),
-            ("mask_length", self.mask_length >= 1, "at least 1"),
-            ("mask_adjust", self.mask_adjust >= 0, "0 or more"),
-            ("min_masks", self.min_masks >= 1, "at least 1"),
-        )
-        check_augment(self.views, self.augment)
-        if self.views:
-            check_unread(
-                self,
-                ("pack_seconds", "mask_kind", "masks", "mask_adjust", "equalise"),
-                "data.views makes views of single clips",
-            )
-        check_masked_views(self, ("mask_prob", "mask_length", "min_masks"))
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
     """ValueError: rows of training would be too short."""
     needed = receptive_field(frontend, MIN_TOKENS)
-    for name, seconds in (
-        ("max_seconds", data.max_seconds),
-        ("pack_seconds", data.pack_seconds),
-        ("augment.seconds", data.augment.seconds),
-    ):
+    sizes = {
+        "max_seconds": data.max_seconds,
+        "pack_seconds": data.pack_seconds,
+        "augment.seconds": data.augment.seconds,
+    }
+    for name, seconds in sizes.items():
         if seconds and round(seconds * frontend.sample_rate) < needed:
             raise ValueError(
                 f"data.{name} is {seconds}; {MIN_TOKENS} tokens need {needed / frontend.sample_rate:.3f} seconds"
@@ -127,11 +51,9 @@ class Samples:
     @staticmethod
     def open(config: ReadConfig, split: str) -> datasets.Dataset:
         """The rows of a split, not read yet. ValueError: there are none."""
-        return (
-            synth.dataset(split)
-            if config.path == "demo"
-            else sources.open_source(config.path, split, sources.AUDIO, "audio")
-        )
+        if config.path == "demo":
+            return synth.dataset(split)
+        return sources.open_source(config.path, split, sources.AUDIO, "audio")
 
     def __init__(
         self,
@@ -140,17 +62,21 @@ class Samples:
         *,
         split: str,
         folder: Path,
-        rows: sources.Rows | None = None,
+        rows: Rows | None = None,
     ):
-        """ValueError: the source cannot be opened, or too many of its clips are bad. `rows`: these only, of which the headers are checked."""
-        self.config, self.frontend, self.rate = config, frontend, frontend.sample_rate
+        """ValueError: the source cannot be opened, or too many of its clips are bad.
+
+        `rows`: these only, of which the headers are checked.
+        """
+        self.config, self.frontend = config, frontend
+        self.rate = frontend.sample_rate
         dataset, first = (self.open(config, split), 0) if rows is None else rows
         self._decodes = config.check_files and rows is None
         self._dataset = dataset
-        self._media = dataset.select_columns([sources.media_column(dataset, "audio")])
+        self._media = dataset.select_columns([tables.media_column(dataset, "audio")])
         self._cache: dict[int, np.ndarray] | None = {} if rows is None else None  # row -> decoded clip; only saves time
-        self.classes = sources.classes(dataset, config.label) if config.label in dataset.column_names else None
-        ids = sources.identifiers(dataset, config.path, split, first)
+        self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
+        ids = tables.identifiers(dataset, config.path, split, first)
         self.report = Report("audio", found=len(dataset), usable=0)
         self._rows, self.lengths = self._scan(ids)  # (N,) each
         self._longest = round(config.max_seconds * self.rate)
@@ -178,30 +104,34 @@ class Samples:
         return audio.normalise(wave) if self.config.normalize else wave
 
     def column(self, name: str, *, empty: Any = None) -> np.ndarray:
-        """Values of a data column per usable sample; `empty`: what stands for a missing one. ValueError: no such column, or a missing value."""
-        return sources.column(self._dataset, name, self._rows, self.ids, empty=empty)
+        """Values of a data column per usable sample; `empty`: what stands for a missing one.
+
+        ValueError: no such column, or a missing value.
+        """
+        return tables.values(self._dataset, name, self._rows, self.ids, empty=empty)
 
     def view(self, indices: Iterable[int]) -> View:
         """Whole clips, unmasked; those above max_seconds keep their middle; input_values (B, S)."""
         longest = self._longest
-        waves = [self.wave(index) for index in indices]
-        inputs, padding = collate(
-            [audio.crop(wave, longest, (len(wave) - longest) // 2) for wave in waves], self.frontend
-        )
+        waves = []
+        for index in indices:
+            wave = self.wave(index)
+            waves.append(audio.crop(wave, longest, (len(wave) - longest) // 2))
+        inputs, padding = collate(waves, self.frontend)
         return View(MODALITY, inputs, padding)
 
     def windows(self, index: int, overlap: float, batch_size: int) -> Iterator[tuple[View, Tensor]]:
-        """A clip in windows of max_seconds that share `overlap` of themselves, `batch_size` at a time, and their tokens that count, (B, T).
+        """A clip in windows of max_seconds, `batch_size` at a time, and their tokens that count, (B, T).
 
-        Each token of the whole clip counts once: in the window where it is farther from the border.
+        Neighbours share `overlap` of a window. Each token of the whole clip counts once: in the window where it is
+        farther from the border.
         """
-        wave, hop = self.wave(index), stride(self.frontend)
+        wave = self.wave(index)
         windows = cut(lengths(self.frontend, len(wave)), lengths(self.frontend, self._longest), overlap)
-        for some in (windows[start : start + batch_size] for start in range(0, len(windows), batch_size)):
-            waves = [
-                wave[w.start * hop : w.start * hop + receptive_field(self.frontend, w.stop - w.start)] for w in some
-            ]
-            yield View(MODALITY, *collate(waves, self.frontend)), counted(some)
+        for start in range(0, len(windows), batch_size):
+            some = windows[start : start + batch_size]
+            inputs, padding = collate([self._of_window(wave, window) for window in some], self.frontend)
+            yield View(MODALITY, inputs, padding), counted(some)
 
     def raw(self, indices: Iterable[int]) -> np.ndarray:
         """Log-mel spectrum of 40 bins averaged over the whole clip, (B, 40)."""
@@ -210,12 +140,17 @@ class Samples:
         padded = (torch.nn.functional.pad(wave, (0, max(0, mel.size - len(wave)))) for wave in waves)
         return np.stack([mel(wave[None])[0].mean(0).numpy() for wave in padded])
 
+    def _of_window(self, wave: np.ndarray, window: Window) -> np.ndarray:
+        """The part of a clip that a window's tokens see."""
+        start = window.start * stride(self.frontend)
+        return wave[start : start + receptive_field(self.frontend, window.stop - window.start)]
+
     def _source(self, row: int) -> bytes | Path:
         (cell,) = self._media[row].values()
-        return sources.read_bytes(cell)
+        return tables.encoded(cell)
 
     def _measure(self, row: int) -> int | str:
-        """Length of a clip at the wanted rate, or why it is unreadable; decoded clips are remembered while they are few."""
+        """Length of a clip at the wanted rate, or why it is unreadable; decoded clips are kept while they are few."""
         try:
             source = self._source(row)
             if not self._decodes:
@@ -230,28 +165,24 @@ class Samples:
 
     def _scan(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Usable rows and their lengths; fills the report."""
-        rows, samples, budget = [], [], self.config.cache_hours * 3600 * self.rate
+        budget = self.config.cache_hours * 3600 * self.rate  # samples
         shortest = max(round(self.config.min_seconds * self.rate), receptive_field(self.frontend, MIN_TOKENS))
-        total = 0
+        rows, sizes, total = [], [], 0
         with ThreadPoolExecutor() as pool:  # libsndfile decodes outside of Python's lock
             for row, measured in enumerate(pool.map(self._measure, range(len(ids)))):
                 if isinstance(measured, str):
                     self.report.unreadable.append((ids[row], measured))
                     continue
                 if measured < shortest:
-                    why = (
-                        f"{measured / self.rate:.3f} s, at least {shortest / self.rate:.3f} s are needed"
-                        if measured
-                        else "no samples"
-                    )
-                    self.report.too_short.append((ids[row], why))
+                    why = f"{measured / self.rate:.3f} s, at least {shortest / self.rate:.3f} s are needed"
+                    self.report.too_short.append((ids[row], why if measured else "no samples"))
                     continue
                 rows.append(row)
-                samples.append(measured)
+                sizes.append(measured)
                 total += measured
                 if total > budget:
                     self._cache = None
-        return np.array(rows, dtype=np.int64), np.array(samples, dtype=np.int64)
+        return np.array(rows, dtype=np.int64), np.array(sizes, dtype=np.int64)
 
     def _count_classes(self) -> dict[str, int] | None:
         """Usable samples per class; None without labels, or where some have none."""
@@ -261,17 +192,19 @@ class Samples:
         counts = Counter(self._dataset.select_columns([name]).select(self._rows)[name])
         if self.classes is None:
             return None if None in counts else {str(value): counts[value] for value in sorted(counts)}
-        by_code = isinstance(self._dataset.features[name], datasets.ClassLabel)
-        return {value: counts[code if by_code else value] for code, value in enumerate(self.classes)}
+        if isinstance(self._dataset.features[name], datasets.ClassLabel):  # the column holds codes
+            return {value: counts[code] for code, value in enumerate(self.classes)}
+        return {value: counts[value] for value in self.classes}
 
 
 def collate(
     waves: Sequence[np.ndarray], frontend: FrontendConfig, size: int = 0
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Clips padded at the right to the longest or to `size`: inputs (B, S), and token padding (B, T) if there is any."""
+    """Clips padded at the right to the longest or to `size`: inputs (B, S), and padding (B, T) if there is any."""
     sizes = torch.tensor([len(wave) for wave in waves])
     longest = max(size, int(sizes.max()))
-    inputs = {"input_values": torch.from_numpy(np.stack([np.pad(wave, (0, longest - len(wave))) for wave in waves]))}
+    padded = np.stack([np.pad(wave, (0, longest - len(wave))) for wave in waves])  # (B, S)
+    inputs = {"input_values": torch.from_numpy(padded)}
     if int(sizes.min()) == longest:
         return inputs, None
     inputs["attention_mask"] = (torch.arange(longest) < sizes[:, None]).int()
@@ -293,3 +226,7 @@ def feature_extractor(data: ReadConfig, frontend: FrontendConfig) -> Wav2Vec2Fea
         do_normalize=data.normalize,
         return_attention_mask=True,
     )
+
+
+def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
+    """Nothing of the data is learned that weights depend on."""

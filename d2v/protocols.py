@@ -1,0 +1,214 @@
+"""What the core asks of a modality, typed: a folder that offers this pretrains, evaluates, embeds and fine-tunes without an edit elsewhere.
+
+B samples of a batch, N masked rows, T content tokens, K visible tokens, E extra tokens, D width, H heads, n samples of a split.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from d2v.types import View
+
+BadLog = Callable[[str, str], None]  # notes the id of a sample that could not be read, and why
+
+
+class Frontend(Protocol):
+    """From raw inputs to tokens: a torch module made by `Frontend(config, dim, num_heads)`."""
+
+    main_input: ClassVar[str]  # Hugging Face's name of the input that says which frontend is meant, e.g. pixel_values
+    zero_padding: ClassVar[bool]  # tokens of padding become zero before positions are added
+    positions_read_tokens: ClassVar[bool]  # positions are computed from the tokens (a convolution), so hidden ones too
+    config: Any  # its FrontendConfig
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether its tokens are features already, to which a trunk has nothing to add."""
+        ...
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns in which tokens lie; None: they are a sequence."""
+        ...
+
+    def init_weights(self) -> None:
+        """Fills its own parameters."""
+        ...
+
+    def embed(self, **inputs: Tensor) -> Tensor:
+        """Local features (B, T, D) of raw inputs, by Hugging Face's names."""
+        ...
+
+    def padding(self, **inputs: Tensor) -> Tensor | None:
+        """(B, T) bool, True where there is no data; None: nowhere."""
+        ...
+
+    def hide(self, tokens: Tensor, hidden: Tensor, **inputs: Tensor) -> Tensor:
+        """(N, T, D) with the mask token, or zero, where `hidden` (N, T)."""
+        ...
+
+    def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor | None:
+        """What is added to tokens, (T, D) or (N, T, D); None: nothing."""
+        ...
+
+    def extra(self) -> Tensor | None:
+        """Tokens that stand before the content, (1, E, D); None: none."""
+        ...
+
+    def bias(self, num_tokens: int | None = None, keep: Tensor | None = None) -> Tensor | None:
+        """What is added to attention logits, (H, E + T, E + T) or by row for the tokens `keep` (N, K); None: nothing."""
+        ...
+
+
+class Report(Protocol):
+    """What a scan of a split found."""
+
+    unreadable: list[tuple[str, str]]  # id and reason
+    too_short: list[tuple[str, str]]
+
+    def lines(self) -> list[str]:
+        """For a person, one line each."""
+        ...
+
+    def check(self, max_bad_share: float, where: Any) -> None:
+        """ValueError: nothing is usable, or too much is bad."""
+        ...
+
+
+class Samples(Protocol):
+    """The usable samples of a split, read as a model reads them in evaluation."""
+
+    ids: list[str]
+    lengths: np.ndarray | None  # (n,) in any unit, to batch similar ones together; None: all are of one length
+    classes: list[str] | None  # names of integer labels, if the source knows them
+    raw_name: str  # what `raw` is, for a table
+    report: Report
+
+    def __len__(self) -> int: ...
+
+    def column(self, name: str) -> np.ndarray:
+        """(n,) values of a column of the data. ValueError: there is none of that name."""
+        ...
+
+    def view(self, indices: Iterable[int]) -> View:
+        """The view of some samples, without masks or augmentation."""
+        ...
+
+    def raw(self, indices: Iterable[int]) -> np.ndarray:
+        """(B, any) the baseline that needs no network: averaged pixels, mean spectrum, counts of words."""
+        ...
+
+
+class Stream(Samples, Protocol):
+    """Samples that are embedded in passing; `view` and `windows` raise ValueError for one that turns out to be bad."""
+
+    cut: np.ndarray | None  # (n,) bool: longer than the model reads at once; None: none
+
+    def windows(self, index: int, overlap: float, batch_size: int) -> Iterator[tuple[View, Tensor]]:
+        """Views of a long sample's windows, and which tokens count (B, T) so that each counts once."""
+        ...
+
+
+class Source(Protocol):
+    """Rows of the data before any is read, such as a `datasets.Dataset`."""
+
+    def __len__(self) -> int: ...
+
+    def select(self, indices: range) -> "Source":
+        """Some of them."""
+        ...
+
+
+class Rows(NamedTuple):
+    """A part of a source that is open already, for samples that are read once, in passing: if they decode shows then."""
+
+    dataset: Any  # a Source
+    first: int  # number of its first row in the whole
+
+
+class Batches(Protocol):
+    """Training batches as a pure function: `part` of `parts` of the global batch of a step."""
+
+    def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
+        """The views of this part's samples, and their ids."""
+        ...
+
+
+class ScoredSplit(NamedTuple):
+    """Labelled samples that are scored: one label for each of `indices` into `samples`."""
+
+    samples: Any  # view, lengths, ids of Samples
+    indices: np.ndarray  # (n,)
+    labels: Sequence[Any]  # n
+
+
+class Labelled(NamedTuple):
+    """What a modality's labelled data gives a run of fine-tuning."""
+
+    batches: Batches  # views with labels
+    splits: dict[str, ScoredSplit]  # those that are scored: "validation" chooses, "test" is only looked at in the end
+    head: dict[str, Any]  # of the model's config: id2label, label2id, num_labels, problem_type
+    score: Callable[[list[np.ndarray], Sequence[Any]], dict[str, float]]  # of logits and labels
+    metric: str  # the score that chooses if train.metric does not say
+    rows: Callable[[ScoredSplit, list[np.ndarray]], list[dict]]  # of the predictions file
+    classes: list[str] | None  # of the confusion matrix
+    save_preprocessor: Callable[[Path], None]
+    row_scores: Callable[[list[dict]], dict[str, float]] | None = None  # what costs too much for `score`, of the rows
+
+
+class LabelledTask(NamedTuple):
+    """One kind of labelled data of a modality: its settings, the task model that learns it, and what opens it."""
+
+    config: type  # the dataclass of the section data
+    model: type  # a TaskModel
+    open: Callable[[Any, Path, BadLog, Callable[[str], None]], Labelled]  # of a FinetuneConfig, run folder, log, say
+
+
+class Modality(Protocol):
+    """What a modality's package exports; see docs/extending.md."""
+
+    FrontendConfig: type  # dataclass of model.frontends.<name>
+    DataConfig: type  # dataclass of the section data, with path, split and max_bad_share
+    Frontend: type  # a torch module that is a Frontend
+    VIEWS: tuple[str, ...]  # what data.views may hold, the ordinary kind first; empty: no views
+    PREPARED: tuple[str, ...]  # folders that `prepare` makes in a run's folder, e.g. a tokenizer's
+
+    class Samples:
+        """A type whose objects are Samples."""
+
+        def __init__(self, config: Any, frontend: Any, *, split: str, folder: Path, rows: Rows | None = None): ...
+
+        @staticmethod
+        def open(config: Any, split: str) -> Source:
+            """The rows of a split, unread."""
+            ...
+
+    @staticmethod
+    def prepare(data: Any, frontend: Any, folder: Path, seed: int) -> None:
+        """Before samples are read: what a run makes from its data (a tokenizer), and fields of `frontend` that follow."""
+        ...
+
+    @staticmethod
+    def inherit(data: Any, source: Path, former: dict | None) -> None:
+        """Fills settings of `data` that weights depend on from where the weights of train.init_from come from.
+
+        `former`: the section data of the run that is resumed, since `source` may be gone. ValueError: it does not have them.
+        """
+        ...
+
+    @staticmethod
+    def batches(samples: Any, data: Any, frontend: Any, batch_size: int, seed: int, bad_log: BadLog) -> Batches:
+        """Masked or augmented training batches."""
+        ...
+
+    @staticmethod
+    def save_preprocessor(folder: Path, samples_folder: Path, data: Any, frontend: Any) -> None:
+        """Writes beside an export what Hugging Face's Auto classes need to read inputs."""
+        ...
+
+    @staticmethod
+    def labelled_task(data: dict) -> LabelledTask:
+        """The kind of labelled data that the section data, as plain values, asks for."""
+        ...

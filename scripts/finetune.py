@@ -1,0 +1,19 @@
+"""Fine-tunes an encoder on labels, of whatever modality CONFIG names.
+
+accelerate launch scripts/finetune.py CONFIG [model=PATH] key=value ...
+
+`model` is an export of pretraining, without it training is from scratch. Images and text learn the class or number that data.label names;
+speech does too, or the letters of transcripts by CTC where data.transcript names their column.
+"""
+
+from d2v.config.cli import run_cli
+from d2v.finetuning.run import finetune, load
+
+
+def main(argv: list[str]) -> dict[str, dict[str, float]]:
+    """One run; the scores by split. ValueError: whatever the user can mend."""
+    return finetune(*load(argv))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,1 @@
+"""A laboratory's own package, outside the project."""

@@ -1,0 +1,77 @@
+"""A fourth modality, a folder outside the project: it pretrains, evaluates, embeds and fine-tunes without an edit."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from transformers import AutoModel
+
+from scripts import embed, evaluate, finetune, pretrain
+
+CLASSES = ("falling", "rising", "still")
+
+
+@pytest.fixture
+def mylab(monkeypatch):
+    """The laboratory's package can be imported."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "outside")
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "mylab"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def signals(tmp_path):
+    """Twelve signals of each class and split, of different lengths, and a file that cannot be read."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 6)):
+        for slope, name in zip((-1, 1, 0), CLASSES, strict=True):
+            folder = tmp_path / "signals" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                length = int(draw.integers(40, 64))
+                np.save(
+                    folder / f"{number}.npy", slope * np.linspace(0, 3, length) + 0.3 * draw.standard_normal(length)
+                )
+    (tmp_path / "signals" / "train" / "still" / "bad.npy").write_bytes(b"no array")
+    return tmp_path / "signals"
+
+
+def config(tmp_path, **sections) -> str:
+    trunk = {"dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32}
+    values = {"model": {"frontends": {"mylab.sensor": {"patch_size": 8}}, "trunk": trunk}, **sections}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    return str(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("objective", ["data2vec", "moco"])
+def test_a_modality_outside_the_project(mylab, signals, tmp_path, objective, monkeypatch):
+    monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
+    train = {"steps": 6, "batch_size": 6, "warmup_steps": 1}
+    data = {"path": str(signals), "max_bad_share": 0.1}
+    views = {"views": ["noisy", "noisy"]} if objective == "moco" else {}
+    method = {"name": objective, **({"queue_size": 24} if objective == "moco" else {"top_k": 2})}
+    scoring = {"train_split": "train", "test_split": "test", "probe_steps": 5, "random_seeds": 1}
+    one = config(tmp_path, data=data | views, objective=method, train=train, evaluate=scoring)
+    run = tmp_path / "run"
+    pretrain.main([one, f"run.dir={run}", "run.health_samples=16"])
+    model = AutoModel.from_pretrained(run / "export").eval()
+    with torch.no_grad():
+        assert model(sensor_values=torch.randn(2, 48)).last_hidden_state.shape == (2, 6, 16)
+
+    evaluate.main([one, f"model={run / 'export'}"])
+    (result,) = (run / "evaluation").glob("*.json")
+    assert json.loads(result.read_text())["rows"]
+
+    embed.main([one, f"model={run / 'export'}", f"out={tmp_path / 'out' / 'features.parquet'}"])
+    assert pq.read_table(tmp_path / "out" / "features.parquet").num_rows == 36
+
+    labelled = {**data, "split": "train", "validation_share": 0.25, "test_split": "test"}
+    two = config(tmp_path, data=labelled, train={**train, "lr": 0.01})
+    scores = finetune.main([two, f"model={run / 'export'}", f"run.dir={tmp_path / 'tuned'}"])
+    assert 0 <= scores["test"]["accuracy"] <= 1
