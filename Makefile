@@ -1,11 +1,11 @@
-# make test | check | lint | types | format | demo | clean.  Every target makes .venv first, once per change of pyproject.toml.
+# make test | check | lint | types | format | demo | docs | clean.  Every target makes .venv first, once per change of pyproject.toml.
 PYTHON ?= python3
 # Of the demo, whose models are tiny (more would wait for one another), and test files at a time
 THREADS ?= 2
 BIN := .venv/bin
-CODE := d2v modalities scripts benchmarks tests
+CODE := d2v modalities scripts benchmarks tests docs
 
-.PHONY: test check lint types format demo clean
+.PHONY: test check lint types format demo docs clean
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n $(THREADS) --dist loadfile
@@ -33,6 +33,15 @@ demo: .venv/.installed
 	  OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/evaluate.py configs/$$m/demo.yaml model=runs/demo_$$m/export,runs/demo_$$m/export/student run.overwrite=true || exit 1; \
 	done
 
+# The pages of docs/ into site/; those of settings and the API are made from the code first.
+docs: .venv/.docs
+	$(BIN)/python docs/generate.py --methods
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.venv/.docs: .venv/.installed
+	$(BIN)/python -m pip install --quiet --no-compile -e '.[docs]'
+	@touch $@
+
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("d2v needs Python 3.10 or newer; make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv .venv
@@ -40,5 +49,5 @@ demo: .venv/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache runs/demo_*
+	rm -rf .venv build site docs/settings/methods *.egg-info .pytest_cache .ruff_cache runs/demo_*
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
