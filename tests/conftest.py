@@ -22,7 +22,18 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 # Files that take longest, in this order; started last, one of them would keep a single worker busy at the end.
-LONGEST = ("pretrain", "distributed", "finetune", "collapse", "config", "loop", "embedding", "finetune_speech", "onnx")
+LONGEST = (
+    "pretrain",
+    "distributed",
+    "collapse",
+    "config",
+    "finetune",
+    "contrastive",
+    "convert",
+    "onnx",
+    "objective",
+    "probe",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
