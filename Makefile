@@ -1,14 +1,25 @@
-# make test | check | lint | types | format | demo | docs | clean.  Every target makes .venv first, once per change of pyproject.toml.
+# make test | test-slow | check | lint | types | format | demo | docs | clean.  Every target makes .venv first, once per change of
+# pyproject.toml.
 PYTHON ?= python3
 # Of the demo, whose models are tiny (more would wait for one another), and test files at a time
 THREADS ?= 2
 BIN := .venv/bin
 CODE := d2v modalities scripts benchmarks tests docs
 
-.PHONY: test check lint types format demo docs clean
+.PHONY: test test-slow check lint types format demo docs clean
 
+# Tests start many processes, each of which would compile torch and transformers for ten seconds: bytecode is kept.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
+test test-slow: export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/bytecode
+
+# Files in the order of tests/conftest.py: the longest first, so that no worker is left with one at the end.
 test: .venv/.installed
-	$(BIN)/python -m pytest -n $(THREADS) --dist loadfile
+	$(BIN)/python -m pytest -n $(THREADS) --dist loadfile --no-loadscope-reorder
+
+# What pytest -m slow selects, an hour or so on two cores. In pieces: make test-slow SLOW="tests/test_loop.py -k text"
+SLOW ?= tests
+test-slow: .venv/.installed
+	$(BIN)/python -m pytest -m slow -n $(THREADS) --dist worksteal $(SLOW)
 
 check: lint types test
 

@@ -21,6 +21,25 @@ import torch
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
+# Files that take longest, in this order; started last, one of them would keep a single worker busy at the end.
+LONGEST = (
+    "pretrain",
+    "distributed",
+    "collapse",
+    "config",
+    "finetune",
+    "contrastive",
+    "convert",
+    "onnx",
+    "objective",
+    "probe",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first, all others as they were."""
+    rank = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)

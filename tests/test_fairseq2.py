@@ -492,7 +492,7 @@ def test_what_the_format_cannot_hold_is_named_and_not_written(make, message, tmp
 
 
 def test_a_key_that_a_writer_lacks_is_no_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr("d2v.interop.fairseq.targets_of", lambda config: {}["loss"])
+    monkeypatch.setattr("d2v.interop.fairseq.data2vec.targets_of", lambda config: {}["loss"])
     with pytest.raises(ValueError, match="cannot hold this objective: it has no loss"):
         save_fairseq(small("text", WORDS), tmp_path / "lost.pt")
     assert not list(tmp_path.iterdir())

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import torch.distributed as distributed
-import torch.multiprocessing as multiprocessing
 
 from d2v.training.collapse import (
     alignment,
@@ -60,15 +60,16 @@ def test_channel_std_of_one_row_is_unknown():
     assert channel_std(torch.randn(1, 4)).isnan()
 
 
-def two_ranks(rank: int, folder: str, x: torch.Tensor) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def two_ranks(folder: str, x: torch.Tensor) -> None:
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
     Path(folder, f"{rank}.txt").write_text(str(channel_std(x[:5] if rank == 0 else x[5:]).item()))
     distributed.destroy_process_group()
 
 
 def test_channel_std_of_two_ranks_with_unequal_rows_is_that_of_one(tmp_path):
     x = torch.randn(40, 6) + torch.arange(40).unsqueeze(1)  # the ranks' means differ
-    multiprocessing.spawn(two_ranks, (str(tmp_path), x), nprocs=2)
+    assert tiny.wait(tiny.start(two_ranks, str(tmp_path), x, world=2)) == [0, 0]
     values = [float((tmp_path / f"{rank}.txt").read_text()) for rank in range(2)]
     assert values[0] == values[1] == pytest.approx(channel_std(x).item(), rel=1e-6)
 

@@ -55,6 +55,7 @@ SHORT = (
     "run.log_every=1",
     "run.save_every=10",
     "run.health_samples=16",
+    "run.health_every=10",
 )
 DROPOUT = (
     "model.trunk.dropout=0.1",
