@@ -4,21 +4,20 @@ from pathlib import Path
 
 import pytest
 import tiny
-from omegaconf import OmegaConf
 from tiny import MODALITIES, ROOT
 
 from d2v.config.cli import run_cli
-from d2v.config.loading import differences, from_dict, load_config, save_yaml
+from d2v.config.loading import differences, from_dict, load_config, load_values, save_yaml
 
 FILES = sorted(
-    path for path in (ROOT / "configs").rglob("*.yaml") if not path.stem.startswith("finetune")
-)  # of pretraining
+    path for path in (ROOT / "configs").rglob("*.yaml") if not path.stem.startswith(("finetune", "_"))
+)  # of pretraining; "_" is of bases, which are no recipes
 DEMO = str(ROOT / "configs" / MODALITIES[0] / "demo.yaml")
 
 
 def shrunk(path: Path, folder: Path) -> list[str]:
     """Overrides that make any config of this project train two steps on demo data."""
-    raw = OmegaConf.to_container(OmegaConf.load(path))
+    raw = load_values(path)
     overrides = [
         *tiny.TRUNK[:-1],
         "data.path=demo",

@@ -6,6 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from d2v.config.bases import origin
+
 
 def check_keys(values: Any, allowed: tuple[str, ...], where: str, path: Any) -> None:
     """ValueError: a key that is not among `allowed`, with a suggestion."""
@@ -13,7 +15,8 @@ def check_keys(values: Any, allowed: tuple[str, ...], where: str, path: Any) -> 
         if key not in allowed:
             close = difflib.get_close_matches(str(key), allowed, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it may be {', '.join(allowed)}"
-            raise ValueError(f"unknown key {f'{where}.{key}'.lstrip('.')!r} ({path} or the command line); {hint}")
+            name = f"{where}.{key}".lstrip(".")
+            raise ValueError(f"unknown key {name!r} ({origin(path, name)} or the command line); {hint}")
 
 
 def _check_fields(kind: type, values: Any, where: str, path: Any) -> None:

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from d2v import plugins
+from d2v.config.bases import composed, origin
 from d2v.config.checks import _check_fields, check_keys
 from d2v.config.differences import changes
 from d2v.config.schema import RESULT_SECTIONS, SECTIONS, Config, ModelConfig, RunConfig, TrainConfig
@@ -21,8 +22,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:
-    """A YAML file and `key=value` overrides as plain dictionaries. ValueError: whatever is wrong with their form."""
-    values = OmegaConf.create(_read_yaml(Path(path)))
+    """A YAML file with its bases and `key=value` overrides as plain dictionaries. ValueError: whatever is wrong with their form."""
+    values = OmegaConf.create(composed(Path(path)))
     for override in overrides or []:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -100,20 +101,5 @@ def typed(parts: Any, values: Any, where: str, path: str) -> Any:
         if isinstance(error.__cause__, ValueError) and not isinstance(error.__cause__, OmegaConfBaseException):
             raise error.__cause__ from None
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: {where}.{error.full_key or '?'}: {reason}") from None
-
-
-def _read_yaml(path: Path) -> dict:
-    if not path.is_file():
-        raise ValueError(
-            f"no config file {path.absolute()}; the first argument is a YAML file such as those in configs/"
-        )
-    try:
-        loaded = OmegaConf.load(path)
-    except Exception as error:  # whatever the YAML reader raises; among others: a duplicate key
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, DictConfig):
-        raise ValueError(f"{path} must hold sections such as model:, data:, train:")
-    values = OmegaConf.to_container(loaded)
-    assert isinstance(values, dict)
-    return values
+        key = f"{where}.{error.full_key or '?'}"
+        raise ValueError(f"{origin(path, key)}: {key}: {reason}") from None
