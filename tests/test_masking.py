@@ -221,3 +221,14 @@ def test_visible_tokens_of_rows_of_unequal_length():
         assert kept[: len(own)].tolist() == own.tolist() and kept[len(own) :].tolist() == list(
             range(len(row), len(row) + 20 - len(own))
         )
+
+
+def test_sometimes_keeps_a_mask_in_the_stated_share_of_draws():
+    hidden = np.array([True, False, True])
+    for chance in (0.0, 0.2, 1.0):
+        generator = np.random.default_rng(0)
+        draws = [masking.sometimes(generator, chance, hidden) for _ in range(1000)]
+        kept = [bool(draw.any()) for draw in draws]
+        assert all(np.array_equal(draw, hidden) for draw, is_kept in zip(draws, kept, strict=True) if is_kept)
+        assert abs(np.mean(kept) - chance) <= (0.04 if chance == 0.2 else 0)
+    assert hidden.tolist() == [True, False, True]

@@ -1,4 +1,4 @@
-"""What a scan of the data found, for a person and as a limit."""
+"""What a scan of the data met with, for a person and as a limit."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,10 +24,9 @@ class Report:
         for kind in ("unreadable", "too_short", "too_long"):
             bad = getattr(self, kind)
             if bad:
+                named = [f"{name} ({why})" for name, why in bad[:5]]
                 more = ", ..." if len(bad) > 5 else ""
-                text.append(
-                    f"{kind.replace('_', ' ')}: {len(bad)}: {', '.join(f'{name} ({why})' for name, why in bad[:5])}{more}"
-                )
+                text.append(f"{kind.replace('_', ' ')}: {len(bad)}: {', '.join(named)}{more}")
         if self.classes is not None:
             counts = [f"{name} {count}" for name, count in self.classes.items()]
             text.append(f"classes: {len(counts)}: {', '.join(counts[:20])}{', ...' if len(counts) > 20 else ''}")
@@ -44,5 +43,6 @@ class Report:
         if len(bad) > max_bad_share * self.found:
             share = len(bad) / self.found
             raise ValueError(
-                f"{share:.1%} of the {self.what} samples of {where} are bad, data.max_bad_share is {max_bad_share:.1%}: {first}"
+                f"{share:.1%} of the {self.what} samples of {where} are bad, "
+                f"data.max_bad_share is {max_bad_share:.1%}: {first}"
             )

@@ -5,7 +5,10 @@ import numpy as np
 
 
 def join(parts: list[datasets.Dataset], split: str) -> datasets.Dataset:
-    """One data set of the common columns; class names are united. ValueError: no common column, or of different types."""
+    """One data set of the common columns; class names are united.
+
+    ValueError: no common column, or one that is of different types.
+    """
     common = [name for name in parts[0].column_names if all(name in part.column_names for part in parts)]
     if not common:
         listed = "; ".join(", ".join(part.column_names) for part in parts)

@@ -1,4 +1,4 @@
-"""Labels of a data set: class names from the training split, numbers by those names elsewhere, or numbers to be regressed."""
+"""Labels of a data set: classes, by names that the training split gives, or numbers; and the splits that are scored."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str 
 def divide(
     data: Any, seed: int, make: Callable[[str], Any], *, group: str = ""
 ) -> tuple[Any, np.ndarray, dict[str, tuple[Any, np.ndarray]]]:
-    """Training samples by `make(split)`, which of them are trained on, and (samples, which of them) of each scored split.
+    """Training samples by `make(split)`, which are trained on, and (samples, which of them) of each scored split.
 
     Without a validation split, data.validation_share of train is held out, whole groups where `group` is a column; then
     no split that is scored keeps samples of a group that is trained on. ValueError: as `make`; no such column, or

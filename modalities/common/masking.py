@@ -1,6 +1,7 @@
 """Masking strategies: pure functions of a generator and a shape that return which tokens are hidden.
 
-B rows, M masks of a row, T tokens, K visible tokens. Each row has its own generator, so that a row's mask does not depend on which process draws it.
+B rows, M masks of a row, T tokens, K visible tokens. Each row has its own generator, so that a row's mask does not
+depend on which process draws it.
 """
 
 import math
@@ -32,10 +33,10 @@ def block(
     max_block: int | None = None,
     min_aspect: float = 0.3,
 ) -> np.ndarray:
-    """BEiT's block-wise mask over (rows, columns): rectangles are added until `num_hidden` patches are hidden, or ten tries add none.
+    """BEiT's block-wise mask over (rows, columns): rectangles, until `num_hidden` are hidden or ten tries add none.
 
-    The count varies a little below `num_hidden` (120 of 196 gives 119.55 on average, as the reference's own). Returns (rows * columns,) bool.
-    Source: BEiT (arXiv 2106.08254), algorithm 1; data2vec 1.0 uses 120 of 14 x 14.
+    The count varies a little below `num_hidden` (120 of 196 gives 119.55 on average, as the reference's code does).
+    Returns (rows * columns,) bool. Source: BEiT (arXiv 2106.08254), algorithm 1; data2vec 1.0 uses 120 of 14 x 14.
     """
     rows, columns = grid
     max_block = rows * columns if max_block is None else max_block
@@ -65,11 +66,12 @@ def block(
 def span(
     generator: Generator, num_tokens: int, prob: float, length: int, *, min_spans: int = 1, last_frame: bool = False
 ) -> np.ndarray:
-    """Spans of `length` tokens at distinct random starts; they may overlap, so less than `prob` is hidden. Returns (T,) bool.
+    """Spans of `length` tokens at distinct random starts; they may overlap, so less than `prob` is hidden.
 
-    The number of spans is prob * T / length, rounded up or down at random. Starts lie in [0, T - length), as in wav2vec 2.0's reference,
-    which therefore never hides the last frame; `last_frame=True` draws starts over all T and cuts the spans there (the text variant).
-    At least one token stays visible; a row of one token hides nothing.
+    The number of spans is prob * T / length, rounded up or down at random. Starts lie in [0, T - length), as in wav2vec
+    2.0's reference, which therefore never hides the last frame; `last_frame=True` draws starts over all T and cuts the
+    spans there (the text variant). At least one token stays visible; a row of one token hides nothing.
+    Returns (T,) bool.
     """
     hidden = np.zeros(num_tokens, dtype=bool)
     if num_tokens < 2:
@@ -90,10 +92,11 @@ def span(
 
 
 def block_1d(generator: Generator, num_tokens: int, ratio: float, length: int, adjust: float) -> np.ndarray:
-    """data2vec 2.0's mask of a sequence: runs of `length` around random centres, then single tokens, until exactly int(ratio * T) are hidden.
+    """data2vec 2.0's mask of a sequence: runs around random centres, then single tokens; int(ratio * T) are hidden.
 
-    `adjust` is added to the share that the runs would hide if they did not overlap; it does not change the count. At least one token is
-    hidden and one visible. Returns (T,) bool. Source: arXiv 2212.07525 section 3 and its code.
+    Runs have `length` tokens. `adjust` is added to the share that they would hide if they did not overlap; it does not
+    change the count. At least one token is hidden and one visible. Returns (T,) bool.
+    Source: arXiv 2212.07525 section 3 and its code.
     """
     return _painted(generator, (num_tokens,), ratio, length, adjust)
 
@@ -101,32 +104,44 @@ def block_1d(generator: Generator, num_tokens: int, ratio: float, length: int, a
 def block_2d(
     generator: Generator, grid: tuple[int, int], ratio: float, length: int, adjust: float, *, inverse: bool
 ) -> np.ndarray:
-    """The same over (rows, columns), with squares of side `length`; `inverse`: what is drawn stays visible, and the rest is hidden.
+    """data2vec 2.0's mask of an image, (rows, columns): squares around random centres, then single patches.
 
-    Returns (rows * columns,) bool, int(ratio * T) of them True; inverse: all but int((1 - ratio) * T).
+    Squares have sides of `length`; `adjust` as in `block_1d`. `inverse`: what is drawn stays visible, and the rest is
+    hidden. Returns (rows * columns,) bool, int(ratio * T) of them True; inverse: all but int((1 - ratio) * T).
     """
-    painted = _painted(generator, grid, 1 - ratio if inverse else ratio, length, adjust)
-    return ~painted if inverse else painted
+    if inverse:
+        return ~_painted(generator, grid, 1 - ratio, length, adjust)
+    return _painted(generator, grid, ratio, length, adjust)
 
 
 def _painted(generator: Generator, grid: tuple[int, ...], share: float, length: int, adjust: float) -> np.ndarray:
-    """Exactly int(share * cells) cells: blocks around centres drawn with replacement, cut off or filled up with single cells."""
+    """Exactly int(share * cells) cells, (cells,) bool, at least one and not all.
+
+    Blocks around centres that are drawn with replacement; then single cells are taken away or added.
+    """
     painted = np.zeros(grid, dtype=bool)
     centres = generator.integers(0, painted.size, int(painted.size * ((share + adjust) / length ** len(grid))))
     offsets = np.arange(length) - length // 2
-    axes = [
-        np.clip(centre[:, None] + offsets, 0, size - 1)
-        for centre, size in zip(np.unravel_index(centres, grid), grid, strict=True)
-    ]
-    painted[axes[0] if len(grid) == 1 else (axes[0][:, :, None], axes[1][:, None, :])] = True
+    axes = []  # of each block the places along each side, cut off at the border, (blocks, length)
+    for centre, size in zip(np.unravel_index(centres, grid), grid, strict=True):
+        axes.append(np.clip(centre[:, None] + offsets, 0, size - 1))
+    if len(grid) == 1:
+        painted[axes[0]] = True
+    else:
+        painted[axes[0][:, :, None], axes[1][:, None, :]] = True
     painted = painted.reshape(-1)
     surplus = int(painted.sum()) - min(max(1, int(painted.size * share)), painted.size - 1)
-    painted[generator.choice(np.flatnonzero(painted == (surplus > 0)), abs(surplus), replace=False)] = surplus < 0
+    too_many = surplus > 0
+    changed = generator.choice(np.flatnonzero(painted == too_many), abs(surplus), replace=False)
+    painted[changed] = not too_many
     return painted
 
 
 def scattered(generator: Generator, num_tokens: int, ratio: float) -> np.ndarray:
-    """data2vec 2.0's random mask: exactly int((1 - ratio) * T) tokens, chosen uniformly, stay visible (at least one). Returns (T,) bool."""
+    """data2vec 2.0's random mask: exactly int((1 - ratio) * T) tokens, chosen uniformly, stay visible, at least one.
+
+    Returns (T,) bool.
+    """
     hidden = np.ones(num_tokens, dtype=bool)
     hidden[generator.choice(num_tokens, num_visible(num_tokens, ratio), replace=False)] = False
     return hidden
@@ -159,10 +174,10 @@ def visible(hidden: np.ndarray, num_kept: int) -> np.ndarray:
 
 
 def equalise(generator: Generator, rows: list[np.ndarray]) -> list[np.ndarray]:
-    """Every row hides the same share: rows with more unhide random single tokens, down to the smallest share in the batch.
+    """Every row hides the same share: those with more unhide random single tokens, down to the batch's smallest share.
 
-    For rows of one length this is the reference's `require_same_masks` (equal counts). Where lengths differ the share is made equal, not
-    the count: else one short clip would thin the masks of all long ones.
+    For rows of one length this is the reference's `require_same_masks` (equal counts). Where lengths differ the share
+    is made equal, not the count: else one short clip would thin the masks of all long ones.
     """
     if not rows:
         return rows

@@ -1,4 +1,4 @@
-"""Which samples make the batch of a step: a pure function of (seed, step), so that resuming and sharding need no state."""
+"""Which samples make the batch of a step: a pure function of (seed, step); resuming and sharding need no state."""
 
 import random
 from collections.abc import Iterator
@@ -7,12 +7,15 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+EPOCH = 0x5A3B1E  # sets the shuffle of an epoch apart from other draws of the seed
+
 
 class Sampler:
     """Shuffled epochs, cut into global batches; with `lengths`, batches hold samples of similar length.
 
-    Shuffled samples are sorted by length within chunks of `chunk` batches and the order of batches is shuffled again, so that padding is
-    small and an epoch still differs from the last. What does not fill a batch waits for the next epoch's shuffle.
+    Shuffled samples are sorted by length within chunks of `chunk` batches and the order of batches is shuffled again,
+    so that padding is small and an epoch still differs from the last. What does not fill a batch waits for the next
+    epoch's shuffle.
     """
 
     def __init__(
@@ -34,30 +37,38 @@ class Sampler:
     def __call__(self, step: int) -> np.ndarray:
         """Indices of the global batch of `step`, (batch_size,)."""
         epoch, number = divmod(step, len(self))
-        if epoch not in self._made:  # this epoch and the one before are kept: parts may be a step apart
-            self._made = {e: rows for e, rows in self._made.items() if e == epoch - 1} | {
-                epoch: self._make_epoch(epoch)
-            }
+        if epoch not in self._made:
+            for other in list(self._made):
+                if other != epoch - 1:  # the one before is kept: parts may be a step apart
+                    del self._made[other]
+            self._made[epoch] = self._make_epoch(epoch)
         return self._made[epoch][number]
 
     def _make_epoch(self, epoch: int) -> np.ndarray:
-        generator = np.random.default_rng((self.seed, 0x5A3B1E, epoch))
+        """Indices of an epoch's batches, (batches, batch_size)."""
+        generator = np.random.default_rng((self.seed, EPOCH, epoch))
         order = generator.permutation(self.num_samples)[: len(self) * self.batch_size]
-        if self.lengths is not None:
-            chunks = np.split(order, range(self.chunk * self.batch_size, len(order), self.chunk * self.batch_size))
-            order = np.concatenate([chunk[np.argsort(self.lengths[chunk], kind="stable")] for chunk in chunks])
-        rows = order.reshape(-1, self.batch_size)
-        return rows if self.lengths is None else generator.permutation(rows)
+        if self.lengths is None:
+            return order.reshape(-1, self.batch_size)
+        size = self.chunk * self.batch_size
+        by_length = []
+        for start in range(0, len(order), size):
+            chunk = order[start : start + size]
+            by_length.append(chunk[np.argsort(self.lengths[chunk], kind="stable")])
+        return generator.permutation(np.concatenate(by_length).reshape(-1, self.batch_size))
 
 
 def share(num_rows: int, part: int, parts: int) -> slice:
-    """Rows of a global batch that fall to `part` of `parts` (process, then micro-batch): every parts-th, so that lengths stay alike."""
+    """Rows of a global batch that fall to `part` of `parts` (process, then micro-batch).
+
+    Every parts-th, so that lengths stay alike.
+    """
     return slice(part, num_rows, parts)
 
 
 @contextmanager
 def seeded_globals(generator: np.random.Generator) -> Iterator[None]:
-    """Inside, the global generators of torch (CPU), numpy and random follow `generator`; afterwards they are as before."""
+    """Inside, the global generators of torch (CPU), numpy and random follow `generator`; then they are as before."""
     python, legacy = random.getstate(), np.random.get_state()
     seeds = generator.integers(2**32, size=3)
     try:

@@ -1,6 +1,7 @@
 """Decodes an image and makes it a tensor: the random training transform and the fixed evaluation transform.
 
-B samples, C channels, S image size. One or three channels are PIL images until the end, which is fast; other counts are tensors (C, H, W).
+B samples, C channels, S image size. One or three channels are PIL images until the end, which is fast; other counts
+are tensors (C, H, W).
 """
 
 import io
@@ -47,10 +48,10 @@ def decode(source: bytes | Path, channels: int) -> Image.Image | TensorImage:
 
 def size(source: bytes | Path | Image.Image | Tensor) -> tuple[int, int]:
     """Height and width; of a file from its header alone. One of `UNREADABLE`: it has none."""
-    if isinstance(source, Image.Image | Tensor):
-        return (
-            (source.height, source.width) if isinstance(source, Image.Image) else (source.shape[-2], source.shape[-1])
-        )
+    if isinstance(source, Image.Image):
+        return source.height, source.width
+    if isinstance(source, Tensor):
+        return source.shape[-2], source.shape[-1]
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     if _is_array(source):
         array = np.load(file, allow_pickle=False, mmap_mode=None if isinstance(source, bytes) else "r")
@@ -61,7 +62,10 @@ def size(source: bytes | Path | Image.Image | Tensor) -> tuple[int, int]:
 
 
 def decode_mask(path: Path, wanted: tuple[int, int]) -> Image.Image:
-    """Class numbers of 8 bits, grey or by palette, of an image of height and width `wanted`. ValueError: there are none, or of another size."""
+    """Class numbers of 8 bits, grey or by palette, of an image of height and width `wanted`.
+
+    ValueError: there are none, or of another size.
+    """
     try:
         with Image.open(path) as image:
             image.load()
@@ -114,7 +118,10 @@ def _channels_first(image: Image.Image | Tensor) -> Tensor:
 def training(
     image_size: int, *, crop_scale: Sequence[float], crop_ratio: Sequence[float], flip: float, color_jitter: float
 ) -> v2.Compose:
-    """Colour jitter, flip, random resized crop, in the reference's order -> S x S image. Draws from torch's global generator."""
+    """Colour jitter, flip, random resized crop, in the reference's order -> S x S image.
+
+    Draws from torch's global generator.
+    """
     jitter = [v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []
     crop = v2.RandomResizedCrop(
         image_size,
@@ -127,7 +134,10 @@ def training(
 
 
 def evaluation(image: Any, image_size: int, eval_crop: float, interpolation: v2.InterpolationMode = BICUBIC) -> Any:
-    """Shorter side to image_size / eval_crop, then the centre, S x S; offsets are cut off as transformers' image processors do."""
+    """Shorter side to image_size / eval_crop, then the centre, S x S.
+
+    Offsets are cut off as transformers' image processors do.
+    """
     image = F.resize(image, [round(image_size / eval_crop)], interpolation=interpolation, antialias=True)
     height, width = size(image)
     return F.crop(image, (height - image_size) // 2, (width - image_size) // 2, image_size, image_size)

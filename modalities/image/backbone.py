@@ -14,39 +14,53 @@ SIZES = (("img_size", "dynamic_img_size"), ("img_size",), ())
 
 
 def make(name: str, *, channels: int, image_size: int, small_stem: bool) -> nn.Module:
-    """The network, randomly initialised by timm, without its classifier. ValueError: none of that name, size, or with such a stem."""
+    """The network, randomly initialised by timm, without its classifier.
+
+    ValueError: there is none of that name, size, or with such a stem.
+    """
     import timm  # seconds that those who use none need not wait
 
     if not timm.is_model(str(name)):
         raise ValueError(
-            f"model.frontends.image.backbone is {name!r}, which timm does not have; try timm.list_models('*{str(name)[:6]}*')"
+            f"model.frontends.image.backbone is {name!r}, which timm does not have; "
+            f"try timm.list_models('*{str(name)[:6]}*')"
         )
-    known = {"img_size": image_size, "dynamic_img_size": True}
-    with torch.device(
-        "cpu"
-    ):  # also where transformers builds without memory: what is computed in constructors must exist
-        for number, wanted in enumerate(SIZES):
-            settings = {key: known[key] for key in wanted}
-            try:
-                model = timm.create_model(
-                    name, pretrained=False, in_chans=channels, num_classes=0, global_pool="", **settings
-                )
-                break
-            except TypeError:
-                if number == len(SIZES) - 1:
-                    raise
+    # also where transformers builds without memory: what is computed in constructors must exist
+    with torch.device("cpu"):
+        model = _create(name, channels, image_size)
         if small_stem:
             _shrink_stem(model, name, channels)
     return model
 
 
+def _create(name: str, channels: int, image_size: int) -> nn.Module:
+    """timm's network of that name, told as much of its images' size as it takes."""
+    import timm
+
+    known = {"img_size": image_size, "dynamic_img_size": True}
+    for number, names in enumerate(SIZES):
+        settings = {key: known[key] for key in names}
+        try:
+            return timm.create_model(
+                name, pretrained=False, in_chans=channels, num_classes=0, global_pool="", **settings
+            )
+        except TypeError:
+            if number == len(SIZES) - 1:
+                raise
+    raise AssertionError("SIZES is empty")
+
+
 def _shrink_stem(model: nn.Module, name: str, channels: int) -> None:
-    """For images of about 32 pixels: a first convolution of 3 x 3 without stride and no pooling after it, as in SimCLR (arXiv 2002.05709, B.9)."""
+    """For images of about 32 pixels: a first convolution of 3 x 3 without stride, and no pooling after it.
+
+    As in SimCLR (arXiv 2002.05709, B.9).
+    """
     from timm.models.resnet import ResNet
 
     if not isinstance(model, ResNet) or not isinstance(model.conv1, nn.Conv2d):
         raise ValueError(
-            f"model.frontends.image.small_stem is of ResNets whose stem is one convolution, such as resnet18; the backbone is {name}"
+            "model.frontends.image.small_stem is of ResNets whose stem is one convolution, such as resnet18; "
+            f"the backbone is {name}"
         )
     model.conv1 = nn.Conv2d(channels, model.conv1.out_channels, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
@@ -54,7 +68,10 @@ def _shrink_stem(model: nn.Module, name: str, channels: int) -> None:
 
 
 def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """(B, C, S, S) -> (B, H, W, D), after the final norm of a ViT. ValueError: the network cannot read this size, or gives no feature map."""
+    """(B, C, S, S) -> (B, H, W, D), after the final norm of a ViT.
+
+    ValueError: the network cannot read this size, or gives no feature map.
+    """
     try:
         x = model.forward_features(pixel_values)
     except AssertionError as error:
@@ -74,7 +91,10 @@ def feature_map(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def survey(model: nn.Module, channels: int, image_size: int) -> tuple[int, int, int]:
-    """H, W and D of the feature map of an image. What it does not depend on (norms of classifiers) will not be trained."""
+    """H, W and D of the feature map of an image.
+
+    What it does not depend on (norms of classifiers) will not be trained.
+    """
     parameters = list(model.parameters())
     pixels = torch.zeros(1, channels, image_size, image_size, dtype=parameters[0].dtype, device=parameters[0].device)
     model.eval()  # batch norms keep their statistics

@@ -70,7 +70,10 @@ class MaskedBatches:
 
 
 class ViewBatches:
-    """Each image read once and seen in the views that data.views and data.local_views ask for, the former masked if they are to be."""
+    """Each image read once and seen in the views that data.views and data.local_views ask for.
+
+    With data.mask_views those of data.views are masked.
+    """
 
     def __init__(
         self,
@@ -90,7 +93,7 @@ class ViewBatches:
         self._num_masked = len(data.views) if data.mask_views else 0  # local views, which are last, have no masks
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
-        """This part's rows of the step's batch: each view's pixel_values (B, C, S, S), masked or not; the sample ids."""
+        """This part's rows of the step's batch: pixel_values (B, C, S, S) of each view; the sample ids."""
         images: list[list[Any]] = [[] for _ in self._transforms]  # of each view
         hidden: list[list[np.ndarray]] = [[] for _ in self._transforms]
         indices = []

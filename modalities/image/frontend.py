@@ -1,7 +1,8 @@
-"""Pixels -> patch tokens: a strided convolution, a mask token, a class token, and a relative position bias or absolute positions.
+"""Pixels -> patch tokens: a strided convolution, mask token and class token, and relative or absolute positions.
 
 Or a whole network of timm, whose feature map is the tokens: see modalities/image/backbone.py.
-B samples, N masked rows, C channels, S image size, R patches along a side, T = R * R patches, E extra tokens, D width, H heads, L blocks.
+B samples, N masked rows, C channels, S image size, R patches along a side, T = R * R patches, K visible patches,
+E extra tokens, D width, H heads, L blocks.
 Source: data2vec 1.0's vision code (BEiT), which has no absolute positions; learned ones as in ViT (arXiv 2010.11929).
 """
 
@@ -89,9 +90,8 @@ def relative_index(rows: int, columns: int, class_token: bool, device: torch.dev
 
     Patches: by row and column offset. Then three more rows: class to patch, patch to class, class to class.
     """
-    with torch.inference_mode(
-        False
-    ):  # the cached tensor may first be asked for in inference and then be used in training
+    # the cached tensor may first be asked for in inference and then be used in training
+    with torch.inference_mode(False):
         row, column = torch.meshgrid(
             torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
         )
@@ -106,19 +106,25 @@ def relative_index(rows: int, columns: int, class_token: bool, device: torch.dev
 
 @lru_cache(maxsize=8)
 def sincos(rows: int, columns: int, dim: int, device: torch.device) -> Tensor:
-    """Fixed positions (T, D) of data2vec 2.0 and MAE (arXiv 2111.06377): sine and cosine of the column, then of the row."""
+    """Fixed positions (T, D) of data2vec 2.0 and MAE (arXiv 2111.06377).
+
+    Sine and cosine of the column, then of the row.
+    """
     with torch.inference_mode(False):
         rates = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim / 4))  # (D / 4,)
         row, column = torch.meshgrid(
             torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
         )
-        angles = [axis.reshape(-1, 1) * rates for axis in (column, row)]  # (T, D / 4) each
-        return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float()
+        across, down = column.reshape(-1, 1) * rates, row.reshape(-1, 1) * rates  # (T, D / 4) each
+        return torch.cat([across.sin(), across.cos(), down.sin(), down.cos()], dim=1).float()
 
 
-def resized(table: Tensor, old: int, new: int) -> Tensor:
-    """Learned positions (old * old, D) -> (new * new, D), bicubic, in float32. The 0.1 keeps the size from being rounded down (DINO's code)."""
-    image = table.float().unflatten(0, (old, old)).permute(2, 0, 1)[None]  # (1, D, R, R)
+def resized(positions: Tensor, old: int, new: int) -> Tensor:
+    """Learned positions (old * old, D) -> (new * new, D), bicubic, in float32.
+
+    The 0.1 keeps the size from being rounded down (DINO's code).
+    """
+    image = positions.float().unflatten(0, (old, old)).permute(2, 0, 1)[None]  # (1, D, R, R)
     return F.interpolate(image, scale_factor=(new + 0.1) / old, mode="bicubic")[0].flatten(1).T
 
 
@@ -130,7 +136,7 @@ class Frontend(nn.Module):
     positions_read_tokens: ClassVar[bool] = False
 
     def __init__(self, config: FrontendConfig, dim: int, num_heads: int):
-        """ValueError: the patches do not tile the image, a width that sincos positions cannot have, or another than the backbone's."""
+        """ValueError: patches that do not tile the image, or a width that sincos positions or a backbone do not have."""
         super().__init__()
         if config.positions == "sincos" and dim % 4:
             raise ValueError(f"sincos positions need a width that is a multiple of 4; model.trunk.dim is {dim}")
@@ -145,7 +151,8 @@ class Frontend(nn.Module):
             self.backbone.to(torch.get_default_device())
             if width != dim:
                 raise ValueError(
-                    f"backbone={config.backbone} gives {width} features: set model.trunk.dim={width} (it is {dim}), {ALONE}"
+                    f"backbone={config.backbone} gives {width} features: "
+                    f"set model.trunk.dim={width} (it is {dim}), {ALONE}"
                 )
         self.mask_token = nn.Parameter(torch.zeros(dim)) if config.mask_token else None
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
@@ -156,7 +163,10 @@ class Frontend(nn.Module):
         self.position_table = nn.Parameter(torch.zeros(num_places, dim)) if config.positions == "learned" else None
 
     def init_weights(self) -> None:
-        """As the config says; the bias table is zero. A normal is cut at one standard deviation, as in the reference's own helper."""
+        """As the config says; the bias table is zero.
+
+        A normal is cut at one standard deviation, as in the reference's helper.
+        """
         if self.backbone is not None:
             backbone.reset(self.backbone, self._make_backbone())
             return
@@ -166,11 +176,10 @@ class Frontend(nn.Module):
             nn.init.uniform_(self.patch_embed.weight, -bound, bound)
             if self.class_token is not None:
                 nn.init.normal_(self.class_token)
-        for weight in (
-            self.mask_token,
-            *(() if xavier else (self.patch_embed.weight, self.class_token)),
-            self.position_table,
-        ):
+        normal = [self.mask_token, self.patch_embed.weight, self.class_token, self.position_table]
+        if xavier:
+            normal = [self.mask_token, self.position_table]
+        for weight in normal:
             if weight is not None:
                 nn.init.trunc_normal_(weight, std=std, a=-std, b=std)
         nn.init.zeros_(self.patch_embed.bias)
@@ -192,24 +201,29 @@ class Frontend(nn.Module):
         return self.backbone is not None
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, S, S) -> (B, T, D), patches row by row. ValueError: another number of channels or another size; in training see `_reads`."""
+        """(B, C, S, S) -> (B, T, D), patches row by row.
+
+        ValueError: another number of channels or another size; in training see `_reads`.
+        """
         if not self._reads(pixel_values):
             size, patch, shape = self.config.image_size, self.config.patch_size, tuple(pixel_values.shape)
-            others = (
-                ""
-                if not self.training or self.backbone is not None
-                else f", and in training other squares of {patch} x {patch} pixels"
-            )
-            others += " that are smaller" if others and self.bias_table is not None else ""
+            others = ""
+            if self.training and self.backbone is None:
+                others = f", and in training other squares of {patch} x {patch} pixels"
+                others += " that are smaller" if self.bias_table is not None else ""
             raise ValueError(
-                f"pixel_values of shape {shape}: this model reads (batch, {self.config.channels}, {size}, {size}){others}"
+                f"pixel_values of shape {shape}: "
+                f"this model reads (batch, {self.config.channels}, {size}, {size}){others}"
             )
         if self.backbone is not None:
             return backbone.feature_map(self.backbone, pixel_values).flatten(1, 2)
         return self.patch_embed(pixel_values).flatten(2).transpose(1, 2)  # (B, T, D)
 
     def _reads(self, pixel_values: Tensor) -> bool:
-        """Images of the model's size; in training, where a batch may hold smaller crops, other squares too: if positions are relative, no larger."""
+        """Images of the model's size; in training, where a batch may hold smaller crops, other squares too.
+
+        If positions are relative, these are smaller.
+        """
         size = self.config.image_size
         channels, *sides = pixel_values.shape[1:]
         if channels != self.config.channels or len(set(sides)) != 1 or len(sides) != 2:
@@ -220,10 +234,14 @@ class Frontend(nn.Module):
         return self.backbone is not None or (fits and (self.bias_table is None or sides[0] < size))
 
     def hide(self, tokens: Tensor, hidden: Tensor, **inputs: Tensor) -> Tensor:
-        """(N, T, D), (N, T) bool -> (N, T, D) with the mask token, or zero, where hidden. ValueError: a backbone has mixed the tokens."""
+        """(N, T, D), (N, T) bool -> (N, T, D) with the mask token, or zero, where hidden.
+
+        ValueError: a backbone has mixed the tokens.
+        """
         if self.backbone is not None:
             raise ValueError(
-                f"backbone={self.config.backbone} mixes all tokens: nothing can be hidden behind it; objectives with masks need patches"
+                f"backbone={self.config.backbone} mixes all tokens: nothing can be hidden behind it; "
+                "objectives with masks need patches"
             )
         if self.mask_token is None:
             return tokens.masked_fill(hidden[..., None], 0)
@@ -233,13 +251,11 @@ class Frontend(nn.Module):
         """(T, D) to be added to tokens, or None where positions are in the attention bias alone."""
         grid = self._grid_of(tokens.shape[1])
         if self.position_table is not None:
-            table = self.position_table[int(self.class_token is not None) :]
-            return (table if grid == self.grid else resized(table, self.grid[0], grid[0])).to(tokens.dtype)
-        return (
-            sincos(*grid, tokens.shape[-1], tokens.device).to(tokens.dtype)
-            if self.config.positions == "sincos"
-            else None
-        )
+            learned = self.position_table[int(self.class_token is not None) :]
+            return (learned if grid == self.grid else resized(learned, self.grid[0], grid[0])).to(tokens.dtype)
+        if self.config.positions == "sincos":
+            return sincos(*grid, tokens.shape[-1], tokens.device).to(tokens.dtype)
+        return None
 
     def _grid_of(self, num_tokens: int | None) -> tuple[int, int]:
         """Patches along the sides of a square image of `num_tokens`; None: of an image of the model's size."""
@@ -254,9 +270,9 @@ class Frontend(nn.Module):
         return self.class_token + self.position_table[:1]
 
     def bias(self, num_tokens: int | None = None, keep: Tensor | None = None) -> Tensor | None:
-        """(H, E + T, E + T), or (N, H, E + K, E + K) of the patches `keep` (N, K): to be added to the attention logits of every block.
+        """What is added to the attention logits of every block: (H, E + T, E + T).
 
-        With a table per block (L, N or 1, H, ...).
+        Of the patches `keep` (N, K): (N, H, E + K, E + K). With a table per block (L, N or 1, H, ...).
         """
         if self.bias_table is None:
             return None
@@ -270,7 +286,10 @@ class Frontend(nn.Module):
         return torch.stack([F.embedding(index, table) for table in self.bias_table]).movedim(-1, -3)
 
     def bias_index(self, num_tokens: int | None = None) -> Tensor:
-        """Row of the bias table for each (query, key), (E + T, E + T); a smaller image has the offsets of a corner of the model's own."""
+        """Row of the bias table for each (query, key), (E + T, E + T).
+
+        A smaller image has the offsets of a corner of one of the model's size.
+        """
         index = relative_index(*self.grid, self.class_token is not None, self.patch_embed.weight.device)
         rows, columns = self._grid_of(num_tokens)
         if (rows, columns) == self.grid:

@@ -1,4 +1,4 @@
-"""Labelled images for fine-tuning: RandAugment, random erasing, mixup and cutmix by timm; labels smoothed and mixed with their images.
+"""Labelled images for fine-tuning: RandAugment, random erasing, mixup and cutmix by timm; labels are mixed likewise.
 
 B samples of a batch, C channels, S image size, L classes.
 """
@@ -52,33 +52,34 @@ class LabelledBatches:
             self._mixup = Mixup(data.mixup, data.cutmix, num_classes=len(opened.names or []), **shares)
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
-        """This part's rows of the step's batch: pixel_values (B, C, S, S) with labels (B,) or shares of classes (B, L); the sample ids."""
+        """This part's rows of the step's batch: pixel_values (B, C, S, S) with their labels; the sample ids.
+
+        Labels are (B,), or shares of classes (B, L).
+        """
         batch = self.sampler(step)
         rows = list(range(len(batch)))[sampling.share(len(batch), part, parts)]
-        # timm mixes each image with that as far from the other end; here of the whole batch, which no other part need know
-        partners = [len(batch) - 1 - row for row in reversed(rows)] if self._mixup is not None and parts > 1 else []
-        *generators, common = masking.generators(self._seed, step, range(len(batch) + 1))  # the last is no row's own
+        partners = []
+        if self._mixup is not None and parts > 1:
+            # timm mixes each image with the one as far from the other end; here that of the whole batch
+            partners = [len(batch) - 1 - row for row in reversed(rows)]
+        *generators, common = masking.generators(self._seed, step, range(len(batch) + 1))  # the last is no row's
         drawn = [self._row(generators[row], int(batch[row])) for row in [*rows, *partners]]
         images, targets, ids = zip(*drawn, strict=True)
-        pixels = torch.stack(images)
+        pixels = torch.stack(images)  # (B, C, S, S), and as many partners
         target = torch.as_tensor(np.array(targets))
         if self._mixup is not None:
             with seeded_globals(common):
                 pixels, target = self._mixup(pixels, target)
-        elif self._data.label_smoothing:
-            target = mixup_target(
-                target, len(self._opened.names), smoothing=self._data.label_smoothing
-            )  # timm's way to write them, unmixed
-        return [View(MODALITY, {"pixel_values": pixels[: len(rows)]}, labels=target[: len(rows)])], list(
-            ids[: len(rows)]
-        )
+        elif self._data.label_smoothing:  # timm's way to write them, unmixed
+            target = mixup_target(target, len(self._opened.names), smoothing=self._data.label_smoothing)
+        view = View(MODALITY, {"pixel_values": pixels[: len(rows)]}, labels=target[: len(rows)])
+        return [view], list(ids[: len(rows)])
 
     def _row(self, generator: np.random.Generator, place: int) -> tuple[Tensor, Any, str]:
         """Augmented image (C, S, S), its label, sample id."""
         indices = self._opened.indices
-        index, image = readable(
-            self._opened.train, indices[np.arange(place, place + 100) % len(indices)], self._bad_log
-        )
+        following = indices[np.arange(place, place + 100) % len(indices)]
+        index, image = readable(self._opened.train, following, self._bad_log)
         with seeded_globals(generator):
             image = self._transform(image)
             image = image if self._rand_augment is None else self._rand_augment(image)
@@ -88,7 +89,7 @@ class LabelledBatches:
 
 
 def _rand_augment(data: LabelledConfig, image_size: int) -> Callable[[Any], Any]:
-    """With what timm's own training transform gives it: the mean colour as filling, and at most 0.45 of the side as translation."""
+    """RandAugment as in timm's training transform: filled with the mean colour, moved by at most 0.45 of the side."""
     fill = tuple(min(255, round(255 * value)) for value in (list(data.mean) * 3)[:3])
     settings = {"img_mean": fill, "translate_const": int(image_size * 0.45), "interpolation": Image.Resampling.BICUBIC}
     try:

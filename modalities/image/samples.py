@@ -23,6 +23,8 @@ from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.protocols import Rows
 from d2v.types import View
 
+QUEUED = 4096  # rows that a scan hands out at once: a pool queues all that it is given
+
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
     """ValueError: settings that contradict one another."""
@@ -76,7 +78,10 @@ class Samples:
         folder: Path,
         rows: Rows | None = None,
     ):
-        """ValueError: the source cannot be opened, or too many of its images are bad. `rows`: these only, of which the headers are checked."""
+        """`rows`: these only, of which the headers are checked.
+
+        ValueError: the source cannot be opened, or too many of its images are bad.
+        """
         self.config, self.frontend = config, frontend
         dataset, first = (self.open(config, split), 0) if rows is None else rows
         self._decodes = config.check_files and rows is None
@@ -96,7 +101,10 @@ class Samples:
         return len(self._rows)
 
     def image(self, index: int) -> Any:
-        """The decoded image of a usable sample: PIL, or a tensor (C, H, W). One of `augment.UNREADABLE`: it is damaged."""
+        """The decoded image of a usable sample: PIL, or a tensor (C, H, W).
+
+        One of `augment.UNREADABLE`: it is damaged.
+        """
         return augment.decode(self._source(int(self._rows[index])), self.frontend.channels)
 
     def column(self, name: str) -> np.ndarray:
@@ -104,29 +112,29 @@ class Samples:
         return tables.values(self._dataset, name, self._rows, self.ids)
 
     def view(self, indices: Iterable[int]) -> View:
-        """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S). ValueError: an image can no longer be read."""
+        """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S).
+
+        ValueError: an image can no longer be read.
+        """
+        size, crop = self.frontend.image_size, self.config.eval_crop
         try:
-            images = [
-                augment.evaluation(self.image(index), self.frontend.image_size, self.config.eval_crop)
-                for index in indices
-            ]
+            images = [augment.evaluation(self.image(index), size, crop) for index in indices]
         except augment.UNREADABLE as error:
             raise ValueError(_reason(error)) from error
         return View(MODALITY, {"pixel_values": augment.normalise(images, self.config.mean, self.config.std)})
 
     def masks(self, indices: Iterable[int], folder: str) -> np.ndarray:
-        """Class numbers of the pixels of the evaluation view, (B, S, S) uint8, from a PNG in `folder` of the same name as each image.
+        """Class numbers of the pixels of the evaluation view, (B, S, S) uint8, from PNGs named as images in `folder`.
 
         ValueError: there is none, it has no class numbers, or it is of another size than the image.
         """
-        places = [(index, (Path(folder) / self.ids[index]).with_suffix(".png")) for index in indices]
-        masks = [augment.decode_mask(place, augment.size(self.image(index))) for index, place in places]
-        return np.stack(
-            [
-                np.asarray(augment.evaluation(mask, self.frontend.image_size, self.config.eval_crop, augment.NEAREST))
-                for mask in masks
-            ]
-        )
+        size, crop = self.frontend.image_size, self.config.eval_crop
+        masks = []
+        for index in indices:
+            place = (Path(folder) / self.ids[index]).with_suffix(".png")
+            mask = augment.decode_mask(place, augment.size(self.image(index)))
+            masks.append(np.asarray(augment.evaluation(mask, size, crop, augment.NEAREST)))
+        return np.stack(masks)
 
     def raw(self, indices: Iterable[int]) -> np.ndarray:
         """Pixels of the evaluation view averaged to 8 x 8, (B, C * 64)."""
@@ -152,17 +160,12 @@ class Samples:
         lists = {"unreadable": self.report.unreadable, "too_short": self.report.too_short}
         usable = np.ones(len(ids), dtype=bool)
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
-            blocks = (
-                range(start, min(start + 4096, len(ids))) for start in range(0, len(ids), 4096)
-            )  # `map` queues all it is given at once
-            for row, problem in (
-                (row, problem)
-                for block in blocks
-                for row, problem in zip(block, pool.map(self._problem, block), strict=True)
-            ):
-                if problem:
-                    usable[row] = False
-                    lists[problem[0]].append((ids[row], problem[1]))
+            for start in range(0, len(ids), QUEUED):
+                rows = range(start, min(start + QUEUED, len(ids)))
+                for row, problem in zip(rows, pool.map(self._problem, rows), strict=True):
+                    if problem:
+                        usable[row] = False
+                        lists[problem[0]].append((ids[row], problem[1]))
         return usable
 
     def _count_classes(self) -> dict[str, int] | None:
@@ -183,14 +186,18 @@ def _reason(error: BaseException) -> str:
 
 
 def readable(samples: Samples, candidates: np.ndarray, bad_log: Callable[[str, str], None]) -> tuple[int, Any]:
-    """The first of the candidates that can be read, and its image; `bad_log` hears of the others. ValueError: none can."""
+    """The first of the candidates that can be read, and its image; `bad_log` hears of those before it.
+
+    ValueError: none can.
+    """
     for candidate in candidates.tolist():
         try:
             return candidate, samples.image(candidate)
         except augment.UNREADABLE as error:
             bad_log(samples.ids[candidate], _reason(error))
     raise ValueError(
-        f"{len(candidates)} images in a row cannot be read, the first is {samples.ids[int(candidates[0])]}: was data.path changed or unmounted?"
+        f"{len(candidates)} images in a row cannot be read, the first is {samples.ids[int(candidates[0])]}: "
+        "was data.path changed or unmounted?"
     )
 
 

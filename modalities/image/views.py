@@ -59,7 +59,10 @@ VIEWS = tuple(FAMILIES)
 
 @dataclass
 class ViewConfig:
-    """Views of the same images in place of one masked view; they read flip and crop_ratio, not crop_scale and color_jitter."""
+    """Views of the same images in place of one masked view.
+
+    They read flip and crop_ratio, not crop_scale and color_jitter.
+    """
 
     views: list[str] = setting(
         [], f"One augmentation a view: {', '.join(VIEWS[:-1])} or {VIEWS[-1]}; empty: one masked view."
