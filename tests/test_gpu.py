@@ -1,4 +1,4 @@
-"""On a CUDA device: a step in float32 is that of the CPU, one in bf16 is near it, an interrupted run goes on to the bit.
+"""On a CUDA device: a step in float32 is that of the CPU, one in bf16 is near it, and a run resumes to the bit.
 
 Runs of one device and precision share a process: accelerate keeps both for as long as a process lives.
 """
