@@ -16,7 +16,7 @@ test test-slow: export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/bytecode
 test: .venv/.installed
 	$(BIN)/python -m pytest -n $(THREADS) --dist loadfile --no-loadscope-reorder
 
-# What pytest -m slow selects, an hour or so on two cores. In pieces: make test-slow SLOW="tests/test_loop.py -k text"
+# What pytest -m slow selects, a few minutes on two cores. In pieces: make test-slow SLOW="tests/test_loop.py -k text"
 SLOW ?= tests
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow -n $(THREADS) --dist worksteal $(SLOW)

@@ -1,4 +1,4 @@
-"""On a CUDA device: a step in float32 is that of the CPU, one in bf16 is near it, and an interrupted run goes on to the bit.
+"""On a CUDA device: a step in float32 is that of the CPU, one in bf16 is near it, and a run resumes to the bit.
 
 Runs of one device and precision share a process: accelerate keeps both for as long as a process lives.
 """
@@ -71,10 +71,11 @@ def test_a_step_in_float32_is_that_of_the_cpu(modality, objective, folder):
 
 @pytest.mark.parametrize(("modality", "objective"), PAIRS)
 def test_a_step_in_bf16_is_that_in_float32(modality, objective, folder):
-    """bf16 rounds by up to 2**-9, 0.2%; the errors of some ten products on the way to the loss and back add up to about 1% of a gradient.
+    """bf16 rounds by up to 2**-9, 0.2%; the errors of some ten products, there and back, add up to 1% of a gradient.
 
-    Batch norms over eight samples and temperatures magnify that: on the CPU's bf16, gradients differ by 1% at most for the methods that
-    predict hidden tokens, by up to 25% for those that compare views. A gradient that is lost or scaled wrongly differs by 50% or more.
+    Batch norms over eight samples and temperatures magnify that: on the CPU's bf16, gradients differ by 1.2% at most
+    for the methods that predict hidden tokens, by up to 25% for those that compare views. A gradient that is lost, or
+    of half or twice the size, differs by 50% or more.
     """
     rounded, exact = (folder / f"cuda_{precision}_{modality}_{objective}" for precision in ("bf16", "no"))
     assert tiny.losses(rounded) == pytest.approx(tiny.losses(exact), rel=0.05, abs=0.05)
@@ -84,7 +85,7 @@ def test_a_step_in_bf16_is_that_in_float32(modality, objective, folder):
 
 
 def whole_and_resumed(device: str, folder: Path, modality: str) -> None:
-    """A run of 20 steps, and the same one interrupted at step 13, of which 10 were saved, and resumed; in bf16, with dropout."""
+    """A run of 20 steps, and one interrupted at step 13, of which 10 were saved, and resumed; in bf16, with dropout."""
     os.environ.update(EXACT)
     on(device)
     torch.use_deterministic_algorithms(True, warn_only=True)
