@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and the record of what d2v wrote: nothing else is removed or replaced.
 
-A folder that d2v fills holds `.d2v.json`, the names of the files that d2v wrote there. Temporary names end in `.d2v-tmp`.
+A folder that d2v fills holds `.d2v.json`, the names of the files that d2v wrote there. Temporary names end in
+`.d2v-tmp`.
 """
 
 import json
@@ -77,7 +78,7 @@ def files_in(folder: Path) -> set[str]:
 
 
 def recorded(folder: Path) -> set[str]:
-    """The files that d2v wrote in a folder, as paths relative to it; none if its record is missing or cannot be read."""
+    """The files that d2v wrote in a folder, as paths relative to it; none without a record that can be read."""
     try:
         return lying_in(folder, json.loads((folder / RECORD).read_text())["files"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -132,7 +133,7 @@ def check_new(path: Path, overwrite: bool) -> None:
 
 
 def remove(folder: Path, names: Iterable[str]) -> None:
-    """Removes files, as paths relative to a folder, then their folders and itself where those are empty without them."""
+    """Removes files, as paths relative to a folder, then their folders and itself, where empty without them."""
     names = list(names)
     for name in names:
         path = folder / name
