@@ -1,4 +1,4 @@
-"""What all benchmarks share: options of the command line, and implementations that take turns, because machines drift."""
+"""What benchmarks share: options of the command line, and sides that take turns, because machines drift."""
 
 import multiprocessing
 import statistics
@@ -24,7 +24,7 @@ def parse_options(arguments: list[str], defaults: dict[str, int]) -> tuple[list[
 
 
 class Seconds(NamedTuple):
-    """Medians of the time on the clock, and of the processor's, which tells more on a machine that does other work too."""
+    """Medians of the time on the clock, and of the processor's, which tells more on a busy machine."""
 
     wall: float
     cpu: float
