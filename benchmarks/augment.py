@@ -1,16 +1,16 @@
-"""Views of MoCo v2 that one core makes of decoded pictures in a second, ours against the same operations of torchvision's first transforms.
+"""Views of MoCo v2 that one core makes of decoded pictures in a second, against torchvision's first transforms.
 
     python benchmarks/augment.py [rounds=5] [images=32]
 
-Pictures of 500 x 375 pixels become views of 224; pictures of 32 pixels become views of 32, which are not blurred, as usual for such images. Both
-sides read PIL images and end with a normalised batch of float32; their blur is Pillow's, as in MoCo's code. They take turns, with one thread; a
-second is one of processor time, the median of the rounds.
+Pictures of 500 x 375 pixels become views of 224; pictures of 32 pixels become views of 32, which are not blurred, as
+usual for such images. Both sides do the same operations, read PIL images and end with a normalised batch of float32;
+torchvision's blur is Pillow's, as in MoCo's code. They take turns, with one thread; a second is one of processor time,
+the median of the rounds.
 """
 
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from data_loading import picture
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms as v1
+from turns import in_turn, parse_options
 
 from d2v.modalities import image
 from d2v.modalities.image import augment, views
@@ -34,7 +35,7 @@ def ours(size: int) -> Make:
 
 
 def theirs(size: int) -> Make:
-    """The same by torchvision.transforms."""
+    """Pictures -> (B, 3, S, S), by torchvision.transforms."""
     data = image.DataConfig()
     blur = [v1.RandomApply([v1.Lambda(_blurred)], 0.5)] if blurs(size) else []
     view = v1.Compose(
@@ -67,31 +68,22 @@ def compare(size: int, rounds: int, num_images: int) -> dict[str, float]:
     """Views a second of each side."""
     generator = np.random.default_rng(0)
     pictures = [picture(generator, *CASES[size]) for _ in range(num_images)]
-    makers = {name: side(size) for name, side in SIDES.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in makers}
-    for number in range(1 + rounds):
-        for name, make in makers.items():
-            began = time.process_time()
-            make(pictures)
-            if number:  # the first warms up
-                seconds[name].append(time.process_time() - began)
-    return {name: num_images / statistics.median(times) for name, times in seconds.items()}
+    makers = {name: partial(side(size), pictures) for name, side in SIDES.items()}
+    return {name: num_images / one.cpu for name, one in in_turn(makers, rounds, warm_up=1).items()}
 
 
 def main(arguments: list[str]) -> None:
     """One line for each size."""
-    options = {"rounds": 5, "images": 32} | {key: int(value) for key, _, value in (a.partition("=") for a in arguments)}
-    if set(options) != {"rounds", "images"}:
+    words, options = parse_options(arguments, {"rounds": 5, "images": 32})
+    if words:
         raise SystemExit(__doc__)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print("| views per second of a core | d2v | torchvision | ratio |\n|---|---|---|---|")
     for size in CASES:
-        found = compare(size, options["rounds"], options["images"])
-        print(
-            f"| {size} pixels | {found['d2v']:.0f} | {found['torchvision']:.0f} | {found['d2v'] / found['torchvision']:.2f} |",
-            flush=True,
-        )
+        rates = compare(size, options["rounds"], options["images"])
+        ratio = rates["d2v"] / rates["torchvision"]
+        print(f"| {size} pixels | {rates['d2v']:.0f} | {rates['torchvision']:.0f} | {ratio:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/config_steps.py CONFIG CONFIG ... [steps=20] [threads=1] [key=value ...]
 
-key=value holds for every config, e.g. data.path=photos/. Columns: median wall and CPU seconds of a step, samples and masked rows a second, minutes
-of all train.steps.
+key=value holds for every config, e.g. data.path=photos/. Columns: median wall and CPU seconds of a step, samples and
+masked rows a second, minutes of all train.steps.
 """
 
 import os
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from turns import parse_options
 
 from d2v import plugins
 from d2v.config.loading import load_config
@@ -52,11 +53,9 @@ class Steps:
 
 def main(arguments: list[str]) -> None:
     """Prints the table."""
-    paths = [a for a in arguments if "=" not in a]
-    options = {"steps": 20, "threads": 1} | {
-        key: int(value) for key, _, value in (a.partition("=") for a in arguments) if key in ("steps", "threads")
-    }
-    overrides = [a for a in arguments if "=" in a and a.partition("=")[0] not in options]
+    mine = [a for a in arguments if "=" not in a or a.startswith(("steps=", "threads="))]
+    overrides = [a for a in arguments if a not in mine]
+    paths, options = parse_options(mine, {"steps": 20, "threads": 1})
     if not paths:
         raise SystemExit(__doc__)
     torch.set_num_threads(options["threads"])
@@ -72,7 +71,8 @@ def main(arguments: list[str]) -> None:
         train, masks = steps.config.train, steps.config.data.masks
         size = train.batch_size
         print(
-            f"| {path} | {wall:.3f} | {cpu:.3f} | {size / wall:.1f} | {size * masks / wall:.0f} | {train.steps} | {wall * train.steps / 60:.1f} |"
+            f"| {path} | {wall:.3f} | {cpu:.3f} | {size / wall:.1f} | {size * masks / wall:.0f} | {train.steps} "
+            f"| {wall * train.steps / 60:.1f} |"
         )
 
 

@@ -1,4 +1,4 @@
-"""Images and seconds of audio that one worker reads, decodes, augments and masks per second, through the batches that training uses.
+"""Images and seconds of audio that one worker reads, decodes, augments and masks per second, as training does.
 
     python benchmarks/data_loading.py [image speech] [batches=30]
 
@@ -14,6 +14,7 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image
+from turns import parse_options
 
 from d2v.modalities import image, speech
 
@@ -79,8 +80,8 @@ RATES = {"image": image_rate, "speech": speech_rate}
 def main(arguments: list[str]) -> None:
     """One line per modality."""
     torch.set_num_threads(1)
-    options = {"batches": 30} | {key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value}
-    for modality in [a for a in arguments if "=" not in a] or RATES:
+    words, options = parse_options(arguments, {"batches": 30})
+    for modality in words or RATES:
         with tempfile.TemporaryDirectory() as folder:
             print(f"{modality}: {RATES[modality](Path(folder), options['batches'])}")
 

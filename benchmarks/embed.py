@@ -2,19 +2,19 @@
 
     python benchmarks/embed.py [image speech text] [threads=2] [rounds=5] [depth=4]
 
-Models of the published Base width, random weights (d2v.interop.huggingface.to_transformers makes the stock one of ours). Inputs are in memory.
-Ours is d2v.evaluation.embedding.embed, which scripts/embed.py calls: batches of similar lengths, of which none takes more room than 8 of the longest samples.
-Theirs is batches of 8 in the order they come, padded to the longest, and the masked mean of last_hidden_state. They take turns, round by round;
-medians are compared, of the time on the clock and of the processor's, which tells more on a machine that does other work too.
+Models of the published Base width, random weights (d2v.interop.huggingface.to_transformers makes the stock one of
+ours). Inputs are in memory. Ours is d2v.evaluation.embedding.embed, which scripts/embed.py calls: batches of similar
+lengths, of which none takes more room than 8 of the longest samples. The stock side is batches of 8 in the order they
+come, padded to the longest, and the masked mean of last_hidden_state. They take turns, round by round; medians are
+compared, of the time on the clock and of the processor's, which tells more on a machine that does other work too.
 
-"equal": samples of one length. "mixed": log-normal lengths about a median of 3 s of audio (half of them within 2.1 and 4.2 s, at most 15 s)
-or 16 tokens (within 11 and 24, at most 128). Features are compared to 1e-5: with those of the stock model in the same batches, and where speech
-is padded, which the stock class lets into its features, with the stock model's for each clip alone.
+"equal": samples of one length. "mixed": log-normal lengths about a median of 3 s of audio (half of them within 2.1 and
+4.2 s, at most 15 s) or 16 tokens (within 11 and 24, at most 128). Features are compared to 1e-5: with those of the
+stock model in the same batches, and where speech is padded, which the stock class lets into its features, with the
+stock model's for each clip alone.
 """
 
-import statistics
 import sys
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from step_time import our_encoder
 from torch import Tensor
+from turns import in_turn, parse_options
 from work import MAIN_INPUT, MODALITIES, Size
 
 from d2v.evaluation.config import EmbedConfig
@@ -30,7 +31,6 @@ from d2v.interop.huggingface import to_transformers
 from d2v.models.heads import mean_of_tokens
 
 NUM, BATCH = {"image": 32, "speech": 64, "text": 256}, 8
-CLOCKS = (time.perf_counter, time.process_time)
 MEDIAN, LEAST, MOST = {"speech": 48000, "text": 16}, {"speech": 8000, "text": 4}, {"speech": 240000, "text": 128}
 
 
@@ -40,11 +40,8 @@ class InMemory:
     def __init__(self, modality: str, lengths: np.ndarray, size: Size, encoder: Any):
         generator = torch.Generator().manual_seed(0)
         self.modality, self.lengths, self.encoder = modality, lengths, encoder
-        self.ids, self.cut, self.report = (
-            [str(n) for n in range(len(lengths))],
-            None,
-            SimpleNamespace(unreadable=[], too_short=[]),
-        )
+        self.ids, self.cut = [str(n) for n in range(len(lengths))], None
+        self.report = SimpleNamespace(unreadable=[], too_short=[])
         shapes = [(3, size.image, size.image) if modality == "image" else (int(length),) for length in lengths]
         if modality == "text":
             self.rows = [torch.randint(4, size.vocab - 1, shape, generator=generator) for shape in shapes]
@@ -68,7 +65,7 @@ class InMemory:
         return inputs
 
     def view(self, indices: Any) -> Any:
-        """The same as a View."""
+        """A padded batch as a View."""
         return self.encoder.view(**self.inputs(indices))
 
 
@@ -96,7 +93,7 @@ def lengths_of(modality: str, mixed: bool, size: Size, num: int) -> np.ndarray:
 def compare(
     modality: str, mixed: bool, size: Size, *, num: int = 0, batch_size: int = BATCH, rounds: int = 5
 ) -> dict[str, float]:
-    """Samples per second of both on the clock, the ratio of that and of samples per processor second, and how far features are apart."""
+    """Samples per second of both, their ratio on the clock and on the processor, and how far features differ."""
     num = num or NUM[modality]
     torch.manual_seed(0)
     ours = our_encoder(modality, size).eval()
@@ -106,32 +103,26 @@ def compare(
     features = embed(ours, samples, config).features  # the first of each is warm-up
     expected = stock(theirs, samples, 1 if modality == "speech" and mixed else batch_size)
     runs = {"d2v": lambda: embed(ours, samples, config), "transformers": lambda: stock(theirs, samples, batch_size)}
-    seconds: dict[str, list[list[float]]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = [clock() for clock in CLOCKS]
-            run()
-            seconds[name].append([clock() - began for clock, began in zip(CLOCKS, start, strict=True)])
-    wall, cpu = (
-        {name: num / statistics.median(t[place] for t in times) for name, times in seconds.items()} for place in (0, 1)
-    )
+    seconds = in_turn(runs, rounds)
+    wall = {name: num / one.wall for name, one in seconds.items()}
+    cpu = {name: num / one.cpu for name, one in seconds.items()}
     ratios = {"ratio": wall["d2v"] / wall["transformers"], "cpu_ratio": cpu["d2v"] / cpu["transformers"]}
     return {**wall, **ratios, "difference": float(np.abs(features - expected).max())}
 
 
 def main(arguments: list[str]) -> None:
     """One line for each modality and kind of lengths."""
-    options = {"threads": 2, "rounds": 5, "depth": 4} | {
-        key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value
-    }
+    words, options = parse_options(arguments, {"threads": 2, "rounds": 5, "depth": 4})
     torch.set_num_threads(options["threads"])
     print(
-        "| samples per second | lengths | d2v | transformers | ratio | ratio of processor time | largest difference |\n|---|---|---|---|---|---|---|"
+        "| samples per second | lengths | d2v | transformers | ratio | ratio of processor time | largest difference |"
     )
-    for modality in [a for a in arguments if "=" not in a] or MODALITIES:
+    print("|---" * 7 + "|")
+    for modality in words or MODALITIES:
         for mixed in (False, True) if modality in MEDIAN else (False,):
-            found = compare(modality, mixed, Size(depth=options["depth"]), rounds=options["rounds"])
-            numbers = f"{found['d2v']:.2f} | {found['transformers']:.2f} | {found['ratio']:.2f} | {found['cpu_ratio']:.2f} | {found['difference']:.1e}"
+            result = compare(modality, mixed, Size(depth=options["depth"]), rounds=options["rounds"])
+            numbers = f"{result['d2v']:.2f} | {result['transformers']:.2f} | {result['ratio']:.2f}"
+            numbers += f" | {result['cpu_ratio']:.2f} | {result['difference']:.1e}"
             print(f"| {modality} | {'mixed' if mixed else 'equal'} | {numbers} |", flush=True)
 
 

@@ -2,14 +2,13 @@
 
     python benchmarks/finetune_step.py [image speech text] [threads=2] [steps=12] [depth=4]
 
-Models of the published Base width: images and texts of one length with a class each, CTC on clips of one length. One step: forward with the
-published dropouts, loss, backward, gradient norm, AdamW; float32; data are made beforehand. The two take steps in turn; medians are compared,
-of the time on the clock and of the processor's. The logits of both without dropout are compared first.
+Models of the published Base width: images and texts of one length with a class each, CTC on clips of one length. One
+step: forward with the published dropouts, loss, backward, gradient norm, AdamW; float32; data are made beforehand. The
+two take steps in turn; medians are compared, of the time on the clock and of the processor's. The logits of both
+without dropout are compared first.
 """
 
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,13 +22,13 @@ from transformers import (
     Data2VecVisionConfig,
     Data2VecVisionForImageClassification,
 )
+from turns import in_turn, parse_options
 from work import MODALITIES, Size
 
 from d2v.interop.huggingface import from_transformers
 from d2v.training.optim import scale_and_clip
 
 WARM_UP, NUM_LABELS = 3, 30
-CLOCKS = (time.perf_counter, time.process_time)
 
 
 def stock_model(modality: str, size: Size) -> Any:
@@ -90,32 +89,23 @@ def compare(modality: str, size: Size, steps: int) -> dict[str, float]:
     with torch.no_grad():
         ours, expected = (model.eval()(**batch).logits for model in models.values())
     takes = {name: stepper(model, batch) for name, model in models.items()}
-    seconds: dict[str, list[list[float]]] = {name: [] for name in takes}
-    for number in range(WARM_UP + steps):
-        for name, take in takes.items():
-            began = [clock() for clock in CLOCKS]
-            take()
-            if number >= WARM_UP:
-                seconds[name].append([clock() - start for clock, start in zip(CLOCKS, began, strict=True)])
-    wall, cpu = (
-        {name: statistics.median(t[place] for t in times) for name, times in seconds.items()} for place in (0, 1)
-    )
+    seconds = in_turn(takes, steps, WARM_UP)
+    wall = {name: one.wall for name, one in seconds.items()}
+    cpu = {name: one.cpu for name, one in seconds.items()}
     ratios = {"ratio": wall["d2v"] / wall["transformers"], "cpu_ratio": cpu["d2v"] / cpu["transformers"]}
     return {**wall, **ratios, "difference": float((ours - expected).abs().max())}
 
 
 def main(arguments: list[str]) -> None:
     """One line for each modality."""
-    options = {"threads": 2, "steps": 12, "depth": 4} | {
-        key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value
-    }
+    words, options = parse_options(arguments, {"threads": 2, "steps": 12, "depth": 4})
     torch.set_num_threads(options["threads"])
-    print(
-        "| seconds of a step | d2v | transformers | ratio | ratio of processor time | logits apart by |\n|---|---|---|---|---|---|"
-    )
-    for modality in [a for a in arguments if "=" not in a] or MODALITIES:
-        found = compare(modality, Size(depth=options["depth"]), options["steps"])
-        numbers = f"{found['d2v']:.3f} | {found['transformers']:.3f} | {found['ratio']:.2f} | {found['cpu_ratio']:.2f} | {found['difference']:.1e}"
+    print("| seconds of a step | d2v | transformers | ratio | ratio of processor time | logits apart by |")
+    print("|---" * 6 + "|")
+    for modality in words or MODALITIES:
+        result = compare(modality, Size(depth=options["depth"]), options["steps"])
+        numbers = f"{result['d2v']:.3f} | {result['transformers']:.3f} | {result['ratio']:.2f}"
+        numbers += f" | {result['cpu_ratio']:.2f} | {result['difference']:.1e}"
         print(f"| {modality} | {numbers} |", flush=True)
 
 

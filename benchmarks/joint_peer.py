@@ -1,7 +1,7 @@
 """The rival: MoCo v2 and DINO as lightly's published examples build them from its parts, on a backbone of timm.
 
-As in those examples each view is a forward pass of its own and torch chooses the optimizer's kernel. `tuned`: views of one size are joined in
-one pass, as in lightly's ImageNet benchmark of DINO, and the kernel is fused.
+As in those examples each view is a forward pass of its own and torch chooses the optimizer's kernel. `tuned`: views of
+one size are joined in one pass, as in lightly's ImageNet benchmark of DINO, and the kernel is fused.
 V views, B samples, S pixels along a side, P width of a projection.
 """
 
@@ -52,7 +52,11 @@ class Peer(nn.Module):
         """(B, P) of each view."""
         if not self.tuned:
             return [side(view) for view in views]
-        return [rows for group in (views[:2], views[2:]) if group for rows in side(torch.cat(group)).chunk(len(group))]
+        rows: list[Tensor] = []
+        for group in (views[:2], views[2:]):
+            if group:
+                rows += side(torch.cat(group)).chunk(len(group))
+        return rows
 
 
 class PeerStep:

@@ -1,15 +1,18 @@
-"""Time and memory of one training step of MoCo v2 and DINO, ours against the same step built from lightly's parts on the same backbone of timm.
+"""Time and memory of one training step of MoCo v2 and DINO, against the same step built from lightly's parts.
 
-    python benchmarks/joint_step.py [moco dino] [backbones=resnet18,resnet50,vit_small] [threads=2] [steps=8] [batch=4] [size=112] [tuned=0]
+    python benchmarks/joint_step.py [moco dino] [backbones=resnet18,resnet50,vit_small] [threads=2] [steps=8]
+                                    [batch=4] [size=112] [tuned=0]
 
-One step: student forward and backward, teacher forward, optimizer, EMA; float32; random views are made beforehand: two of `size` pixels, and for
-DINO eight of 3/7 of that. Published heads, queue and prototypes (65536 each). Ours also measures the gradient norm and what it would log, as in a
-run, and keeps freed memory (d2v/training/memory.py); theirs clips where ours does (DINO) and measures nothing. tuned=1 adds lightly's parts with views
-joined and a fused optimizer, which its examples do not do (see benchmarks/joint_peer.py). Processes, turns and memory are those of
-benchmarks/step_time.py, whose first columns these are; ratios are to lightly, and the last column is the arithmetic of products and convolutions,
-by which the work can be seen to be the same.
+Backbones are timm's, the same on both sides. One step: student forward and backward, teacher forward, optimizer, EMA;
+float32; random views are made beforehand: two of `size` pixels, and for DINO eight of 3/7 of that. Published heads,
+queue and prototypes (65536 each). Ours also measures the gradient norm and what it would log, as in a run, and keeps
+freed memory (d2v/training/memory.py); lightly's clips where ours does (DINO) and measures nothing. tuned=1 adds
+lightly's parts with views joined and a fused optimizer, which its examples do not do (see benchmarks/joint_peer.py).
+Processes, turns and memory are those of benchmarks/step_time.py, whose first columns these are; ratios are to lightly,
+and the last column is the arithmetic of products and convolutions, by which the work can be seen to be the same.
 
-First both sides are built in small with the same weights: they must have as many parameters, and the same loss of the same views.
+First both sides are built in small with the same weights: they must have as many parameters, and the same loss of the
+same views.
 """
 
 import gc
@@ -77,14 +80,15 @@ def make_task(name: str, work: JointWork) -> tuple[Any, list[Tensor]]:
 
 
 def small(work: JointWork) -> JointWork:
-    """The same method and backbone on little data."""
+    """A method and backbone on little data."""
     return replace(work, batch=4, size=32, queue=64, prototypes=64)
 
 
 def check(work: JointWork) -> float:
-    """How far the first losses are apart at the same weights and views; AssertionError: they differ, or parameters, or a loss is not finite.
+    """How far the first losses are apart at the same weights and views.
 
     Compared with the tuned side: where each view of DINO has statistics of batch norm of its own, the loss is another.
+    AssertionError: losses differ, or parameters, or a loss is not finite.
     """
     (ours, views), (theirs, _) = (make_task(name, small(work)) for name in ("d2v", "lightly, tuned"))
     with torch.no_grad():
@@ -111,15 +115,18 @@ def parse(arguments: list[str]) -> tuple[list[JointWork], dict[str, int]]:
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     methods = [a for a in arguments if "=" not in a] or list(RECIPES)
     backbones = given.pop("backbones", "resnet18,resnet50,vit_small").split(",")
-    if unknown := [*(set(given) - set(OPTIONS)), *(set(methods) - set(RECIPES))]:
+    unknown = [*(set(given) - set(OPTIONS)), *(set(methods) - set(RECIPES))]
+    if unknown:
         raise SystemExit(
-            f"{', '.join(unknown)} is not known; methods are {', '.join(RECIPES)}, options backbones, {', '.join(OPTIONS)}"
+            f"{', '.join(unknown)} is not known; methods are {', '.join(RECIPES)}, "
+            f"options backbones, {', '.join(OPTIONS)}"
         )
     options = OPTIONS | {key: int(value) for key, value in given.items()}
     sizes = {"batch": options["batch"], "size": options["size"]}
-    return [
-        JointWork(method, SHORT_NAMES.get(name, name), **sizes) for method in methods for name in backbones
-    ], options
+    works = []
+    for method in methods:
+        works += [JointWork(method, SHORT_NAMES.get(name, name), **sizes) for name in backbones]
+    return works, options
 
 
 def main(arguments: list[str]) -> None:
@@ -129,20 +136,20 @@ def main(arguments: list[str]) -> None:
     difference = max(map(check, works))
     gc.collect()
     print(
-        f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}, {options['steps']} steps after {WARM_UP}"
+        f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}, "
+        f"{options['steps']} steps after {WARM_UP}"
     )
     print(
-        f"batches of {options['batch']}, views of {works[0].size} and {works[0].local_size} pixels; first losses at most {difference:.1e} apart\n"
+        f"batches of {options['batch']}, views of {works[0].size} and {works[0].local_size} pixels; "
+        f"first losses at most {difference:.1e} apart\n"
     )
     print(f"{COLUMNS} GFLOP |\n" + "|---" * 11 + "|")
     names = ["d2v", "lightly", *(["lightly, tuned"] if options["tuned"] else [])]
     for work in works:
         results = measure(names, Task(make_task, work, small(work)), options["threads"], options["steps"])
         for name in names:
-            print(
-                f"{row(f'{work.method} {work.backbone}', name, results[name], results['lightly'])} {results[name]['gflop']:.1f} |",
-                flush=True,
-            )
+            columns = row(f"{work.method} {work.backbone}", name, results[name], results["lightly"])
+            print(f"{columns} {results[name]['gflop']:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The work on which methods that compare views are timed: sizes, published settings, the backbone, and one batch of random views.
+"""The work on which methods that compare views are timed: sizes, published settings, backbone, one batch of views.
 
 V views, B samples, S pixels along a side.
 """

@@ -2,13 +2,12 @@
 
     python benchmarks/masks.py [image speech] [threads=2] [steps=6] [depth=4]
 
-Both sides are the Base configs of configs/, with `depth` layers of trunk (published are 12); M is 8, hidden are 80 % of the patches and half of
-the frames; float32, random inputs. Each version has a process of its own and they take steps in turn. Columns: median seconds of a step; 2.0's
-over M times 1.0's (bars: 0.25 for images, 0.22 for speech); the decoder's share of the step, forward and backward; peak memory beyond the imports,
-and that of a masked row over 1.0's.
+Both sides are the Base configs of configs/, with `depth` layers of trunk (published are 12); M is 8, hidden are 80 % of
+the patches and half of the frames; float32, random inputs. Each version has a process of its own and they take steps in
+turn. Columns: median seconds of a step; 2.0's over M times 1.0's (bars: 0.25 for images, 0.22 for speech); the
+decoder's share of the step, forward and backward; peak memory beyond the imports, and that of a masked row over 1.0's.
 """
 
-import multiprocessing
 import os
 import statistics
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import torch
 from step_time import WARM_UP, memory
+from turns import Worker, parse_options, processes_in_turn
 from work import MAIN_INPUT, Size, make_batch
 
 from d2v.config.loading import load_config
@@ -30,11 +30,14 @@ from d2v.types import Mask, View
 MASKS = 8
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEPTH = 4
+COLUMNS = (
+    "| | 1.0, s | 2.0, s | 2.0 / (M x 1.0) | decoder's share | 1.0, MiB | 2.0, MiB | MiB of a masked row, 2.0 / 1.0 |"
+)
 SHORT = ("model.trunk.layer_drop=0", "run.dir=unused", "data.path=unused")
 
 
 def settings(modality: str, version: int, depth: int) -> Config:
-    """The Base config with `depth` layers, none of them dropped; the average is over as many as are published, or all."""
+    """The Base config with `depth` layers, none of them dropped; targets average as many as published, or all."""
     path = CONFIGS / modality / f"data2vec{'' if version == 1 else version}_base.yaml"
     published = load_config(path, ["run.dir=unused", "data.path=unused"])
     prenet = min(published.model.trunk.prenet_depth, max(0, depth - published.objective.top_k))
@@ -103,43 +106,26 @@ def worker(pipe: Connection, modality: str, version: int, threads: int, depth: i
 
 def main(arguments: list[str]) -> None:
     """Prints the table."""
-    allowed = {"threads": 2, "steps": 6, "depth": DEPTH}
-    options = allowed | {key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value}
-    if set(options) != set(allowed):
-        raise SystemExit(
-            f"options are threads=2, steps=6 and depth={DEPTH}, not {', '.join(set(options) - set(allowed))}"
-        )
-    modalities = [a for a in arguments if "=" not in a] or ["image", "speech"]
+    words, options = parse_options(arguments, {"threads": 2, "steps": 6, "depth": DEPTH})
+    modalities = words or ["image", "speech"]
     if not set(modalities) <= {"image", "speech"}:
         raise SystemExit(f"modalities are image and speech, not {', '.join(modalities)}")
-    context = multiprocessing.get_context("spawn")
     print(
-        f"torch {torch.__version__}, {options['threads']} threads, {options['depth']} layers, load {os.getloadavg()[0]:.1f}, M = {MASKS}"
+        f"torch {torch.__version__}, {options['threads']} threads, {options['depth']} layers, "
+        f"load {os.getloadavg()[0]:.1f}, M = {MASKS}"
     )
-    print(
-        "| | 1.0, s | 2.0, s | 2.0 / (M x 1.0) | decoder's share | 1.0, MiB | 2.0, MiB | MiB of a masked row, 2.0 / 1.0 |\n"
-        + "|---" * 8
-        + "|"
-    )
+    print(f"{COLUMNS}\n{'|---' * 8}|")
     for modality in modalities:
-        pipes, times = {}, {1: [], 2: []}
+        workers = {}
         for version in (1, 2):
-            pipes[version], theirs = context.Pipe()
-            context.Process(
-                target=worker, args=(theirs, modality, version, options["threads"], options["depth"]), daemon=True
-            ).start()
-            theirs.close()  # ours of it: else a worker that died would be waited for
-        for _ in range(WARM_UP + options["steps"]):
-            for version, pipe in pipes.items():
-                pipe.send("step")
-                times[version].append(pipe.recv())
-        one, two = (statistics.median(times[version][WARM_UP:]) for version in (1, 2))
-        for pipe in pipes.values():
-            pipe.send("end")
-        (first, _), (second, decoder) = (pipes[version].recv() for version in (1, 2))
+            workers[version] = Worker(worker, (modality, version, options["threads"], options["depth"]))
+        measured = processes_in_turn(workers, options["steps"], WARM_UP)
+        one, two = (statistics.median(measured[version].steps) for version in (1, 2))
+        (first, _), (second, decoder) = (measured[version].end for version in (1, 2))
         row = second / MASKS / first
         print(
-            f"| {modality} | {one:.3f} | {two:.3f} | {two / (MASKS * one):.3f} | {decoder / two:.0%} | {first:.0f} | {second:.0f} | {row:.2f} |"
+            f"| {modality} | {one:.3f} | {two:.3f} | {two / (MASKS * one):.3f} | {decoder / two:.0%} "
+            f"| {first:.0f} | {second:.0f} | {row:.2f} |"
         )
 
 

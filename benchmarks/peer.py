@@ -1,7 +1,8 @@
 """The rival: the same step as a competent user builds it on transformers' Data2VecVision, -Audio and -TextModel.
 
-Attention is sdpa (their default). What differs from d2v comes with the stock classes: query, key and value are three products; the speech
-teacher runs its own convolutions, because the class takes waveforms only; the bias table is interpolated in every layer.
+Attention is sdpa (their default). What differs from d2v comes with the stock classes: query, key and value are three
+products; the speech teacher runs its own convolutions, because the class takes waveforms only; the bias table is
+interpolated in every layer.
 B samples, T tokens, D width, n hidden tokens.
 """
 

@@ -2,16 +2,17 @@
 
     python benchmarks/step_time.py [image speech text] [threads=2] [steps=12]
 
-One step: student forward and backward, teacher forward, gradient norm, AdamW, EMA; float32; data are made beforehand. Each implementation has
-a process of its own (peak memory is that process's), and they take steps in turn, because machines drift. Dropouts are the published ones on
-both sides: without them the attention of both would take another kernel than in a real run. Linux only: peak memory is read from /proc.
+One step: student forward and backward, teacher forward, gradient norm, AdamW, EMA; float32; data are made beforehand.
+Each implementation has a process of its own (peak memory is that process's), and they take steps in turn, because
+machines drift. Dropouts are the published ones on both sides: without them the attention of both would take another
+kernel than in a real run. Linux only: peak memory is read from /proc.
 
-Columns: median wall and CPU seconds of a step; peak memory of the process, and what of it came after the imports (most of which are torch and
-its CUDA libraries); each with its ratio to transformers. Then the arithmetic of products and convolutions, its rate, and that as a share of the
-best plain matrix product; the share of operator time outside of products, convolutions and attention kernels; the share of the EMA.
+Columns: median wall and CPU seconds of a step; peak memory of the process, and what of it came after the imports (most
+of which are torch and its CUDA libraries); each with its ratio to transformers. Then the arithmetic of products and
+convolutions, its rate, and that as a share of the best plain matrix product; the share of operator time outside of
+products, convolutions and attention kernels; the share of the EMA.
 """
 
-import multiprocessing
 import os
 import statistics
 import subprocess
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+from turns import Worker, parse_options, processes_in_turn
 from work import MAIN_INPUT, MODALITIES, SETTINGS, TINY, Batch, Size, make_batch
 
 WARM_UP = 3
@@ -80,7 +82,10 @@ def optimizer_step(objective: nn.Module, optimizer: torch.optim.Optimizer, views
     loss = objective(views)
     mean = loss.total / loss.count
     mean.backward()
-    norm = scale_and_clip([p for group in optimizer.param_groups for p in group["params"]], torch.ones(()), clip)
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
+    norm = scale_and_clip(parameters, torch.ones(()), clip)
     skip_unless(torch.isfinite(norm), optimizer)
     optimizer.step()
     optimizer.zero_grad()
@@ -169,8 +174,12 @@ def share_outside(step: Any, batch: Any) -> float:
         step(batch)
         step.update_teacher()
     events = profiler.key_averages()
-    inside = sum(e.self_cpu_time_total for e in events if any(part in e.key for part in PRODUCTS))
-    return 1 - inside / sum(e.self_cpu_time_total for e in events)
+    inside, total = 0.0, 0.0
+    for event in events:
+        total += event.self_cpu_time_total
+        if any(part in event.key for part in PRODUCTS):
+            inside += event.self_cpu_time_total
+    return 1 - inside / total
 
 
 def product_rate(threads: int) -> float:
@@ -188,30 +197,16 @@ def product_rate(threads: int) -> float:
 
 def measure(names: list[str], task: Task, threads: int, steps: int) -> dict[str, dict]:
     """Medians of the steps that the implementations take in turn, and what each process says at its end."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for name in names:
-        pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=worker, args=(theirs, name, task, threads), daemon=True))
-        processes[-1].start()
-        theirs.close()  # ours of it: else a worker that died would be waited for
-    times: dict[str, list] = {name: [] for name in names}
-    for _ in range(WARM_UP + steps):
-        for name, pipe in pipes.items():
-            pipe.send("step")
-            times[name].append(pipe.recv())
+    workers = {name: Worker(worker, (name, task, threads)) for name in names}
     results = {}
-    for name, pipe in pipes.items():
-        seconds, busy, averaging, _ = zip(*times[name][WARM_UP:], strict=True)
-        pipe.send("end")
+    for name, measured in processes_in_turn(workers, steps, WARM_UP).items():
+        seconds, busy, averaging, _ = zip(*measured.steps, strict=True)
         results[name] = {
-            **pipe.recv(),
+            **measured.end,
             "seconds": statistics.median(seconds),
             "cpu": statistics.median(busy),
             "ema": statistics.median(averaging) / statistics.median(seconds),
         }
-    for process in processes:
-        process.join()
     return results
 
 
@@ -228,7 +223,7 @@ def import_seconds(repeats: int = 5) -> float:
 
 def row(label: str, name: str, result: dict, against: dict) -> str:
     """The columns of time and memory; ratios are to the stock row."""
-    over, over_against = (found["peak"] - found["start"] for found in (result, against))
+    over, over_against = (one["peak"] - one["start"] for one in (result, against))
     return (
         f"| {label} | {name} | {result['seconds']:.3f} | {result['seconds'] / against['seconds']:.2f} "
         f"| {result['cpu']:.3f} | {result['cpu'] / against['cpu']:.2f} "
@@ -246,16 +241,13 @@ def arithmetic(result: dict, rate: float) -> str:
 
 def main(arguments: list[str]) -> None:
     """Prints the table."""
-    options = {"threads": 2, "steps": 12} | {
-        key: int(value) for key, _, value in (a.partition("=") for a in arguments) if value
-    }
-    if set(options) != {"threads", "steps"}:
-        raise SystemExit(f"options are threads=2 and steps=12, not {', '.join(set(options) - {'threads', 'steps'})}")
+    words, options = parse_options(arguments, {"threads": 2, "steps": 12})
     os.environ["KINETO_LOG_LEVEL"] = "5"  # the profiler of the workers talks about GPUs
-    modalities = [a for a in arguments if "=" not in a] or list(MODALITIES)
+    modalities = words or list(MODALITIES)
     rate = product_rate(options["threads"])
     print(
-        f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}, {options['steps']} steps after {WARM_UP}"
+        f"torch {torch.__version__}, {options['threads']} threads, load {os.getloadavg()[0]:.1f}, "
+        f"{options['steps']} steps after {WARM_UP}"
     )
     print(f"matrix product {rate:.0f} GFLOP/s; `import d2v` adds {import_seconds():.2f} s\n")
     print(f"{COLUMNS} GFLOP | GFLOP/s | of product | outside | EMA |")

@@ -1,4 +1,4 @@
-"""The work that both implementations are timed on: sizes, published settings, and one batch of random inputs with its masks.
+"""The work that both implementations are timed on: sizes, published settings, one batch of inputs with its masks.
 
 B samples, T tokens, S samples of audio or pixels along a side.
 """
@@ -86,7 +86,7 @@ class Batch(NamedTuple):
 
 
 def make_batch(modality: str, size: Size) -> Batch:
-    """The same batch for everybody; masks as published: 120 of 196 patches in blocks, spans of 10 frames, spans of 4 tokens."""
+    """One batch for everybody; masks as published: 120 of 196 patches in blocks, spans of 10 frames or of 4 tokens."""
     generator = torch.Generator().manual_seed(0)
     if modality == "image":
         inputs = torch.randn(size.images, 3, size.image, size.image, generator=generator)

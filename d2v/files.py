@@ -77,7 +77,7 @@ def files_in(folder: Path) -> set[str]:
 
 
 def recorded(folder: Path) -> set[str]:
-    """The files that d2v wrote in a folder, as paths relative to it; none if its record is missing or cannot be read."""
+    """The files that d2v wrote in a folder, as paths relative to it; none without a record that can be read."""
     try:
         return lying_in(folder, json.loads((folder / RECORD).read_text())["files"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -132,7 +132,7 @@ def check_new(path: Path, overwrite: bool) -> None:
 
 
 def remove(folder: Path, names: Iterable[str]) -> None:
-    """Removes files, as paths relative to a folder, then their folders and itself where those are empty without them."""
+    """Removes files, as paths relative to a folder, then their folders and itself, where empty without them."""
     names = list(names)
     for name in names:
         path = folder / name

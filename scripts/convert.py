@@ -2,8 +2,8 @@
 
 python scripts/convert.py SOURCE TARGET [run.overwrite=true]
 
-SOURCE is a folder, a run's folder or a name on the Hub; what it holds says the direction. TARGET is a new folder, with the preprocessor or
-tokenizer of SOURCE, or a file that ends in .onnx.
+SOURCE is a folder, a run's folder or a name on the Hub; what it holds says the direction. TARGET is a new folder, with
+the preprocessor or tokenizer of SOURCE, or a file that ends in .onnx.
 """
 
 import shutil
@@ -19,8 +19,17 @@ from d2v.interop.pretrained import load_ours, read_config
 from d2v.models.configuration import D2vConfig
 
 OPTIONS = {"run.overwrite=true": True, "run.overwrite=false": False}
-PREPROCESSORS = ("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                 "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")  # fmt: skip
+PREPROCESSORS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -28,7 +37,8 @@ def main(argv: list[str]) -> None:
     paths, options = [a for a in argv if a not in OPTIONS], [OPTIONS[a] for a in argv if a in OPTIONS]
     if len(paths) != 2:
         raise ValueError(
-            f"usage: convert.py SOURCE TARGET [run.overwrite=true]; {len(paths)} of two paths were given: {' '.join(paths)}"
+            "usage: convert.py SOURCE TARGET [run.overwrite=true]; "
+            f"{len(paths)} of two paths were given: {' '.join(paths)}"
         )
     source, target = _model_of(paths[0]), Path(paths[1])
     _check_target(target, source, any(options))
@@ -42,19 +52,20 @@ def main(argv: list[str]) -> None:
     converted = to_transformers(model) if is_ours else model
     with replaced(target) as draft:
         converted.save_pretrained(draft)
-        files = copy_preprocessor(source, draft)
-    print(
-        f"{target}: {type(converted).__name__}, with {', '.join(files) or 'no preprocessor or tokenizer: SOURCE has none'}"
-    )
+        copied = copy_preprocessor(source, draft)
+    beside = ", ".join(copied) or "no preprocessor or tokenizer: SOURCE has none"
+    print(f"{target}: {type(converted).__name__}, with {beside}")
 
 
 def copy_preprocessor(source: str, folder: Path) -> list[str]:
     """Copies the preprocessor's and tokenizer's files of a folder or Hub name; their names."""
-    found = {name: cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in PREPROCESSORS}
-    for name, path in found.items():
+    copied = []
+    for name in PREPROCESSORS:
+        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
         if path is not None:
             shutil.copyfile(path, folder / name)
-    return [name for name, path in found.items() if path is not None]
+            copied.append(name)
+    return copied
 
 
 def _check_target(target: Path, source: str, overwrite: bool) -> None:
@@ -65,7 +76,8 @@ def _check_target(target: Path, source: str, overwrite: bool) -> None:
         raise ValueError(f"{target} holds SOURCE, {source}; run.overwrite does not remove it")
     if target.exists() and target.is_dir() != (target.suffix != ".onnx"):
         raise ValueError(
-            f"{target} is not what would be written there (a folder, or an .onnx file); run.overwrite does not remove it"
+            f"{target} is not what would be written there (a folder, or an .onnx file); "
+            "run.overwrite does not remove it"
         )
     if target.suffix != ".onnx":
         check_folder(target)

@@ -1,10 +1,11 @@
 """Writes features of files, recordings or texts, one row a sample, to a parquet or npy file.
 
-python scripts/embed.py CONFIG model=PATH data.path=FOLDER out=features.parquet [embed.layers=[last] embed.pool=mean ...]
+python scripts/embed.py CONFIG model=PATH data.path=FOLDER out=features.parquet [embed.layers=[last] ...]
 
-`model` is a folder that `save_pretrained` wrote (a run's export/) or a name on the Hub; CONFIG names the modality and how its data is read.
-Columns are id (the path below data.path, or split and row) and features. Parts are kept in out.parts/ until the end: the same command goes on
-from them. Samples that cannot be read are left out, counted and named.
+`model` is a folder that `save_pretrained` wrote (a run's export/) or a name on the Hub; CONFIG names the modality and
+how its data is read. Columns are id (the path below data.path, or split and row) and features. Parts are kept in
+out.parts/ until the end: the same command goes on from them. Samples that cannot be read are left out, counted and
+named.
 """
 
 import dataclasses
@@ -35,12 +36,12 @@ def main(argv: list[str]) -> None:
     frontend = modality.FrontendConfig(**encoder.config.frontends[config.modality])
     rows = modality.Samples.open(data, data.split)
 
-    read = {key: value for key, value in dataclasses.asdict(data).items() if key != "max_bad_share"}
+    data_settings = {key: value for key, value in dataclasses.asdict(data).items() if key != "max_bad_share"}
     settings = {
         "model": given["model"],
         "weights": fingerprint(encoder),
         "rows": len(rows),
-        "data": read,
+        "data": data_settings,
         "embed": dataclasses.asdict(config.embed),
     }
     shards = Shards(out, settings, overwrite=config.run.overwrite)
@@ -54,14 +55,12 @@ def main(argv: list[str]) -> None:
     names = "; ".join(f"{name}: {why}" for name, why in bad[:5]) + ("; ..." if len(bad) > 5 else "")
     if len(bad) > data.max_bad_share * (total + len(bad)) or not total:
         raise ValueError(
-            f"{len(bad)} of {total + len(bad)} samples of {data.path} cannot be read ({names}); data.max_bad_share is {data.max_bad_share}; "
-            f"the others are kept in {shards.folder}"
+            f"{len(bad)} of {total + len(bad)} samples of {data.path} cannot be read ({names}); "
+            f"data.max_bad_share is {data.max_bad_share}; the others are kept in {shards.folder}"
         )
     shards.join()
-    print(
-        f"{total} samples of {encoder.trunk.config.dim} numbers in {out}"
-        + (f"; left out {len(bad)}: {names}" if bad else "")
-    )
+    left_out = f"; left out {len(bad)}: {names}" if bad else ""
+    print(f"{total} samples of {encoder.trunk.config.dim} numbers in {out}{left_out}")
 
 
 if __name__ == "__main__":

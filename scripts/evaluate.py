@@ -1,6 +1,6 @@
 """Scores a pretrained encoder by k-NN and linear probe, beside random inits and the raw input, and makes reports.
 
-python scripts/evaluate.py configs/image/data2vec_tiny.yaml model=runs/photos/export data.path=photos/ [evaluate.layer=all]
+python scripts/evaluate.py configs/image/data2vec_tiny.yaml model=runs/photos/export data.path=photos/ [...]
 
 `model` is a folder that `save_pretrained` wrote (a run's export/) or a name on the Hub; several are separated by
 commas. The table is printed and written to evaluation/ beside the first model, or to evaluation/ in run.dir where that

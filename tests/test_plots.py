@@ -89,8 +89,9 @@ def test_files_are_pictures_with_something_on_them(kind, tmp_path):
     assert (grey == 255).mean() > 0.5 and (grey < 200).mean() > 0.005  # ink on white paper
 
 
-def test_importing_the_module_does_not_import_matplotlib(root):
-    body = ast.parse((root / "d2v" / "training" / "curves.py").read_text("utf-8")).body
+@pytest.mark.parametrize("module", ["training/curves.py", "pictures.py"])
+def test_importing_the_module_does_not_import_matplotlib(root, module):
+    body = ast.parse((root / "d2v" / module).read_text("utf-8")).body
     imported = [
         node for node in body if isinstance(node, ast.Import | ast.ImportFrom)
     ]  # what lies in a function or an if is not run

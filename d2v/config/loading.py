@@ -1,4 +1,4 @@
-"""A Config from YAML and `key=value` overrides: dataclasses are the schema, OmegaConf reads, a misspelt key is an error."""
+"""A Config from YAML and `key=value` overrides: dataclasses are the schema, a misspelt key is an error."""
 
 from pathlib import Path
 from typing import Any

@@ -140,7 +140,7 @@ class OneModality:
 
 @dataclass
 class Config(OneModality):
-    """All settings of a run; `data` and the frontend are dataclasses of the modality, `objective` one of the objective."""
+    """All settings of a run; `data` and the frontend are the modality's, `objective` is the objective's."""
 
     model: ModelConfig
     data: Any

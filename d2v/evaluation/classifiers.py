@@ -60,21 +60,23 @@ def linear_probe(
 ) -> tuple[float, float]:
     """Test accuracy in [0, 1] of multinomial logistic regression on z-scored features, and the learning rate chosen.
 
-    All learning rates are trained at once on train less its holdout, the holdout picks one, and that one is trained again on all of train:
-    the test set chooses nothing. (G, D), (G,), (N, D), (N,).
+    All learning rates are trained at once on train less its holdout, the holdout picks one, and that one is trained
+    again on all of train: the test set chooses nothing. (G, D), (G,), (N, D), (N,).
     """
     varies = (train != train[:1]).any(axis=0)  # the others are zero once z-scored: most of a bag of tokens, say
     x, test_x = zscore(train[:, varies], test[:, varies])
     weights, best = fit_probe(x, train_labels, int(max(train_labels.max(), test_labels.max())) + 1, probe, device)
-    return float(
-        _accuracies(weights, torch.from_numpy(test_x).to(device), torch.from_numpy(test_labels).to(device))[0]
-    ), best
+    queries, labels = torch.from_numpy(test_x).to(device), torch.from_numpy(test_labels).to(device)
+    return float(_accuracies(weights, queries, labels)[0]), best
 
 
 def fit_probe(
     train: np.ndarray, train_labels: np.ndarray, num_classes: int, probe: Probe, device: str | torch.device = "cpu"
 ) -> tuple[Tensor, float]:
-    """A linear classifier's weights with its bias last, (1, C, D + 1), and its learning rate, chosen by a holdout; z-scored (G, D), (G,)."""
+    """A linear classifier's weights with its bias last, (1, C, D + 1), and its learning rate, chosen by a holdout.
+
+    `train` is z-scored, (G, D); its labels (G,).
+    """
     x, y = torch.from_numpy(train).to(device), torch.from_numpy(train_labels).to(device)
     out, rest = (torch.from_numpy(rows).to(device) for rows in holdout(len(x), probe.holdout, probe.seed))
     weights = _fit(x[rest], y[rest], num_classes, probe.lrs, probe)
@@ -90,9 +92,10 @@ def holdout(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _fit(x: Tensor, y: Tensor, num_classes: int, lrs: list[float], probe: Probe, batch_size: int = 4096) -> Tensor:
-    """Weights of one classifier per learning rate, bias last: (G, D), (G,) -> (L, C, D + 1). AdamW without decay, cosine to 0.
+    """Weights of one classifier per learning rate, bias last: (G, D), (G,) -> (L, C, D + 1). Adam, cosine to 0.
 
-    Adam, because the features' covariance is ill-conditioned and a plain gradient would leave its small directions untrained.
+    Adam, because the features' covariance is ill-conditioned and a plain gradient would leave its small directions
+    untrained.
     """
     rates = torch.tensor(lrs, device=x.device).reshape(-1, 1, 1)
     weights = torch.zeros(len(lrs), num_classes, x.shape[1] + 1, device=x.device)
@@ -100,17 +103,13 @@ def _fit(x: Tensor, y: Tensor, num_classes: int, lrs: list[float], probe: Probe,
     x = F.pad(x, (0, 1), value=1.0)  # (G, D + 1)
     generator = np.random.default_rng((probe.seed, 1))
     for step in range(probe.steps):
-        rows = (
-            slice(None)
-            if len(x) <= batch_size
-            else torch.from_numpy(generator.integers(len(x), size=batch_size)).to(x.device)
-        )
-        features, labels = x[rows], y[rows]
-        probabilities = torch.einsum("bd,lcd->lbc", features, weights).softmax(dim=-1)  # (L, B, C)
-        probabilities[:, torch.arange(len(labels), device=x.device), labels] -= (
-            1  # gradient of the cross entropy by the logits
-        )
-        gradient = torch.einsum("lbc,bd->lcd", probabilities, features) / len(labels)
+        features, labels = x, y
+        if len(x) > batch_size:
+            rows = torch.from_numpy(generator.integers(len(x), size=batch_size)).to(x.device)
+            features, labels = x[rows], y[rows]
+        errors = torch.einsum("bd,lcd->lbc", features, weights).softmax(dim=-1)  # (L, B, C)
+        errors[:, torch.arange(len(labels), device=x.device), labels] -= 1  # the cross entropy's gradient by the logits
+        gradient = torch.einsum("lbc,bd->lcd", errors, features) / len(labels)
         first.lerp_(gradient, 0.1)
         second.lerp_(gradient.square(), 0.01)
         decay = 0.5 * (1 + np.cos(np.pi * step / probe.steps))
@@ -139,9 +138,9 @@ def logistic_regression(
     held: float,
     seed: int,
 ) -> tuple[float, float]:
-    """Test accuracy in [0, 1] of scikit-learn's logistic regression on z-scored features, and its C, chosen by the holdout of train.
+    """Test accuracy in [0, 1] of scikit-learn's logistic regression on z-scored features, and its C.
 
-    The chosen one is trained again on all of train. (G, D), (G,), (N, D), (N,).
+    A holdout of train chooses it, and it is trained again on all of train. (G, D), (G,), (N, D), (N,).
     """
     x, test_x = zscore(train, test)
     out, rest = holdout(len(x), held, seed)
@@ -152,20 +151,20 @@ def logistic_regression(
 
 def fit_logistic(x: np.ndarray, labels: np.ndarray, c: float):
     """scikit-learn's logistic regression (L-BFGS), fitted. ValueError: one class only."""
+    # Imported here: it takes seconds, and most evaluations do without.
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression  # takes seconds to import, and most evaluations do without
+    from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # of a large C on features that separate: its accuracy is settled long before
+        # Of a large C on features that separate: its accuracy is settled long before.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         return LogisticRegression(C=c, max_iter=1000).fit(x, labels)
 
 
 def probe_other_groups(
     features: np.ndarray, labels: np.ndarray, groups: np.ndarray, probe: Probe, device: str | torch.device = "cpu"
 ) -> float:
-    """Accuracy in [0, 1] over all samples, each by a probe trained without its group; more than ten groups are folded into ten."""
+    """Accuracy in [0, 1] over all samples, each by a probe trained without its group, or its tenth of them."""
     names = np.random.default_rng(probe.seed).permutation(np.unique(groups))
     correct = 0.0
     for number in range(min(10, len(names))):

@@ -1,4 +1,4 @@
-"""Features of any number of samples: read ahead, in batches of similar length, one part of the data in memory at a time.
+"""Features of any number of samples: read ahead, in batches of similar length, one part in memory at a time.
 
 B rows of a batch, T content tokens, D width, n samples of a part.
 """
@@ -20,7 +20,7 @@ from d2v.types import View
 
 
 class Stream(Samples, Protocol):
-    """Samples of which only the headers have been read; `view` and `windows` raise ValueError for one that turns out to be bad."""
+    """Samples of which only the headers have been read; `view` and `windows` raise ValueError for one that is bad."""
 
     ids: list[str]
     cut: np.ndarray | None  # (n,) bool: `view` would cut it; None: none
@@ -72,7 +72,7 @@ Batch = tuple[np.ndarray, View, Tensor | None]  # (B,) indices of the samples, t
 
 
 def _views(samples: Stream, config: EmbedConfig, bad: list[tuple[str, str]]) -> Iterator[Batch]:
-    """Every sample once: whole ones by length, then those that are cut into windows; what cannot be read goes to `bad`."""
+    """Every sample once: whole ones by length, then those cut into windows; what cannot be read goes to `bad`."""
     cut = np.zeros(len(samples), dtype=bool) if samples.cut is None else samples.cut
     for indices in by_room(samples.lengths, config.batch_size, np.flatnonzero(~cut)):
         yield from _read(samples, indices, bad)
@@ -87,7 +87,8 @@ def _views(samples: Stream, config: EmbedConfig, bad: list[tuple[str, str]]) -> 
 def by_room(lengths: np.ndarray | None, batch_size: int, indices: np.ndarray) -> list[np.ndarray]:
     """`indices` by length, shortest first, in batches that take, padded, no more room than `batch_size` of the longest.
 
-    A batch has more rows than that only of lengths within a tenth: where samples are few, padding costs more than a small batch.
+    A batch has more rows than that only of lengths within a tenth: where samples are few, padding costs more than a
+    small batch.
     """
     if lengths is None or not len(indices):
         return by_length(lengths, batch_size, indices)

@@ -21,7 +21,7 @@ class Shards:
     """Parts of the table `out` in a folder beside it."""
 
     def __init__(self, out: Path, settings: dict, *, overwrite: bool = False):
-        """`settings`: what the features depend on. ValueError: no known format, or parts that were made with other settings."""
+        """`settings`: what the features depend on. ValueError: no known format, or parts of other settings."""
         if out.suffix not in FORMATS:
             raise ValueError(f"out={out} must end in {' or '.join(FORMATS)}")
         self.out, self.folder = out, out.with_name(f"{out.name}.parts")
@@ -33,7 +33,8 @@ class Shards:
             changed = changes(json.loads(place.read_text()), json.loads(json.dumps(settings)))
             if changed and not overwrite:
                 raise ValueError(
-                    f"{self.folder} holds parts that were made otherwise ({'; '.join(changed[:8])}); run.overwrite=true begins anew"
+                    f"{self.folder} holds parts that were made otherwise ({'; '.join(changed[:8])}); "
+                    "run.overwrite=true begins anew"
                 )
             if changed:
                 files.remove_folder(self.folder)
@@ -55,16 +56,21 @@ class Shards:
 
     def bad(self) -> list[tuple[str, str]]:
         """Ids and reasons of all bad samples."""
-        return [
-            (name, why) for path in self._paths() for name, why in json.loads(pq.read_schema(path).metadata[b"bad"])
-        ]
+        bad = []
+        for path in self._paths():
+            for name, why in json.loads(pq.read_schema(path).metadata[b"bad"]):
+                bad.append((name, why))
+        return bad
 
     def __len__(self) -> int:
         """Rows of all parts."""
         return sum(pq.read_metadata(path).num_rows for path in self._paths())
 
     def join(self) -> None:
-        """Writes `out` and removes the parts; .npy: (N, D) float32, and the ids as a JSON list in a file of the same name, .ids.json."""
+        """Writes `out` and removes the parts.
+
+        .npy: (N, D) float32, and the ids as a JSON list in a file of the same name, .ids.json.
+        """
         with written(self.out) as temporary:
             (self._join_parquet if self.out.suffix == ".parquet" else self._join_npy)(temporary)
         files.record(self.out.parent, [self.out.name])
@@ -87,13 +93,10 @@ class Shards:
         with written(ids_file) as place, place.open("w") as ids:
             for part in paths:
                 table = pq.read_table(part)
-                array[start : start + len(table)] = (
-                    table["features"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
-                )
-                ids.writelines(
-                    f"{',' if start + row else '['}\n{json.dumps(name)}"
-                    for row, name in enumerate(table["id"].to_pylist())
-                )
+                features = table["features"].combine_chunks().flatten().to_numpy()
+                array[start : start + len(table)] = features.reshape(-1, dim)
+                for row, name in enumerate(table["id"].to_pylist(), start):
+                    ids.write(f"{',' if row else '['}\n{json.dumps(name)}")
                 start += len(table)
             ids.write("\n]\n")
         array.flush()

@@ -50,8 +50,9 @@ def by_length(lengths: np.ndarray | None, batch_size: int, indices: np.ndarray) 
 def layer_tokens(encoder, view: View, layers: Sequence[str], setting: str) -> tuple[dict[str, Tensor], Features]:
     """Tokens (B, T, D) by the layer's name, and what the encoder returned.
 
-    Names: "local" (tokens before the trunk), "1".. (the end of each block) and "last" (trunk output, with the final norm if there is one);
-    "all": each of them. ValueError: the encoder has no such layer; `setting` is where the user asked for it.
+    Names: "local" (tokens before the trunk), "1".. (the end of each block) and "last" (trunk output, with the final
+    norm if there is one); "all": each of them. ValueError: the encoder has no such layer; `setting` is where the user
+    asked for it.
     """
     local = encoder.embed(view)  # (B, T, D)
     ends = set(layers) <= {"local", "last"}  # then the blocks' ends need not be kept in memory
@@ -79,9 +80,10 @@ def pooled_features(
     indices: np.ndarray | None = None,
     layer: str = "all",
 ) -> dict[str, np.ndarray]:
-    """Mean over content tokens in eval mode: layer's name (as in layer_tokens) -> (N, D) in the order of `indices` (None: all samples).
+    """Mean over content tokens in eval mode: layer's name (as in layer_tokens) -> (N, D) in the order of `indices`.
 
-    `layer` keeps one of them only; "class" is the class token of the trunk's output in place of a mean. ValueError: the encoder has no such layer.
+    `indices` None: all samples. `layer` keeps one layer only; "class" is the class token of the trunk's output in place
+    of a mean. ValueError: the encoder has no such layer.
     """
     indices = np.arange(len(samples)) if indices is None else np.asarray(indices)
     lengths = None if samples.lengths is None else samples.lengths[indices]
@@ -91,9 +93,8 @@ def pooled_features(
         for rows in batches:
             view = samples.view(indices[rows]).to(device)
             if layer == "class":
-                pooled = {
-                    layer: class_token(encoder(view), "evaluate.layer is 'class'; this encoder has no class token")
-                }
+                message = "evaluate.layer is 'class'; this encoder has no class token"
+                pooled = {layer: class_token(encoder(view), message)}
             else:
                 tokens = layer_tokens(encoder, view, [layer], "evaluate.layer")[0]
                 pooled = {name: mean_of_tokens(x.float(), view.padding) for name, x in tokens.items()}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from d2v import files
+from d2v.pictures import tidy, write_png
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
@@ -25,8 +26,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
     files.check_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.record(path.parent, [path.name])
-    with files.written(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    write_png(figure, path)
 
 
 def lines_figure(curves: Mapping[str, Curve], *, title: str, xlabel: str, ylabel: str, log: bool = False) -> "Figure":
@@ -36,31 +36,23 @@ def lines_figure(curves: Mapping[str, Curve], *, title: str, xlabel: str, ylabel
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for name, curve in curves.items():
-        (line,) = axes.plot(
-            curve.x,
-            curve.y,
-            marker="o",
-            markersize=3,
-            linewidth=1.4,
-            label=name,
-            linestyle=":" if "random init" in name else "-",
-        )
+        style = ":" if "random init" in name else "-"
+        (line,) = axes.plot(curve.x, curve.y, style, marker="o", markersize=3, linewidth=1.4, label=name)
         if curve.spread is not None:
             low, high = np.array(curve.y) - curve.spread, np.array(curve.y) + curve.spread
             axes.fill_between(curve.x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if log:
-        places = sorted({x for curve in curves.values() for x in curve.x})
+        places = sorted(set().union(*(curve.x for curve in curves.values())))
         axes.set(xscale="log", xticks=places, xticklabels=[f"{x:g}" for x in places])
         axes.minorticks_off()
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
 def tiles_figure(rows: Sequence[Sequence[np.ndarray]], headings: Sequence[str], title: str) -> "Figure":
-    """Images in a grid: (H, W, 3) in 0 to 1 as they are, (H, W) from its smallest to its largest value; a heading for each column."""
+    """Images in a grid, with headings of columns: (H, W, 3) in 0 to 1 as they are, (H, W) from least to most."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.5 * len(headings) + 0.2, 1.5 * len(rows) + 0.7), layout="constrained")
@@ -76,7 +68,7 @@ def tiles_figure(rows: Sequence[Sequence[np.ndarray]], headings: Sequence[str], 
 
 
 def shown(values: np.ndarray) -> np.ndarray:
-    """(H, W, C) of any range -> (H, W, 3) in 0 to 1; one channel becomes grey, of more than three the first three are taken."""
+    """(H, W, C) of any range -> (H, W, 3) in 0 to 1; one channel becomes grey, more than three lose the last."""
     values = np.repeat(values, 3, axis=2) if values.shape[2] < 3 else values[..., :3]
     low, high = values.min(axis=(0, 1), keepdims=True), values.max(axis=(0, 1), keepdims=True)
     return (values - low) / np.maximum(high - low, 1e-12)

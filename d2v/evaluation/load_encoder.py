@@ -12,10 +12,11 @@ from d2v.models.encoder import D2vModel
 
 
 def open_encoder(path: str, modality: str, *, quirks: bool = True) -> D2vModel:
-    """The encoder of `model=path`, which must read `modality`; of a task model without its head; a stock one of transformers becomes ours.
+    """The encoder of `model=path`, which must read `modality`.
 
-    `quirks` false: without those of the reference's that make a sample's features depend on the padding beside it.
-    ValueError: no whole model there, or it reads another modality.
+    Of a task model without its head; a stock one of transformers becomes ours. `quirks` false: without those of the
+    reference's that make a sample's features depend on the padding beside it. ValueError: no whole model there, or it
+    reads another modality.
     """
     if Path(path).exists() and not (Path(path) / "config.json").is_file():
         raise ValueError(f"model={path} is no folder with a config.json; give a run's export/ folder")

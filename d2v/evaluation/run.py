@@ -171,7 +171,7 @@ def open_splits(encoder: D2vModel, path: str, config: Config) -> Splits:
 
 
 def result_file(model: str, config: Config, in_run: bool) -> Path:
-    """Where the result goes: into evaluation/ of run.dir, of the model's folder, or of this one for a name on the Hub."""
+    """Where the result goes: evaluation/ in run.dir, beside the model, or in this folder for a name on the Hub."""
     name = "_".join([Path(model).name, f"layer-{config.evaluate.layer}", *config.evaluate.reports]) + ".json"
     if in_run:
         return Path(config.run.dir) / "evaluation" / name

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Row(NamedTuple):
-    """One line of the table: percentages by the score's name; a mean and its spread if several encoders are behind it."""
+    """One line of the table: percentages by the score's name; means and their spread if of several encoders."""
 
     model: str
     layer: str

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written aside, sealed with a manifest, then renamed; damaged ones are passed over."""
+"""Checkpoints that are whole or not there: written aside, sealed with a manifest, then renamed."""
 
 import json
 import shutil

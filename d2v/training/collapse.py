@@ -127,7 +127,7 @@ def knn_leave_one_out(
     *,
     centre: bool = True,
 ) -> float:
-    """Accuracy in [0, 1] of k-NN among the samples themselves, each without itself or, with `groups`, without its group.
+    """Accuracy in [0, 1] of k-NN among the samples themselves, each without itself or, with `groups`, its group.
 
     `features` (N, D), `labels` and `groups` (N,) integers. Centred by default: a large common mean brings every cosine
     near 1, which buries the neighbours but is no collapse. ValueError: all samples are of one group.

@@ -2,58 +2,70 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:  # matplotlib takes a second to import and training does not need it
+from d2v.pictures import tidy, write_png
+
+if TYPE_CHECKING:  # matplotlib takes a second to import, and training does not need it
     from matplotlib.figure import Figure
 
 COLOURS = {"student": "#0072b2", "teacher": "#d55e00", "local": "#777777", "target": "#d55e00", "prediction": "#0072b2"}
 
-# title, label of the y axis, scale, names of the metrics and how the legend calls them
+
+class Panel(NamedTuple):
+    """One small picture: which metrics it shows, and what the legend calls them."""
+
+    title: str
+    label: str  # of the y axis
+    names: dict[str, str]
+    scale: str = "linear"
+
+
+SCORES = ("accuracy", "top5", "f1", "matthews", "pearson", "spearman", "wer", "cer")
 PANELS = (
-    ("Loss (no progress signal by itself)", "loss", "linear", {"loss": "loss"}),
-    ("Spread of targets and predictions", "std", "linear", {"target_std": "target", "prediction_std": "prediction"}),
-    (
+    Panel("Loss (no progress signal by itself)", "loss", {"loss": "loss"}),
+    Panel("Spread of targets and predictions", "std", {"target_std": "target", "prediction_std": "prediction"}),
+    Panel(
         "Effective rank of pooled features",
         "effective rank",
-        "linear",
         {"student_rank": "student", "teacher_rank": "teacher", "local_rank": "local"},
     ),
-    ("k-NN of pooled features", "accuracy (%)", "linear", {"student_knn": "student", "teacher_knn": "teacher"}),
-    ("k-NN on run.probe", "accuracy (%)", "linear", {"probe_student_knn": "student", "probe_teacher_knn": "teacher"}),
-    (
-        "Scores of the validation split",
-        "score",
-        "linear",
-        {
-            f"validation_{name}": name
-            for name in ("accuracy", "top5", "f1", "matthews", "pearson", "spearman", "wer", "cer")
-        },
-    ),
-    ("Loss of the validation split", "loss", "linear", {"validation_loss": "validation loss"}),
-    ("Gradient norm", "norm before clipping", "log", {"grad_norm": "gradient norm"}),
-    ("Learning rate", "learning rate", "linear", {"lr": "learning rate"}),
-    ("EMA decay of the teacher", "decay", "linear", {"ema_decay": "EMA decay"}),
+    Panel("k-NN of pooled features", "accuracy (%)", {"student_knn": "student", "teacher_knn": "teacher"}),
+    Panel("k-NN on run.probe", "accuracy (%)", {"probe_student_knn": "student", "probe_teacher_knn": "teacher"}),
+    Panel("Scores of the validation split", "score", {f"validation_{name}": name for name in SCORES}),
+    Panel("Loss of the validation split", "loss", {"validation_loss": "validation loss"}),
+    Panel("Gradient norm", "norm before clipping", {"grad_norm": "gradient norm"}, "log"),
+    Panel("Learning rate", "learning rate", {"lr": "learning rate"}),
+    Panel("EMA decay of the teacher", "decay", {"ema_decay": "EMA decay"}),
 )
 
 
 def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
-    """Writes the curves of a metrics.jsonl's records (dicts with "step") as a picture. ValueError: there is nothing to draw."""
-    curves_figure(history, title).savefig(path, dpi=120)
+    """Writes the curves of a metrics.jsonl's records (dicts with "step") as a picture.
+
+    ValueError: there is nothing to draw.
+    """
+    write_png(curves_figure(history, title), Path(path))
 
 
 def plot_spectrum(
     spectra: Mapping[str, Any], path: str | Path, title: str = "Singular values of the features' covariance"
 ) -> None:
-    """Writes {name: singular values, largest first} on a log scale; a cliff is dimensional collapse. ValueError: there is nothing to draw."""
-    spectrum_figure(spectra, title).savefig(path, dpi=120)
+    """Writes {name: singular values, largest first} on a log scale; a cliff is dimensional collapse.
+
+    ValueError: there is nothing to draw.
+    """
+    write_png(spectrum_figure(spectra, title), Path(path))
 
 
 def plot_confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str], path: str | Path) -> None:
-    """Writes the confusion matrix of classes (N,) and predictions (N,); shades are shares of a true class, counts are written into small ones."""
-    confusion_figure(labels, predicted, classes).savefig(path, dpi=120)
+    """Writes the confusion matrix of classes (N,) and predictions (N,).
+
+    Shades are shares of a true class; counts are written into small ones.
+    """
+    write_png(confusion_figure(labels, predicted, classes), Path(path))
 
 
 def confusion_figure(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> "Figure":
@@ -73,43 +85,42 @@ def confusion_figure(labels: np.ndarray, predicted: np.ndarray, classes: Sequenc
     axes.set_yticklabels([classes[place] for place in places], fontsize=7)
     if len(classes) <= 20:
         for (row, column), count in np.ndenumerate(counts):
-            axes.text(
-                column,
-                row,
-                str(count),
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if shares[row, column] > 0.5 else "black",
-            )
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
     return figure
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "") -> "Figure":
-    """One panel for each group of metrics that the records hold; dotted: the random init's reading. ValueError: they hold none."""
+    """One panel for each group of metrics that the records hold; dotted: the random init's reading.
+
+    ValueError: they hold none.
+    """
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in PANELS if any(len(_series(history, name)[0]) for name in panel[3])]
+    panels = [panel for panel in PANELS if _is_measured(panel, history)]
     if not panels:
-        raise ValueError(
-            f"nothing to plot: {len(history)} records and no metric among {', '.join(name for p in PANELS for name in p[3])}"
-        )
+        names = ", ".join(", ".join(panel.names) for panel in PANELS)
+        raise ValueError(f"nothing to plot: {len(history)} records and no metric among {names}")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.9 * rows), layout="constrained")
-    for number, (heading, label, scale, names) in enumerate(panels):
+    for number, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, number + 1)
-        for name, legend in names.items():
+        for name, legend in panel.names.items():
             _curve(axes, history, name, legend)
-        axes.set(title=heading, xlabel="step", ylabel=label, yscale=scale)
+        axes.set(title=panel.title, xlabel="step", ylabel=panel.label, yscale=panel.scale)
         axes.title.set_fontsize(10)
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
         if len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend(frameon=False, fontsize=8)
     if title:
         figure.suptitle(title, fontsize=12)
     return figure
+
+
+def _is_measured(panel: Panel, history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the records hold a value of one of the panel's metrics."""
+    return any(len(_series(history, name)[0]) for name in panel.names)
 
 
 def _curve(axes, history: Sequence[Mapping[str, Any]], name: str, legend: str) -> None:
@@ -119,9 +130,8 @@ def _curve(axes, history: Sequence[Mapping[str, Any]], name: str, legend: str) -
     if name.endswith("_knn"):
         values = 100 * values
     colour = COLOURS.get(legend, f"C{len(axes.lines)}" if axes.lines else "#0072b2")
-    axes.plot(
-        steps, values, color=colour, linewidth=1.4, label=legend, marker="o" if len(steps) < 30 else None, markersize=3
-    )
+    marker = "o" if len(steps) < 30 else None
+    axes.plot(steps, values, color=colour, linewidth=1.4, label=legend, marker=marker, markersize=3)
     if name in ("student_rank", "student_knn", "probe_student_knn") and steps[0] == 0:
         axes.axhline(values[0], color=colour, linewidth=1, linestyle=":", label="student at init")
 
@@ -146,11 +156,9 @@ def spectrum_figure(spectra: Mapping[str, Any], title: str) -> "Figure":
         positive = values[values > 0]  # a collapsed direction is exactly 0: its log has no place, the line ends there
         if not len(positive):
             raise ValueError(f"spectrum {name!r} has no positive value: these features are constant")
-        axes.plot(
-            np.arange(1, len(positive) + 1), np.log10(positive), linewidth=1.5, label=name, color=COLOURS.get(name)
-        )
+        places = np.arange(1, len(positive) + 1)
+        axes.plot(places, np.log10(positive), linewidth=1.5, label=name, color=COLOURS.get(name))
     axes.set(title=title, xlabel="index, largest first", ylabel="log10 of the singular value")
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.legend(frameon=False)
     return figure

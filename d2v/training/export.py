@@ -13,7 +13,7 @@ from d2v.training.verdict import Verdict
 def export(
     objective: Objective, folder: Path, config: Config, save_preprocessor: Callable[[Path], None], card: str
 ) -> None:
-    """Replaces `folder` by a new export, whole or not at all: the teacher, and in its sub-folder `student` the student."""
+    """Replaces `folder` by a new export, whole or not at all: the teacher, and in its folder `student` the student."""
     with replaced(folder) as draft:
         student, teacher = objective.encoders
         for name, encoder, place in (("teacher", teacher, draft), ("student", student, draft / "student")):

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what d2v wrote in it, how a new run takes an old one's place, the list of bad samples."""
+"""A run's folder: whose it is, what d2v wrote in it, and how a new run takes an old one's place."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from d2v.training.checkpoint import MANIFEST, checkpoints_in, files_of
 CONFIG = "config.yaml"
 LOOP_FILES = (CONFIG, "metrics.jsonl", "bad_steps.jsonl", "bad_samples.jsonl", "curves.png")  # of every run
 FOLDERS = ("export", "tokenizer")  # each has a record of its own
-# Where a run that is being replaced waits, whole, until the new one stands; MOVING: some of it, on the way there or back.
+# Where a run that is being replaced waits, whole, until the new one stands; MOVING: part of it, on its way.
 ASIDE, MOVING = ".former.d2v-tmp", ".former-part.d2v-tmp"
 # What an export holds, for those that were written before there were records.
 EXPORTED = {
@@ -36,7 +36,7 @@ EXPORTED = {
 
 
 def check_settings(folder: Path, config: dict, resume: str, sections: tuple[str, ...] = RESULT_SECTIONS) -> None:
-    """ValueError: the folder holds a run of another config, or checkpoints that run.resume=never forbids to go on from."""
+    """ValueError: the folder holds a run of another config, or checkpoints that run.resume=never forbids to use."""
     path = folder / CONFIG
     if path.is_file():
         changed = differences(OmegaConf.to_container(OmegaConf.load(path)), config, sections)  # type: ignore[arg-type]
@@ -74,10 +74,11 @@ def check_apart(folder: Path, sources: dict[str, Any]) -> None:
 
 @contextmanager
 def new_run(folder: Path, names: Iterable[str], *, overwrite: bool) -> Iterator[None]:
-    """Within it a run is set up that will write files `names` and FOLDERS; a run that is there waits aside if `overwrite`.
+    """Within it a run is set up that will write files `names` and FOLDERS.
 
-    It is removed once the new run stands, and comes back after an error. Nothing that d2v did not write is touched.
-    ValueError: something that would be written is there, and d2v did not write it.
+    If `overwrite`, a run that is there waits aside. It is removed once the new run stands, and comes back after an
+    error. Nothing that d2v did not write is touched. ValueError: something that would be written
+    is there, and d2v did not write it.
     """
     _recover(folder)
     _adopt_unrecorded(folder, names)
@@ -171,7 +172,7 @@ def _recover(folder: Path) -> None:
 
 
 def _adopt_unrecorded(folder: Path, names: Iterable[str]) -> None:
-    """Records what a run of version 0.1 wrote, which kept no record: it has our config, and a checkpoint or an export."""
+    """Records what a run of version 0.1, which kept no record, wrote: it has our config, and a checkpoint or export."""
     if (folder / files.RECORD).is_file() or not _is_a_run(folder):
         return
     files.record(folder, [name for name in names if (folder / name).is_file()])

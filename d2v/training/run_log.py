@@ -93,7 +93,7 @@ class Meter:
 
 
 class History:
-    """The run's records: a list, and lines of metrics.jsonl; those beyond the step that a run resumes from are dropped."""
+    """The run's records: a list, and lines of metrics.jsonl; those beyond the step it resumes from are dropped."""
 
     def __init__(self, path: Path, step: int, write: bool):
         self.path, self.write = path, write

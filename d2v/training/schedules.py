@@ -24,7 +24,7 @@ def polynomial(step: int, total: int, warmup: int, *, floor: float = 0.0, start:
 def tri_stage(
     step: int, total: int, warmup: int, *, floor: float = 0.01, start: float = 0.01, hold: float = 0.9
 ) -> float:
-    """Linear from `start` over `warmup` steps, 1 for `hold` of the run, then exponential to `floor` (fairseq's tri_stage)."""
+    """Linear from `start` over `warmup` steps, 1 for `hold` of the run, then exponential to `floor`: fairseq's."""
     if step < warmup:
         return start + (1 - start) * step / warmup
     hold_until = warmup + hold * total

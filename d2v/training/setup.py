@@ -18,7 +18,7 @@ from d2v.training.run_folder import record_trackers
 
 
 def open_accelerator(train: TrainConfig, run: RunConfig, *, unused: bool) -> Accelerator:
-    """The processes of a run, whose loop shows the only bar. `unused`: some parameters have no gradient in some steps."""
+    """The processes of a run, whose loop shows the only bar. `unused`: some steps give some parameters no gradient."""
     datasets.disable_progress_bars()
     disable_progress_bar()
     accelerator = Accelerator(

@@ -1,1 +1,1 @@
-"""Reports of an evaluation, one a file; each exports `report(subject)` and is asked for by its name, evaluate.reports=[name]."""
+"""Reports of an evaluation, one a file, which exports `report(subject)`; evaluate.reports=[name] asks for it."""

@@ -1,4 +1,4 @@
-"""What the last block attends to, as pictures: for the class token, or, without one, what all tokens attend to on average.
+"""What the last block attends to, as pictures: for the class token, or, without one, all tokens on average.
 
 B samples, H heads, E extra tokens, T tokens of a grid. As in DINO (arXiv 2104.14294), figure 1.
 """
@@ -16,7 +16,10 @@ MAX_HEADS = 6
 
 
 def report(subject: Subject) -> Finding:
-    """A row for each of evaluate.pictures samples: the sample, the mean of all heads, and the first heads. ValueError: a trunk without blocks."""
+    """A row for each of evaluate.pictures samples: the sample, the mean of all heads, and the first heads.
+
+    ValueError: a trunk without blocks.
+    """
     if not len(subject.encoder.trunk.blocks):
         raise ValueError(
             "evaluate.reports: attention needs a trunk with blocks; this model has none (model.trunk.depth=0)"
@@ -26,12 +29,8 @@ def report(subject: Subject) -> Finding:
     view = split.samples.view(split.indices[chosen]).to(subject.device)
     rows, columns = subject.grid("attention", view.modality)
     weights, of_class = attention_of(subject.encoder, view)  # (B, H, T)
-    maps = (
-        torch.cat([weights.mean(dim=1, keepdim=True), weights[:, :MAX_HEADS]], dim=1)
-        .unflatten(2, (rows, columns))
-        .cpu()
-        .numpy()
-    )
+    maps = torch.cat([weights.mean(dim=1, keepdim=True), weights[:, :MAX_HEADS]], dim=1)
+    maps = maps.unflatten(2, (rows, columns)).cpu().numpy()
     pixels = next(iter(view.inputs.values())).movedim(1, -1).cpu().numpy()  # (B, S, S, C)
     tiles = [[shown(picture), *heads] for picture, heads in zip(pixels, maps, strict=True)]
     headings = ["sample", "mean", *(f"head {number}" for number in range(1, maps.shape[1]))]
@@ -45,7 +44,7 @@ def report(subject: Subject) -> Finding:
 
 
 def attention_of(encoder, view: View) -> tuple[Tensor, bool]:
-    """Weights of the last block over the content tokens, (B, H, T), of the class token if there is one, and whether there is."""
+    """Weights of the last block over the content tokens, (B, H, T), and whether they are of a class token."""
     attention = encoder.trunk.blocks[-1].attention
     calls: list[tuple] = []
     hook = attention.register_forward_pre_hook(lambda module, arguments: calls.append(arguments))

@@ -21,7 +21,10 @@ MAX_TOKENS = 100_000  # of training, equally many of each sample
 
 
 def report(subject: Subject) -> Finding:
-    """Mean IoU over the classes of the test masks, for each encoder; at the masks' resolution, logits of tokens being interpolated."""
+    """Mean IoU over the classes of the test masks, for each encoder.
+
+    At the masks' resolution, logits of tokens being interpolated.
+    """
     test, config = subject.tested("dense"), subject.config
     if not config.masks:
         raise ValueError(
@@ -34,7 +37,8 @@ def report(subject: Subject) -> Finding:
         classes, labels = np.unique(values, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(
-                f"evaluate.masks {config.masks}: the tokens of split {config.train_split!r} have one class, {classes[0]}"
+                f"evaluate.masks {config.masks}: the tokens of split {config.train_split!r} have one class, "
+                f"{classes[0]}"
             )
         mean, scale = moments(x)
         weights, _ = fit_probe(((x - mean) * scale).astype(np.float32), labels, len(classes), probe, subject.device)
@@ -58,9 +62,8 @@ def report(subject: Subject) -> Finding:
 
 def batches(subject: Subject, encoder, split: EvaluationSplit) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Tokens (B, rows, columns, D) and masks (B, S, S) of a split."""
-    for indices in np.split(
-        split.indices, range(subject.config.batch_size, len(split.indices), subject.config.batch_size)
-    ):
+    size = subject.config.batch_size
+    for indices in np.split(split.indices, range(size, len(split.indices), size)):
         view = split.samples.view(indices).to(subject.device)
         grid = subject.grid("dense", view.modality)
         with frozen(encoder):
@@ -75,9 +78,8 @@ def training_tokens(subject: Subject, encoder) -> tuple[np.ndarray, np.ndarray]:
     parts = []
     for tokens, masks in batches(subject, encoder, subject.train):
         values = majority(masks, tokens.shape[1:3])
-        for x, value in zip(
-            tokens.reshape(len(tokens), -1, tokens.shape[-1]), values.reshape(len(values), -1), strict=True
-        ):
+        tokens, values = tokens.reshape(len(tokens), -1, tokens.shape[-1]), values.reshape(len(values), -1)
+        for x, value in zip(tokens, values, strict=True):
             rows = generator.permutation(np.flatnonzero(value != IGNORED))[:share]
             parts.append((x[rows], value[rows]))
     x, values = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -89,7 +91,7 @@ def training_tokens(subject: Subject, encoder) -> tuple[np.ndarray, np.ndarray]:
 
 
 def majority(masks: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """(B, S, S) uint8 -> the most frequent class of each cell of the grid, (B, rows, columns); 255 where a cell has none."""
+    """(B, S, S) uint8 -> the most frequent class of each cell of the grid, (B, rows, columns); 255: none."""
     rows, columns = grid
     cells = masks.reshape(len(masks), rows, masks.shape[1] // rows, columns, masks.shape[2] // columns).swapaxes(2, 3)
     cells = cells.reshape(len(masks), rows, columns, -1)

@@ -16,30 +16,32 @@ def report(subject: Subject) -> Finding:
     numbers: dict[str, dict[str, dict[str, float]]] = {}
     for name, (near, far) in subject.features.items():
         assert far is not None
+        numbers[name] = {}
         for amount in config.few_labels:
-            draws = [
-                draw(labels, amount, np.random.default_rng((config.seed, number))) for number in range(config.few_draws)
-            ]
-            scores = [100 * accuracy(near[rows], labels[rows], far, test.labels) for rows in draws]
-            found = {"labels": float(len(draws[0])), "mean": float(np.mean(scores)), "spread": float(np.std(scores))}
-            numbers.setdefault(name, {})[amount] = found
-    curves = {
-        name: Curve(
-            *(
-                [amount[key] for amount in sorted(curve.values(), key=lambda a: a["labels"])]
-                for key in ("labels", "mean", "spread")
-            )
-        )
-        for name, curve in numbers.items()
-    }
+            scores, rows = [], np.zeros(0, int)
+            for number in range(config.few_draws):
+                rows = draw(labels, amount, np.random.default_rng((config.seed, number)))
+                scores.append(100 * accuracy(near[rows], labels[rows], far, test.labels))
+            numbers[name][amount] = {
+                "labels": float(len(rows)),  # the same in every draw
+                "mean": float(np.mean(scores)),
+                "spread": float(np.std(scores)),
+            }
+    curves = {name: _curve(list(points.values())) for name, points in numbers.items()}
     figure = lines_figure(curves, title=f"Few labels: {subject.name}", xlabel="labels", ylabel="accuracy (%)", log=True)
     save_figure(figure, subject.picture("few_labels"))
-    lines = [
-        f"few labels of {name}: "
-        + ", ".join(f"{amount} {a['mean']:.1f} ±{a['spread']:.1f}" for amount, a in curve.items())
-        for name, curve in numbers.items()
-    ]
+    lines = []
+    for name, points in numbers.items():
+        shown = [f"{amount} {point['mean']:.1f} ±{point['spread']:.1f}" for amount, point in points.items()]
+        lines.append(f"few labels of {name}: {', '.join(shown)}")
     return Finding(lines, numbers)
+
+
+def _curve(points: list[dict[str, float]]) -> Curve:
+    """Accuracies over the number of labels."""
+    points = sorted(points, key=lambda point: point["labels"])
+    labels, means, spreads = ([point[name] for point in points] for name in ("labels", "mean", "spread"))
+    return Curve(labels, means, spreads)
 
 
 def draw(labels: np.ndarray, amount: str, generator: np.random.Generator) -> np.ndarray:

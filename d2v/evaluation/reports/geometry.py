@@ -13,7 +13,10 @@ MAX_PAIRED = 4096  # samples: uniformity reads all their pairs
 
 
 def report(subject: Subject) -> Finding:
-    """Of train's features, for each encoder. Positive pairs of the alignment are samples of one class: nothing is augmented here."""
+    """Of train's features, for each encoder.
+
+    Positive pairs of the alignment are samples of one class: nothing is augmented here.
+    """
     labels = subject.labels("geometry")
     features = {name: torch.from_numpy(np.ascontiguousarray(near)) for name, (near, _) in subject.features.items()}
     some = np.unique(np.linspace(0, len(subject.train.indices) - 1, MAX_PAIRED).astype(int))
@@ -21,22 +24,23 @@ def report(subject: Subject) -> Finding:
     numbers, lines = {}, []
     for name, x in features.items():
         unit = F.normalize(x.float(), dim=1)
-        found = {
+        measured = {
             "alignment": float(alignment(unit[first], unit[second])),
             "uniformity": float(uniformity(unit[some])),
             "rankme": rankme(x),
             "effective_rank": effective_rank(x),
         }
-        numbers[name] = found
+        numbers[name] = measured
         lines.append(
-            f"{name}: RankMe {found['rankme']:.1f}, effective rank {found['effective_rank']:.1f} (of {x.shape[1]}, {len(x)} samples); "
-            f"alignment of a class {found['alignment']:.3f}, uniformity {found['uniformity']:.3f}"
+            f"{name}: RankMe {measured['rankme']:.1f}, effective rank {measured['effective_rank']:.1f} "
+            f"(of {x.shape[1]}, {len(x)} samples); alignment of a class {measured['alignment']:.3f}, "
+            f"uniformity {measured['uniformity']:.3f}"
         )
-    spectra = {name: values for name, x in features.items() if (values := singular_values(x)).any()}
-    if spectra:
-        save_figure(
-            spectrum_figure(spectra, f"Singular values of the covariance: {subject.name}"), subject.picture("spectrum")
-        )
+    spectra = {name: singular_values(x) for name, x in features.items()}
+    drawn = {name: values for name, values in spectra.items() if values.any()}
+    if drawn:
+        figure = spectrum_figure(drawn, f"Singular values of the covariance: {subject.name}")
+        save_figure(figure, subject.picture("spectrum"))
     return Finding(lines, numbers)
 
 

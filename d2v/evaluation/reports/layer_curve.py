@@ -10,25 +10,20 @@ def report(subject: Subject) -> Finding:
     subject.labels("layer_curve")
     near = subject.pooled(subject.train, "all")
     far = {} if subject.test is None else subject.pooled(subject.test, "all")
-    numbers = {
-        name: {
-            layer: evaluate_features(
-                x, far.get(name, {}).get(layer), subject.train, subject.test, subject.config, subject.device
-            )
-            for layer, x in layers.items()
-            if layer != "last"  # the last block's end, through a norm if there is one
-        }
-        for name, layers in near.items()
-    }
+    settings = (subject.train, subject.test, subject.config, subject.device)
+    numbers: dict[str, dict[str, dict[str, float]]] = {}
+    for name, layers in near.items():
+        numbers[name] = {}
+        for layer, x in layers.items():
+            if layer != "last":  # the last block's end, through a norm if there is one
+                numbers[name][layer] = evaluate_features(x, far.get(name, {}).get(layer), *settings)
     curves, lines = {}, []
     for name, layers in numbers.items():
         for score in next(iter(layers.values())):
             values = [scores[score] for scores in layers.values()]
             curves[f"{name}: {score}"] = Curve(list(range(len(values))), values)
-            lines.append(
-                f"{score} of {name}: "
-                + ", ".join(f"{layer} {value:.1f}" for layer, value in zip(layers, values, strict=True))
-            )
+            shown = [f"{layer} {value:.1f}" for layer, value in zip(layers, values, strict=True)]
+            lines.append(f"{score} of {name}: {', '.join(shown)}")
     figure = lines_figure(
         curves, title=f"Layers of {subject.name}", xlabel="block (0: local features)", ylabel="accuracy (%)"
     )

@@ -39,7 +39,10 @@ def report(subject: Subject) -> Finding:
 
 
 def main_directions(x: Tensor) -> tuple[Tensor, list[float]]:
-    """(B, T, D) -> coordinates along the three largest principal components of all B * T tokens, (B, T, 3), and their shares of the variance."""
+    """(B, T, D) -> coordinates along the three largest principal components of all B * T tokens, (B, T, 3).
+
+    And the shares of the variance along each.
+    """
     flat = x.flatten(0, 1).double()
     flat = flat - flat.mean(dim=0)
     values, vectors = torch.linalg.eigh(flat.T @ flat)  # ascending
