@@ -22,7 +22,7 @@ from work import MAIN_INPUT, Size, make_batch
 
 from d2v.config.loading import load_config
 from d2v.config.schema import Config
-from d2v.modalities.common import masking
+from d2v.modalities.common import masking, sampling
 from d2v.training.optim import parameter_groups
 from d2v.training.setup import build_objective
 from d2v.types import Mask, View
@@ -53,7 +53,7 @@ def batch(modality: str, version: int, size: Size) -> View:
     hidden, keep = made.hidden, None
     if version == 2:
         rows, tokens = len(hidden) * MASKS, hidden.shape[1]
-        generators = masking.generators(1, 0, range(rows))
+        generators = sampling.generators(1, 0, range(rows))
         if modality == "image":
             grid = (round(tokens**0.5),) * 2
             drawn = [masking.block_2d(g, grid, 0.8, 3, 0.07, inverse=True) for g in generators]

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2v.modalities.common import masking
+from d2v.modalities.common import masking, sampling
+from d2v.modalities.image import masks
 
 MODALITIES = ("image", "speech", "text")
 MAIN_INPUT = {"image": "pixel_values", "speech": "input_values", "text": "input_ids"}
@@ -92,7 +93,7 @@ def make_batch(modality: str, size: Size) -> Batch:
         inputs = torch.randn(size.images, 3, size.image, size.image, generator=generator)
         grid = size.image // size.patch
         rows = [
-            masking.block(g, (grid, grid), round(grid * grid * 120 / 196), min_block=min(16, grid))
+            masks.block(g, (grid, grid), round(grid * grid * 120 / 196), min_block=min(16, grid))
             for g in _generators(size.images)
         ]
     elif modality == "speech":
@@ -108,4 +109,4 @@ def make_batch(modality: str, size: Size) -> Batch:
 
 
 def _generators(rows: int) -> list[np.random.Generator]:
-    return masking.generators(0, 0, range(rows))
+    return sampling.generators(0, 0, range(rows))

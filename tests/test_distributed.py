@@ -9,8 +9,8 @@ import tiny
 import torch
 from tiny import MODALITIES, OBJECTIVES
 
+from d2v.objectives.common.regression import channel_std
 from d2v.training import distributed as dist
-from d2v.training.collapse import channel_std
 
 # batch norms over four samples magnify rounding, and AdamW makes any gradient, however small, a step of the same size
 SGD = ("train.optimizer=sgd", "train.lr=0.002", "train.betas=[0.9,0.98]", "train.eps=1e-6")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from d2v.objectives.common.losses import SCALES, regression_loss
+from d2v.objectives.common.regression import SCALES, regression_loss
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from d2v.modalities.common import masking
+from d2v.modalities.common import masking, sampling
+from d2v.modalities.image import masks
 
 
 def slow_block(generator, rows, columns, wanted, min_block, max_block, min_aspect):
@@ -37,7 +38,7 @@ def slow_block(generator, rows, columns, wanted, min_block, max_block, min_aspec
 )
 def test_block_is_the_slow_algorithm(grid, wanted, min_block, max_block):
     for seed in range(50):
-        fast = masking.block(
+        fast = masks.block(
             np.random.default_rng(seed), grid, wanted, min_block=min_block, max_block=max_block, min_aspect=0.3
         )
         assert np.array_equal(fast, slow_block(np.random.default_rng(seed), *grid, wanted, min_block, max_block, 0.3))
@@ -45,7 +46,7 @@ def test_block_is_the_slow_algorithm(grid, wanted, min_block, max_block):
 
 @pytest.mark.parametrize(("wanted", "mean", "least"), [(120, 119.55, 105), (75, 74.5, 60)])
 def test_block_hides_as_many_as_measured_on_the_reference(wanted, mean, least):
-    counts = np.array([masking.block(g, (14, 14), wanted).sum() for g in masking.generators(0, 0, range(1000))])
+    counts = np.array([masks.block(g, (14, 14), wanted).sum() for g in sampling.generators(0, 0, range(1000))])
     assert counts.max() == wanted and counts.min() >= least
     assert abs(counts.mean() - mean) < 0.15
     if wanted == 120:
@@ -92,14 +93,14 @@ def test_span_of_rows_too_short_to_hide_anything():
 
 
 def test_last_frame_is_hidden_only_in_the_text_variant():
-    rows = [masking.span(g, 60, 0.65, 10, last_frame=True) for g in masking.generators(0, 0, range(200))]
+    rows = [masking.span(g, 60, 0.65, 10, last_frame=True) for g in sampling.generators(0, 0, range(200))]
     assert any(row[-1] for row in rows)
 
 
 def test_equalised_spans_hide_as_many_as_measured_on_the_reference():
     counts = []
     for step in range(20):
-        rows = [masking.span(g, 499, 0.65, 10) for g in masking.generators(0, step, range(64))]
+        rows = [masking.span(g, 499, 0.65, 10) for g in sampling.generators(0, step, range(64))]
         assert 0.46 < np.mean(rows) < 0.52  # 49 % before
         equal = masking.equalise(np.random.default_rng(step), rows)
         assert len({int(row.sum()) for row in equal}) == 1
@@ -121,11 +122,11 @@ def test_equalise_keeps_the_share_where_lengths_differ():
 
 
 def test_a_row_depends_on_seed_step_and_position_only():
-    together = [g.random() for g in masking.generators(1, 2, range(6))]
-    apart = [g.random() for part in range(3) for g in masking.generators(1, 2, np.arange(6)[part::3])]
+    together = [g.random() for g in sampling.generators(1, 2, range(6))]
+    apart = [g.random() for part in range(3) for g in sampling.generators(1, 2, np.arange(6)[part::3])]
     assert together == [apart[i] for i in (0, 2, 4, 1, 3, 5)]
     assert (
-        len({g.random() for seed in range(3) for step in range(3) for g in masking.generators(seed, step, range(3))})
+        len({g.random() for seed in range(3) for step in range(3) for g in sampling.generators(seed, step, range(3))})
         == 27
     )
 
@@ -182,7 +183,7 @@ def test_block_2d_is_the_slow_algorithm(grid, ratio, length, adjust, inverse):
     ids=["image-base", "image-large", "image-huge14", "speech-base", "speech-large", "text-base", "text-large"],
 )
 def test_counts_of_the_published_settings(draw, visible, hidden):
-    for generator in masking.generators(0, 0, range(20)):
+    for generator in sampling.generators(0, 0, range(20)):
         row = draw(generator)
         assert (int((~row).sum()), int(row.sum())) == (visible, hidden)
 
@@ -190,7 +191,7 @@ def test_counts_of_the_published_settings(draw, visible, hidden):
 @pytest.mark.parametrize(("ratio", "adjust", "single"), [(0.5, 0.05, 0.42), (0.55, 0.1, 0.38)])
 def test_many_runs_of_speech_masks_are_single_frames_as_measured_on_the_reference(ratio, adjust, single):
     lengths = []
-    for generator in masking.generators(0, 0, range(200)):
+    for generator in sampling.generators(0, 0, range(200)):
         edges = np.flatnonzero(np.diff(np.concatenate([[0], masking.block_1d(generator, 499, ratio, 5, adjust), [0]])))
         lengths += (edges[1::2] - edges[::2]).tolist()
     assert abs(np.mean(np.array(lengths) == 1) - single) < 0.02

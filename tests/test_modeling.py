@@ -219,7 +219,7 @@ def num_parameters(model: torch.nn.Module) -> int:
 
 def test_published_sizes():
     """facts/data2vec.md A3: the speech encoder and its head; the image model with its head, without the index of the bias."""
-    from d2v.models.heads import RegressionHead
+    from d2v.objectives.data2vec import RegressionHead
 
     image = TrunkConfig(
         pre_norm=True, layer_scale=1e-4, qkv_bias="qv", norm_eps=1e-6, input_norm=False, final_norm=True

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2v.models.cpu import DroppedProduct
-from d2v.models.gelu_linear import gelu_linear
-from d2v.models.transformer import MLP, Attention, Trunk, TrunkConfig, attend_with_dropout
+from d2v.models.transformer import MLP, Attention, Trunk, TrunkConfig, attend_with_dropout, gelu_linear
 
 
 def gradients(out: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ from d2v.modalities.common import tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.common.sources import AUDIO, IMAGES, TEXTS, open_source
+from d2v.modalities.speech.audio import encoded
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -144,7 +145,7 @@ def test_folders_of_parquet(tmp_path):
         and tables.media_column(dataset, "image") == "image"
         and tables.classes(dataset, "label") == ["x", "y"]
     )
-    assert tables.encoded(dataset[2]["image"]) == png(3)
+    assert encoded(dataset[2]["image"]) == png(3)
     assert tables.identifiers(dataset, str(tmp_path), "train") == ["train:0", "train:1", "train:2"]
     assert len(open_source(str(tmp_path), "train[:2]", IMAGES, "image")) == 2
     with pytest.raises(ValueError, match=r"data.split 'validation': .* has the splits train, test"):
@@ -171,7 +172,7 @@ def test_audio_in_parquet_stays_encoded(tmp_path):
         tmp_path / "a.parquet"
     )
     dataset = open_source(str(tmp_path), "train", AUDIO, "audio")
-    assert tables.encoded(dataset[0][tables.media_column(dataset, "audio")]) == b"abc"
+    assert encoded(dataset[0][tables.media_column(dataset, "audio")]) == b"abc"
     assert tables.media_column(dataset, "text") == "text"
     with pytest.raises(ValueError, match=r"no column holds image; the columns are .*audio"):
         tables.media_column(
@@ -194,7 +195,7 @@ def test_tables_of_paths_are_relative_to_the_table(tmp_path, kind):
         separator = "," if kind == "csv" else "\t"
         table.write_text("".join(separator.join(row) + "\n" for row in [("file", "text"), *rows]))
     dataset = open_source(str(table), "train", AUDIO, "audio")
-    assert [tables.encoded(cell) for cell in dataset["file"]] == [
+    assert [encoded(cell) for cell in dataset["file"]] == [
         tmp_path / "clips/a.wav",
         tmp_path / "clips/b.wav",
     ]
@@ -255,13 +256,11 @@ def test_damaged_tables_are_errors_of_the_user(tmp_path):
 
 
 def test_cells():
-    assert tables.encoded({"bytes": b"x", "path": "y"}) == b"x" and tables.encoded(
-        {"bytes": None, "path": "y"}
-    ) == Path("y")
-    assert tables.encoded("y") == Path("y") and tables.encoded(b"x") == b"x"
+    assert encoded({"bytes": b"x", "path": "y"}) == b"x" and encoded({"bytes": None, "path": "y"}) == Path("y")
+    assert encoded("y") == Path("y") and encoded(b"x") == b"x"
     for empty in (None, "", {"bytes": None, "path": None}):
         with pytest.raises(ValueError, match="empty cell"):
-            tables.encoded(empty)
+            encoded(empty)
 
 
 # Report.
@@ -331,4 +330,4 @@ def test_real_data(shared, name, split, extensions, kind, count):
     dataset = open_source(str(shared / "data" / name), split, extensions, kind)
     assert len(dataset) == count
     cell = dataset[0][tables.media_column(dataset, kind)]
-    assert isinstance(cell if kind == "text" else tables.encoded(cell), str if kind == "text" else bytes)
+    assert isinstance(cell if kind == "text" else encoded(cell), str if kind == "text" else bytes)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2v.objectives.common.targets import NORMS, mean_of_layers
+from d2v.objectives.common.regression import NORMS, mean_of_layers
 
 PADDING = torch.tensor([[False] * 6, [False] * 4 + [True] * 2, [False] * 2 + [True] * 4])
 

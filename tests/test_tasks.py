@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from d2v.models.configuration import D2vConfig
+from d2v.models.losses import ctc, supervised
 from d2v.models.task_models import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
-from d2v.objectives.common.losses import ctc, supervised
 from d2v.types import Mask, View
 
 AUTO = {

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput,
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel, build_config
 from d2v.models.heads import ACTIVATIONS, ClassificationHead, mean_of_tokens
-from d2v.objectives.common.losses import ctc, supervised
+from d2v.models.losses import ctc, supervised
 from d2v.settings import check_fields, setting
 from d2v.types import Features, View
 

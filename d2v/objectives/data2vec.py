@@ -6,15 +6,13 @@ B samples, T tokens, D width, n hidden tokens in all.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2v.models.encoder import D2vModel
-from d2v.models.heads import RegressionHead
-from d2v.objectives.common.losses import SCALES, regression_loss
+from d2v.models.heads import perceptron
 from d2v.objectives.common.objective import Objective
-from d2v.objectives.common.targets import NORMS, mean_of_layers
+from d2v.objectives.common.regression import NORMS, SCALES, channel_std, mean_of_layers, regression_loss
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import channel_std
 from d2v.training.schedules import linear_decay
 from d2v.types import Loss, View
 
@@ -52,6 +50,29 @@ class Config:
     def __post_init__(self):
         """ValueError: a choice that does not exist, or a number outside its bounds."""
         check_fields(self, "objective")
+
+
+class RegressionHead(nn.Module):
+    """data2vec 1.0's predictor: one linear layer, or linear layers of twice the width with GELU between them and a
+    linear back."""
+
+    def __init__(self, dim: int, num_layers: int = 1):
+        super().__init__()
+        self.layers = perceptron([dim] + [2 * dim] * (num_layers - 1) + [dim])
+
+    def init_weights(self, std: float, truncated: bool) -> None:
+        """N(0, std), truncated at one std if asked; biases zero."""
+        for linear in self.layers:
+            if isinstance(linear, nn.Linear):
+                if truncated:
+                    nn.init.trunc_normal_(linear.weight, std=std, a=-std, b=std)
+                else:
+                    nn.init.normal_(linear.weight, std=std)
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.layers(x)
 
 
 class Data2Vec(Objective):

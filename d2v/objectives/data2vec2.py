@@ -12,11 +12,9 @@ from torch import Tensor
 
 from d2v.models.decoder import Decoder, DecoderConfig
 from d2v.models.encoder import D2vModel
-from d2v.objectives.common.losses import SCALES, regression_loss
 from d2v.objectives.common.objective import Objective
-from d2v.objectives.common.targets import NORMS, mean_of_layers
+from d2v.objectives.common.regression import NORMS, SCALES, channel_std, mean_of_layers, regression_loss
 from d2v.settings import check_fields, section, setting
-from d2v.training.collapse import channel_std
 from d2v.training.schedules import linear_decay
 from d2v.types import Loss, View
 

@@ -10,21 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2v.training.distributed import all_sum
-
-
-def channel_std(x: Tensor, reduce: Callable[[Tensor], Tensor] = all_sum) -> Tensor:
-    """Mean over channels of the standard deviation over the rows of all ranks: (N, D) -> (); nan for fewer than two.
-
-    mean_d sqrt(var_d + 1e-6) with the unbiased variance. Two passes (the mean first, then squares around it), because
-    the difference of sums of squares loses everything when the mean is large. `reduce` sums a tensor over ranks.
-    """
-    x = x.detach().float()
-    count = reduce(torch.tensor(float(len(x)), device=x.device))
-    mean = reduce(x.sum(dim=0)) / count  # (D,)
-    squares = reduce((x - mean).square().sum(dim=0))  # (D,)
-    return (squares / (count - 1) + 1e-6).sqrt().mean()
-
 
 def effective_rank(features: Tensor) -> float:
     """exp of the entropy of the centred features' normalised singular values: (N, D) -> [1, min(N, D)].

@@ -4,7 +4,6 @@ B rows, M masks of a row, T tokens, K visible tokens. Each row has its own gener
 depend on which process draws it.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,55 +11,11 @@ import numpy as np
 Generator = np.random.Generator
 
 
-def generators(seed: int, step: int, positions: Sequence[int]) -> list[Generator]:
-    """One generator per row, a function of (seed, step, position in the global batch) and of nothing else."""
-    return [np.random.default_rng((seed, step, int(position))) for position in positions]
-
-
 def random(generator: Generator, num_tokens: int, ratio: float) -> np.ndarray:
     """Exactly round(ratio * T) tokens chosen uniformly. Returns (T,) bool."""
     hidden = np.zeros(num_tokens, dtype=bool)
     hidden[generator.choice(num_tokens, round(ratio * num_tokens), replace=False)] = True
     return hidden
-
-
-def block(
-    generator: Generator,
-    grid: tuple[int, int],
-    num_hidden: int,
-    *,
-    min_block: int = 16,
-    max_block: int | None = None,
-    min_aspect: float = 0.3,
-) -> np.ndarray:
-    """BEiT's block-wise mask over (rows, columns): rectangles, until `num_hidden` are hidden or ten tries add none.
-
-    The count varies a little below `num_hidden` (120 of 196 gives 119.55 on average, as the reference's code does).
-    Returns (rows * columns,) bool. Source: BEiT (arXiv 2106.08254), algorithm 1; data2vec 1.0 uses 120 of 14 x 14.
-    """
-    rows, columns = grid
-    max_block = rows * columns if max_block is None else max_block
-    log_aspect = math.log(min_aspect)
-    hidden = np.zeros(grid, dtype=bool)
-    count = 0
-    while count < num_hidden:
-        limit = min(num_hidden - count, max_block)
-        for _ in range(10):
-            area = generator.uniform(*sorted((min_block, limit)))
-            aspect = math.exp(generator.uniform(log_aspect, -log_aspect))
-            height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if height >= rows or width >= columns:
-                continue
-            top, left = generator.integers(0, rows - height + 1), generator.integers(0, columns - width + 1)
-            cells = hidden[top : top + height, left : left + width]
-            new = height * width - int(cells.sum())
-            if 0 < new <= limit:
-                cells[:] = True
-                count += new
-                break
-        else:
-            break
-    return hidden.reshape(-1)
 
 
 def span(

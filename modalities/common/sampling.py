@@ -1,7 +1,7 @@
 """Which samples make the batch of a step: a pure function of (seed, step); resuming and sharding need no state."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -64,6 +64,11 @@ def share(num_rows: int, part: int, parts: int) -> slice:
     Every parts-th, so that lengths stay alike.
     """
     return slice(part, num_rows, parts)
+
+
+def generators(seed: int, step: int, positions: Sequence[int]) -> list[np.random.Generator]:
+    """One generator per row, a function of (seed, step, position in the global batch) and of nothing else."""
+    return [np.random.default_rng((seed, step, int(position))) for position in positions]
 
 
 @contextmanager

@@ -36,15 +36,6 @@ def media_column(dataset: datasets.Dataset, kind: str) -> str:
     return candidates[0]
 
 
-def encoded(cell: Any) -> bytes | Path:
-    """What a media cell holds: the file's bytes, or where it lies. ValueError: the cell is empty."""
-    if isinstance(cell, dict):
-        cell = cell.get("bytes") or cell.get("path")
-    if not cell:
-        raise ValueError("empty cell")
-    return cell if isinstance(cell, bytes) else Path(cell)
-
-
 def identifiers(dataset: datasets.Dataset, path: Any, split: str, first: int = 0) -> list[str]:
     """A stable name per row: the path below `path` for files, else "<split>:<row>", counted from `first`."""
     if "file" not in dataset.column_names or not is_string(dataset.features["file"]):

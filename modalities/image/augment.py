@@ -34,6 +34,15 @@ UNREADABLE = (
 BICUBIC, NEAREST = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.NEAREST
 
 
+def encoded(cell: Any) -> bytes | Path:
+    """What a media cell holds: the file's bytes, or where it lies. ValueError: the cell is empty."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if not cell:
+        raise ValueError("empty cell")
+    return cell if isinstance(cell, bytes) else Path(cell)
+
+
 def decode(source: bytes | Path, channels: int) -> Image.Image | TensorImage:
     """The image with `channels` channels. One of `UNREADABLE`: it is damaged or has another number of channels."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source

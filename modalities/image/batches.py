@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2v.modalities.common import masking, sampling
+from d2v.modalities.common import sampling
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment, masks, views
 from d2v.modalities.image.config import DataConfig, ReadConfig
@@ -120,7 +120,7 @@ def _rows(
     """Of this part's rows of the step's batch: which sample, and the row's generator."""
     batch = sampler(step)
     rows = range(len(batch))[sampling.share(len(batch), part, parts)]
-    return zip(batch[rows].tolist(), masking.generators(seed, step, rows), strict=True)
+    return zip(batch[rows].tolist(), sampling.generators(seed, step, rows), strict=True)
 
 
 def _following(index: int, samples: Samples) -> np.ndarray:

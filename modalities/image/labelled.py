@@ -15,7 +15,7 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from d2v.modalities.common import labels, masking, sampling
+from d2v.modalities.common import labels, sampling
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment
 from d2v.modalities.image.batches import transform
@@ -62,7 +62,7 @@ class LabelledBatches:
         if self._mixup is not None and parts > 1:
             # timm mixes each image with the one as far from the other end; here that of the whole batch
             partners = [len(batch) - 1 - row for row in reversed(rows)]
-        *generators, common = masking.generators(self._seed, step, range(len(batch) + 1))  # the last is no row's
+        *generators, common = sampling.generators(self._seed, step, range(len(batch) + 1))  # the last is no row's
         drawn = [self._row(generators[row], int(batch[row])) for row in [*rows, *partners]]
         images, targets, ids = zip(*drawn, strict=True)
         pixels = torch.stack(images)  # (B, C, S, S), and as many partners

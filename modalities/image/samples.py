@@ -142,7 +142,7 @@ class Samples:
 
     def _source(self, row: int) -> bytes | Path:
         (cell,) = self._media[row].values()
-        return tables.encoded(cell)
+        return augment.encoded(cell)
 
     def _problem(self, row: int) -> tuple[str, str] | None:
         """Which list of the report a row belongs to, and why; None if it is usable."""

@@ -6,6 +6,7 @@ Whatever libsndfile reads: wav, flac, ogg, opus, mp3, aiff, ...
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -15,6 +16,15 @@ from torchaudio.functional import resample
 
 class UnreadableError(ValueError):
     """The file cannot be used; the message says why."""
+
+
+def encoded(cell: Any) -> bytes | Path:
+    """What a media cell holds: the file's bytes, or where it lies. ValueError: the cell is empty."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if not cell:
+        raise ValueError("empty cell")
+    return cell if isinstance(cell, bytes) else Path(cell)
 
 
 def decode(media: bytes | Path, rate: int) -> np.ndarray:

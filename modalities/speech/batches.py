@@ -76,7 +76,7 @@ class MaskedBatches:
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
         """This part's rows of the step's batch: one view, input_values (B, S) and M masks of each; the sample ids."""
         items = self.sampler(step)
-        generators = masking.generators(self._seed, step, range(len(items)))
+        generators = sampling.generators(self._seed, step, range(len(items)))
         hidden = self._masks(step, items, generators)
         rows = range(len(items))[sampling.share(len(items), part, parts)]
         waves, ids = [], []
@@ -101,7 +101,7 @@ class MaskedBatches:
         for generator, tokens in zip(generators, sizes, strict=True):
             hidden.append([self._mask(generator, tokens) for _ in range(self._data.masks)])
         if self._data.mask_kind == "span" and self._data.equalise:
-            (common,) = masking.generators(self._seed, step, [len(items)])  # that of no row
+            (common,) = sampling.generators(self._seed, step, [len(items)])  # that of no row
             equal = masking.equalise(common, list(chain.from_iterable(hidden)))
             hidden = [[mask] for mask in equal]
         return hidden
@@ -182,7 +182,7 @@ class ViewBatches:
         """
         items = self.sampler(step)
         rows = range(len(items))[sampling.share(len(items), part, parts)]
-        generators = masking.generators(self._seed, step, rows)
+        generators = sampling.generators(self._seed, step, rows)
         drawn, numbers = [], []  # the views of each clip, and its number
         for row, generator in zip(rows, generators, strict=True):
             waves, number = self._row(int(items[row]), generator)

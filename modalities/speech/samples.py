@@ -147,7 +147,7 @@ class Samples:
 
     def _source(self, row: int) -> bytes | Path:
         (cell,) = self._media[row].values()
-        return tables.encoded(cell)
+        return audio.encoded(cell)
 
     def _measure(self, row: int) -> int | str:
         """Length of a clip at the wanted rate, or why it is unreadable; decoded clips are kept while they are few."""

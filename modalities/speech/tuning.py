@@ -46,7 +46,7 @@ class LabelledBatches:
         """This part's rows of the step's batch, as wide as the whole, with labels (B,) or (B, L); the sample ids."""
         batch = self.sampler(step)
         rows = range(len(batch))[sampling.share(len(batch), part, parts)]
-        generators = masking.generators(self._seed, step, rows)
+        generators = sampling.generators(self._seed, step, rows)
         waves, targets, ids = [], [], []
         for generator, row in zip(generators, rows, strict=True):
             wave, target, name = self._clip(generator, np.roll(batch, -row))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from d2v.modalities.common import masking
+from d2v.modalities.common import masking, sampling
 from d2v.modalities.common.sampling import Sampler, share
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text.config import DataConfig
@@ -61,7 +61,7 @@ class MaskedBatches:
         rows = [block(self.tokens[start:stop], frontend) for start, stop in self.blocks[batch[mine]]]
         names = [f"{self.samples.split}:block {index}" for index in batch[mine]]
         view = collate(rows, frontend, longest)
-        generators = masking.generators(self.seed, step, range(len(batch))[mine])
+        generators = sampling.generators(self.seed, step, range(len(batch))[mine])
         if self.data.mask_kind == "random":
             return [leave_out(view, generators, self.data)], names
         view = hide(view, generators, self.data, self.samples)
@@ -85,7 +85,7 @@ class ViewBatches:
         places = range(len(batch))[share(len(batch), part, parts)]
         mine = batch[places]
         longest = int(self.samples.lengths[batch].max())
-        generators = masking.generators(self.seed, step, places)
+        generators = sampling.generators(self.seed, step, places)
         drawn = [self._row(index, generator) for index, generator in zip(mine, generators, strict=True)]
         indices = torch.from_numpy(mine)
         views = []

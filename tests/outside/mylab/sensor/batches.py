@@ -33,7 +33,7 @@ class SensorBatches:
         """This part's rows."""
         batch = self.sampler(step)
         rows = sampling.share(len(batch), part, parts)
-        generators = masking.generators(self._seed, step, range(len(batch))[rows])
+        generators = sampling.generators(self._seed, step, range(len(batch))[rows])
         indices = [int(index) for index in batch[rows]]
         signals = [self._samples.signal(index) for index in indices]
         numbers, names = torch.tensor(indices), [self._samples.ids[index] for index in indices]

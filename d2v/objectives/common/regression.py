@@ -1,11 +1,19 @@
-"""Teacher layers -> targets: normalise each of the top K layers, average them, normalise the average; all in float32.
+"""Regression of teacher layers: targets, the loss, and the spread of both.
 
-B samples, T tokens, D width. Source: data2vec (arXiv 2202.03555) section 3.3; the order of the norms is its code's.
+Targets: normalise each of the top K layers, average them, normalise the average; all in float32.
+B samples, T tokens, D width, n predictions. Source: data2vec (arXiv 2202.03555) section 3.3; the order of the norms is
+its code's.
 """
+
+import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from d2v.training.distributed import all_sum
 
 EPS = 1e-5
 
@@ -63,3 +71,32 @@ def mean_of_layers(
     for name in final_norms:
         target = NORMS[name](target, padding)
     return target
+
+
+SCALES = {"sqrt": lambda dim: 1 / math.sqrt(dim), "mean": lambda dim: 1 / dim, "sum": lambda dim: 1.0}
+
+
+def regression_loss(prediction: Tensor, target: Tensor, beta: float, scale: str) -> Tensor:
+    """Sum over predictions (n, D) of smooth L1 with `beta` (0: the squared error), scaled over channels as `scale` says
+    (a key of SCALES).
+
+    data2vec 1.0 (arXiv 2202.03555) equation 3; speech divides the sum over channels by sqrt(D), text by nothing, images
+    by D.
+    """
+    prediction, target = prediction.float(), target.float()
+    loss = F.mse_loss if beta == 0 else partial(F.smooth_l1_loss, beta=beta)
+    error = loss(prediction, target, reduction="sum")
+    return error * SCALES[scale](prediction.shape[-1])
+
+
+def channel_std(x: Tensor, reduce: Callable[[Tensor], Tensor] = all_sum) -> Tensor:
+    """Mean over channels of the standard deviation over the rows of all ranks: (N, D) -> (); nan for fewer than two.
+
+    mean_d sqrt(var_d + 1e-6) with the unbiased variance. Two passes (the mean first, then squares around it), because
+    the difference of sums of squares loses everything when the mean is large. `reduce` sums a tensor over ranks.
+    """
+    x = x.detach().float()
+    count = reduce(torch.tensor(float(len(x)), device=x.device))
+    mean = reduce(x.sum(dim=0)) / count  # (D,)
+    squares = reduce((x - mean).square().sum(dim=0))  # (D,)
+    return (squares / (count - 1) + 1e-6).sqrt().mean()

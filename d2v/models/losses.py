@@ -1,29 +1,11 @@
-"""Losses as pure functions that return sums in float32.
+"""Losses of task models as pure functions that return sums in float32.
 
-n predictions or rows, N rows of all processes, D width; B samples, C classes, T tokens, L labels of a sequence.
+B samples, C classes, T tokens, L labels of a sequence.
 """
-
-import math
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-SCALES = {"sqrt": lambda dim: 1 / math.sqrt(dim), "mean": lambda dim: 1 / dim, "sum": lambda dim: 1.0}
-
-
-def regression_loss(prediction: Tensor, target: Tensor, beta: float, scale: str) -> Tensor:
-    """Sum over predictions (n, D) of smooth L1 with `beta` (0: the squared error), scaled over channels as `scale` says
-    (a key of SCALES).
-
-    data2vec 1.0 (arXiv 2202.03555) equation 3; speech divides the sum over channels by sqrt(D), text by nothing, images
-    by D.
-    """
-    prediction, target = prediction.float(), target.float()
-    loss = F.mse_loss if beta == 0 else partial(F.smooth_l1_loss, beta=beta)
-    error = loss(prediction, target, reduction="sum")
-    return error * SCALES[scale](prediction.shape[-1])
 
 
 def supervised(logits: Tensor, labels: Tensor, problem_type: str) -> tuple[Tensor, Tensor]:
