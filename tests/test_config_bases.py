@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from tiny import ROOT
 
 from d2v.config.bases import chain, merged
 from d2v.config.loading import differences, from_dict, load_config, load_values, save_yaml
 
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 WHOLE = """
 model:
   frontends:
@@ -152,3 +154,9 @@ def test_a_wrong_key_is_said_to_be_in_the_base_that_has_it(change, message, tmp_
         load_config(path)
     with pytest.raises(ValueError, match=r"'train.spets' \(\S*own.yaml or the command line\)"):
         load_config(written(tmp_path, own="base: whole.yaml\ntrain: {spets: 3}\n", whole=WHOLE))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_shipped_files_have_at_most_two_bases_and_name_no_data_outside(path):
+    assert len(chain(path)) <= 3
+    assert ".." not in str(load_values(path)) and "../" not in path.read_text()
