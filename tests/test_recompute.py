@@ -1,4 +1,4 @@
-"""What is computed again in the backward pass instead of kept: gradients are the plain ones, and the memory is really free."""
+"""What is computed again in the backward pass and not kept: gradients are the plain ones, and the memory is free."""
 
 import weakref
 
