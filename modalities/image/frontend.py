@@ -136,7 +136,7 @@ class Frontend(nn.Module):
     positions_read_tokens: ClassVar[bool] = False
 
     def __init__(self, config: FrontendConfig, dim: int, num_heads: int):
-        """ValueError: patches that do not tile the image, or a width that sincos positions or a backbone do not have."""
+        """ValueError: patches that do not tile an image, or a width that sincos positions or backbone do not have."""
         super().__init__()
         if config.positions == "sincos" and dim % 4:
             raise ValueError(f"sincos positions need a width that is a multiple of 4; model.trunk.dim is {dim}")
