@@ -82,9 +82,8 @@ def export(modality: str = "speech"):
 
 def opened(folder, *more: str, config: str = "finetune_tiny"):
     """The config and the data of a run."""
-    module, model = (transcribed, D2vForCTC) if config == "finetune_tiny" else (labelled, D2vForSequenceClassification)
-    settings = load(arguments(folder, *more, config=config), "speech", module, model)
-    return settings, module.open_data(settings, folder, lambda *_: None, lambda _: None)
+    settings, task = load(arguments(folder, *more, config=config), "speech")
+    return settings, task.open(settings, folder, lambda *_: None, lambda _: None)
 
 
 def predictions(folder, split: str) -> list[dict]:
@@ -346,7 +345,7 @@ def test_bad_transcripts_are_named_and_skipped(tmp_path, capsys):
     write_clips(tmp_path / "data", rows)
     write_clips(tmp_path / "data", [{"text": "ab" if number else "aébé"} for number in range(12)], "test")
     more = (f"data.path={tmp_path / 'data'}", "data.group=''", "data.max_seconds=2", "data.validation_share=0.1")
-    settings = load(arguments(tmp_path, *more), "speech", transcribed, D2vForCTC)
+    settings, _ = load(arguments(tmp_path, *more), "speech")
     said: list[str] = []
     data = transcribed.open_data(settings, tmp_path, lambda *_: None, said.append)
     text = "\n".join(said)
