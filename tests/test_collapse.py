@@ -8,10 +8,11 @@ from scripts import pretrain
 RUN = [
     str(tiny.ROOT / "configs/image/demo.yaml"),
     "train.steps=120",
-    "train.batch_size=32",
+    "train.batch_size=16",
     "train.warmup_steps=10",
     "data.check_files=false",
     "run.health_samples=256",
+    "run.health_every=30",
     "run.log_every=10",
 ]
 NO_TARGET_NORM = [
