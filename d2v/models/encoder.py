@@ -3,6 +3,8 @@
 B samples, M masks per sample, N = B * M rows, T content tokens, K visible tokens, E extra tokens, D width, H heads.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -11,6 +13,7 @@ from transformers.initialization import guard_torch_init_functions
 from d2v import plugins
 from d2v.models.configuration import D2vConfig
 from d2v.models.transformer import Trunk, TrunkConfig, attention_bias
+from d2v.protocols import Frontend
 from d2v.types import Features, Mask, View
 
 
@@ -30,15 +33,7 @@ class D2vModel(PreTrainedModel):
         trunk = build_config(TrunkConfig, config.trunk, "trunk")
         self.frontends = nn.ModuleDict()
         for name, fields in config.frontends.items():
-            modality = plugins.load("d2v.modalities", name)
-            # a dot would split the key of a state dict: the user's own package is known by its last part there
-            frontend = modality.Frontend(
-                build_config(modality.FrontendConfig, fields, name), trunk.dim, trunk.num_heads
-            )
-            if getattr(frontend, "is_encoder", False) and (trunk.depth or trunk.input_norm):
-                given = f"model.trunk.depth is {trunk.depth} and model.trunk.input_norm {str(trunk.input_norm).lower()}"
-                raise ValueError(f"the frontend of {name} is a whole encoder: {given}; they must be 0 and false")
-            self.frontends[_key(name)] = frontend
+            self.frontends[_key(name)] = _frontend(name, fields, trunk)
         self.trunk = Trunk(trunk)
         self.main_input_name = next(frontend.main_input for frontend in self.frontends.values())  # pipelines ask for it
         self.post_init()
@@ -54,8 +49,8 @@ class D2vModel(PreTrainedModel):
             for part in (self.trunk, *self.frontends.values()):
                 part.init_weights()
 
-    def frontend(self, modality: str) -> nn.Module:
-        """The frontend of a modality. ValueError: this model has none."""
+    def frontend(self, modality: str) -> Any:
+        """The frontend of a modality, a module that is a d2v.protocols.Frontend. ValueError: this model has none."""
         if _key(modality) not in self.frontends:
             raise ValueError(f"this model reads {', '.join(self.config.frontends)}, not {modality!r}")
         return self.frontends[_key(modality)]
@@ -92,7 +87,7 @@ class D2vModel(PreTrainedModel):
         if only is not None and mask is not None and mask.keep is not None:
             raise ValueError("only= picks from all tokens, mask.keep leaves some out: give one of them")
         view = self.view(**inputs) if view is None else view
-        frontend = self.frontend(view.modality)
+        frontend: Frontend = self.frontend(view.modality)
         x = self.embed(view) if tokens is None else tokens  # (B, T, D)
         padding, keep = view.padding, None if mask is None else mask.keep
         # hidden tokens that are left out matter only to positions that are computed from all tokens
@@ -137,11 +132,24 @@ def _kept(x: Tensor | None, keep: Tensor) -> Tensor | None:
     return x.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, keep.shape)
 
 
+def _frontend(name: str, fields: dict, trunk: TrunkConfig) -> nn.Module:
+    """A modality's frontend. ValueError: a setting that it does not have, or a trunk behind a whole encoder."""
+    modality = plugins.load("d2v.modalities", name)
+    config = build_config(modality.FrontendConfig, fields, name)
+    frontend = modality.Frontend(config, trunk.dim, trunk.num_heads)
+    if frontend.is_encoder and (trunk.depth or trunk.input_norm):
+        given = f"model.trunk.depth is {trunk.depth} and model.trunk.input_norm {str(trunk.input_norm).lower()}"
+        raise ValueError(f"the frontend of {name} is a whole encoder: {given}; they must be 0 and false")
+    return frontend
+
+
 def _key(modality: str) -> str:
+    """The name of a frontend in a state dict: the last part of its modality's, as a dot would split the key."""
     return modality.rpartition(".")[2]
 
 
-def build_config(kind: type, fields: dict, where: str):
+def build_config(kind: type, fields: dict, where: str) -> Any:
+    """`kind` of these fields. ValueError: it has no such field."""
     try:
         return kind(**fields)
     except TypeError as error:

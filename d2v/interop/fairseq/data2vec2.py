@@ -240,10 +240,8 @@ def _old_names(state: dict) -> dict:
         lambda key: key.endswith("encoder_mask"),
         "a buffer without use",
     )
-    return {
-        key.replace("positional_encoder.pos_embed", "positional_encoder.positions"): value
-        for key, value in state.items()
-    }
+    old, new = "positional_encoder.pos_embed", "positional_encoder.positions"
+    return {key.replace(old, new): value for key, value in state.items()}
 
 
 def _simplified(state: dict, objective: Data2Vec2) -> dict:
@@ -265,9 +263,8 @@ def _simplified(state: dict, objective: Data2Vec2) -> dict:
 def _positions(encoder: Any) -> torch.Tensor:
     """(T, D)."""
     frontend = encoder.frontends["image"]
-    return frontend.positions(
-        torch.zeros(1, frontend.grid[0] * frontend.grid[1], encoder.trunk.config.dim), None
-    ).clone()
+    tokens = torch.zeros(1, frontend.grid[0] * frontend.grid[1], encoder.trunk.config.dim)
+    return frontend.positions(tokens, None).clone()
 
 
 def _build(modality: str, cfg: dict, encoder: dict, state: dict, quirks: bool) -> Data2Vec2:
