@@ -49,7 +49,9 @@ def _metadata(files: list[Path], root: Path) -> dict[str, list] | None:
     if path is None:
         return None
     rows = _rows(path)
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names: list[str] = []  # of columns, in the order in which they appear
+    for row in rows:
+        names += [name for name in row if name not in names]
     if "file_name" not in names:
         raise ValueError(f"{path} has no column 'file_name'; its columns are {', '.join(map(str, names)) or 'none'}")
     by_file = {os.path.normpath(root / row["file_name"]): row for row in rows}
