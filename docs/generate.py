@@ -83,10 +83,19 @@ def sections(modality: str, objective: str) -> list[Section]:
     ]
 
 
-def labelled(modality: str) -> list[types.ModuleType]:
-    """The modules of a modality that open labelled data for fine-tuning."""
-    found = modules(plugin("modalities", modality))
-    return [module for module in found if {"DataConfig", "open_data"} <= vars(module).keys()]
+def labelled(modality: str) -> list[type]:
+    """The dataclasses of a modality for labelled data: those with a validation split, but for what others extend."""
+    module = plugin("modalities", modality)
+    everything = [kind for inner in modules(module) for kind in vars(inner).values() if isinstance(kind, type)]
+    found = {
+        kind
+        for kind in everything
+        if is_dataclass(kind)
+        and kind.__module__.startswith(module.__name__)
+        and {"split", "validation_split"} <= {one.name for one in fields(kind)}
+    }
+    leaves = [kind for kind in found if not any(kind in other.__bases__ for other in found)]
+    return sorted(leaves, key=lambda kind: (kind.__module__, kind.__name__))
 
 
 def finetuning_sections() -> list[Section]:
@@ -152,7 +161,13 @@ def type_name(kind: Any) -> str:
 def table(found: list[Row]) -> str:
     """A table of settings."""
     lines = [[f"`{row.key}`", row.default, row.may_be, row.sentence] for row in found]
-    return COLUMNS + "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+    return COLUMNS + "".join(f"| {' | '.join(escaped(cell) for cell in line)} |\n" for line in lines)
+
+
+def escaped(cell: str) -> str:
+    """A cell of a table; outside of code `<s>` would be a tag."""
+    text = cell.replace("|", r"\|")
+    return text if text.startswith("`") else text.replace("<", "&lt;")
 
 
 def described(title: str, module_or_class: Any, section: Section) -> str:
@@ -192,16 +207,15 @@ def modality_page(modality: str) -> str:
     frontend = f"model.frontends.{modality}"
     text += described(f"`{frontend}`", module.FrontendConfig, Section(frontend, module.FrontendConfig))
     text += described("`data`, of pretraining", module.DataConfig, Section("data", module.DataConfig))
-    for source in labelled(modality):
-        kind, name = source.DataConfig, source.__name__.rpartition(".")[2]
-        text += described(f"`data`, of fine-tuning: {name}", source, Section("data", kind))
+    for kind in labelled(modality):
+        text += described(f"`data`, of fine-tuning: {kind.__name__}", kind, Section("data", kind))
     return text
 
 
 def method_page(modality: str, objective: str) -> str:
     """One table of all settings of a modality with an objective."""
     found = [row for section in sections(modality, objective) for row in rows(section)]
-    about = plugin("objectives", objective).__doc__.strip().splitlines()[0]
+    about = plugin("objectives", objective).__doc__.strip().partition("\n\n")[0]
     return f"{HEAD}# {objective}, {modality}\n\n{about}\n\n{table(found)}"
 
 

@@ -190,7 +190,7 @@ def keys() -> set[str]:
     found = [section for m in MODALITIES for o in OBJECTIVES for section in generate.sections(m, o)]
     found += generate.finetuning_sections()
     for modality in MODALITIES:
-        found += [generate.Section("data", module.DataConfig) for module in generate.labelled(modality)]
+        found += [generate.Section("data", kind) for kind in generate.labelled(modality)]
     names = {row.key for section in found for row in generate.rows(section)}
     return {".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 2)}
 

@@ -111,9 +111,7 @@ def test_a_run_from_an_export_leaves_a_model_scores_predictions_and_pictures(mod
 
 def test_the_weights_of_the_export_are_the_start_and_the_head_is_new(tmp_path):
     source = tiny.finished("image") / "export"
-    config = load(
-        [*arguments("image", tmp_path, "train.seed=3"), f"model={source}"], "image", labelled, D2vForImageClassification
-    )
+    config, _ = load([*arguments("image", tmp_path, "train.seed=3"), f"model={source}"], "image")
     said: list[str] = []
     encoder = adopt(config, tmp_path, said.append)
     model = build_model(config, D2vForImageClassification, {"num_labels": 4}, encoder)
@@ -169,7 +167,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(modality, tmp_path, monkeyp
 
 
 def objective_of(folder, *more: str) -> tuple[Supervised, object]:
-    config = load(arguments("image", folder, *more), "image", labelled, D2vForImageClassification)
+    config, _ = load(arguments("image", folder, *more), "image")
     torch.manual_seed(0)
     data = labelled.open_data(config, folder, lambda *_: None, lambda _: None)
     return Supervised(build_model(config, D2vForImageClassification, data.head, None), config.train), data
