@@ -168,6 +168,8 @@ class Frontend(nn.Module):
     """Extractor -> layer norm -> projection, a mask token or none, convolutional positions, and ALiBi if asked for."""
 
     main_input: ClassVar[str] = "input_values"
+    is_encoder: ClassVar[bool] = False
+    grid: ClassVar[None] = None  # tokens are a sequence
     positions_read_tokens: ClassVar[bool] = True
 
     def __init__(self, config: FrontendConfig, dim: int, num_heads: int):

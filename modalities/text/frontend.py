@@ -67,6 +67,8 @@ class Frontend(nn.Module):
 
     main_input: ClassVar[str] = "input_ids"
     zero_padding: ClassVar[bool] = True
+    is_encoder: ClassVar[bool] = False
+    grid: ClassVar[None] = None  # tokens are a sequence
     positions_read_tokens: ClassVar[bool] = False
 
     def __init__(self, config: FrontendConfig, dim: int, num_heads: int):
