@@ -293,7 +293,7 @@ def test_what_cannot_be_trained_is_said(tmp_path):
         ("cls_loss=-1", "0 or more"),
         ("cls_rows=4", "but objective.cls_loss is 0"),
         ("ema_decay=1.5", "at least 0 and at most 1"),
-        ("decoder.dims=3", "1 or 2"),
+        ("decoder.dims=3", "dims is 3; it must be at least 1 and at most 2"),
     ):
         with pytest.raises(ValueError, match=message):
             build("image", tmp_path, f"objective.{wrong}")

@@ -10,9 +10,9 @@ import tiny
 import torch
 import torch.distributed as distributed
 
+from d2v.objectives.common.regression import channel_std
 from d2v.training.collapse import (
     alignment,
-    channel_std,
     effective_rank,
     health,
     knn_leave_one_out,

@@ -148,6 +148,9 @@ def test_folders_of_parquet(tmp_path):
     assert encoded(dataset[2]["image"]) == png(3)
     assert tables.identifiers(dataset, str(tmp_path), "train") == ["train:0", "train:1", "train:2"]
     assert len(open_source(str(tmp_path), "train[:2]", IMAGES, "image")) == 2
+    assert len(open_source(str(tmp_path), "train[:2]+test", IMAGES, "image")) == 3
+    with pytest.raises(ValueError, match=r"data.split 'train\+dev': .* has the splits train, test"):
+        open_source(str(tmp_path), "train+dev", IMAGES, "image")
     with pytest.raises(ValueError, match=r"data.split 'validation': .* has the splits train, test"):
         open_source(str(tmp_path), "validation", IMAGES, "image")
     one = str(tmp_path / "data" / "test-00000-of-00001.parquet")

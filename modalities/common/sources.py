@@ -139,11 +139,11 @@ def _load(split: str, where: str, *args: Any, **options: Any) -> datasets.Datase
         if "encoding_errors" in vars(builder.config):  # one bad byte must not stop a run: who reads lines counts such
             builder.config.encoding_errors = "replace"
         builder.download_and_prepare()
-    except (OSError, ValueError, DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: a Hub data set that is a script
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise ValueError(f"{where} cannot be read: {type(error).__name__}: {error}{cause}") from error
     splits = list(builder.info.splits or ())
-    if split.partition("[")[0] not in splits:
+    if not {part.partition("[")[0] for part in split.split("+")} <= set(splits):  # train.clean.100+train.clean.360
         raise ValueError(f"data.split {split!r}: {where} has the splits {', '.join(splits)}")
     dataset: Any = builder.as_dataset(split=split)
     for name, feature in dataset.features.items():
