@@ -5,12 +5,46 @@ A folder that d2v fills holds `.d2v`, the names of the files that d2v wrote in i
 
 import json
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+if sys.platform != "win32":
+    import fcntl
 
 RECORD = ".d2v"
+LOCK = ".lock.d2v-tmp"
 UNRECORDED = f"d2v has no record of having written it ({RECORD} beside it): move it away, or choose another place"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes a folder, in which one process at a time writes; the lock is the process's own, and goes however it ends.
+
+    ValueError: another process has it, or the folder is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; a folder would be written there")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        try:
+            _lock(file)
+        except OSError:
+            raise ValueError(f"another process is writing to {folder}; wait for it, or choose another place") from None
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _lock(file: IO[str]) -> None:
+    """Of POSIX: it is no child's, so that a data loading process that outlives its parent keeps nothing."""
+    if sys.platform != "win32":
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
@@ -68,12 +102,12 @@ def _finish_replacing(folder: Path, old: Path) -> None:
 
 
 def files_in(folder: Path) -> set[str]:
-    """Paths of all files and links below a folder, relative to it, but for its record."""
+    """Paths of all files and links below a folder, relative to it, but for its record and lock."""
     names = set()
     for path in folder.rglob("*"):
         if path.is_symlink() or not path.is_dir():
             names.add(path.relative_to(folder).as_posix())
-    return names - {RECORD}
+    return names - {RECORD, LOCK}
 
 
 def recorded(folder: Path) -> set[str]:
@@ -112,7 +146,7 @@ def record(folder: Path, names: Iterable[str]) -> None:
 
 def check_folder(folder: Path) -> None:
     """ValueError: a folder that d2v would fill or replace holds something, and no record."""
-    if folder.is_dir() and not (folder / RECORD).is_file() and any(folder.iterdir()):
+    if folder.is_dir() and not (folder / RECORD).is_file() and files_in(folder):
         raise ValueError(f"{folder} exists, and {UNRECORDED.replace('beside', 'in')}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; a folder would be written there")

@@ -19,7 +19,7 @@ from d2v.config.loading import load_config
 from d2v.evaluation.embedding import embed_all, fingerprint
 from d2v.evaluation.feature_table import Shards
 from d2v.evaluation.load_encoder import open_encoder
-from d2v.files import check_new
+from d2v.files import check_new, locked
 from d2v.protocols import Rows
 
 
@@ -44,23 +44,24 @@ def main(argv: list[str]) -> None:
         "data": data_settings,
         "embed": dataclasses.asdict(config.embed),
     }
-    shards = Shards(out, settings, overwrite=config.run.overwrite)
+    with locked(out.with_name(f"{out.name}.parts")):
+        shards = Shards(out, settings, overwrite=config.run.overwrite)
 
-    def part(start: int, stop: int):
-        chosen = Rows(rows.select(range(start, stop)), start)
-        return modality.Samples(data, frontend, split=data.split, folder=Path(given["model"]), rows=chosen)
+        def part(start: int, stop: int):
+            chosen = Rows(rows.select(range(start, stop)), start)
+            return modality.Samples(data, frontend, split=data.split, folder=Path(given["model"]), rows=chosen)
 
-    embed_all(encoder, part, len(rows), shards, config.embed, device)
-    bad, total = shards.bad(), len(shards)
-    names = "; ".join(f"{name}: {why}" for name, why in bad[:5]) + ("; ..." if len(bad) > 5 else "")
-    if len(bad) > data.max_bad_share * (total + len(bad)) or not total:
-        raise ValueError(
-            f"{len(bad)} of {total + len(bad)} samples of {data.path} cannot be read ({names}); "
-            f"data.max_bad_share is {data.max_bad_share}; the others are kept in {shards.folder}"
-        )
-    shards.join()
-    left_out = f"; left out {len(bad)}: {names}" if bad else ""
-    print(f"{total} samples of {encoder.trunk.config.dim} numbers in {out}{left_out}")
+        embed_all(encoder, part, len(rows), shards, config.embed, device)
+        bad, total = shards.bad(), len(shards)
+        names = "; ".join(f"{name}: {why}" for name, why in bad[:5]) + ("; ..." if len(bad) > 5 else "")
+        if len(bad) > data.max_bad_share * (total + len(bad)) or not total:
+            raise ValueError(
+                f"{len(bad)} of {total + len(bad)} samples of {data.path} cannot be read ({names}); "
+                f"data.max_bad_share is {data.max_bad_share}; the others are kept in {shards.folder}"
+            )
+        shards.join()
+        left_out = f"; left out {len(bad)}: {names}" if bad else ""
+        print(f"{total} samples of {encoder.trunk.config.dim} numbers in {out}{left_out}")
 
 
 if __name__ == "__main__":

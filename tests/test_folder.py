@@ -1,9 +1,11 @@
 """A run's folder: nothing in it that d2v did not write is removed or replaced."""
 
+import multiprocessing
 import os
 import random
 import re
 import shutil
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -84,12 +86,12 @@ def test_a_folder_with_a_config_of_the_users_is_no_run(tmp_path, no_pictures):
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["export/cat.jpg", "tokenizer/notes.md", "curves.png", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["export/cat.jpg", "curves.png", "metrics.jsonl", "tokenizer/notes.md"])
 def test_a_file_of_the_users_is_not_replaced(tmp_path, no_pictures, name):
     (tmp_path / "run" / name).parent.mkdir(parents=True)
     (tmp_path / "run" / name).write_text("mine")
     with pytest.raises(ValueError, match=r"exists, and d2v has no record of having written it"):
-        pretrain.main(quick(tmp_path / "run"))
+        pretrain.main(tiny.arguments("text", tmp_path / "run", "train.steps=2"))
     assert (tmp_path / "run" / name).read_text() == "mine"
 
 
@@ -112,12 +114,12 @@ def test_a_run_keeps_apart_from_what_it_reads(tmp_path):
 
 def test_a_kill_while_a_run_is_replaced_brings_the_former_back(tmp_path):
     run = tmp_path / "run"
-    with new_run(run, NAMES, overwrite=False):
+    with new_run(run, NAMES, ("tokenizer",), overwrite=False):
         (run / "config.yaml").write_text("old")
-    context = new_run(run, NAMES, overwrite=True)
+    context = new_run(run, NAMES, ("tokenizer",), overwrite=True)
     context.__enter__()
     assert not (run / "config.yaml").exists()  # and here the process is killed
-    with new_run(run, NAMES, overwrite=False):
+    with new_run(run, NAMES, ("tokenizer",), overwrite=False):
         assert (run / "config.yaml").read_text() == "old"
 
 
@@ -126,7 +128,7 @@ def test_whatever_is_in_a_folder_stays(tmp_path, seed):
     draw, run = random.Random(seed), tmp_path / "run"
     own = {}
     if draw.random() < 0.7:
-        with new_run(run, NAMES, overwrite=False):
+        with new_run(run, NAMES, ("tokenizer",), overwrite=False):
             for name in NAMES:
                 (run / name).write_text("d2v's")
         with files.replaced(run / "export") as draft:
@@ -139,7 +141,7 @@ def test_whatever_is_in_a_folder_stays(tmp_path, seed):
             (run / name).parent.mkdir(parents=True, exist_ok=True)
             (run / name).write_text(own.setdefault(name, f"mine {name}"))
     try:
-        with new_run(run, NAMES, overwrite=draw.random() < 0.5):
+        with new_run(run, NAMES, ("tokenizer",), overwrite=draw.random() < 0.5):
             if draw.random() < 0.3:
                 raise KeyboardInterrupt
             (run / "config.yaml").write_text("new")
@@ -210,18 +212,18 @@ OF_A_RUN = (*NAMES, "export/config.json", "checkpoints/00000002/model.bin")
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_kill_at_any_time_costs_neither_the_former_run_nor_the_users_files(tmp_path, killed_after, count, fails):
     run = tmp_path / "run"
-    with new_run(run, NAMES, overwrite=False):
+    with new_run(run, NAMES, ("tokenizer",), overwrite=False):
         pass
     make_run(run, "old")
     mine = {"notes.txt": "a", "export/model.onnx": "b", "checkpoints/00000002/why.txt": "c", "checkpoints/best/x": "d"}
     for name, content in mine.items():
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text(content)
-    with killed_after(count), suppress(KeyError), new_run(run, NAMES, overwrite=True):
+    with killed_after(count), suppress(KeyError), new_run(run, NAMES, ("tokenizer",), overwrite=True):
         if fails:
             raise KeyError
         (run / "config.yaml").write_text("new")
-    with new_run(run, NAMES, overwrite=False):
+    with new_run(run, NAMES, ("tokenizer",), overwrite=False):
         pass
     left = snapshot(run)
     assert {content.decode() for content in left.values()}.issuperset(mine.values())
@@ -269,3 +271,31 @@ def test_a_manifest_that_points_elsewhere_removes_nothing_there(tmp_path):
     (tmp_path / "00000001").mkdir()
     (tmp_path / "00000001" / "manifest.json").write_text('{"../precious.txt": [4, 0], "a.bin": [1, 0]}')
     assert checkpoint.files_of(tmp_path / "00000001") == ["a.bin", "manifest.json"]
+
+
+def hold(folder, ready):
+    with files.locked(folder):
+        ready.set()
+        time.sleep(60)
+
+
+def test_one_process_at_a_time_writes_to_a_folder_and_a_kill_frees_it(tmp_path, no_pictures):
+    context = multiprocessing.get_context("fork")
+    ready, run = context.Event(), tmp_path / "run"
+    other = context.Process(target=hold, args=(run, ready))
+    other.start()
+    assert ready.wait(30)
+    with pytest.raises(ValueError, match=f"another process is writing to {run}; wait for it, or choose another place"):
+        pretrain.main(quick(run))
+    other.kill()
+    other.join()
+    pretrain.main(quick(run))
+    assert sorted(tiny.losses(run)) == [1, 2] and not (run / files.LOCK).exists()
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="top_k"):
+        pretrain.main(quick(tmp_path / "run", "objective.top_k=99", "data.path=demo"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file; a folder would be written there"):
+        pretrain.main(quick(tmp_path / "file"))

@@ -1,12 +1,13 @@
 """One run of fine-tuning, from a config to an exported task model with its scores, predictions and pictures."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from d2v import files
+from d2v import files, plugins
 from d2v.config.loading import save_yaml
 from d2v.finetuning import outcome
 from d2v.finetuning.config import RESULT_SECTIONS, FinetuneConfig
@@ -24,25 +25,28 @@ from d2v.training.setup import open_accelerator, open_trackers
 def finetune(config: FinetuneConfig, task: LabelledTask) -> dict[str, dict[str, float]]:
     """One run, from files to export/; the scores by split. ValueError: whatever the user can mend."""
     folder, train = Path(config.run.dir), config.train
-    sources = {"data.path": config.data.path, "model": train.init_from}
-    sources["data.tokenizer"] = vars(config.data).get("tokenizer")
-    check_apart(folder, sources)
+    prepared = plugins.load("d2v.modalities", config.modality).PREPARED
+    sources = {f"data.{name}": getattr(config.data, name) for name in ("path", *prepared)}
+    check_apart(folder, sources | {"model": train.init_from})
     accelerator = open_accelerator(train, config.run, unused=True)  # what is frozen, dropped layers, the mask token
-    new = new_run(folder, (*LOOP_FILES, *outcome.FILES), overwrite=config.run.overwrite)
-    with new if accelerator.is_main_process else nullcontext():
-        loop, data = assemble(config, task, accelerator)
-    loop()
     scores = {}
-    if accelerator.is_main_process:
-        if not (folder / "export").exists():  # nothing chose a model: no validation split, or no score that is a number
-            _export(loop.objective.result, folder / "export", config, data)
-        scores = outcome.write_outcome(folder, task.model, data, loop.progress.step, accelerator.device)
-    accelerator.wait_for_everyone()
+    with files.locked(folder) if accelerator.is_main_process else nullcontext():
+        new = new_run(folder, (*LOOP_FILES, *outcome.FILES), prepared, overwrite=config.run.overwrite)
+        with new if accelerator.is_main_process else nullcontext():
+            loop, data = assemble(config, task, prepared, accelerator)
+        loop()
+        if accelerator.is_main_process:
+            if not (folder / "export").exists():  # nothing chose a model: no validation, or no score that is a number
+                _export(loop.objective.result, folder / "export", config, data)
+            scores = outcome.write_outcome(folder, task.model, data, loop.progress.step, accelerator.device)
+        accelerator.wait_for_everyone()
     accelerator.end_training()
     return scores
 
 
-def assemble(config: FinetuneConfig, task: LabelledTask, accelerator: Accelerator) -> tuple[Loop, Labelled]:
+def assemble(
+    config: FinetuneConfig, task: LabelledTask, prepared: Sequence[str], accelerator: Accelerator
+) -> tuple[Loop, Labelled]:
     """The loop of a run and its data; all that can be wrong with the settings or the files shows here.
 
     ValueError: it is.
@@ -50,7 +54,7 @@ def assemble(config: FinetuneConfig, task: LabelledTask, accelerator: Accelerato
     folder, train = Path(config.run.dir), config.train
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            make_room(folder)
+            make_room(folder, prepared)
         encoder = adopt(config, folder, accelerator.print)
         bring_preparation(config, folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,12 +77,15 @@ def assemble(config: FinetuneConfig, task: LabelledTask, accelerator: Accelerato
     return loop, data
 
 
-def make_room(folder: Path) -> None:
+def make_room(folder: Path, prepared: Sequence[str]) -> None:
     """A run that is there may be gone on from. ValueError: it is finished."""
     if (folder / outcome.RESULTS).exists():
         raise ValueError(f"{folder} holds a finished run; choose another run.dir, or run.overwrite=true to replace it")
-    if not (folder / "config.yaml").is_file():  # a command that failed may have left the tokenizer of another encoder
-        files.remove_folder(folder / "tokenizer")
+    if not (
+        folder / "config.yaml"
+    ).is_file():  # a command that failed may have left what was prepared for another encoder
+        for name in prepared:
+            files.remove_folder(folder / name)
 
 
 def _validation(config: FinetuneConfig, objective: Supervised, data: Labelled, folder: Path) -> Validation | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from d2v import plugins
+from d2v import files, plugins
 from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
 from d2v.objectives.common.objective import Objective
@@ -29,22 +29,23 @@ def pretrain(config: Config) -> None:
     if not config.run.dir:
         raise ValueError("run.dir is required: the folder that this run writes to, e.g. run.dir=runs/first")
     folder = Path(config.run.dir)
-    check_apart(folder, _sources(config))
     modality = plugins.load("d2v.modalities", config.modality)
+    check_apart(folder, _sources(config, modality))
     accelerator = open_accelerator(config.train, config.run, unused=config.model.trunk.drops_layers)
-    with new_run(folder, FILES, overwrite=config.run.overwrite) if accelerator.is_main_process else nullcontext():
-        loop, report = assemble(config, modality, accelerator)
-    verdict = loop()
-    if accelerator.is_main_process:
-        _finish(config, modality, loop, verdict, report)
+    with files.locked(folder) if accelerator.is_main_process else nullcontext():
+        new = new_run(folder, FILES, modality.PREPARED, overwrite=config.run.overwrite)
+        with new if accelerator.is_main_process else nullcontext():
+            loop, report = assemble(config, modality, accelerator)
+        verdict = loop()
+        if accelerator.is_main_process:
+            _finish(config, modality, loop, verdict, report)
     accelerator.end_training()
 
 
-def _sources(config: Config) -> dict:
+def _sources(config: Config, modality) -> dict:
     """What the run reads, by the setting that names it."""
     return {
-        "data.path": config.data.path,
-        "data.tokenizer": vars(config.data).get("tokenizer"),
+        **{f"data.{name}": getattr(config.data, name) for name in ("path", *modality.PREPARED)},
         "train.init_from": config.train.init_from,
         "evaluate.path": config.evaluate.path,
         "evaluate.masks": config.evaluate.masks,

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from d2v.training.checkpoint import MANIFEST, checkpoints_in, files_of
 
 CONFIG = "config.yaml"
 LOOP_FILES = (CONFIG, "metrics.jsonl", "bad_steps.jsonl", "bad_samples.jsonl", "curves.png")  # of every run
-FOLDERS = ("export", "tokenizer")  # each has a record of its own
+EXPORT = "export"
 # Where a run that is being replaced waits, whole, until the new one stands; MOVING: part of it, on its way.
 ASIDE, MOVING = ".former.d2v-tmp", ".former-part.d2v-tmp"
 # What an export holds, for those that were written before there were records.
@@ -73,32 +73,33 @@ def check_apart(folder: Path, sources: dict[str, Any]) -> None:
 
 
 @contextmanager
-def new_run(folder: Path, names: Iterable[str], *, overwrite: bool) -> Iterator[None]:
-    """Within it a run is set up that will write files `names` and FOLDERS.
+def new_run(folder: Path, names: Iterable[str], prepared: Sequence[str], *, overwrite: bool) -> Iterator[None]:
+    """Within it a run is set up that will write files `names`, export/ and the folders `prepared` by its modality.
 
     If `overwrite`, a run that is there waits aside. It is removed once the new run stands, and comes back after an
     error. Nothing that d2v did not write is touched. ValueError: something that would be written
     is there, and d2v did not write it.
     """
-    _recover(folder)
-    _adopt_unrecorded(folder, names)
+    folders = (EXPORT, *prepared)  # each has a record of its own
+    _recover(folder, folders)
+    _adopt_unrecorded(folder, names, folders)
     if overwrite:
-        if folder.is_dir() and any(folder.iterdir()) and not files.recorded(folder):
+        if folder.is_dir() and files.files_in(folder) and not files.recorded(folder):
             raise ValueError(
                 f"{folder} is no run's folder (it has no {files.RECORD}); run.overwrite does not remove it"
             )
-        _set_aside(folder)
+        _set_aside(folder, folders)
     before = files.files_in(folder) if folder.is_dir() else set()
     try:
         for name in names:
             files.check_file(folder / name)
-        for name in FOLDERS:
+        for name in folders:
             files.check_folder(folder / name)
         files.record(folder, names)
         yield
     except BaseException:
         if (folder / ASIDE).is_dir():
-            files.remove(folder, set(_owned(folder)) - before)
+            files.remove(folder, set(_owned(folder, folders)) - before)
             _put_back(folder)
         raise
     shutil.rmtree(folder / ASIDE, ignore_errors=True)
@@ -110,12 +111,12 @@ def record_trackers(folder: Path, before: set[str]) -> None:
     files.record(folder, {name for name in new if "tfevents" in name or name.endswith("hparams.yml")})
 
 
-def _owned(folder: Path) -> list[str]:
+def _owned(folder: Path, folders: Sequence[str]) -> list[str]:
     """The files that d2v wrote in a run's folder, as paths relative to it."""
     if not (folder / files.RECORD).is_file():
         return []
     names = [*files.recorded(folder), files.RECORD]
-    for inner in FOLDERS:
+    for inner in folders:
         if (folder / inner / files.RECORD).is_file():
             names += [f"{inner}/{name}" for name in (*files.recorded(folder / inner), files.RECORD)]
     for checkpoint in checkpoints_in(folder / "checkpoints"):
@@ -136,17 +137,17 @@ def _move(names: Iterable[str], source: Path, target: Path) -> None:
     files.remove_empty_folders(source, names)
 
 
-def _set_aside(folder: Path) -> None:
+def _set_aside(folder: Path, folders: Sequence[str]) -> None:
     """Moves what d2v wrote.
 
     Files of the user in its folders stay: in an export that d2v may still fill, in folders that are no checkpoints.
     """
-    owned = _owned(folder)
+    owned = _owned(folder, folders)
     if not owned:
         return
     _move(owned, folder, folder / MOVING)
     (folder / MOVING).rename(folder / ASIDE)
-    for inner in FOLDERS:
+    for inner in folders:
         if (folder / inner).is_dir():
             files.record(folder / inner, [])
     for checkpoint in checkpoints_in(folder / "checkpoints"):
@@ -160,23 +161,23 @@ def _put_back(folder: Path) -> None:
     _move([*sorted(files.files_in(folder / MOVING)), files.RECORD], folder / MOVING, folder)
 
 
-def _recover(folder: Path) -> None:
+def _recover(folder: Path, folders: Sequence[str]) -> None:
     """After a kill while a run was being replaced: the new one stands, or the old one comes back."""
     if (folder / MOVING).is_dir():
         _put_back(folder)
     elif (folder / ASIDE).is_dir() and (folder / CONFIG).is_file():
         shutil.rmtree(folder / ASIDE)
     elif (folder / ASIDE).is_dir():
-        files.remove(folder, _owned(folder))
+        files.remove(folder, _owned(folder, folders))
         _put_back(folder)
 
 
-def _adopt_unrecorded(folder: Path, names: Iterable[str]) -> None:
+def _adopt_unrecorded(folder: Path, names: Iterable[str], folders: Sequence[str]) -> None:
     """Records what a run of version 0.1, which kept no record, wrote: it has our config, and a checkpoint or export."""
     if (folder / files.RECORD).is_file() or not _is_a_run(folder):
         return
     files.record(folder, [name for name in names if (folder / name).is_file()])
-    for inner in FOLDERS:
+    for inner in folders:
         place = folder / inner
         if place.is_dir() and not (place / files.RECORD).is_file():
             names = files.files_in(place)
