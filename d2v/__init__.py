@@ -1,6 +1,7 @@
 """d2v: multimodal self-distillation; this package knows tokens and never knows what an image, a waveform or a word is.
 
-Importing it makes transformers' Auto classes know its models, so that `import d2v` is all that a program needs before `from_pretrained`.
+Importing it makes transformers' Auto classes know its models, so that `import d2v` is all that a program needs
+before `from_pretrained`.
 """
 
 from transformers import (

@@ -24,7 +24,10 @@ CONTRACTS = {
 
 
 def load(family: str, name: str) -> ModuleType:
-    """The module `name` of `family`; a dotted name is the user's own package. ValueError: unknown, or a part of the contract is missing."""
+    """The module `name` of `family`; a dotted name is the user's own package.
+
+    ValueError: it is unknown, or a part of the contract is missing.
+    """
     path = name if "." in name else f"{family}.{name}"
     try:
         module = importlib.import_module(path)
@@ -32,7 +35,8 @@ def load(family: str, name: str) -> ModuleType:
         if error.name is None or not path.startswith(error.name):  # it exists, and something that it imports does not
             raise
         raise ValueError(
-            f"{family} has no {name!r}; it has {', '.join(available(family))}, or give the dotted name of your own package"
+            f"{family} has no {name!r}; it has {', '.join(available(family))}, "
+            "or give the dotted name of your own package"
         ) from None
     missing = [part for part in CONTRACTS[family] if part not in vars(module)]
     if missing:
@@ -44,7 +48,9 @@ def available(family: str) -> list[str]:
     """Names of the plug-ins on disk."""
     contract = CONTRACTS[family]
     package = importlib.import_module(family)
-    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
-    return [
-        name for name in names if all(part in vars(importlib.import_module(f"{family}.{name}")) for part in contract)
-    ]
+    names = []
+    for name in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+        exported = vars(importlib.import_module(f"{family}.{name}"))
+        if all(part in exported for part in contract):
+            names.append(name)
+    return names

@@ -1,6 +1,9 @@
-"""What the core asks of a modality, typed: a folder that offers this pretrains, evaluates, embeds and fine-tunes without an edit elsewhere.
+"""What the core asks of a modality, typed.
 
-B samples of a batch, N masked rows, T content tokens, K visible tokens, E extra tokens, D width, H heads, n samples of a split.
+A folder that offers this pretrains, evaluates, embeds and fine-tunes without an edit elsewhere.
+
+B samples of a batch, N masked rows, T content tokens, K visible tokens, E extra tokens, D width, H heads,
+n samples of a split.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,7 +61,10 @@ class Frontend(Protocol):
         ...
 
     def bias(self, num_tokens: int | None = None, keep: Tensor | None = None) -> Tensor | None:
-        """What is added to attention logits, (H, E + T, E + T) or by row for the tokens `keep` (N, K); None: nothing."""
+        """What is added to attention logits: (H, E + T, E + T), or by row for the tokens `keep` (N, K).
+
+        None: nothing.
+        """
         ...
 
 
@@ -122,7 +128,10 @@ class Source(Protocol):
 
 
 class Rows(NamedTuple):
-    """A part of a source that is open already, for samples that are read once, in passing: if they decode shows then."""
+    """A part of a source that is open already, for samples that are read once, in passing.
+
+    Whether they decode shows then.
+    """
 
     dataset: Any  # a Source
     first: int  # number of its first row in the whole
@@ -190,14 +199,18 @@ class Modality(Protocol):
 
     @staticmethod
     def prepare(data: Any, frontend: Any, folder: Path, seed: int) -> None:
-        """Before samples are read: what a run makes from its data (a tokenizer), and fields of `frontend` that follow."""
+        """Before samples are read: makes what a run needs from its data (a tokenizer).
+
+        Fills the fields of `frontend` that follow from it.
+        """
         ...
 
     @staticmethod
     def inherit(data: Any, source: Path, former: dict | None) -> None:
         """Fills settings of `data` that weights depend on from where the weights of train.init_from come from.
 
-        `former`: the section data of the run that is resumed, since `source` may be gone. ValueError: it does not have them.
+        `former`: the section data of the run that is resumed, since `source` may be gone.
+        ValueError: it does not have them.
         """
         ...
 

@@ -47,7 +47,10 @@ class Allowed:
 
 
 def setting(default: Any, sentence: str, **allowed: Any) -> Any:
-    """A dataclass field with its default (a list is copied), what it means in one sentence, and what it may be: see Allowed."""
+    """A dataclass field: its default (a list is copied), what it means in one sentence, and what it may be.
+
+    `allowed`: see Allowed.
+    """
     metadata = {"sentence": sentence, "allowed": Allowed(**allowed)}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
@@ -60,7 +63,10 @@ def section(kind: type, sentence: str) -> Any:
 
 
 def check_fields(settings: Any, where: str) -> None:
-    """ValueError: the first field of a dataclass whose value is not allowed; `where` is its section, as users write it."""
+    """ValueError: the first field of a dataclass whose value is not allowed.
+
+    `where`: its section, as users write it.
+    """
     for one in fields(settings):
         value, allowed = getattr(settings, one.name), one.metadata.get("allowed")
         if allowed is None or value is None:

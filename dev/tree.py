@@ -1,6 +1,7 @@
 """Measures the code by ast, for the table in dev/LOG.md: python dev/tree.py [ROOT]
 
-Arrows and floors are of imports between modules of the project, at their top or inside functions; a floor is the longest way down.
+Arrows and floors are of imports between modules of the project, at their top or inside functions;
+a floor is the longest way down.
 """
 
 import ast

@@ -2,8 +2,8 @@
 
 accelerate launch scripts/finetune.py CONFIG [model=PATH] key=value ...
 
-`model` is an export of pretraining, without it training is from scratch. Images and text learn the class or number that data.label names;
-speech does too, or the letters of transcripts by CTC where data.transcript names their column.
+`model` is an export of pretraining, without it training is from scratch. Images and text learn the class or number that
+data.label names; speech does too, or the letters of transcripts by CTC where data.transcript names their column.
 """
 
 from d2v.config.cli import run_cli

@@ -44,7 +44,10 @@ class TokenNorm(nn.Module):
 
 
 def encoder(norms: bool = False) -> D2vModel:
-    """Of features that differ: those of a class token at its small init hardly do, and a batch norm would blow up the rounding."""
+    """Of features that differ.
+
+    Those of a class token at its small init hardly do, and a batch norm would blow up the rounding.
+    """
     frontend = {"image_size": 8, "patch_size": 4, "class_token": not norms, "init": "xavier"}
     made = D2vModel(
         D2vConfig(

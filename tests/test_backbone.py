@@ -214,7 +214,8 @@ def test_stock_classes_are_refused():
         (
             {},
             {"dim": 64},
-            r"gives 96 features: set model.trunk.dim=96 \(it is 64\), model.trunk.depth=0 and model.trunk.input_norm=false",
+            r"gives 96 features: set model.trunk.dim=96 \(it is 64\), model.trunk.depth=0 "
+            r"and model.trunk.input_norm=false",
         ),
         (
             {},

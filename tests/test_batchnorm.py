@@ -1,4 +1,7 @@
-"""Batch norm over groups against torch's own, one module per group; tests/test_joint_distributed.py has it over processes."""
+"""Batch norm over groups against torch's own, one module per group.
+
+tests/test_joint_distributed.py has it over processes.
+"""
 
 import pytest
 import torch

@@ -146,7 +146,10 @@ def test_fine_tuning_steps_are_compared_on_equal_models(benchmarks, modality: st
 @pytest.mark.parametrize("method", ["moco", "dino"])
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 def test_steps_that_compare_views_are_those_of_lightly(benchmarks, method: str, backbone: str):
-    """As many parameters, the same first loss and the same arithmetic, also where each view is a forward pass of its own."""
+    """As many parameters, the same first loss and the same arithmetic.
+
+    They hold also where each view is a forward pass of its own.
+    """
     pytest.importorskip("lightly")
     import joint_step
 

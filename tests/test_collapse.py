@@ -1,4 +1,7 @@
-"""The verdict on real runs that were made to collapse, beside the same run left alone; each of them ends with its export."""
+"""The verdict on real runs that were made to collapse, beside the same run left alone.
+
+Each of them ends with its export.
+"""
 
 import pytest
 import tiny

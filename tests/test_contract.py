@@ -1,4 +1,7 @@
-"""Equal to the tensors recorded from the reference's image port; tests/test_huggingface.py compares with stock transformers classes."""
+"""Equal to the tensors recorded from the reference's image port.
+
+tests/test_huggingface.py compares with stock transformers classes.
+"""
 
 import json
 import re
@@ -14,17 +17,22 @@ from d2v.models.transformer import TrunkConfig
 from d2v.objectives.data2vec import Config, Data2Vec
 from d2v.types import Mask, View
 
-# The reference's image port, recorded: end of block, no norm of each layer, layer norm of the average, smooth L1 with beta 2 over sqrt(D);
-# its teacher is the blocks and the bias table, fed with the student's tokens; its head is never applied, hence the identity here.
+# The reference's image port, recorded: end of block, no norm of each layer, layer norm of the average, smooth L1 with
+# beta 2 over sqrt(D); its teacher is the blocks and the bias table, fed with the student's tokens; its head is never
+# applied, hence the identity here.
 
 PORT = {
-    "cls_emb": "frontends.image.class_token", "mask_emb": "frontends.image.mask_token",
+    "cls_emb": "frontends.image.class_token",
+    "mask_emb": "frontends.image.mask_token",
     r"patch_embed\.conv\.(\w+)": r"frontends.image.patch_embed.\1",
-    r"rel_pos_bias\.relative_position_bias_table": "frontends.image.bias_table", r"norm\.(\w+)": r"trunk.final_norm.\1",
-    r"blocks\.(\d+)\.(norm\d)\.(\w+)": r"trunk.blocks.\1.\2.\3", r"blocks\.(\d+)\.attn\.(.+)": r"trunk.blocks.\1.attention.\2",
-    r"blocks\.(\d+)\.mlp\.0\.(\w+)": r"trunk.blocks.\1.mlp.fc1.\2", r"blocks\.(\d+)\.mlp\.2\.(\w+)": r"trunk.blocks.\1.mlp.fc2.\2",
+    r"rel_pos_bias\.relative_position_bias_table": "frontends.image.bias_table",
+    r"norm\.(\w+)": r"trunk.final_norm.\1",
+    r"blocks\.(\d+)\.(norm\d)\.(\w+)": r"trunk.blocks.\1.\2.\3",
+    r"blocks\.(\d+)\.attn\.(.+)": r"trunk.blocks.\1.attention.\2",
+    r"blocks\.(\d+)\.mlp\.0\.(\w+)": r"trunk.blocks.\1.mlp.fc1.\2",
+    r"blocks\.(\d+)\.mlp\.2\.(\w+)": r"trunk.blocks.\1.mlp.fc2.\2",
     r"blocks\.(\d+)\.gamma_(\d)": r"trunk.blocks.\1.scale\2",
-}  # fmt: skip
+}
 
 
 def renamed(name: str, table: dict[str, str]) -> str | None:
@@ -64,10 +72,18 @@ def port(recorded: dict, tensors: dict) -> tuple[Data2Vec, View]:
         D2vConfig(frontends={"image": {"image_size": c["image_size"], "patch_size": c["patch_size"]}}, trunk=trunk)
     )
     config = Config(
-        top_k=c["average_top_k_layers"], layers="block", layer_norms=[], final_norms=["layer"], loss_beta=c["loss_beta"], loss_scale="sqrt",
-        ema_decay=c["ema_decay"], ema_end_decay=c["ema_end_decay"], ema_anneal_steps=c["ema_anneal_end_step"], feed_tokens=True,
+        top_k=c["average_top_k_layers"],
+        layers="block",
+        layer_norms=[],
+        final_norms=["layer"],
+        loss_beta=c["loss_beta"],
+        loss_scale="sqrt",
+        ema_decay=c["ema_decay"],
+        ema_end_decay=c["ema_end_decay"],
+        ema_anneal_steps=c["ema_anneal_end_step"],
+        feed_tokens=True,
         shared=[f"frontends.image.{part}" for part in ("patch_embed", "mask_token", "class_token")],
-    )  # fmt: skip
+    )
     student = port_weights(tensors["student"], encoder.state_dict())
     encoder.load_state_dict(student)
     objective = Data2Vec(encoder, config)

@@ -1,4 +1,7 @@
-"""Contrastive losses against slow loops, lightly's own, and the values that formulas promise; queues and banks against lists."""
+"""Contrastive losses against slow loops, lightly's own, and the values that formulas promise.
+
+Queues and banks against lists.
+"""
 
 import math
 from collections import deque
@@ -90,7 +93,8 @@ def test_products_of_either_form_are_the_slow_ones_also_in_low_precision():
             torch.testing.assert_close(common[i, j], (x[i] * y[0, j]).sum())
 
 
-# Random unit rows of width 128: the logits are N(0, 1 / (d T^2)), hence ln(e^(s/T) + M e^(1 / 2dT^2)) - s/T with the positive's cosine s.
+# Random unit rows of width 128: the logits are N(0, 1 / (d T^2)), hence ln(e^(s/T) + M e^(1 / 2dT^2)) - s/T
+# with the positive's cosine s.
 FRESH_QUEUE = [
     (0.07, 1.0, 0.09), (0.07, 0.9, 0.32), (0.07, 0.5, 4.75), (0.07, 0.0, 11.9),
     (0.2, 1.0, 6.19), (0.2, 0.9, 6.69), (0.2, 0.5, 8.69), (0.2, 0.0, 11.19),

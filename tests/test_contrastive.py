@@ -1,4 +1,7 @@
-"""Methods that contrast with negatives as they are trained: by two processes as by one, resumed, and with settings that do not fit."""
+"""Methods that contrast with negatives as they are trained.
+
+By two processes as by one, resumed, and with settings that do not fit.
+"""
 
 import math
 from pathlib import Path

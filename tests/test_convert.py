@@ -1,4 +1,7 @@
-"""scripts/convert.py: exported folders work in transformers' pipelines where d2v is not installed, and come back; bad folders are refused by name."""
+"""scripts/convert.py: exported folders work in transformers' pipelines where d2v is not installed, and come back.
+
+Bad folders are refused by name.
+"""
 
 import json
 import os
@@ -61,14 +64,19 @@ import numpy as np
 from PIL import Image
 from transformers import pipeline
 
-inputs = {"image": Image.open("picture.png"), "audio": {"raw": np.load("wave.npy"), "sampling_rate": 8000}, "text": open("sentence.txt").read()}
+inputs = {
+    "image": Image.open("picture.png"),
+    "audio": {"raw": np.load("wave.npy"), "sampling_rate": 8000},
+    "text": open("sentence.txt").read(),
+}
 found = {}
 for task in sys.argv[1:]:
     kind = "image" if "image" in task else "audio" if "audio" in task or "speech" in task else "text"
     pipe = pipeline(task, model=task)
     assert type(pipe.model).__module__.startswith("transformers."), type(pipe.model)
     arguments = {"top_k": None} if task == "text-classification" else {}
-    found[task] = [type(pipe.model).__name__, pipe(dict(inputs[kind]) if kind == "audio" else inputs[kind], **arguments)]
+    given = dict(inputs[kind]) if kind == "audio" else inputs[kind]
+    found[task] = [type(pipe.model).__name__, pipe(given, **arguments)]
 json.dump(found, open("found.json", "w"))
 """
 

@@ -168,7 +168,10 @@ def test_class_loss_with_rows_does_not_depend_on_how_a_batch_is_divided(tmp_path
 
 @pytest.mark.parametrize("modality", [name for name in MODALITIES if name != "image"])
 def test_padding_changes_nothing(modality, tmp_path):
-    """Targets, loss and gradients of a padded batch are those of its samples alone, although rows keep equal numbers of tokens."""
+    """Targets, loss and gradients of a padded batch are those of its samples alone.
+
+    They are so although rows keep equal numbers of tokens.
+    """
     objective, view = padded(modality, tmp_path)
     whole = objective([view])
     whole.total.backward()
@@ -251,7 +254,10 @@ def test_prenet_has_a_layer_drop_of_its_own():
 
 
 def test_teacher_of_speech_is_fed_or_has_an_encoder_of_its_own(tmp_path):
-    """Shared: the student's local features through the teacher's positions; else the waveform through the teacher's own extractor."""
+    """Shared: the student's local features through the teacher's positions.
+
+    Else: the waveform through the teacher's own extractor.
+    """
     objective, view = build("speech", tmp_path)
     assert objective.is_copied("encoder.frontends.speech.extractor.layers.0.weight")
     assert not any(

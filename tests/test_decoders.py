@@ -34,7 +34,10 @@ def normed(values: Tensor) -> Tensor:
 
 
 def slow_layer(layer, x: Tensor, side: int) -> Tensor:
-    """One row (T, C_in), tap by tap and group by group; zeros beyond the edge; an even kernel reaches one further back."""
+    """One row (T, C_in), tap by tap and group by group.
+
+    Zeros beyond the edge; an even kernel reaches one further back.
+    """
     weight, bias = layer.conv.weight, layer.conv.bias
     out_dim, per_group = weight.shape[:2]
     groups, kernel = x.shape[1] // per_group, weight.shape[-1]

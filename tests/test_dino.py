@@ -1,4 +1,7 @@
-"""DINO, iBOT and SwAV as whole objectives: against slow versions, over steps, in three modalities, and by two processes as by one."""
+"""DINO, iBOT and SwAV as whole objectives.
+
+Against slow versions, over steps, in three modalities, and by two processes as by one.
+"""
 
 import os
 
@@ -42,7 +45,10 @@ def encoder_of(modality: str, **trunk: float) -> D2vModel:
 
 
 def made(name: str, encoder: D2vModel | None = None, **changes: object) -> Objective:
-    """An objective whose teacher differs from the student, so that a mix-up shows, and whose samples differ, so that norms blow up no rounding."""
+    """An objective whose teacher differs from the student, so that a mix-up shows.
+
+    Its samples differ as well, so that norms blow up no rounding.
+    """
     config = type(CONFIGS[name])(**{**vars(CONFIGS[name]), **changes})
     objective = plugins.load("d2v.objectives", name).build(encoder or encoder_of("image"), config).train()
     for parameter in objective.parameters():

@@ -1,4 +1,7 @@
-"""Two processes are one: the same losses and weights with half the batch each, an exact resume after a kill, and honest reductions."""
+"""Two processes are one.
+
+The same losses and weights with half the batch each, an exact resume after a kill, and honest reductions.
+"""
 
 import os
 import signal
@@ -109,7 +112,10 @@ def test_two_processes_follow_one(modality, variant, root):
     ("modality", "objective"), [*((modality, "data2vec") for modality in MODALITIES), (MODALITIES[0], "moco")]
 )
 def test_two_killed_processes_go_on_as_if_nothing_had_been(modality, objective, tmp_path):
-    """20 steps at once, and 13 of which 10 were saved, SIGKILL, then the rest; with dropout, which differs between processes, and with a queue."""
+    """20 steps at once, and 13 of which 10 were saved, SIGKILL, then the rest.
+
+    With dropout, which differs between processes, and with a queue.
+    """
     more = tiny.using(objective), *tiny.DROPOUT
     whole, killed = (
         {"folder": tmp_path / name, "line": tiny.arguments(modality, tmp_path / name, *more)}

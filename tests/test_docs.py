@@ -1,4 +1,7 @@
-"""What README.md and docs/ say holds: each command runs on tiny data, keys and links exist, generated pages are current."""
+"""What README.md and docs/ say holds.
+
+Each command runs on tiny data, keys and links exist, generated pages are current.
+"""
 
 import dataclasses
 import functools

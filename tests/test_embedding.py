@@ -1,4 +1,7 @@
-"""Features of files: independent of what is beside them, windows against the whole, one file out whatever happens, and little memory."""
+"""Features of files.
+
+Independent of what is beside them, windows against the whole, one file out whatever happens, and little memory.
+"""
 
 import json
 import os
@@ -216,7 +219,10 @@ def test_windows_give_the_whole_where_tokens_know_no_neighbours(models, tmp_path
 
 
 def growth(model: Path, one: Path, ten: Path, out: Path) -> None:
-    """In a process of its own: megabytes by which the peak of memory rises from the first folder's embedding to the second's."""
+    """Megabytes by which the peak of memory rises from the first folder's embedding to the second's.
+
+    It is called in a process of its own.
+    """
     encoder, peaks = open_encoder(str(model), "speech", quirks=False), []
     for path in (one, ten):
         embed(encoder, samples_of("speech", encoder, model, path, max_seconds=5.0), EmbedConfig(batch_size=4))
@@ -316,7 +322,8 @@ def test_errors_of_a_command(models, tmp_path):
     for more, message in (
         (
             (),
-            r"1 of 2 samples of .*/clips cannot be read \(bad.wav: .*\); data.max_bad_share is 0.1; the others are kept in",
+            r"1 of 2 samples of .*/clips cannot be read \(bad.wav: .*\); "
+            r"data.max_bad_share is 0.1; the others are kept in",
         ),
         ((f"out={tmp_path}/a.csv",), "a.csv must end in .parquet or .npy"),
         (("out=",), "usage: embed.py CONFIG model=PATH"),

@@ -38,7 +38,10 @@ class TinyEncoder(nn.Module):
 
 
 class TinySamples:
-    """Clips of 3 to 6 frames of 3 numbers: label and speaker shift the mean; the padding of a batch is filled with nan."""
+    """Clips of 3 to 6 frames of 3 numbers.
+
+    Label and speaker shift the mean; the padding of a batch is filled with nan.
+    """
 
     raw_name = "mean frame"
 
@@ -264,7 +267,10 @@ def test_without_a_test_split_scores_are_within_train():
 
 
 def test_neighbours_within_train_are_those_of_features_as_they_are():
-    """A class is a direction, whatever the length: what is centred first, or scaled by `zscore`, has other neighbours."""
+    """A class is a direction, whatever the length.
+
+    What is centred first, or scaled by `zscore`, has other neighbours.
+    """
     lengths = np.random.default_rng(0).uniform(1, 20, 200)
     labels = np.arange(200) % 10
     angles = labels / 10

@@ -1,4 +1,7 @@
-"""Fine-tuning as a user starts it: what a run leaves, resuming to the bit, freezing, averaging, early stopping, and what is refused."""
+"""Fine-tuning as a user starts it.
+
+What a run leaves, resuming to the bit, freezing, averaging, early stopping, and what is refused.
+"""
 
 import csv
 import functools

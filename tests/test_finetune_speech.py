@@ -386,7 +386,8 @@ def clips(tmp_path_factory):
         ),
         (
             (),
-            r"12 of 12 transcripts of the test split hold characters that training does not have: A B; data.max_bad_share is 0.1, and data.case=",
+            r"12 of 12 transcripts of the test split hold characters that training does not have: A B; "
+            r"data.max_bad_share is 0.1, and data.case=",
         ),
         (("data.case=title",), "data.case is 'title'; it may be keep, lower, upper"),
         (

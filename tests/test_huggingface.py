@@ -1,4 +1,7 @@
-"""Stock Data2Vec and ViT models: equal in every layer, the same out and in again, and what cannot be held is refused by name."""
+"""Stock Data2Vec and ViT models: equal in every layer, and the same out and in again.
+
+What cannot be held is refused by name.
+"""
 
 import re
 from dataclasses import fields

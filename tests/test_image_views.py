@@ -1,4 +1,7 @@
-"""Views of images: what each augmentation does and how often, multi-crop, masks of views, and batches as functions of seed and step."""
+"""Views of images.
+
+What each augmentation does and how often, multi-crop, masks of views, and batches as functions of seed and step.
+"""
 
 import io
 from pathlib import Path

@@ -46,7 +46,10 @@ def docstrings(tree: ast.AST) -> set[int]:
 
 
 def named(source: str, modalities: set[str]) -> list[tuple[int, str]]:
-    """Lines where a module names a modality: as a whole string constant, or as a word of an identifier that it makes or uses."""
+    """Lines where a module names a modality.
+
+    As a whole string constant, or as a word of an identifier that it makes or uses.
+    """
     tree = ast.parse(source)
     prose, hits = docstrings(tree), []
     for node in ast.walk(tree):
@@ -107,7 +110,8 @@ def test_there_is_something_to_walk():
     assert CORE and {"image", "speech", "text"} <= MODALITIES
 
 
-# Task classes of the Hugging Face world, and their outputs, carry a modality in their name; users look for exactly them.
+# Task classes of the Hugging Face world, and their outputs, carry a modality in their name;
+# users look for exactly them.
 TASK_CLASS = re.compile(r"^((D2vFor|AutoModelFor)\w+|\w+ClassifierOutput)$")
 
 
@@ -122,7 +126,12 @@ def test_core_names_no_modality():
 
 
 def test_the_walk_finds_what_it_should():
-    source = 'def f(image_size):\n    """About image."""\n    self.text_dim = p.read_text(text=1)\n    text = x["text"]; return SpeechModel, "a text"\n'
+    source = (
+        "def f(image_size):\n"
+        '    """About image."""\n'
+        "    self.text_dim = p.read_text(text=1)\n"
+        '    text = x["text"]; return SpeechModel, "a text"\n'
+    )
     assert {name for _, name in named(source, {"image", "speech", "text"})} == {
         "image_size",
         "text_dim",

@@ -1,4 +1,7 @@
-"""What all methods that compare views stand on: projectors, one vector per view, one pass per shape, the teacher's batch norms, checks."""
+"""What all methods that compare views stand on.
+
+Projectors, one vector per view, one pass per shape, the teacher's batch norms, checks.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar

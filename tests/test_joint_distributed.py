@@ -1,4 +1,7 @@
-"""Two processes compute what one does: gathering, batch norm over groups, and steps of the methods that compare views; bf16 in the loop."""
+"""Two processes compute what one does.
+
+Gathering, batch norm over groups, and steps of the methods that compare views; bf16 in the loop.
+"""
 
 import os
 from pathlib import Path
@@ -34,7 +37,10 @@ def share(rank: int, world: int) -> slice:
 
 
 def norm_of(groups: int, shape: tuple, kind: torch.dtype, rank: int, world: int) -> dict[str, Tensor]:
-    """Outputs and gradients of this process's rows, summed gradients of the weights, and running statistics after two batches."""
+    """Outputs and gradients of this process's rows, and summed gradients of the weights.
+
+    Beside them the running statistics after two batches.
+    """
     torch.manual_seed(2)
     norm = GroupedBatchNorm(shape[1], groups=groups, momentum=0.3)
     for parameter in norm.parameters():
@@ -50,7 +56,10 @@ def norm_of(groups: int, shape: tuple, kind: torch.dtype, rank: int, world: int)
 
 
 def gathered(rank: int, world: int) -> dict[str, Tensor]:
-    """A function of all rows, which every process computes, and its gradient by this process's rows; the rows' places."""
+    """A function of all rows, which every process computes, and its gradient by this process's rows.
+
+    Beside them the rows' places.
+    """
     rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(3))
     x = rows[share(rank, world)].clone().requires_grad_()
     everything = dist.gather_with_gradient(x)
@@ -68,7 +77,10 @@ def gathered(rank: int, world: int) -> dict[str, Tensor]:
 
 
 def stepped(name: str, rank: int, world: int) -> dict[str, Tensor]:
-    """Losses and gradients of two steps on batches of eight, as the loop takes them, and everything an objective then keeps."""
+    """Losses and gradients of two steps on batches of eight, as the loop takes them.
+
+    Beside them everything an objective then keeps.
+    """
     objective = methods.objective(name)
     model = DistributedDataParallel(objective) if world > 1 else objective
     # a larger step would magnify the first one's rounding

@@ -1,4 +1,7 @@
-"""BYOL, SimSiam, MoCo v3 and Contrastive Clustering against loops over samples; tests/test_joint_distributed.py has them over processes."""
+"""BYOL, SimSiam, MoCo v3 and Contrastive Clustering against loops over samples.
+
+tests/test_joint_distributed.py has them over processes.
+"""
 
 import math
 
@@ -24,7 +27,10 @@ SMALL = {
 
 
 def objective(name: str, modality: str = "image", **settings) -> Objective:
-    """A small one in training mode, the same whenever it is made; its teacher, where there is one, has moved away from the student."""
+    """A small one in training mode, the same whenever it is made.
+
+    Its teacher, where there is one, has moved away from the student.
+    """
     torch.manual_seed(0)
     module = MODULES[name]
     made = module.build(small.encoder(modality), module.Config(**SMALL[name] | settings))
@@ -183,7 +189,10 @@ def test_simsiam_starts_at_zero_and_collapses_to_minus_one():
 
 
 def test_without_the_stop_gradient_simsiam_collapses():
-    """A few steps on noise: with it the projections keep their spread, without it they lose it; the test of facts/ssl_methods.md 9."""
+    """A few steps on noise: with it the projections keep their spread, without it they lose it.
+
+    The test of facts/ssl_methods.md 9.
+    """
     spread = {}
     for stops in (True, False):
         torch.manual_seed(0)

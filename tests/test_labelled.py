@@ -1,4 +1,7 @@
-"""Labelled batches: mixed images against a slow version, stated probabilities, parts of a batch, pairs of texts, held-out samples."""
+"""Labelled batches.
+
+Mixed images against a slow version, stated probabilities, parts of a batch, pairs of texts, held-out samples.
+"""
 
 import csv
 

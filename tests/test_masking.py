@@ -132,7 +132,10 @@ def test_a_row_depends_on_seed_step_and_position_only():
 
 
 def slow_painted(generator, grid, share, length, adjust):
-    """data2vec 2.0's blocks cell by cell, drawing the same numbers: centres, blocks clamped at the edges, then single cells."""
+    """data2vec 2.0's blocks cell by cell, drawing the same numbers.
+
+    Centres, blocks clamped at the edges, then single cells.
+    """
     cells = math.prod(grid)
     painted = [False] * cells
     for centre in generator.integers(0, cells, int(cells * ((share + adjust) / length ** len(grid)))):

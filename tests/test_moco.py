@@ -17,7 +17,10 @@ from d2v.types import View
 
 
 def slow_moco(model: moco.MoCo, views: list[View]) -> tuple[Tensor, Tensor]:
-    """The published order: queries, keys, logits with the queue as it was, then the queue; one direction after another."""
+    """The published order: queries, keys, logits with the queue as it was, then the queue.
+
+    One direction after another.
+    """
     config, queue = model.config, model.queue.rows.clone()
     queries = [F.normalize(embedding(model.student, view), dim=1) for view in views]
     with torch.no_grad():
@@ -70,7 +73,10 @@ def test_collapsed_moco_is_the_log_of_its_candidates():
 
 
 def test_keys_come_back_in_the_order_of_the_batch():
-    """In evaluation every key is its sample's own, whoever stood beside it; in training the groups are drawn anew at every step."""
+    """In evaluation every key is its sample's own, whoever stood beside it.
+
+    In training the groups are drawn anew at every step.
+    """
     model, view = objective("moco_v1_grouped"), batch(0)[1]
     plain = unit(embedding(model.teacher.eval(), view))
     for step in range(3):

@@ -148,7 +148,10 @@ def test_a_sample_does_not_feel_the_padding_beside_it(tmp_path):
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_building_a_model_initialises_every_part_of_it(modality, tmp_path, monkeypatch):
-    """transformers' walk over modules once passed over those without parameters of their own: torch's defaults were left in their place."""
+    """transformers' walk over modules once passed over those without parameters of their own.
+
+    torch's defaults were left in their place.
+    """
     config = tiny.config_of(modality, tmp_path)
     tiny.samples_of(config)
 
@@ -218,7 +221,10 @@ def num_parameters(model: torch.nn.Module) -> int:
 
 
 def test_published_sizes():
-    """facts/data2vec.md A3: the speech encoder and its head; the image model with its head, without the index of the bias."""
+    """facts/data2vec.md A3: the speech encoder and its head, and the image model with its head.
+
+    The latter without the index of the bias.
+    """
     from d2v.objectives.data2vec import RegressionHead
 
     image = TrunkConfig(

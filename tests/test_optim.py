@@ -263,7 +263,10 @@ def test_lars_stays_finite_and_follows_its_momentum(bad):
 
 
 def test_parts_at_a_constant_rate_and_a_decay_that_rises(tmp_path):
-    """In the loop: SimSiam's predictor keeps the peak rate, through warm-up too; DINO's weight decay rises by half a cosine, of matrices only."""
+    """In the loop: SimSiam's predictor keeps the peak rate, through warm-up too.
+
+    DINO's weight decay rises by half a cosine, of matrices only.
+    """
     more = (
         "train.steps=4",
         "train.warmup_steps=1",

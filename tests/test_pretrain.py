@@ -262,7 +262,10 @@ def test_bad_samples_are_skipped_counted_and_named(modality, tmp_path, capsys, n
 
 
 def test_a_run_folder_belongs_to_one_config(tmp_path, capsys, no_pictures):
-    """Another config is refused by its keys; settings under run may change; a damaged checkpoint is passed over; `never` is kept."""
+    """Another config is refused by its keys; settings under run may change.
+
+    A damaged checkpoint is passed over; `never` is kept.
+    """
     command = tiny.arguments(MODALITIES[0], tmp_path, *QUICK)
     pretrain.main(command)
     for change, message in (

@@ -1,4 +1,7 @@
-"""run.probe: the numbers of an evaluation, in the records and a picture of a run that is the same to the bit without it."""
+"""run.probe: the numbers of an evaluation, in the records and a picture of a run.
+
+The run is the same to the bit without it.
+"""
 
 import json
 

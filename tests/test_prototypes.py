@@ -1,4 +1,7 @@
-"""Heads, targets, assignments and losses over prototypes: against slow versions, lightly's, and what chance and collapse must give."""
+"""Heads, targets, assignments and losses over prototypes.
+
+Against slow versions, lightly's, and what chance and collapse must give.
+"""
 
 import copy
 import math
@@ -147,7 +150,10 @@ def test_equal_to_lightly():
 @pytest.mark.parametrize("agreement", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("temperature", [0.04, 0.07])
 def test_loss_of_an_untrained_head(agreement, temperature):
-    """Logits of unit vectors of width P are N(0, 1 / P): with s = 1 / (sqrt(P) t) of a side, the loss is ln K + s_s^2 / 2 - agreement s_s s_t."""
+    """Logits of unit vectors of width P are N(0, 1 / P).
+
+    With s = 1 / (sqrt(P) t) of a side, the loss is ln K + s_s^2 / 2 - agreement s_s s_t.
+    """
     num_prototypes, width = 8192, 256
     directions, z = (
         F.normalize(torch.randn(num_prototypes, width), dim=1),

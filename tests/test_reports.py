@@ -306,7 +306,10 @@ def test_majority_and_intersection_over_union_are_the_slow_loop():
 
 @pytest.fixture
 def scenes(tmp_path) -> Path:
-    """Dark pictures with bright squares of one patch and more, and masks that say where: class 4, on 2; a border of nothing."""
+    """Dark pictures with bright squares of one patch and more, and masks that say where.
+
+    Class 4, on 2; a border of nothing.
+    """
     generator = np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 6)):
         for kind in ("images", "masks"):
@@ -402,8 +405,18 @@ def test_errors(subject):
             make_reports(subject, [name])
 
 
-@pytest.mark.parametrize("settings", [{"logistic_cs": [0.0]}, {"few_labels": ["0%"]}, {"few_labels": ["120%"]}, {"few_labels": ["x"]},
-                                      {"few_labels": []}, {"few_draws": 0}, {"pictures": 0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"logistic_cs": [0.0]},
+        {"few_labels": ["0%"]},
+        {"few_labels": ["120%"]},
+        {"few_labels": ["x"]},
+        {"few_labels": []},
+        {"few_draws": 0},
+        {"pictures": 0},
+    ],
+)
 def test_settings_that_make_no_sense(settings):
     with pytest.raises(ValueError, match=rf"evaluate.{next(iter(settings))} is "):
         EvaluateConfig(**settings)

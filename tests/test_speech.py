@@ -98,7 +98,8 @@ def hugging_face(built: speech.Frontend) -> Data2VecAudioModel:
     """The class of transformers with the same weights."""
     config = Data2VecAudioConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32, conv_dim=[16] * 7,
-        num_conv_pos_embedding_groups=4, conv_pos_kernel_size=built.config.pos_kernel, num_conv_pos_embeddings=built.config.pos_depth,
+        num_conv_pos_embedding_groups=4, conv_pos_kernel_size=built.config.pos_kernel,
+        num_conv_pos_embeddings=built.config.pos_depth,
     )  # fmt: skip
     model = Data2VecAudioModel(config).eval()
     state = {"feature_projection.layer_norm": built.norm, "feature_projection.projection": built.projection}

@@ -380,9 +380,22 @@ def test_what_nothing_reads_is_an_error(fields, message):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("share", [0.5, 1.1]), ("share", [0.6, 0.5]), ("share", [0.5]), ("share", [0.0, 0.0]), ("seconds", 0.0), ("chance", 0.0), ("chance", 1.1),
-     ("reverb", [0.0, 0.5]), ("snr", [20.0, 5.0]), ("gain", 0.0), ("gain", 61.0), ("mask", 0.5), ("mask", 0.0)],
-)  # fmt: skip
+    [
+        ("share", [0.5, 1.1]),
+        ("share", [0.6, 0.5]),
+        ("share", [0.5]),
+        ("share", [0.0, 0.0]),
+        ("seconds", 0.0),
+        ("chance", 0.0),
+        ("chance", 1.1),
+        ("reverb", [0.0, 0.5]),
+        ("snr", [20.0, 5.0]),
+        ("gain", 0.0),
+        ("gain", 61.0),
+        ("mask", 0.5),
+        ("mask", 0.0),
+    ],
+)
 def test_settings_out_of_range(name, value):
     with pytest.raises(ValueError, match=rf"data\.augment\.{name} is .*; it must (be|have) "):
         AugmentConfig(**{name: value})

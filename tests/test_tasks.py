@@ -1,4 +1,7 @@
-"""Task models: heads and losses against slow versions, exports that load with a new head, saving, the Auto classes, hidden tokens."""
+"""Task models.
+
+Heads and losses against slow versions, exports that load with a new head, saving, the Auto classes, hidden tokens.
+"""
 
 import pytest
 import tiny

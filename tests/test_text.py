@@ -91,7 +91,10 @@ def test_export_loads_with_autotokenizer(tmp_path: Path, novels: Path):
 
 
 def test_bare_tokenizer_folders(tmp_path: Path, novels: Path):
-    """vocab.json with merges.txt, and vocab.txt, neither with a tokenizer_config.json; missing special tokens are added."""
+    """vocab.json with merges.txt, and vocab.txt, neither with a tokenizer_config.json.
+
+    Missing special tokens are added.
+    """
     words = [
         "[PAD]",
         "[UNK]",
@@ -218,7 +221,10 @@ def test_demo_needs_no_files(tmp_path: Path):
 
 
 def slow_blocks(samples: text.Samples | SimpleNamespace, capacity: int) -> list[list[int]]:
-    """Whole rows of a document while they fit; a row that does not fit a block is cut into full pieces and a rest that goes on as a row."""
+    """Whole rows of a document while they fit.
+
+    A row that does not fit a block is cut into full pieces and a rest that goes on as a row.
+    """
     done, current, document = [], [], 0
     for row, number in enumerate(samples.corpus.documents):
         ids = samples.corpus.tokens[samples.corpus.offsets[row] : samples.corpus.offsets[row + 1]].tolist()

@@ -1,6 +1,7 @@
-"""Tiny runs for tests: every modality and objective on disk, by a demo or tiny config made smaller; in this process, or in others.
+"""Tiny runs for tests: every modality and objective on disk, by a demo or tiny config made smaller.
 
-A fork server starts those: it imports the libraries once; each process that it forks is fresh, and may be killed.
+They run in this process, or in others. A fork server starts those: it imports the libraries once; each process that it
+forks is fresh, and may be killed.
 """
 
 import copy
@@ -63,7 +64,8 @@ DROPOUT = (
     "model.trunk.layer_drop=0.3",
     "model.trunk.drop_path=0.1",
 )
-# of objectives that the demo configs do not use: their tiny config on the demo's data, and what makes it small and free of chance
+# of objectives that the demo configs do not use: their tiny config on the demo's data, and what makes it small and
+# free of chance
 DEMO_DATA = ("data.path=demo", "data.split=train", "evaluate.path=''")
 SMALL = {
     "mochi": ("objective.start_step=0", "objective.hardest=16"),
@@ -113,13 +115,19 @@ def compares_views(objective: str) -> bool:
 
 
 def in_turn(modality: str, objective: str) -> bool:
-    """Whether whole runs of this pair belong to the fast tests: each method that compares views has them with one modality, in turn."""
+    """Whether whole runs of this pair belong to the fast tests.
+
+    Each method that compares views has them with one modality, in turn.
+    """
     turn = MODALITIES[OBJECTIVES.index(objective) % len(MODALITIES)]
     return modality == turn or not compares_views(objective)
 
 
 def small_heads(objective: str, given: dict[str, Any] | None = None) -> list[str]:
-    """Overrides that make every large number of an objective's settings, default or `given`, 64: widths, queues, prototypes."""
+    """Overrides that make every large number of an objective's settings, default or `given`, 64.
+
+    Widths, queues, prototypes.
+    """
     settings = vars(plugins.load("d2v.objectives", objective).Config()) | (given or {})
     return [f"objective.{name}=64" for name, value in settings.items() if type(value) is int and value > 64]
 
@@ -157,7 +165,10 @@ _samples: dict[str, tuple[Any, Any]] = {}
 
 
 def samples_of(config: Config, prepared: Path | None = None) -> Any:
-    """The samples of a config, made once; fills what `prepare` fills. `prepared`: a folder in which `prepare` has worked or shall work."""
+    """The samples of a config, made once; fills what `prepare` fills.
+
+    `prepared`: a folder in which `prepare` has worked or shall work.
+    """
     modality, key = plugins.load("d2v.modalities", config.modality), repr((config.data, config.frontend))
     if key not in _samples:
         prepared = prepared or Path(tempfile.mkdtemp(dir=scratch()))
@@ -275,7 +286,10 @@ CONTEXT.set_forkserver_preload(["tiny", *(f"modalities.{name}" for name in MODAL
 
 
 def start(function: Callable, *args: Any, world: int = 1) -> list:
-    """Processes that call `function`, a function of this module or one that can be imported; `world` > 1: of one group."""
+    """Processes that call `function`, a function of this module or one that can be imported.
+
+    `world` > 1: of one group.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

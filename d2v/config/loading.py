@@ -22,7 +22,10 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:
-    """A YAML file with its bases and `key=value` overrides as plain dictionaries. ValueError: whatever is wrong with their form."""
+    """A YAML file with its bases and `key=value` overrides as plain dictionaries.
+
+    ValueError: whatever is wrong with their form.
+    """
     values = OmegaConf.create(composed(Path(path)))
     for override in overrides or []:
         key, equals, value = override.partition("=")

@@ -32,7 +32,7 @@ class ProbeConfig:
 
 
 class OnlineProbe:
-    """The same samples each time."""
+    """k-NN accuracy of student and teacher during training, on samples that are chosen once for the whole run."""
 
     def __init__(self, train: Samples, test: Samples | None, config: ProbeConfig):
         """ValueError: labels that are missing, of one class only, or in the test split alone."""

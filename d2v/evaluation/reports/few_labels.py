@@ -40,8 +40,11 @@ def report(subject: Subject) -> Finding:
 def _curve(points: list[dict[str, float]]) -> Curve:
     """Accuracies over the number of labels."""
     points = sorted(points, key=lambda point: point["labels"])
-    labels, means, spreads = ([point[name] for point in points] for name in ("labels", "mean", "spread"))
-    return Curve(labels, means, spreads)
+    return Curve(
+        [point["labels"] for point in points],
+        [point["mean"] for point in points],
+        [point["spread"] for point in points],
+    )
 
 
 def draw(labels: np.ndarray, amount: str, generator: np.random.Generator) -> np.ndarray:
