@@ -117,6 +117,14 @@ class Stream(Samples, Protocol):
         ...
 
 
+class Pictures(Samples, Protocol):
+    """Samples whose tokens lie in a grid, for the report dense."""
+
+    def masks(self, indices: Iterable[int], folder: str) -> np.ndarray:
+        """(B, S, S) uint8 class numbers of pixels from a PNG in `folder` of the name of each. ValueError: none."""
+        ...
+
+
 class Source(Protocol):
     """Rows of the data before any is read, such as a `datasets.Dataset`."""
 

@@ -6,7 +6,7 @@ B rows of a batch, T content tokens, D width, n samples of a part.
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,17 +15,9 @@ from tqdm import tqdm
 
 from d2v.evaluation.config import EmbedConfig
 from d2v.evaluation.feature_table import Shards
-from d2v.evaluation.features import Samples, by_length, class_token, frozen, layer_tokens
+from d2v.evaluation.features import by_length, class_token, frozen, layer_tokens
+from d2v.protocols import Stream
 from d2v.types import View
-
-
-class Stream(Samples, Protocol):
-    """Samples of which only the headers have been read; `view` and `windows` raise ValueError for one that is bad."""
-
-    ids: list[str]
-    cut: np.ndarray | None  # (n,) bool: `view` would cut it; None: none
-
-    def windows(self, index: int, overlap: float, batch_size: int) -> Iterator[tuple[View, Tensor]]: ...
 
 
 class Part(NamedTuple):

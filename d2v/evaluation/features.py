@@ -5,27 +5,14 @@ B samples of a batch, T content tokens, D width, N samples.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from d2v.models.heads import mean_of_tokens
+from d2v.protocols import Samples
 from d2v.types import Features, View
-
-
-class Samples(Protocol):
-    """What features and evaluations need of a modality's samples."""
-
-    lengths: np.ndarray | None  # (N,) in any unit; None: all are of one length
-    raw_name: str
-    report: Any
-
-    def __len__(self) -> int: ...
-    def column(self, name: str) -> np.ndarray: ...
-    def view(self, indices) -> View: ...
-    def raw(self, indices) -> np.ndarray: ...
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from d2v.evaluation.config import EvaluateConfig
-from d2v.evaluation.features import Samples
+from d2v.protocols import Samples
 
 
 class EvaluationSplit(NamedTuple):

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2v.evaluation.features import Samples, pooled_features
+from d2v.evaluation.features import pooled_features
 from d2v.models.encoder import D2vModel
+from d2v.protocols import Samples
 from d2v.training.collapse import health, knn_leave_one_out
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from d2v.config.schema import RunConfig, TrainConfig
 from d2v.objectives.common.objective import Objective
+from d2v.protocols import Batches
 from d2v.training import checkpoint
 from d2v.training.collapse import singular_values
 from d2v.training.curves import plot_curves, plot_spectrum
@@ -30,12 +31,6 @@ from d2v.training.verdict import Verdict, judge
 from d2v.types import View
 
 
-class BatchFunction(Protocol):
-    """What a modality's `batches` returns: views and ids of the samples of one part of a step's batch."""
-
-    def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]: ...
-
-
 class Validation(Protocol):
     """What a run measures at intervals to choose the best model and when to stop: see d2v/finetuning/validation.py."""
 
@@ -47,7 +42,7 @@ class Validation(Protocol):
 class MicroBatches(Dataset):
     """The micro-batches of one process, by number; a DataLoader may make them in other processes."""
 
-    def __init__(self, batches: BatchFunction, rank: int, world: int, accumulate: int):
+    def __init__(self, batches: Batches, rank: int, world: int, accumulate: int):
         self.batches, self.rank, self.world, self.accumulate = batches, rank, world, accumulate
 
     def __getitem__(self, number: int) -> tuple[list[View], list[str]]:
@@ -61,7 +56,7 @@ class Loop:
     def __init__(
         self,
         objective: Objective,
-        batches: BatchFunction,
+        batches: Batches,
         *,
         train: TrainConfig,
         run: RunConfig,

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from d2v.evaluation.config import EvaluateConfig
-from d2v.evaluation.features import Samples, pooled_features
+from d2v.evaluation.features import pooled_features
 from d2v.evaluation.scoring import evaluate_features
 from d2v.evaluation.splits import EvaluationSplit, label_splits
+from d2v.protocols import Samples
 from d2v.settings import check_fields, setting
 
 

@@ -4,6 +4,7 @@ B samples of a batch, S side of a mask, T tokens of a grid, D width, n tokens of
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from d2v.evaluation.features import frozen, layer_tokens
 from d2v.evaluation.report import Finding, Subject
 from d2v.evaluation.scoring import probe_of
 from d2v.evaluation.splits import EvaluationSplit
+from d2v.protocols import Pictures
 
 IGNORED = 255  # in a mask: no class
 MAX_TOKENS = 100_000  # of training, equally many of each sample
@@ -68,7 +70,8 @@ def batches(subject: Subject, encoder, split: EvaluationSplit) -> Iterator[tuple
         grid = subject.grid("dense", view.modality)
         with frozen(encoder):
             x = layer_tokens(encoder, view, [subject.layer], "evaluate.layer")[0][subject.layer]
-        yield x.float().unflatten(1, grid).cpu().numpy(), split.samples.masks(indices, subject.config.masks)  # type: ignore[attr-defined]
+        pictures = cast(Pictures, split.samples)  # a modality with a grid has masks too
+        yield x.float().unflatten(1, grid).cpu().numpy(), pictures.masks(indices, subject.config.masks)
 
 
 def training_tokens(subject: Subject, encoder) -> tuple[np.ndarray, np.ndarray]:
