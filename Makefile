@@ -4,7 +4,7 @@ PYTHON ?= python3
 # Of the demo, whose models are tiny (more would wait for one another), and test files at a time
 THREADS ?= 2
 BIN := .venv/bin
-CODE := d2v modalities scripts benchmarks tests docs
+CODE := d2v modalities scripts benchmarks tests docs dev
 
 .PHONY: test test-slow check lint types format demo docs clean
 
