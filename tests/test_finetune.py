@@ -345,6 +345,17 @@ def test_nothing_is_overwritten_unless_asked_for(tmp_path):
     assert (mine / "thesis.txt").is_file()
 
 
+def test_a_model_that_nothing_chose_is_exported_beside_a_file_of_the_users(tmp_path):
+    run = tmp_path / "run"
+    command = arguments("image", run, "train.steps=4", "train.validate_every=2")
+    main("image", command)
+    (run / "export" / "model.onnx").write_bytes(b"mine")
+    unchosen = ("train.validate_every=0", "data.validation_share=0", "data.validation_split=''", "run.overwrite=true")
+    main("image", [*command, *unchosen])
+    assert (run / "export" / "model.safetensors").is_file()
+    assert (run / "export" / "model.onnx").read_bytes() == b"mine"
+
+
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
     """Tables of text with columns that cannot be learned, and one whose test split holds a label of its own."""

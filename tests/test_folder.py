@@ -86,6 +86,17 @@ def test_a_folder_with_a_config_of_the_users_is_no_run(tmp_path, no_pictures):
     assert snapshot(tmp_path) == before
 
 
+def test_a_file_of_the_users_where_a_tokenizer_comes_stays(tmp_path, no_pictures):
+    command = tiny.arguments("text", tmp_path / "run", "train.steps=2")
+    with pytest.raises(ValueError, match="does not exist"):
+        pretrain.main([*command, f"data.path={tmp_path}/nowhere"])
+    (tmp_path / "run" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "run" / "tokenizer" / "tokenizer_config.json").write_text("mine")
+    pretrain.main([*command, "run.overwrite=true"])
+    assert b"mine" in snapshot(tmp_path / "run" / "tokenizer").values()
+    assert (tmp_path / "run" / "export" / "tokenizer_config.json").is_file()
+
+
 @pytest.mark.parametrize("name", ["export/cat.jpg", "curves.png", "metrics.jsonl", "tokenizer/notes.md"])
 def test_a_file_of_the_users_is_not_replaced(tmp_path, no_pictures, name):
     (tmp_path / "run" / name).parent.mkdir(parents=True)

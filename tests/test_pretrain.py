@@ -163,6 +163,10 @@ def test_errors_of_a_command(tmp_path, monkeypatch):
         ([*command, "data.path="], "data.path is required"),
         ([*command, f"data.path={tmp_path}/nowhere"], "data.path .*/nowhere' does not exist"),
         ([*command, f"data.path={tmp_path}/empty"], "empty is an empty folder"),
+        (
+            [*command, f"evaluate.path={tmp_path}/empty"],
+            "evaluate.path is .*/empty, for the health checks .*empty folder",
+        ),
         ([*command, "data.split=tset"], "data.split 'tset': the demo has the splits train, test"),
         ([*command, "train.batch_size=100000"], "fewer than one batch: train.batch_size is 100000"),
         ([*command, "evaluate.group=nobody"], "evaluate.group is 'nobody': .*no column 'nobody'; its columns are"),
@@ -299,3 +303,13 @@ def test_a_finished_run_ends_at_once_and_exports_again(tmp_path, capsys, no_pict
     pretrain.main(command)
     assert "resuming from step 2" in capsys.readouterr().out
     tiny.assert_same(tiny.load(tmp_path / "export" / "model.safetensors"), export)
+
+
+def test_a_finished_run_that_is_started_again_keeps_its_verdict(tmp_path, capsys, no_pictures):
+    command = tiny.arguments(MODALITIES[0], tmp_path, *QUICK)
+    pretrain.main(command)
+    before, card = capsys.readouterr().out, (tmp_path / "export" / "README.md").read_text()
+    pretrain.main(command)
+    verdict = before[before.index("verdict: ") :]
+    assert "no step yet" not in verdict and verdict in capsys.readouterr().out
+    assert (tmp_path / "export" / "README.md").read_text() == card

@@ -252,6 +252,18 @@ def test_errors_say_what_is_missing(tmp_path):
         open_source("someone/no-such-data", "train", IMAGES, "image")
 
 
+def test_without_network_a_name_on_the_hub_is_one_line_that_says_what_to_give(monkeypatch):
+    def unreachable(*_):
+        raise ConnectionError("Couldn't reach 'someone/data' on the Hub (LocalEntryNotFoundError)")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
+    with pytest.raises(
+        ValueError, match=r"'someone/data' .*the Hub could not be reached .*; give data.path="
+    ) as caught:
+        open_source("someone/data", "train", IMAGES, "image")
+    assert "\n" not in str(caught.value)
+
+
 def test_damaged_tables_are_errors_of_the_user(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"no parquet")
     with pytest.raises(ValueError, match="cannot be read"):

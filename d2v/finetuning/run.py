@@ -36,7 +36,8 @@ def finetune(config: FinetuneConfig, task: LabelledTask) -> dict[str, dict[str, 
             loop, data = assemble(config, task, prepared, accelerator)
         loop()
         if accelerator.is_main_process:
-            if not (folder / "export").exists():  # nothing chose a model: no validation, or no score that is a number
+            # Nothing chose a model where there is no validation split, or no score that is a number.
+            if "config.json" not in files.recorded(folder / "export"):
                 _export(loop.objective.result, folder / "export", config, data)
             scores = outcome.write_outcome(folder, task.model, data, loop.progress.step, accelerator.device)
         accelerator.wait_for_everyone()

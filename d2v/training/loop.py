@@ -88,13 +88,7 @@ class Loop:
 
         ValueError: damaged checkpoints, or too many non-finite steps in a row.
         """
-        last = checkpoint.restore(self.accelerator, self.folder / "checkpoints", self._say)
-        if last is not None:
-            self._say(f"resuming from step {self.progress.step} ({last})")
-        self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
-        if self.progress.step == 0:
-            self._check_health()
-            self._run_probe()
+        self._resume()
         batches = self._batches()
         bar = tqdm(
             total=self.train.steps,
@@ -124,6 +118,18 @@ class Loop:
         bar.close()
         self.plot()
         return self.verdict
+
+    def _resume(self) -> None:
+        """Takes up weights, records and verdict where the run folder stands; at step 0 measures the random init."""
+        last = checkpoint.restore(self.accelerator, self.folder / "checkpoints", self._say)
+        if last is not None:
+            self._say(f"resuming from step {self.progress.step} ({last})")
+        self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
+        if self.health is not None and self.history.records:
+            self.verdict = judge(self.history.records)
+        if self.progress.step == 0:
+            self._check_health()
+            self._run_probe()
 
     def _step(self, batches: Iterator[tuple[list[View], list[str], float]]) -> None:
         """One optimizer step.

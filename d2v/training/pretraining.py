@@ -100,7 +100,12 @@ def health_check(config: Config, modality, samples, folder: Path) -> HealthCheck
     evaluate = config.evaluate
     if evaluate.path:
         data = dataclasses.replace(config.data, path=evaluate.path)
-        samples = modality.Samples(data, config.frontend, split=evaluate.train_split, folder=folder)
+        try:
+            samples = modality.Samples(data, config.frontend, split=evaluate.train_split, folder=folder)
+        except ValueError as error:  # which names data.path, where the data is that was asked for
+            raise ValueError(
+                f"evaluate.path is {evaluate.path}, for the health checks ('' takes data.path's files): {error}"
+            ) from error
     return HealthCheck(
         samples,
         limit=config.run.health_samples,

@@ -140,6 +140,11 @@ def _load(split: str, where: str, *args: Any, **options: Any) -> datasets.Datase
             builder.config.encoding_errors = "replace"
         builder.download_and_prepare()
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: a Hub data set that is a script
+        if isinstance(error, ConnectionError):
+            raise ValueError(
+                f"{where} cannot be read: the Hub could not be reached ({error}); "
+                "give data.path=FOLDER, with files of your own, or a table"
+            ) from error
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise ValueError(f"{where} cannot be read: {type(error).__name__}: {error}{cause}") from error
     splits = list(builder.info.splits or ())

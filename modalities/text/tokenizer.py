@@ -131,9 +131,18 @@ def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         draft.rename(folder / "tokenizer")
     except OSError:
         if not (folder / "tokenizer" / FILES[0]).is_file():  # a folder with other files
-            for file in draft.iterdir():
-                file.replace(folder / "tokenizer" / file.name)
+            _move_beside_others(draft, folder / "tokenizer")
         shutil.rmtree(draft)
+
+
+def _move_beside_others(draft: Path, place: Path) -> None:
+    """Moves files into a folder; one of the same name that d2v did not write stays there, as `.kept`."""
+    ours = {*files.recorded(place), files.RECORD}
+    for file in draft.iterdir():
+        target = place / file.name
+        if file.name not in ours and target.exists():
+            target.rename(files.unused(target))
+        file.replace(target)
 
 
 def find(folder: Path) -> Path | None:
