@@ -15,6 +15,7 @@ if sys.platform != "win32":
     import fcntl
 
 RECORD = ".d2v"
+RESULTS = ".d2v-results"  # names of single files: they may be made again, and are no part of the folder
 LOCK = ".lock.d2v-tmp"
 UNRECORDED = f"d2v has no record of having written it ({RECORD} beside it): move it away, or choose another place"
 
@@ -110,10 +111,10 @@ def files_in(folder: Path) -> set[str]:
     return names - {RECORD, LOCK}
 
 
-def recorded(folder: Path) -> set[str]:
+def recorded(folder: Path, where: str = RECORD) -> set[str]:
     """The files that d2v wrote in a folder, as paths relative to it; none without a record that can be read."""
     try:
-        return lying_in(folder, json.loads((folder / RECORD).read_text())["files"])
+        return lying_in(folder, json.loads((folder / where).read_text())["files"])
     except (OSError, ValueError, TypeError, KeyError):
         return set()
 
@@ -134,12 +135,18 @@ def _parents(name: str) -> list[Path]:
     return list(Path(name).parents)[:-1]  # the last is "."
 
 
-def record(folder: Path, names: Iterable[str]) -> None:
-    """Adds files, as paths relative to a folder, to the list of what d2v wrote there."""
-    known, added = recorded(folder), set(names)
-    if (folder / RECORD).is_file() and added <= known:
+def record_results(paths: Iterable[Path]) -> None:
+    """Notes single files that are about to be written (a table, an ONNX file), each in the folder where it will be."""
+    for path in paths:
+        record(path.parent, [path.name], RESULTS)
+
+
+def record(folder: Path, names: Iterable[str], where: str = RECORD) -> None:
+    """Adds files, as paths relative to a folder, to the list of what d2v wrote there. Makes the folder."""
+    known, added = recorded(folder, where), set(names)
+    if (folder / where).is_file() and added <= known:
         return
-    with written(folder / RECORD) as temporary:
+    with written(folder / where) as temporary:
         content = {"written by d2v": True, "files": sorted(known | added)}
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
@@ -154,7 +161,8 @@ def check_folder(folder: Path) -> None:
 
 def check_file(path: Path) -> None:
     """ValueError: a file that d2v would write is there, and in no record."""
-    if (path.exists() or path.is_symlink()) and path.name not in recorded(path.parent):
+    known = recorded(path.parent) | recorded(path.parent, RESULTS)
+    if (path.exists() or path.is_symlink()) and path.name not in known:
         raise ValueError(f"{path} exists, and {UNRECORDED}")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers.utils.hub import cached_file
 
 from d2v.config.cli import run_cli
-from d2v.files import check_file, check_folder, record, replaced
+from d2v.files import check_file, check_folder, record_results, replaced
 from d2v.interop.huggingface import from_transformers, to_transformers
 from d2v.interop.onnx import export_onnx
 from d2v.interop.pretrained import load_ours, read_config
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     model = load_ours(source) if is_ours else from_transformers(source)
     if target.suffix == ".onnx":
         target.parent.mkdir(parents=True, exist_ok=True)
-        record(target.parent, _onnx_files(target))
+        record_results(target.with_name(name) for name in _onnx_files(target))
         print(f"{target}: onnxruntime and torch differ by at most {export_onnx(model, target):.1e}")
         return
     converted = to_transformers(model) if is_ours else model

@@ -312,7 +312,7 @@ def test_every_modality_as_an_array(models, tmp_path, modality):
     features, ids = np.load(out), json.loads((out.parent / "features.ids.json").read_text())
     assert features.shape == (len(ids), 32) and ids[0] == "test:0" and len(set(ids)) == len(ids) > 20
     assert np.isfinite(features).all() and features.std(axis=0).min() > 0
-    assert {place.name for place in out.parent.iterdir()} == {".d2v", "features.npy", "features.ids.json"}
+    assert {place.name for place in out.parent.iterdir()} == {".d2v-results", "features.npy", "features.ids.json"}
 
 
 def test_errors_of_a_command(models, tmp_path):

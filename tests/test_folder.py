@@ -296,7 +296,7 @@ def test_one_process_at_a_time_writes_to_a_folder_and_a_kill_frees_it(tmp_path, 
     other = context.Process(target=hold, args=(run, ready))
     other.start()
     assert ready.wait(30)
-    with pytest.raises(ValueError, match=f"another process is writing to {run}; wait for it, or choose another place"):
+    with pytest.raises(ValueError, match=rf"another process is writing to {run}; wait for it, or choose another place"):
         pretrain.main(quick(run))
     other.kill()
     other.join()
@@ -308,5 +308,21 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
     with pytest.raises(ValueError, match="top_k"):
         pretrain.main(quick(tmp_path / "run", "objective.top_k=99", "data.path=demo"))
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="file is a file; a folder would be written there"):
+    with pytest.raises(ValueError, match=r"file is a file; a folder would be written there"):
         pretrain.main(quick(tmp_path / "file"))
+
+
+def test_a_result_in_a_run_or_an_export_may_be_made_again_and_outlives_a_new_run(tmp_path, no_pictures):
+    run = tmp_path / "run"
+    pretrain.main(quick(run))
+    results = (run / "features.parquet", run / "export" / "made.onnx")
+    files.record_results(results)
+    for path in results:
+        path.write_text("made")
+    pretrain.main(quick(run))  # writes export/ again
+    pretrain.main(quick(run, "train.lr=0.5", "run.overwrite=true"))
+    for path in results:
+        assert path.read_text() == "made"
+        files.check_new(path, overwrite=True)
+        with pytest.raises(ValueError, match=r"run.overwrite=true replaces it"):
+            files.check_new(path, overwrite=False)

@@ -47,7 +47,7 @@ def test_onnx_equals_torch_at_two_lengths(name, tmp_path, capsys):
         assert "model.onnx: onnxruntime and torch differ by at most" in capsys.readouterr().out
     else:
         assert onnx.export_onnx(model, tmp_path / "model.onnx") < 1e-4
-    assert {path.name for path in tmp_path.iterdir()} <= {".d2v", "model.onnx", "folder"}
+    assert {path.name for path in tmp_path.iterdir()} <= {".d2v-results", "model.onnx", "folder"}
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (modality,) = model.config.frontends
     for rows, length in ((1, 9), (4, 31)):

@@ -73,7 +73,7 @@ class Shards:
         """
         with written(self.out) as temporary:
             (self._join_parquet if self.out.suffix == ".parquet" else self._join_npy)(temporary)
-        files.record(self.out.parent, [self.out.name])
+        files.record_results([self.out])
         files.remove_folder(self.folder)
 
     def _join_parquet(self, path: Path) -> None:
@@ -89,7 +89,7 @@ class Shards:
         array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(self), dim))
         start = 0
         ids_file = self.out.with_suffix(".ids.json")
-        files.record(ids_file.parent, [ids_file.name])
+        files.record_results([ids_file])
         with written(ids_file) as place, place.open("w") as ids:
             for part in paths:
                 table = pq.read_table(part)

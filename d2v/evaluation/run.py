@@ -15,7 +15,7 @@ from d2v.evaluation.report import Finding, Subject, make_reports
 from d2v.evaluation.scoring import evaluate_encoder, evaluate_raw
 from d2v.evaluation.splits import EvaluationSplit, label_splits
 from d2v.evaluation.table import Row, average, markdown_table
-from d2v.files import check_folder, check_new, record, written
+from d2v.files import check_folder, check_new, record_results, written
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 
@@ -49,7 +49,7 @@ def evaluate(config: Config, models: list[str], *, config_path: str, in_run: boo
     evaluation.show()
     result = {"models": models, "config": config_path, **evaluation.as_dict()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    record(target.parent, [target.name])
+    record_results([target])
     with written(target) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {target}")
