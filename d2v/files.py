@@ -26,8 +26,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     ValueError: another process has it, or the folder is a file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; a folder would be written there")
+    _check_is_no_file(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as file:
         try:
@@ -155,6 +154,10 @@ def check_folder(folder: Path) -> None:
     """ValueError: a folder that d2v would fill or replace holds something, and no record."""
     if folder.is_dir() and not (folder / RECORD).is_file() and files_in(folder):
         raise ValueError(f"{folder} exists, and {UNRECORDED.replace('beside', 'in')}")
+    _check_is_no_file(folder)
+
+
+def _check_is_no_file(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; a folder would be written there")
 

@@ -16,12 +16,17 @@ COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 def main(root: Path) -> None:
     """Prints one line a figure."""
-    files = sorted(path for package in PACKAGES for path in (root / package).rglob("*.py"))
-    sources = {path: path.read_text("utf-8") for path in files}
-    trees = {path: ast.parse(source) for path, source in sources.items()}
-    lines = [line for source in sources.values() for line in source.splitlines()]
-    lengths = [n.end_lineno - n.lineno + 1 for tree in trees.values() for n in ast.walk(tree) if is_function(n)]
-    comprehensions = sum(isinstance(node, COMPREHENSIONS) for tree in trees.values() for node in ast.walk(tree))
+    files: list[Path] = []
+    for package in PACKAGES:
+        files += sorted((root / package).rglob("*.py"))
+    trees, lines, nodes = {}, [], []
+    for path in files:
+        source = path.read_text("utf-8")
+        trees[path] = ast.parse(source)
+        lines += source.splitlines()
+        nodes += ast.walk(trees[path])
+    lengths = [node.end_lineno - node.lineno + 1 for node in nodes if is_function(node)]
+    comprehensions = sum(isinstance(node, COMPREHENSIONS) for node in nodes)
     graph = imports(root, trees)
     floors, circular = floors_of(graph)
     yamls = sorted((root / "configs").rglob("*.yaml"))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from d2v.modalities.common import sampling
+from d2v.modalities.common.data_report import unlogged
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment, masks, views
 from d2v.modalities.image.config import DataConfig, ReadConfig
@@ -18,17 +19,13 @@ from d2v.modalities.image.samples import Samples, readable
 from d2v.types import View
 
 
-def _ignore(sample: str, reason: str) -> None:
-    """No log was asked for."""
-
-
 def batches(
     samples: Samples,
     data: DataConfig,
     frontend: FrontendConfig,
     batch_size: int,
     seed: int,
-    bad_log: Callable[[str, str], None] = _ignore,
+    bad_log: Callable[[str, str], None] = unlogged,
 ) -> "MaskedBatches | ViewBatches":
     """Training batches of `samples`; `bad_log(id, reason)` hears of images that can no longer be read."""
     make = ViewBatches if data.views else MaskedBatches

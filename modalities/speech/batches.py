@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from d2v.modalities.common import masking, sampling
+from d2v.modalities.common.data_report import unlogged
 from d2v.modalities.speech import audio
 from d2v.modalities.speech.config import DataConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field
@@ -20,17 +21,13 @@ from d2v.types import Mask, View
 ORDER = 0x57EA  # sets the shuffle of packed clips apart from the sampler's
 
 
-def _ignore(sample: str, reason: str) -> None:
-    """No log was asked for."""
-
-
 def batches(
     samples: Samples,
     data: DataConfig,
     frontend: FrontendConfig,
     batch_size: int,
     seed: int,
-    bad_log: Callable[[str, str], None] = _ignore,
+    bad_log: Callable[[str, str], None] = unlogged,
 ) -> "MaskedBatches | ViewBatches":
     """Training batches of `samples`; `bad_log(id, reason)` hears of clips that can no longer be read."""
     make = ViewBatches if data.views else MaskedBatches

@@ -118,16 +118,6 @@ def names(ours: dict[str, Any]) -> Prefixes:
     ]
 
 
-def to_our_tensors(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
-    """Nothing but names differs."""
-    return state
-
-
-def to_their_tensors(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:
-    """Nothing but names differs."""
-    return state
-
-
 KIND = Kind(
     modality=MODALITY,
     model=MODEL,
@@ -139,6 +129,6 @@ KIND = Kind(
     read_settings=read_settings,
     write_settings=write_settings,
     names=names,
-    to_our_tensors=to_our_tensors,
-    to_their_tensors=to_their_tensors,
+    to_our_tensors=shared.unchanged,
+    to_their_tensors=shared.unchanged,
 )
