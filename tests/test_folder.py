@@ -304,12 +304,13 @@ def test_one_process_at_a_time_writes_to_a_folder_and_a_kill_frees_it(tmp_path, 
     assert sorted(tiny.losses(run)) == [1, 2] and not (run / files.LOCK).exists()
 
 
-def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
+def test_a_run_that_is_refused_says_so_in_one_line_and_replaces_no_file(tmp_path):
     with pytest.raises(ValueError, match="top_k"):
         pretrain.main(quick(tmp_path / "run", "objective.top_k=99", "data.path=demo"))
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match=r"file is a file; a folder would be written there"):
         pretrain.main(quick(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_result_in_a_run_or_an_export_may_be_made_again_and_outlives_a_new_run(tmp_path, no_pictures):
