@@ -82,7 +82,7 @@ class LabelledBatches:
         index, image = readable(self._opened.train, following, self._bad_log)
         with seeded_globals(generator):
             image = self._transform(image)
-            image = image if self._rand_augment is None else self._rand_augment(image)
+            image = image if self._rand_augment is None else self._rand_augment(augment.eight_bits(image))
             pixels = augment.normalise([image], self._data.mean, self._data.std)[0]
             pixels = pixels if self._erase is None else self._erase(pixels)
         return pixels, self._opened.labels[index], self._opened.train.ids[index]

@@ -23,6 +23,7 @@ from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.protocols import Rows
 from d2v.types import View
 
+ONE_COLOUR, MORE_PAGES = "of one colour", "of several pages or frames (the first is read)"
 QUEUED = 4096  # rows that a scan hands out at once: a pool queues all that it is given
 
 
@@ -144,16 +145,22 @@ class Samples:
         (cell,) = self._media[row].values()
         return augment.encoded(cell)
 
-    def _problem(self, row: int) -> tuple[str, str] | None:
-        """Which list of the report a row belongs to, and why; None if it is usable."""
+    def _look(self, row: int) -> tuple[str, str] | list[str]:
+        """Which list of the report a row belongs to, and why; if it is usable, what is said of it."""
         try:
             source = self._source(row)
-            height, width = augment.size(augment.decode(source, self.frontend.channels) if self._decodes else source)
+            outline = augment.outline(source)
+            constant = self._decodes and augment.one_colour(augment.decode(source, self.frontend.channels))
         except augment.UNREADABLE as error:
             return "unreadable", _reason(error)
-        if min(height, width) < self.config.min_size:
-            return "too_short", f"{width} x {height} pixels, data.min_size is {self.config.min_size}"
-        return None
+        if min(outline.height, outline.width) < self.config.min_size:
+            return "too_short", f"{outline.width} x {outline.height} pixels, data.min_size is {self.config.min_size}"
+        remarks = []
+        if constant:
+            remarks.append(ONE_COLOUR)
+        if outline.more:
+            remarks.append(MORE_PAGES)
+        return remarks
 
     def _scan(self, ids: Sequence[str]) -> np.ndarray:
         """Which rows are usable, (rows,) bool; fills the report."""
@@ -162,10 +169,13 @@ class Samples:
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
             for start in range(0, len(ids), QUEUED):
                 rows = range(start, min(start + QUEUED, len(ids)))
-                for row, problem in zip(rows, pool.map(self._problem, rows), strict=True):
-                    if problem:
+                for row, seen in zip(rows, pool.map(self._look, rows), strict=True):
+                    if isinstance(seen, tuple):
                         usable[row] = False
-                        lists[problem[0]].append((ids[row], problem[1]))
+                        lists[seen[0]].append((ids[row], seen[1]))
+                        continue
+                    for remark in seen:
+                        self.report.remarks.setdefault(remark, []).append(ids[row])
         return usable
 
     def _count_classes(self) -> dict[str, int] | None:
