@@ -1,5 +1,6 @@
 """The columns of a table of samples: which one holds the media, names of rows, values, class names."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +8,11 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-PATH_COLUMNS = ("file", "path", "file_name", "filename", "file_path")
+PATH_COLUMNS = ("file", "path", "file_name", "filename", "file_path", "audio_filepath")
+STARTS, STOP, LENGTH = ("offset", "start"), "end", "duration"  # columns of a part of a recording, in seconds
 
 
 def is_string(feature: Any) -> bool:
@@ -70,3 +74,59 @@ def classes(dataset: datasets.Dataset, name: str) -> list[str] | None:
     if is_string(feature):
         return sorted({cell for cell in dataset[name] if cell is not None})
     return None
+
+
+def segments(dataset: datasets.Dataset) -> np.ndarray | None:
+    """Which part of its recording each row is, (rows, 2) seconds: start, and stop or NaN for the end of the recording.
+
+    Columns "offset" or "start", and "end" or "duration", whose empty cells are 0 and the end. None: the table has no
+    such columns, or its cells hold the sound itself. ValueError: a cell that is no time.
+    """
+    starts = [name for name in STARTS if name in dataset.column_names]
+    if not starts or _holds_bytes(dataset, media_column(dataset, "audio")):
+        return None
+    if len(starts) > 1:
+        raise ValueError(f"the data has columns {' and '.join(starts)}, and both say where a row begins: keep one")
+    start = np.nan_to_num(_seconds(dataset, starts[0]))
+    stop = np.full(len(dataset), np.nan)
+    if STOP in dataset.column_names:
+        stop = _seconds(dataset, STOP)
+    elif LENGTH in dataset.column_names:
+        stop = start + _seconds(dataset, LENGTH)
+    reversed_rows = np.flatnonzero(stop < start)
+    if len(reversed_rows):
+        row = reversed_rows[0]
+        raise ValueError(f"row {row + 1} of the data begins at {start[row]:g} s and ends before, at {stop[row]:g} s")
+    return np.stack([start, stop], axis=1)
+
+
+def _seconds(dataset: datasets.Dataset, name: str) -> np.ndarray:
+    """A column as seconds, (rows,), NaN where it is empty. ValueError: a cell that is none."""
+    cells = list(dataset[name])
+    seconds = np.array([number(cell) for cell in cells])
+    for row in np.flatnonzero(~((seconds >= 0) & (seconds < np.inf))):
+        if cells[row] is not None:
+            raise ValueError(
+                f"row {row + 1} of column {name!r} is {cells[row]!r}; it must be seconds, 0 or more, or empty"
+            )
+    return seconds
+
+
+def number(cell: Any) -> float:
+    """What a cell says as a number; NaN: it says none."""
+    if cell is None or isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):  # Python reads 1_000
+        return math.nan
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _holds_bytes(dataset: datasets.Dataset, name: str) -> bool:
+    """Whether cells of a column are media, not paths to files."""
+    if is_string(dataset.features[name]):
+        return False
+    column = dataset.data.column(name)
+    if not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0:
+        return True
+    return pc.struct_field(column, "bytes").null_count < len(column)
