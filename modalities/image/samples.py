@@ -5,7 +5,7 @@ B samples of a batch, C channels, S image size.
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from d2v.modalities.common import sources, tables
-from d2v.modalities.common.data_report import Report
+from d2v.modalities.common.data_report import Report, UnreadableError
 from d2v.modalities.image import augment, masks, views
 from d2v.modalities.image.config import DataConfig, ReadConfig, check_reading
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
@@ -102,11 +102,11 @@ class Samples:
         return len(self._rows)
 
     def image(self, index: int) -> Any:
-        """The decoded image of a usable sample: PIL, or a tensor (C, H, W).
-
-        One of `augment.UNREADABLE`: it is damaged.
-        """
-        return augment.decode(self._source(int(self._rows[index])), self.frontend.channels)
+        """The decoded image of a usable sample: PIL, or a tensor (C, H, W). UnreadableError: it is damaged."""
+        try:
+            return augment.decode(self._source(int(self._rows[index])), self.frontend.channels)
+        except augment.UNREADABLE as error:
+            raise UnreadableError(_reason(error)) from error
 
     def column(self, name: str) -> np.ndarray:
         """Values of a data column per usable sample. ValueError: there is none of that name."""
@@ -115,13 +115,10 @@ class Samples:
     def view(self, indices: Iterable[int]) -> View:
         """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S).
 
-        ValueError: an image can no longer be read.
+        UnreadableError: an image can no longer be read.
         """
         size, crop = self.frontend.image_size, self.config.eval_crop
-        try:
-            images = [augment.evaluation(self.image(index), size, crop) for index in indices]
-        except augment.UNREADABLE as error:
-            raise ValueError(_reason(error)) from error
+        images = [augment.evaluation(self.image(index), size, crop) for index in indices]
         return View(MODALITY, {"pixel_values": augment.normalise(images, self.config.mean, self.config.std)})
 
     def masks(self, indices: Iterable[int], folder: str) -> np.ndarray:
@@ -193,22 +190,6 @@ class Samples:
 
 def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
-def readable(samples: Samples, candidates: np.ndarray, bad_log: Callable[[str, str], None]) -> tuple[int, Any]:
-    """The first of the candidates that can be read, and its image; `bad_log` hears of those before it.
-
-    ValueError: none can.
-    """
-    for candidate in candidates.tolist():
-        try:
-            return candidate, samples.image(candidate)
-        except augment.UNREADABLE as error:
-            bad_log(samples.ids[candidate], _reason(error))
-    raise ValueError(
-        f"{len(candidates)} images in a row cannot be read, the first is {samples.ids[int(candidates[0])]}: "
-        "was data.path changed or unmounted?"
-    )
 
 
 def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, frontend: FrontendConfig) -> None:
