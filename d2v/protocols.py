@@ -163,6 +163,13 @@ class ScoredSplit(NamedTuple):
     indices: np.ndarray  # (n,)
     labels: Sequence[Any]  # n
 
+    def some(self, places: np.ndarray) -> "ScoredSplit":
+        """Those at some of the n places."""
+        if len(places) == len(self.indices):
+            return self
+        labels = self.labels[places] if isinstance(self.labels, np.ndarray) else [self.labels[n] for n in places]
+        return ScoredSplit(self.samples, self.indices[places], labels)
+
 
 class Labelled(NamedTuple):
     """What a modality's labelled data gives a run of fine-tuning."""

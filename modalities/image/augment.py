@@ -178,13 +178,11 @@ def decode_mask(path: Path, wanted: tuple[int, int]) -> Image.Image:
     try:
         with Image.open(_file(path)) as image:
             image.load()
-            if image.mode not in ("L", "P"):
-                raise ValueError(
-                    f"mask {path} is of mode {image.mode}; class numbers are grey (L) or a palette's (P) of 8 bits"
-                )
-            mask = Image.fromarray(np.array(image))
-    except OSError as error:
+            mode, mask = image.mode, Image.fromarray(np.array(image))
+    except UNREADABLE as error:
         raise ValueError(f"mask {path} cannot be read: {type(error).__name__}: {error}") from None
+    if mode not in ("L", "P"):
+        raise ValueError(f"mask {path} is of mode {mode}; class numbers are grey (L) or a palette's (P) of 8 bits")
     if size(mask) != wanted:
         raise ValueError(f"mask {path} has {mask.width} x {mask.height} pixels, its image {wanted[1]} x {wanted[0]}")
     return mask

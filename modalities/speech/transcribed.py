@@ -17,6 +17,7 @@ from d2v.modalities.speech.letters import SPACE, Vocabulary, normalise, tokens_n
 from d2v.modalities.speech.samples import Samples, feature_extractor
 from d2v.modalities.speech.tuning import LabelledBatches, check_start
 from d2v.protocols import Labelled, ScoredSplit
+from d2v.reading import Limit
 from d2v.types import View
 
 
@@ -144,10 +145,11 @@ def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], sa
     codes = [vocabulary.encode(text) for text in transcripts.texts]
     opened = labels.Opened(transcripts, indices, codes, None, splits)
     dim = config.model.trunk.dim
+    limit = Limit(bad_log, data.max_bad_share, len(opened.indices))
     letters = vocabulary.letters
 
     batches = LabelledBatches(
-        opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log
+        opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=limit
     )
     processor = Wav2Vec2Processor(feature_extractor(data, frontend), vocabulary.tokenizer())
     return Labelled(
