@@ -70,8 +70,16 @@ class Reader:
     def views(
         self, samples: Samples, indices: np.ndarray, batches: Iterable[np.ndarray]
     ) -> Iterator[tuple[np.ndarray, View]]:
-        """As `readable_views`, of all of `indices` in one pass. ValueError: too many of them cannot be read."""
-        return readable_views(samples, indices, batches, Limit(self._note, self.max_bad_share, len(indices)))
+        """As `readable_views`, of all of `indices` in one pass.
+
+        ValueError: none can be read, or more cannot than the share of all `samples`; of a small pass most may, by chance.
+        """
+        limit, read = Limit(self._note, self.max_bad_share, len(samples)), 0
+        for places, view in readable_views(samples, indices, batches, limit):
+            read += len(places)
+            yield places, view
+        if not read:
+            raise ValueError(f"none of {len(indices)} samples can be read: {named(limit.bad)}")
 
     def readable(self, samples: Samples, indices: np.ndarray, batch_size: int) -> np.ndarray:
         """The places in `indices` that can be read. ValueError: too few."""

@@ -137,10 +137,9 @@ def test_too_many_are_an_error_with_names(modality, workers, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_in_training_alone(workers, tmp_path):
-    """The check of health reads the first and the last, which are good."""
+    """The check of health reads the first and the last, of which one is bad: no more than the share of all."""
     data = write("image", tmp_path / "data")
-    (data / "a/02.jpg").rename(data / "a/000.jpg")
-    more = ("data.max_bad_share=0.03", "run.health_samples=2", "train.steps=20", f"run.workers={workers}")
+    more = ("data.max_bad_share=0.03", "run.health_samples=3", "train.steps=20", f"run.workers={workers}")
     with pytest.raises(ValueError, match=r"2 of 40 samples cannot be read") as caught:
         pretrain.main(pretrained("image", data, tmp_path / "run", *more))
     assert "\n" not in str(caught.value) and all(name in str(caught.value) for name in BAD["image"])
@@ -150,12 +149,15 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     data = write("image", tmp_path / "data")
     (data / "a/02.jpg").unlink()
     os.mkfifo(data / "a/02.jpg")
-    frontend = image.FrontendConfig(image_size=16, patch_size=4)
-    settings = image.DataConfig(path=str(data), check_files=False, min_block=4)
-    samples = image.Samples(settings, frontend, split="train", folder=Path())
+    samples = samples_of(data)
     if samples.report.unreadable:  # where files are listed, unless such are left out there
         assert samples.report.unreadable == [("a/02.jpg", "OSError: no ordinary file")]
     assert "a/02.jpg" not in samples.ids
+
+
+def samples_of(data: Path) -> image.Samples:
+    settings = image.DataConfig(path=str(data), check_files=False, min_block=4)
+    return image.Samples(settings, image.FrontendConfig(image_size=16, patch_size=4), split="train", folder=Path())
 
 
 class Encoder(torch.nn.Module):
@@ -170,9 +172,7 @@ class Encoder(torch.nn.Module):
 
 def test_features_of_the_others_are_as_they_were(tmp_path):
     data = write("image", tmp_path / "data")
-    frontend = image.FrontendConfig(image_size=16, patch_size=4)
-    settings = image.DataConfig(path=str(data), check_files=False, min_block=4)
-    samples = image.Samples(settings, frontend, split="train", folder=Path())
+    samples = samples_of(data)
     bad = [samples.ids.index(name) for name in sorted(BAD["image"])]
     good = np.setdiff1d(np.arange(40), bad)
     alone = pooled_features(Encoder(), samples, 8, indices=good, layer="last")["last"]
@@ -186,6 +186,16 @@ def test_features_of_the_others_are_as_they_were(tmp_path):
         ValueError, match=r"1 of 40 samples cannot be read, data.max_bad_share is 0.0%: a/00.jpg: OSErr"
     ):
         pooled_features(Encoder(), samples, 8, layer="last")
+
+
+def test_a_small_measurement_may_meet_a_bad_file_by_chance(tmp_path):
+    samples = samples_of(write("image", tmp_path / "data"))
+    place = samples.ids.index("a/00.jpg")
+    around = np.array([place, place + 1])
+    places, _ = readable_features(Reader(0.03), Encoder(), samples, 8, indices=around, layer="last")
+    assert places.tolist() == [1]
+    with pytest.raises(ValueError, match=r"none of 1 samples can be read: a/00.jpg: OSError"):
+        readable_features(Reader(0.03), Encoder(), samples, 8, indices=around[:1], layer="last")
 
 
 def test_a_limit_counts_each_sample_once():
