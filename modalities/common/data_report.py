@@ -16,6 +16,7 @@ class Report:
     too_long: list[tuple[str, str]] = field(default_factory=list)
     classes: dict[str, int] | None = None  # usable samples per class
     amount: str = ""  # "0.55 hours", "3.1M tokens"
+    notes: list[str] = field(default_factory=list)  # how the samples were chosen, and what was left out
 
     def lines(self) -> list[str]:
         """The report for a person: one line each, the first five bad names of a kind."""
@@ -30,7 +31,7 @@ class Report:
         if self.classes is not None:
             counts = [f"{name} {count}" for name, count in self.classes.items()]
             text.append(f"classes: {len(counts)}: {', '.join(counts[:20])}{', ...' if len(counts) > 20 else ''}")
-        return text
+        return text + self.notes
 
     def check(self, max_bad_share: float, where: Any) -> None:
         """ValueError: nothing is usable, or the share of unreadable and too short samples exceeds `max_bad_share`."""

@@ -4,20 +4,23 @@ import csv
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 
-from d2v.modalities.common.splits import SPLITS
+from d2v.modalities.common.folders import holds, is_ignored, is_text
+from d2v.modalities.common.splits import is_split, same_split
 
 
-def media_files(files: list[Path], root: Path, split: str) -> datasets.Dataset:
+def media_files(files: list[Path], root: Path, split: str, extensions: Sequence[str]) -> datasets.Dataset:
     """A row for each file below `root`: "file", and the columns of metadata.csv or metadata.jsonl, or "label".
 
-    The label is the first sub-folder, if all files lie in sub-folders. ValueError: metadata that do not fit.
+    The label is the first sub-folder, if all files, which are of the kind `extensions`, lie in sub-folders.
+    ValueError: metadata that do not fit.
     """
     columns: dict[str, list] = {"file": [str(file) for file in files]}
-    metadata = _metadata(files, root) or (_metadata(files, root.parent) if root.name == split else None)
+    metadata = _metadata(files, root) or (_metadata(files, root.parent) if same_split(root.name, split) else None)
     if metadata:
         return datasets.Dataset.from_dict(columns | metadata)
     parts = [file.relative_to(root).parts for file in files]
@@ -25,19 +28,22 @@ def media_files(files: list[Path], root: Path, split: str) -> datasets.Dataset:
         return datasets.Dataset.from_dict(columns)
     label = [part[0] for part in parts]
     classes = set(label)
-    if root.name == split:  # another split may hold classes that this one lacks; the numbers must agree
-        for name in SPLITS:
-            classes |= _sub_folders(root.parent / name)
+    if same_split(root.name, split):  # another split may hold classes that this one lacks; the numbers must agree
+        for other in root.parent.iterdir():
+            if other.is_dir() and is_split(other.name):
+                classes |= _classes(other, extensions)
     feature = datasets.ClassLabel(names=sorted(classes))
     features = datasets.Features({"file": datasets.Value("string"), "label": feature})
     return datasets.Dataset.from_dict({**columns, "label": feature.str2int(label)}, features=features)
 
 
-def _sub_folders(folder: Path) -> set[str]:
-    """Names of the folders in a folder that may not exist, without hidden ones."""
-    if not folder.is_dir():
-        return set()
-    return {inner.name for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith(".")}
+def _classes(folder: Path, extensions: Sequence[str]) -> set[str]:
+    """Names of the folders in a folder that have files of a kind."""
+    names = set()
+    for inner in folder.iterdir():
+        if inner.is_dir() and not is_ignored(inner.name) and is_text(inner.name) and holds(inner, extensions):
+            names.add(inner.name)
+    return names
 
 
 def _metadata(files: list[Path], root: Path) -> dict[str, list] | None:

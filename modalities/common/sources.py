@@ -1,25 +1,28 @@
 """Opens what a user has (folders, files, tables, Hub names) as one `datasets.Dataset`, whose media stay encoded."""
 
 import glob
+import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetsError
 
+from d2v.modalities.common.encodings import encoding_of
+from d2v.modalities.common.folders import is_ignored, walk, with_names
 from d2v.modalities.common.joining import join
+from d2v.modalities.common.kinds import AUDIO, CURES, IMAGES, TABLES, TEXTS, UNNAMED, extension, is_of, summary
 from d2v.modalities.common.media import media_files
-from d2v.modalities.common.splits import files_of_split, split_folder
+from d2v.modalities.common.splits import choose
 from d2v.modalities.common.tables import PATH_COLUMNS, is_string
 
-AUDIO = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64", ".m4a")
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".npy")
-TEXTS = (".txt",)
-TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
+__all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source"]
+EXPRESSION = re.compile(r"[\w.]+(\[[^]]*\])?(\+[\w.]+(\[[^]]*\])?)*")  # train[:100]+test
+DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", "requirements")  # about data
 
 
 def open_source(path: Any, split: str, extensions: Sequence[str], what: str) -> datasets.Dataset:
@@ -35,78 +38,124 @@ def open_source(path: Any, split: str, extensions: Sequence[str], what: str) -> 
             "or a list of these"
         )
     if not isinstance(path, str | os.PathLike):
-        return join([open_source(entry, split, extensions, what) for entry in path], split)
+        parts = [open_source(entry, split, extensions, what) for entry in path]
+        return _with_notes(join(parts, split), list(itertools.chain(*map(notes, parts))))
     name = os.fspath(path)
     local = Path(name).expanduser().absolute()
     if local.is_dir():
-        return _open_folder(local, split, tuple(extensions), what)
+        if _has_configs(local / "README.md"):
+            return _with_notes(_load(split, f"data.path {local}", str(local)), [])
+        files, said = walk(local)
+        if not files:
+            raise ValueError(f"data.path {local} is an empty folder{': ' if said else ''}{'; '.join(said)}")
+        return _open_files(files, split, tuple(extensions), what, local, said)
     if local.is_file():
-        return _open_files([local], split, tuple(extensions), what, local.parent)
+        return _open_files([local], split, tuple(extensions), what, local.parent, [])
     if glob.has_magic(name):
-        return _open_glob(local, name, split, tuple(extensions), what)
+        files, said = _matches(local, name)
+        root = Path(os.path.commonpath([file.parent for file in files]))
+        return _open_files(files, split, tuple(extensions), what, root, said)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", name):
         raise ValueError(f"data.path {name!r} does not exist (looked for {local})")
     hub, _, config = name.partition(":")
     where = f"data.path {name!r} is no local file or folder (looked for {local}); as a Hub data set"
-    return _load(split, where, hub, config or None)
+    return _with_notes(_load(split, where, hub, config or None), [])
 
 
-def _open_glob(local: Path, name: str, split: str, extensions: tuple[str, ...], what: str) -> datasets.Dataset:
-    matches = Path(local.anchor).glob(str(local.relative_to(local.anchor)))
-    files = sorted(match for match in matches if match.is_file())
+def notes(dataset: datasets.Dataset) -> list[str]:
+    """What is to be said of how `open_source` chose what it read, a line each; parts of the data set keep it."""
+    return dataset.info.description.splitlines()
+
+
+def _with_notes(dataset: datasets.Dataset, said: list[str]) -> datasets.Dataset:
+    dataset.info.description = "\n".join(said)
+    return dataset
+
+
+def _matches(local: Path, name: str) -> tuple[list[Path], list[str]]:
+    """The files that a pattern matches, and what is said of others. ValueError: none."""
+    pattern = local.relative_to(local.anchor)
+    files = []
+    for match in sorted(Path(local.anchor).glob(str(pattern))):
+        parts = match.relative_to(local.anchor).parts
+        ignored = any(is_ignored(part) and part not in pattern.parts for part in parts)
+        if match.is_file() and not ignored:
+            files.append(match)
+    files, said = with_names(files)
     if not files:
-        raise ValueError(f"data.path {name!r} matches no file (looked for {local})")
-    root = Path(os.path.commonpath([file.parent for file in files]))
-    return _open_files(files, split, extensions, what, root)
-
-
-def _open_folder(folder: Path, split: str, extensions: tuple[str, ...], what: str) -> datasets.Dataset:
-    if _has_configs(folder / "README.md"):
-        return _load(split, f"data.path {folder}", str(folder))
-    files = list(_walk(folder))
-    if not files:
-        raise ValueError(f"data.path {folder} is an empty folder")
-    suffixes = Counter(file.suffix.lower() for file in files)
-    if suffixes[".parquet"] and ".parquet" not in extensions:
-        return _load(split, f"data.path {folder}", str(folder))
-    if any(suffixes[extension] for extension in extensions):
-        root = split_folder(folder, split, files, extensions)
-        chosen = [file for file in files if file.suffix.lower() in extensions and file.is_relative_to(root)]
-        if not chosen:
-            raise ValueError(f"data.path {root} has no {what} files: {_there_is(_walk(root), extensions, what)}")
-        return _open_files(chosen, split, extensions, what, root, divided=root != folder)
-    tables = [file for file in files if file.suffix.lower() in TABLES and file.stem != "metadata"]
-    if tables:
-        return _load(split, f"data.path {folder}", str(folder))
-    raise ValueError(f"data.path {folder} has no {what} files: {_there_is(files, extensions, what)}")
+        raise ValueError(f"data.path {name!r} matches no file (looked for {local}){''.join(said)}")
+    return files, said
 
 
 def _open_files(
-    files: list[Path], split: str, extensions: tuple[str, ...], what: str, root: Path, *, divided: bool = False
+    files: list[Path], split: str, extensions: tuple[str, ...], what: str, root: Path, said: list[str]
 ) -> datasets.Dataset:
-    """`files` of one kind, all media or all tables; `divided`: they are already those of `split`."""
-    kinds = {file.suffix.lower() for file in files}
-    if not divided:
-        files = files_of_split(files, split, by_name=not kinds & set(extensions) or extensions == TEXTS)
-    if kinds <= set(extensions):
-        if extensions == TEXTS:
-            return _load("train", str(root), "text", data_files=[str(file) for file in files])
-        return media_files(files, root, split)
-    builders = {TABLES.get(kind) for kind in kinds}
-    if len(builders) != 1 or None in builders:
-        raise ValueError(f"data.path has no {what} files: {_there_is(files, extensions, what)}")
-    options = {"sep": "\t"} if kinds == {".tsv"} else {}
-    dataset = _load("train", str(root), builders.pop(), data_files=[str(file) for file in files], **options)
-    return _with_absolute_paths(dataset, root)
+    """Those of `files` that are of the kind that is looked for, or else the tables among them; `said`: of others.
+
+    ValueError: neither, or no such split.
+    """
+    wanted = [file for file in files if is_of(file, extensions)]
+    tables = _tables(files)
+    if not wanted or (tables and all(file.stem.lower() in DOCUMENTS for file in wanted)):
+        wanted = tables
+    if not wanted:
+        raise ValueError(f"data.path {root} has no {what} files: {_there_is(files, extensions, what, said)}")
+    others = sorted(set(files).difference(wanted, _metadata(files)))
+    left = [file for file in others if file.suffix in TEXTS or file.stem.lower() not in DOCUMENTS]
+    parts = []
+    for one in split.split("+") if EXPRESSION.fullmatch(split) else [split]:
+        name = one.partition("[")[0] if one.endswith("]") else one
+        chosen = choose(wanted, root, name, split)
+        said = said + chosen.notes
+        parts.append(_cut(_open_kind(chosen.files, chosen.root, name, extensions), name, one))
+    if left:
+        said = [*said, f"not read: {summary(left)}"]
+    return _with_notes(join(parts, split) if len(parts) > 1 else parts[0], said)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files at any depth in sorted order; hidden ones are left out."""
-    for here, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(here, name)
+def _tables(files: list[Path]) -> list[Path]:
+    """The tables of the one kind that is meant: the first of TABLES that there is."""
+    others = set(files).difference(_metadata(files))
+    for suffix in TABLES:
+        some = [file for file in files if file.suffix.lower() == suffix and file in others]
+        if some:
+            return some
+    return []
+
+
+def _metadata(files: list[Path]) -> list[Path]:
+    """What describes media files beside it."""
+    return [file for file in files if file.name in ("metadata.csv", "metadata.jsonl")]
+
+
+def _cut(dataset: datasets.Dataset, name: str, part: str) -> datasets.Dataset:
+    """The rows that a part of data.split means, as in train[:100]. ValueError: it cannot be read."""
+    if part == name:
+        return dataset
+    instruction = datasets.ReadInstruction.from_spec(f"rows{part[len(name) :]}")
+    (rows,) = instruction.to_absolute({"rows": len(dataset)})
+    return dataset.select(range(rows.from_, rows.to))
+
+
+def _open_kind(files: list[Path], root: Path, split: str, extensions: tuple[str, ...]) -> datasets.Dataset:
+    """Files that are all tables, or all of the kind `extensions`."""
+    suffix = files[0].suffix.lower()
+    if suffix in TABLES and suffix not in extensions:
+        options = {"sep": "\t"} if suffix == ".tsv" else {}
+        dataset = _load("train", str(root), TABLES[suffix], data_files=[str(file) for file in files], **options)
+        return _with_absolute_paths(dataset, root)
+    if extensions == TEXTS:
+        return _texts(files, root)
+    return media_files(files, root, split, extensions)
+
+
+def _texts(files: list[Path], root: Path) -> datasets.Dataset:
+    """The lines of text files, column "text"."""
+    parts = []
+    for encoding, some in itertools.groupby(files, encoding_of):
+        names = [glob.escape(str(file)) for file in some]
+        parts.append(_load("train", str(root), "text", data_files=names, encoding=encoding))
+    return datasets.concatenate_datasets(parts)
 
 
 def _has_configs(readme: Path) -> bool:
@@ -116,11 +165,13 @@ def _has_configs(readme: Path) -> bool:
     return re.match(r"---\s*\n(.*\n)*?configs:", readme.read_text(encoding="utf-8", errors="replace")) is not None
 
 
-def _there_is(files: Iterable[Path], extensions: Sequence[str], what: str) -> str:
+def _there_is(files: list[Path], extensions: Sequence[str], what: str, said: list[str]) -> str:
     """The end of an error: how many files of which kind there are, and what kind was looked for."""
-    counts = Counter(file.suffix.lower() or "files without extension" for file in files).most_common(5)
-    kinds = ", ".join(f"{number} {suffix}" for suffix, number in counts)
-    return f"found {kinds or 'nothing'}; {what} files are {' '.join(extensions)}"
+    counts = Counter(extension(file) or UNNAMED for file in files).most_common(5)
+    kinds = ", ".join(
+        f"{number} {suffix}{f' ({CURES[suffix]})' if suffix in CURES else ''}" for suffix, number in counts
+    )
+    return "; ".join([f"found {kinds or 'nothing'}", *said, f"{what} files are {' '.join(extensions)}"])
 
 
 def _with_absolute_paths(dataset: datasets.Dataset, root: Path) -> datasets.Dataset:

@@ -89,7 +89,7 @@ class Samples:
         self._media = dataset.select_columns([tables.media_column(dataset, "image")])
         self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
         ids = tables.identifiers(dataset, config.path, split, first)
-        self.report = Report("image", found=len(dataset), usable=0)
+        self.report = Report("image", found=len(dataset), usable=0, notes=sources.notes(dataset))
         self._rows = np.flatnonzero(self._scan(ids))
         self.ids = [ids[row] for row in self._rows]
         self.report.usable = len(self._rows)

@@ -149,6 +149,7 @@ def report(corpus: Corpus, dataset: datasets.Dataset, ids: list[str], label: str
         too_short=[(ids[row], reason) for row, reason in corpus.too_short],
         classes=_count(corpus, dataset, label) if label in dataset.column_names else None,
         amount=f"{_short(len(corpus.tokens))} tokens",
+        notes=sources.notes(dataset),
     )
 
 
