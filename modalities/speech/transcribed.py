@@ -10,6 +10,7 @@ from transformers import Wav2Vec2Processor
 from d2v.finetuning.scores import transcription
 from d2v.modalities.common import labels
 from d2v.modalities.speech import beam
+from d2v.modalities.speech.audio import Long
 from d2v.modalities.speech.config import TranscribedConfig
 from d2v.modalities.speech.frontend import lengths
 from d2v.modalities.speech.letters import SPACE, Vocabulary, normalise, tokens_needed
@@ -64,9 +65,9 @@ class Transcripts:
         """Values of a data column per usable clip. ValueError: there is none of that name."""
         return self._samples.column(name)[self._rows]
 
-    def wave(self, index: int) -> np.ndarray:
-        """A clip, whole, (S,) float32, as Samples give it."""
-        return self._samples.wave(self._rows[index])
+    def clip(self, index: int) -> np.ndarray | Long:
+        """A clip as Samples give it, (S,) float32."""
+        return self._samples.clip(self._rows[index])
 
     def view(self, indices: Iterable[int]) -> View:
         """Whole clips, unmasked; input_values (B, S)."""
