@@ -73,6 +73,7 @@ class Report(Protocol):
 
     unreadable: list[tuple[str, str]]  # id and reason
     too_short: list[tuple[str, str]]
+    notes: list[str]  # how the samples were chosen, a line each
 
     def lines(self) -> list[str]:
         """For a person, one line each."""

@@ -17,6 +17,7 @@ class Report:
     classes: dict[str, int] | None = None  # usable samples per class
     remarks: dict[str, list[str]] = field(default_factory=dict)  # what is said of usable samples -> their ids
     amount: str = ""  # "0.55 hours", "3.1M tokens"
+    notes: list[str] = field(default_factory=list)  # how the samples were chosen, and what was left out
 
     def lines(self) -> list[str]:
         """The report for a person: one line each, the first five bad names of a kind."""
@@ -33,7 +34,7 @@ class Report:
         if self.classes is not None:
             counts = [f"{name} {count}" for name, count in self.classes.items()]
             text.append(f"classes: {len(counts)}: {', '.join(counts[:20])}{', ...' if len(counts) > 20 else ''}")
-        return text
+        return text + self.notes
 
     def check(self, max_bad_share: float, where: Any) -> None:
         """ValueError: nothing is usable, or the share of unreadable and too short samples exceeds `max_bad_share`."""

@@ -83,7 +83,7 @@ class Samples:
         self._longest = round(config.max_seconds * self.rate)
         self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
         ids = tables.identifiers(dataset, config.path, split, first)
-        self.report = Report("audio", found=len(dataset), usable=0)
+        self.report = Report("audio", found=len(dataset), usable=0, notes=sources.notes(dataset))
         self._rows, self.lengths = self._scan(ids)  # (N,) each
         self.cut = self.lengths > self._longest
         self.ids = [ids[row] for row in self._rows]
