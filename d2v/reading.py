@@ -72,7 +72,7 @@ class Reader:
     ) -> Iterator[tuple[np.ndarray, View]]:
         """As `readable_views`, of all of `indices` in one pass.
 
-        ValueError: none can be read, or more cannot than the share of all `samples`; of a small pass most may, by chance.
+        ValueError: none can be read, or too many cannot: more than the share of all `samples`, not of a small pass.
         """
         limit, read = Limit(self._note, self.max_bad_share, len(samples)), 0
         for places, view in readable_views(samples, indices, batches, limit):

@@ -80,6 +80,7 @@ class Samples:
         # Both only save time: short clips, decoded, and what a pass over a long clip found, by row.
         self._cache: dict[int, np.ndarray] | None = {} if rows is None else None
         self._found: dict[int, audio.Found] = {}
+        self._budget, self._kept = config.cache_hours * 3600 * frontend.sample_rate, 0  # samples that the cache holds
         self._longest = round(config.max_seconds * self.rate)
         self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
         ids = tables.identifiers(dataset, config.path, split, first)
@@ -184,13 +185,13 @@ class Samples:
         except ValueError as error:
             return str(error)
         cache = self._cache
-        if cache is not None:
+        if cache is not None and self._kept < self._budget:  # threads decode ahead of what _scan has counted
             cache[row] = wave
+            self._kept += len(wave)
         return len(wave)
 
     def _scan(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Usable rows and their lengths; fills the report."""
-        budget = self.config.cache_hours * 3600 * self.rate  # samples
         shortest = max(round(self.config.min_seconds * self.rate), receptive_field(self.frontend, MIN_TOKENS))
         rows, sizes, total = [], [], 0
         with ThreadPoolExecutor() as pool:  # libsndfile decodes outside of Python's lock
@@ -205,7 +206,7 @@ class Samples:
                 rows.append(row)
                 sizes.append(measured)
                 total += measured
-                if total > budget:
+                if total > self._budget:
                     self._cache = None
         return np.array(rows, dtype=np.int64), np.array(sizes, dtype=np.int64)
 
