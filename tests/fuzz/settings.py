@@ -85,8 +85,10 @@ def change(generator: np.random.Generator, keys: dict[str, Any]) -> str:
     if draw < 0.1:  # a section as a scalar, a scalar as a section, a misspelt key
         key = str(generator.choice([key.rpartition(".")[0], f"{key}.x", f"{key}s"]))
     if isinstance(default, int | float) and not isinstance(default, bool) and draw < 0.6:
-        near = [-default, default * 2, default / 2, default + 1, default - 1, -1, 0, 1e12, float("nan"), float("inf")]
-        return f"{key}={generator.choice(near)}"
+        near = [-default, default * 2, default // 2, default + 1, default - 1, -1, 0, 1, 2, 3, 10**12]
+        if isinstance(default, float):
+            near += [default / 2, default * 10, default / 10, 0.5, 1e-9, 1e30, float("nan"), float("inf")]
+        return f"{key}={near[int(generator.integers(len(near)))]}"
     if isinstance(default, list) and draw < 0.6:
         return f"{key}=[{', '.join(generator.choice(ENTRIES, size=generator.integers(0, 4)))}]"
     return f"{key}={generator.choice(TEXTS)}"
