@@ -10,6 +10,7 @@ from d2v import plugins
 from d2v.config.bases import composed, origin
 from d2v.config.checks import _check_fields, check_keys
 from d2v.config.differences import changes
+from d2v.config.find import find_config
 from d2v.config.schema import RESULT_SECTIONS, SECTIONS, Config, ModelConfig, RunConfig, TrainConfig
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
 from d2v.files import written
@@ -17,7 +18,11 @@ from d2v.models.transformer import TrunkConfig
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """The Config of a YAML file and `key=value` overrides. ValueError: what is wrong with them, with a suggestion."""
+    """The Config of a YAML file, or of one that d2v brings by its name, and `key=value` overrides.
+
+    ValueError: what is wrong with them, with a suggestion.
+    """
+    path = find_config(path)
     return from_dict(load_values(path, overrides), str(path))
 
 
@@ -26,7 +31,7 @@ def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:
 
     ValueError: whatever is wrong with their form.
     """
-    values = OmegaConf.create(composed(Path(path)))
+    values = OmegaConf.create(composed(find_config(path)))
     for override in overrides or []:
         key, equals, value = override.partition("=")
         if not equals or not key:
