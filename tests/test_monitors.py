@@ -322,6 +322,17 @@ def test_a_drop_of_knn_counts_by_its_samples():
     assert (judge(few).state, judge(many).state) == ("healthy", "collapsing")
 
 
+@pytest.mark.parametrize(
+    ("last", "knn", "state"), [(20, 0.46, "too early"), (20, 0.70, "healthy"), (200, 0.46, "healthy")]
+)
+def test_a_handful_of_steps_is_healthy_only_with_a_clear_gain(last: int, knn: float, state: str):
+    records = [
+        {"step": step, "loss": 1.0, "student_rank": 10.0, "student_knn": value, "total_steps": last}
+        for step, value in ((0, 0.46), (last // 2, 0.46), (last, knn))
+    ]
+    assert judge(records).state == state
+
+
 @pytest.mark.parametrize(("teacher", "state"), [(0.60, "healthy"), (0.46, "collapsing"), (0.20, "collapsing")])
 def test_a_teacher_that_gained_makes_up_for_its_student_and_one_that_stands_still_does_not(teacher: float, state: str):
     records = [

@@ -25,17 +25,7 @@ def export(
 
 def model_card(config: Config, records: list[dict], verdict: Verdict, report: list[str], parameters: int) -> str:
     """Markdown: how to load it, what it was trained on, and the numbers of the run."""
-    last: dict[str, float] = {}
-    for record in records:
-        last |= record
-    init = next((record for record in records if record["step"] == 0), {})
-    rows = []
-    for name in sorted(last):
-        if name.startswith(("student", "teacher", "local")):
-            rows.append(f"| {name} | {_number(init.get(name))} | {_number(last[name])} |")
-    for name in ("loss", "target_std", "prediction_std", "hidden_share", "grad_norm"):
-        if name in last:
-            rows.append(f"| {name} | | {_number(last[name])} |")
+    steps = records[-1]["step"] if records else 0
     text = [
         "---",
         "library_name: d2v",
@@ -43,7 +33,7 @@ def model_card(config: Config, records: list[dict], verdict: Verdict, report: li
         "---",
         f"# {config.modality} encoder ({{which}}), {config.objective.name}",
         "",
-        f"{parameters / 1e6:.1f} M parameters, {last.get('step', 0)} steps of {config.train.batch_size} samples.",
+        f"{parameters / 1e6:.1f} M parameters, {steps} steps of {config.train.batch_size} samples.",
         f"Verdict: {verdict.state}; {verdict.reason}",
         "",
         "```python",
@@ -59,10 +49,26 @@ def model_card(config: Config, records: list[dict], verdict: Verdict, report: li
         "",
         "| measured | random init | end |",
         "|---|---|---|",
-        *rows,
+        *[f"| {' | '.join(row)} |" for row in measured(records)],
         "",
     ]
     return "\n".join(text)
+
+
+def measured(records: list[dict]) -> list[tuple[str, str, str]]:
+    """What a run measured: name, at the random init, at the end."""
+    last: dict[str, float] = {}
+    for record in records:
+        last |= record
+    init = next((record for record in records if record["step"] == 0), {})
+    rows = []
+    for name in sorted(last):
+        if name.startswith(("student", "teacher", "local")):
+            rows.append((name, _number(init.get(name)), _number(last[name])))
+    for name in ("loss", "target_std", "prediction_std", "hidden_share", "grad_norm"):
+        if name in last:
+            rows.append((name, "", _number(last[name])))
+    return rows
 
 
 def _number(value: float | None) -> str:

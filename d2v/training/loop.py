@@ -82,6 +82,7 @@ class Loop:
         self.meter = Meter(self.folder / "bad_steps.jsonl", train.max_bad_steps)
         self.features: dict[str, Tensor] = {}
         self.verdict = Verdict("too early", "no step yet")
+        self.was_finished = False  # when it was called
 
     def __call__(self) -> Verdict:
         """Trains from where the run folder stands to train.steps.
@@ -116,7 +117,8 @@ class Loop:
             if step % self.run.save_every == 0 or last_step or self._stopped():
                 checkpoint.save(self.accelerator, self.folder / "checkpoints", step, self.run.keep)
         bar.close()
-        self.plot()
+        if not self.was_finished:
+            self.plot()
         return self.verdict
 
     def _resume(self) -> None:
@@ -124,6 +126,7 @@ class Loop:
         last = checkpoint.restore(self.accelerator, self.folder / "checkpoints", self._say)
         if last is not None:
             self._say(f"resuming from step {self.progress.step} ({last})")
+        self.was_finished = self.progress.step >= self.train.steps
         self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
         if self.health is not None and self.history.records:
             self.verdict = judge(self.history.records)

@@ -8,6 +8,7 @@ random init, do.
 import math
 from typing import Literal, NamedTuple
 
+MIN_STEPS = 100  # before which a run that shows no clear gain is not called healthy, however short it is
 EARLY = 0.1  # share of the steps before which nothing is judged but a loss that is not finite: warm-up
 MIN_TARGET_STD, MIN_PREDICTION_STD = 0.1, 0.01  # fairseq's stop conditions
 MIN_SPREAD = 0.05  # of embeddings; 1 where their directions are even
@@ -85,10 +86,19 @@ def judge(history: list[dict]) -> Verdict:
     rank = run.checks[-1].rank
     if state != "healthy" and not learns and rank < LOW_RANK * run.init.rank:
         reason = f"{_kind(rank)}; {reason}"
-    growth = _relative_loss_ratio(run)
-    if state == "healthy" and not learns and growth > 2:
-        state, reason = "collapsing", f"loss is {growth:.1f} times that of the first steps; {reason}"
-    return Verdict(state, reason, "" if state == "healthy" else _advice(run))
+    if state == "healthy" and not learns:
+        state, reason = _doubts(run, reason)
+    return Verdict(state, reason, "" if state in ("healthy", "too early") else _advice(run))
+
+
+def _doubts(run: Course, reason: str) -> tuple[State, str]:
+    """What becomes of `healthy` where no clear gain speaks for it, and why."""
+    growth, steps = _relative_loss_ratio(run), run.records[-1]["step"]
+    if growth > 2:
+        return "collapsing", f"loss is {growth:.1f} times that of the first steps; {reason}"
+    if steps < MIN_STEPS:
+        return "too early", f"{steps} steps show nothing yet; {reason}"
+    return "healthy", reason
 
 
 def read_course(history: list[dict]) -> Course:
