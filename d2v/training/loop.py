@@ -4,6 +4,8 @@ A batch is a function of (step, part): parts are processes times micro-batches.
 """
 
 import contextlib
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,7 @@ from d2v.training.online_probe import OnlineProbe
 from d2v.training.optim import make_optimizer, scale_and_clip, skip_unless
 from d2v.training.run_log import History, Meter, Step
 from d2v.training.schedules import SCHEDULES, cosine_between
+from d2v.training.stopping import Stopping, ignore_signals
 from d2v.training.verdict import Verdict, judge
 from d2v.types import View
 
@@ -87,7 +90,8 @@ class Loop:
     def __call__(self) -> Verdict:
         """Trains from where the run folder stands to train.steps.
 
-        ValueError: damaged checkpoints, or too many non-finite steps in a row.
+        SystemExit: Ctrl-C or SIGTERM asked for it; the run is saved. ValueError: damaged checkpoints, or too many
+        non-finite steps in a row.
         """
         self._resume()
         batches = self._batches()
@@ -99,27 +103,40 @@ class Loop:
             unit="step",
         )
         self.model.train()
+        with Stopping(self.accelerator) as stopping:
+            self._train(batches, bar, stopping)
+        bar.close()
+        if not self.was_finished:
+            self.plot()
+        return self.verdict
+
+    def _train(self, batches: Iterator[tuple[list[View], list[str], float]], bar: tqdm, stopping: Stopping) -> None:
+        """Steps, each followed by what is due after it."""
         while self.progress.step < self.train.steps and not self._stopped():
             self._step(batches)
             bar.update()
             step, last_step = self.progress.step, self.progress.step == self.train.steps
-            if step % self.run.log_every == 0 or last_step:
+            at_log_line, collapsed = step % self.run.log_every == 0 or last_step, False
+            if at_log_line:
                 self._log(bar)
             if step % self._every(self.run.probe.every) == 0 or last_step:
                 self._run_probe()
             if step % self._every(self.run.health_every) == 0 or last_step:
                 self._check_health()
-                if self.run.stop_on_collapse and self._collapsed():
-                    self._say(f"stopping at step {step}: {self.verdict.reason}")
-                    break
+                collapsed = self.run.stop_on_collapse and self._collapsed()
             if self.validation is not None and (self.validation.due(step) or last_step):
                 self.history.add({"step": step, **self.validation(step, self.accelerator)})
-            if step % self.run.save_every == 0 or last_step or self._stopped():
+            asked = not last_step and stopping.is_asked(at_log_line=at_log_line)
+            if step % self.run.save_every == 0 or last_step or self._stopped() or collapsed or asked:
                 checkpoint.save(self.accelerator, self.folder / "checkpoints", step, self.run.keep)
-        bar.close()
-        if not self.was_finished:
-            self.plot()
-        return self.verdict
+            if collapsed:
+                self._say(f"stopping at step {step}: {self.verdict.reason}")
+                return
+            if asked:
+                bar.close()
+                command = shlex.join(sys.orig_argv)
+                self._say(f"stopped at step {step}, saved in {self.folder / 'checkpoints'}; go on by: {command}")
+                raise SystemExit(stopping.exit_code)
 
     def _resume(self) -> None:
         """Takes up weights, records and verdict where the run folder stands; at step 0 measures the random init."""
@@ -198,6 +215,7 @@ class Loop:
             batch_size=None,
             sampler=numbers,
             num_workers=self.run.workers,
+            worker_init_fn=ignore_signals,
             collate_fn=_as_is,
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),  # of its own: the global one belongs to dropout
