@@ -24,6 +24,7 @@ from d2v.training import checkpoint
 from d2v.training.collapse import singular_values
 from d2v.training.curves import plot_curves, plot_spectrum
 from d2v.training.distributed import all_sum
+from d2v.training.forecast import Forecast
 from d2v.training.health import HealthCheck
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.optim import make_optimizer, scale_and_clip, skip_unless
@@ -86,6 +87,7 @@ class Loop:
         self.features: dict[str, Tensor] = {}
         self.verdict = Verdict("too early", "no step yet")
         self.was_finished = False  # when it was called
+        self.waited = 0.0  # seconds that the last step waited for data
 
     def __call__(self) -> Verdict:
         """Trains from where the run folder stands to train.steps.
@@ -106,24 +108,26 @@ class Loop:
         with Stopping(self.accelerator) as stopping:
             self._train(batches, bar, stopping)
         bar.close()
-        if not self.was_finished:
+        if not (self.was_finished or self.run.dry):
             self.plot()
         return self.verdict
 
     def _train(self, batches: Iterator[tuple[list[View], list[str], float]], bar: tqdm, stopping: Stopping) -> None:
         """Steps, each followed by what is due after it."""
+        forecast = Forecast(self.train.steps - self.progress.step, self.accelerator.device)
         while self.progress.step < self.train.steps and not self._stopped():
+            start = time.perf_counter()
             self._step(batches)
+            if forecast.add(start, self.waited):
+                self._say(forecast.line(self.objective, self.optimizer.optimizer, self.folder, self.run.keep))
+                if self.run.dry:
+                    return
             bar.update()
             step, last_step = self.progress.step, self.progress.step == self.train.steps
-            at_log_line, collapsed = step % self.run.log_every == 0 or last_step, False
+            at_log_line = step % self.run.log_every == 0 or last_step
             if at_log_line:
                 self._log(bar)
-            if step % self._every(self.run.probe.every) == 0 or last_step:
-                self._run_probe()
-            if step % self._every(self.run.health_every) == 0 or last_step:
-                self._check_health()
-                collapsed = self.run.stop_on_collapse and self._collapsed()
+            collapsed = self._measure(step, last_step)
             if self.validation is not None and (self.validation.due(step) or last_step):
                 self.history.add({"step": step, **self.validation(step, self.accelerator)})
             asked = not last_step and stopping.is_asked(at_log_line=at_log_line)
@@ -137,6 +141,15 @@ class Loop:
                 command = shlex.join(sys.orig_argv)
                 self._say(f"stopped at step {step}, saved in {self.folder / 'checkpoints'}; go on by: {command}")
                 raise SystemExit(stopping.exit_code)
+
+    def _measure(self, step: int, last_step: bool) -> bool:
+        """The probe and the health check, where they are due; whether the run is to stop because it collapsed."""
+        if step % self._every(self.run.probe.every) == 0 or last_step:
+            self._run_probe()
+        if step % self._every(self.run.health_every) == 0 or last_step:
+            self._check_health()
+            return self.run.stop_on_collapse and self._collapsed()
+        return False
 
     def _resume(self) -> None:
         """Takes up weights, records and verdict where the run folder stands; at step 0 measures the random init."""
@@ -162,9 +175,11 @@ class Loop:
         sums = torch.zeros(2, device=self.accelerator.device)
         guess = torch.ones((), device=self.accelerator.device)
         ids: list[str] = []
+        self.waited = 0.0
         for micro in range(train.accumulate):
             views, names, waited = next(batches)
             ids += names
+            self.waited += waited
             last = micro == train.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self.model(views)

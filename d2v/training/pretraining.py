@@ -14,13 +14,14 @@ from d2v.config.schema import Config
 from d2v.objectives.common.objective import Objective
 from d2v.training.checkpoint import checkpoints_in
 from d2v.training.export import export, measured, model_card
+from d2v.training.forecast import where
 from d2v.training.health import HealthCheck
 from d2v.training.init_from import bring_preparation, start_from
 from d2v.training.loop import Loop
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.page import Summary, write_page
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
-from d2v.training.setup import build_objective, open_accelerator, open_trackers
+from d2v.training.setup import build_objective, dry_folder, open_accelerator, open_trackers
 from d2v.training.verdict import Verdict
 
 FILES = (*LOOP_FILES, "spectrum.png", "report.html")
@@ -34,18 +35,27 @@ def pretrain(config: Config) -> None:
     modality = plugins.load("d2v.modalities", config.modality)
     check_apart(folder, _sources(config, modality))
     accelerator = open_accelerator(config.train, config.run, unused=config.model.trunk.drops_layers)
+    accelerator.print(where(accelerator))
+    with dry_folder(config.run, accelerator):
+        _run(config, modality, accelerator)
+    accelerator.end_training()
+
+
+def _run(config: Config, modality, accelerator: Accelerator) -> None:
+    """Trains in run.dir, which other processes of the same command read, and the main process writes."""
+    folder = Path(config.run.dir)
     with files.locked(folder) if accelerator.is_main_process else nullcontext():
         new = new_run(folder, FILES, modality.PREPARED, overwrite=config.run.overwrite)
         with new if accelerator.is_main_process else nullcontext():
             loop, report = assemble(config, modality, accelerator)
         verdict = loop()
-        if accelerator.is_main_process:
-            if loop.was_finished and files.is_whole(folder / "export"):
-                print(f"{folder} holds this run, finished: nothing is changed")
-            else:
-                _write_results(config, modality, loop, verdict, report)
-            _say_how_it_stands(folder, verdict)
-    accelerator.end_training()
+        if not accelerator.is_main_process or config.run.dry:
+            return
+        if loop.was_finished and files.is_whole(folder / "export"):
+            print(f"{folder} holds this run, finished: nothing is changed")
+        else:
+            _write_results(config, modality, loop, verdict, report)
+        _say_how_it_stands(folder, verdict)
 
 
 def _sources(config: Config, modality) -> dict:
