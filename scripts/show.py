@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from d2v.config.cli import run_cli
-from d2v.config.find import find_config
+from d2v.config.find import config_names, find_config
 from d2v.config.loading import load_config, load_values
 from d2v.finetuning.config import load
 from d2v.settings import default_of
@@ -19,8 +19,9 @@ def main(argv: list[str]) -> None:
     """`argv`: CONFIG and overrides. ValueError: whatever is wrong with them, or no setting has the word."""
     if not argv or "=" in argv[0]:
         raise ValueError("usage: d2v show CONFIG [key=value ...] [WORD]")
-    overrides = [argument for argument in argv[1:] if "=" in argument]
-    words = [argument.lower() for argument in argv[1:] if "=" not in argument]
+    known = config_names()
+    overrides = [argument for argument in argv[1:] if "=" in argument or argument in known]
+    words = [argument.lower() for argument in argv[1:] if argument not in overrides]
     path = str(find_config(argv[0]))
     is_labelled = "task" in load_values(path, overrides)
     config: Any = load([path, *overrides])[0] if is_labelled else load_config(path, overrides)

@@ -1,6 +1,7 @@
 """`d2v COMMAND`, configs by their names, the commands as Python functions, and the wheel that holds them all."""
 
 import json
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,8 @@ from PIL import Image
 import d2v
 from d2v import __main__ as command
 from d2v.config.find import CONFIGS, config_names, find_config
+from d2v.config.loading import load_config
+from d2v.finetuning.config import load
 from d2v.functions import arguments
 from scripts import completion, configs, data, demo, search, show
 
@@ -208,3 +211,40 @@ def test_the_wheel_is_one_package_with_configs_and_commands(root: Path, tmp_path
         cwd=away, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0 and "train.steps=" in done.stdout, done.stderr
+
+
+def commands_in_headers() -> list[tuple[str, str]]:
+    """The name of each config, and the command of its header."""
+    found = []
+    for name in config_names():
+        header = (CONFIGS / f"{name}.yaml").read_text("utf-8")
+        (line,) = [line for line in header.splitlines() if line.startswith("# command: ")]
+        found.append((name, line.removeprefix("# command: ").strip()))
+    return found
+
+
+@pytest.mark.parametrize(("name", "line"), commands_in_headers(), ids=lambda value: value.split(" ")[0])
+def test_the_command_of_a_header_is_read(name: str, line: str, tmp_path: Path):
+    words = shlex.split(line.partition("   ")[0])
+    start = words.index("d2v")
+    if words[:start]:
+        assert words[:start] == ["accelerate", "launch", "-m"]
+    script, *rest = words[start + 1 :]
+    assert name in rest
+    if script == "finetune":
+        loaded = load([*rest, f"run.dir={tmp_path}"])[0]
+    else:
+        assert script == "pretrain"
+        loaded = load_config(rest[0], [*rest[1:], f"run.dir={tmp_path}"])
+    assert loaded.modality == rest[0].split("/")[0]
+
+
+def test_a_further_config_goes_over_the_first_and_settings_over_both(tmp_path: Path):
+    config = load_config("image/data2vec_tiny", ["data/cifar10_small", "evaluate.max_test=5", f"run.dir={tmp_path}"])
+    assert (config.data.path, config.data.split) == ("uoft-cs/cifar10", "train[:10000]")
+    assert (config.evaluate.train_split, config.evaluate.max_test) == ("train[:10000]", 5)
+    assert load_config("image/data2vec_tiny").data.split == "train"
+    with pytest.raises(
+        ValueError, match=r"argument 'data/cifar' is neither key=value nor a config: .*data/cifar10_small"
+    ):
+        load_config("image/data2vec_tiny", ["data/cifar"])
