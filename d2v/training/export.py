@@ -1,4 +1,4 @@
-"""Writes what `from_pretrained` loads: the teacher, beside it the student, and a short model card with numbers."""
+"""Writes what `from_pretrained` loads: the better of student and teacher, the other beside it, and a card."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +11,18 @@ from d2v.training.verdict import Verdict
 
 
 def export(
-    objective: Objective, folder: Path, config: Config, save_preprocessor: Callable[[Path], None], card: str
+    objective: Objective, folder: Path, config: Config, save_preprocessor: Callable[[Path], None], card: str, best: str
 ) -> None:
-    """Replaces `folder` by a new export, whole or not at all: the teacher, and in its folder `student` the student."""
+    """Replaces `folder` by a new export, whole or not at all: the `best` of student and teacher.
+
+    The other one lies beside it, in a folder of its name; without a teacher there is none.
+    """
     with replaced(folder) as draft:
-        student, teacher = objective.encoders
-        for name, encoder, place in (("teacher", teacher, draft), ("student", student, draft / "student")):
+        encoders = dict(zip(("student", "teacher"), objective.encoders, strict=True))
+        if not len(objective.teacher):
+            del encoders["teacher"]
+        for name, encoder in encoders.items():
+            place = draft if name == best else draft / name
             encoder.save_pretrained(place)
             save_preprocessor(place)
             (place / "README.md").write_text(card.replace("{which}", name))

@@ -85,6 +85,7 @@ class Loop:
         )
         self.meter = Meter(self.folder / "bad_steps.jsonl", train.max_bad_steps)
         self.features: dict[str, Tensor] = {}
+        self.at_init: Tensor | None = None  # spectrum of the student's features, if this process saw step 0
         self.verdict = Verdict("too early", "no step yet")
         self.was_finished = False  # when it was called
         self.waited = 0.0  # seconds that the last step waited for data
@@ -262,6 +263,8 @@ class Loop:
         """Measures on the main process; the model's mode and all random states stay as they are."""
         if self.health is not None and self.accelerator.is_main_process:
             metrics, self.features = self.health(*self.objective.encoders, self.accelerator.device)
+            if self.progress.step == 0 and self.features:
+                self.at_init = singular_values(self.features["student"])
             self.history.add({"step": self.progress.step, "total_steps": self.train.steps, **metrics})
             self.verdict = judge(self.history.records)
             self.accelerator.log(metrics, step=self.progress.step)
@@ -291,6 +294,8 @@ class Loop:
         if self.accelerator.is_main_process:
             plot_curves(self.history.records, self.folder / "curves.png")
             spectra = {name: singular_values(x) for name, x in self.features.items()}
+            if self.at_init is not None and spectra:
+                spectra["random init"] = self.at_init
             drawn = {name: values for name, values in spectra.items() if values.any()}  # constant features have none
             if drawn:
                 plot_spectrum(drawn, self.folder / "spectrum.png")

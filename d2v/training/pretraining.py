@@ -22,7 +22,7 @@ from d2v.training.online_probe import OnlineProbe
 from d2v.training.page import Summary, write_page
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
 from d2v.training.setup import build_objective, dry_folder, open_accelerator, open_trackers
-from d2v.training.verdict import Verdict
+from d2v.training.verdict import Verdict, better
 
 FILES = (*LOOP_FILES, "spectrum.png", "report.html")
 
@@ -149,15 +149,19 @@ def _write_results(config: Config, modality, loop: Loop, verdict: Verdict, repor
     def save_preprocessor(place: Path) -> None:
         modality.save_preprocessor(place, folder, config.data, config.frontend)
 
+    best = better(loop.history.records) if len(loop.objective.teacher) else "student"
     card = model_card(config, loop.history.records, verdict, report, num_parameters(loop.objective))
-    export(loop.objective, folder / "export", config, save_preprocessor, card)
+    export(loop.objective, folder / "export", config, save_preprocessor, card, best)
     _write_page(config, loop, verdict, report)
 
 
 def _say_how_it_stands(folder: Path, verdict: Verdict) -> None:
     advice = f" Advice: {verdict.advice}." if verdict.advice else ""
     print(f"verdict: {verdict.state}: {verdict.reason}.{advice}")
-    print(f"encoder in {folder / 'export'}, report in {folder / 'report.html'}, curves in {folder / 'curves.png'}")
+    other = next((name for name in ("student", "teacher") if (folder / "export" / name).is_dir()), "")
+    which = f" (the {'teacher' if other == 'student' else 'student'}; the {other} is in {folder / 'export' / other})"
+    print(f"encoder in {folder / 'export'}{which if other else ''}")
+    print(f"report in {folder / 'report.html'}, curves in {folder / 'curves.png'}")
 
 
 def _write_page(config: Config, loop: Loop, verdict: Verdict, report: list[str]) -> None:
