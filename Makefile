@@ -42,12 +42,7 @@ format: .venv/.installed
 
 # One short run per modality on data that the installed packages bring, then what its features are worth. On the CPU, without network.
 demo: .venv/.installed
-	@for m in image speech text; do \
-	  echo "== $$m"; \
-	  $(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-	    --num_cpu_threads_per_process $(THREADS) scripts/pretrain.py configs/$$m/demo.yaml || exit 1; \
-	  OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/evaluate.py configs/$$m/demo.yaml model=runs/demo_$$m/export,runs/demo_$$m/export/student run.overwrite=true || exit 1; \
-	done
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/d2v demo
 
 # The pages of docs/ into site/; those of settings and the API are made from the code first.
 docs: .venv/.docs

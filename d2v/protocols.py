@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
+from PIL.Image import Image
 from torch import Tensor
 
 from d2v.types import View
@@ -104,6 +105,10 @@ class Samples(Protocol):
 
     def raw(self, indices: Iterable[int]) -> np.ndarray:
         """(B, any) the baseline that needs no network: averaged pixels, mean spectrum, counts of words."""
+        ...
+
+    def picture(self, index: int) -> Image | str:
+        """A sample as a person sees it: a picture, or text. ValueError: it can no longer be read."""
         ...
 
 

@@ -1,6 +1,6 @@
 """Writes features of files, recordings or texts, one row a sample, to a parquet or npy file.
 
-python scripts/embed.py CONFIG model=PATH data.path=FOLDER out=features.parquet [embed.layers=[last] ...]
+d2v embed CONFIG model=PATH data.path=FOLDER out=features.parquet [embed.layers=[last] ...]
 
 `model` is a folder that `save_pretrained` wrote (a run's export/) or a name on the Hub; CONFIG names the modality and
 how its data is read. Columns are id (the path below data.path, or split and row) and features. Parts are kept in
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     """`argv`: CONFIG model=PATH out=FILE [key=value ...]. ValueError: whatever the user can mend."""
     given, rest = take_arguments(argv, "model", "out")
     if not rest or "=" in rest[0] or not all(given.values()):
-        raise ValueError("usage: embed.py CONFIG model=PATH data.path=FOLDER out=FILE.parquet [key=value ...]")
+        raise ValueError("usage: d2v embed CONFIG model=PATH data.path=FOLDER out=FILE.parquet [key=value ...]")
     config, out = load_config(rest[0], rest[1:]), Path(given["out"])
     check_new(out, config.run.overwrite)
     modality, data = plugins.load("d2v.modalities", config.modality), config.data

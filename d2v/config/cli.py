@@ -1,5 +1,6 @@
 """What every script does with its command line."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -26,6 +27,11 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
         return
     try:
         main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("stopped; what was written before is whole", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # what read the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

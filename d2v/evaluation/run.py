@@ -32,8 +32,8 @@ class Splits(NamedTuple):
         return lines if self.test is None else [*lines, *self.test.samples.report.lines()]
 
 
-def evaluate(config: Config, models: list[str], *, config_path: str, in_run: bool) -> None:
-    """Scores models, prints what comes out, and writes it to a JSON file.
+def evaluate(config: Config, models: list[str], *, config_path: str, in_run: bool) -> dict[str, Any]:
+    """Scores models, prints what comes out, writes it to a JSON file and returns it.
 
     `in_run`: into run.dir, else beside the first model. ValueError: whatever the user can mend.
     """
@@ -53,6 +53,7 @@ def evaluate(config: Config, models: list[str], *, config_path: str, in_run: boo
     with written(target) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {target}")
+    return result
 
 
 class Evaluation:

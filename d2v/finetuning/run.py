@@ -16,10 +16,11 @@ from d2v.finetuning.objective import Supervised
 from d2v.finetuning.validation import BATCH_SIZE, Validation
 from d2v.models.task_models import TaskModel
 from d2v.protocols import Labelled, LabelledTask
+from d2v.training.forecast import where
 from d2v.training.init_from import bring_preparation
 from d2v.training.loop import Loop
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
-from d2v.training.setup import open_accelerator, open_trackers
+from d2v.training.setup import dry_folder, open_accelerator, open_trackers
 
 
 def finetune(config: FinetuneConfig, task: LabelledTask) -> dict[str, dict[str, float]]:
@@ -29,19 +30,29 @@ def finetune(config: FinetuneConfig, task: LabelledTask) -> dict[str, dict[str, 
     sources = {f"data.{name}": getattr(config.data, name) for name in ("path", *prepared)}
     check_apart(folder, sources | {"model": train.init_from})
     accelerator = open_accelerator(train, config.run, unused=True)  # what is frozen, dropped layers, the mask token
-    scores = {}
+    accelerator.print(where(accelerator))
+    with dry_folder(config.run, accelerator):
+        scores = _run(config, task, prepared, accelerator)
+    accelerator.end_training()
+    return scores
+
+
+def _run(
+    config: FinetuneConfig, task: LabelledTask, prepared: Sequence[str], accelerator: Accelerator
+) -> dict[str, dict[str, float]]:
+    """Trains in run.dir, which other processes of the same command read, and the main process writes."""
+    folder, scores = Path(config.run.dir), {}
     with files.locked(folder) if accelerator.is_main_process else nullcontext():
         new = new_run(folder, (*LOOP_FILES, *outcome.FILES), prepared, overwrite=config.run.overwrite)
         with new if accelerator.is_main_process else nullcontext():
             loop, data = assemble(config, task, prepared, accelerator)
         loop()
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not config.run.dry:
             # Nothing chose a model where there is no validation split, or no score that is a number.
             if "config.json" not in files.recorded(folder / "export"):
                 _export(loop.objective.result, folder / "export", config, data)
             scores = outcome.write_outcome(folder, task.model, data, loop.progress.step, accelerator.device)
         accelerator.wait_for_everyone()
-    accelerator.end_training()
     return scores
 
 

@@ -11,7 +11,14 @@ from d2v.pictures import tidy, write_png
 if TYPE_CHECKING:  # matplotlib takes a second to import, and training does not need it
     from matplotlib.figure import Figure
 
-COLOURS = {"student": "#0072b2", "teacher": "#d55e00", "local": "#777777", "target": "#d55e00", "prediction": "#0072b2"}
+COLOURS = {
+    "student": "#0072b2",
+    "teacher": "#d55e00",
+    "local": "#777777",
+    "target": "#d55e00",
+    "prediction": "#0072b2",
+    "random init": "#bbbbbb",
+}
 
 
 class Panel(NamedTuple):
