@@ -74,6 +74,7 @@ class Report(Protocol):
 
     unreadable: list[tuple[str, str]]  # id and reason
     too_short: list[tuple[str, str]]
+    notes: list[str]  # how the samples were chosen, a line each
 
     def lines(self) -> list[str]:
         """For a person, one line each."""
@@ -167,6 +168,13 @@ class ScoredSplit(NamedTuple):
     samples: Any  # view, lengths, ids of Samples
     indices: np.ndarray  # (n,)
     labels: Sequence[Any]  # n
+
+    def some(self, places: np.ndarray) -> "ScoredSplit":
+        """Those at some of the n places."""
+        if len(places) == len(self.indices):
+            return self
+        labels = self.labels[places] if isinstance(self.labels, np.ndarray) else [self.labels[n] for n in places]
+        return ScoredSplit(self.samples, self.indices[places], labels)
 
 
 class Labelled(NamedTuple):

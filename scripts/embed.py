@@ -49,7 +49,10 @@ def main(argv: list[str]) -> None:
 
         def part(start: int, stop: int):
             chosen = Rows(rows.select(range(start, stop)), start)
-            return modality.Samples(data, frontend, split=data.split, folder=Path(given["model"]), rows=chosen)
+            samples = modality.Samples(data, frontend, split=data.split, folder=Path(given["model"]), rows=chosen)
+            if start == 0 and samples.report.notes:
+                print(*samples.report.notes, sep="\n", flush=True)
+            return samples
 
         embed_all(encoder, part, len(rows), shards, config.embed, device)
         bad, total = shards.bad(), len(shards)

@@ -11,6 +11,7 @@ from d2v.files import written
 from d2v.finetuning.validation import BATCH_SIZE, outputs
 from d2v.models.task_models import TaskModel
 from d2v.protocols import Labelled, ScoredSplit
+from d2v.reading import Reader
 from d2v.training.curves import plot_confusion
 
 RESULTS = "results.json"
@@ -24,7 +25,7 @@ FILES = (
 
 
 def write_outcome(
-    folder: Path, model_class: type[TaskModel], data: Labelled, step: int, device: torch.device
+    folder: Path, model_class: type[TaskModel], data: Labelled, step: int, reader: Reader, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """Scores of the exported model by split, written and printed.
 
@@ -32,8 +33,8 @@ def write_outcome(
     """
     model = model_class.from_pretrained(folder / "export").to(device)
     scores = {}
-    for name, split in data.splits.items():
-        logits = outputs(model, split, BATCH_SIZE, device)
+    for name, whole in data.splits.items():
+        split, logits = outputs(model, whole, BATCH_SIZE, reader, device)
         rows = data.rows(split, logits)
         scores[name] = data.score(logits, split.labels)
         if data.row_scores:

@@ -16,6 +16,7 @@ from d2v.finetuning.objective import Supervised
 from d2v.finetuning.validation import BATCH_SIZE, Validation
 from d2v.models.task_models import TaskModel
 from d2v.protocols import Labelled, LabelledTask
+from d2v.reading import Reader
 from d2v.training.forecast import where
 from d2v.training.init_from import bring_preparation
 from d2v.training.loop import Loop
@@ -51,7 +52,8 @@ def _run(
             # Nothing chose a model where there is no validation split, or no score that is a number.
             if "config.json" not in files.recorded(folder / "export"):
                 _export(loop.objective.result, folder / "export", config, data)
-            scores = outcome.write_outcome(folder, task.model, data, loop.progress.step, accelerator.device)
+            reader, device = _reader(config, folder), accelerator.device
+            scores = outcome.write_outcome(folder, task.model, data, loop.progress.step, reader, device)
         accelerator.wait_for_everyone()
     return scores
 
@@ -116,8 +118,13 @@ def _validation(config: FinetuneConfig, objective: Supervised, data: Labelled, f
         data.score,
         metric=config.train.metric or data.metric,
         batch_size=BATCH_SIZE,
+        reader=_reader(config, folder),
         keep=lambda model: _export(model, folder / "export", config, data),
     )
+
+
+def _reader(config: FinetuneConfig, folder: Path) -> Reader:
+    return Reader(config.data.max_bad_share, BadSamples(folder / "bad_samples.jsonl"))
 
 
 def _export(model: TaskModel, folder: Path, config: FinetuneConfig, data: Labelled) -> None:

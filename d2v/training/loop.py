@@ -239,7 +239,10 @@ class Loop:
         source = iter(loader)
         while True:
             start = time.perf_counter()
-            views, ids = next(source)
+            try:
+                views, ids = next(source)
+            except ValueError as error:
+                raise ValueError(_message(error)) from error
             views = [View(*view).to(self.accelerator.device) for view in views]
             yield views, ids, time.perf_counter() - start
 
@@ -302,6 +305,12 @@ class Loop:
 
     def _say(self, text: str) -> None:
         self.accelerator.print(text)
+
+
+def _message(error: ValueError) -> str:
+    """Its last line: one of a data loading process begins with a traceback."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[-1].removeprefix("ValueError: ")
 
 
 def _as_is(sample: Any) -> Any:

@@ -12,6 +12,7 @@ from d2v import files, plugins
 from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
 from d2v.objectives.common.objective import Objective
+from d2v.reading import Limit, Reader
 from d2v.training.checkpoint import checkpoints_in
 from d2v.training.export import export, measured, model_card
 from d2v.training.forecast import where
@@ -94,11 +95,13 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     accelerator.print(f"encoder: {size}; {train.steps} steps of {train.batch_size} samples")
 
     bad_log = BadSamples(folder / "bad_samples.jsonl")
-    batches = modality.batches(samples, config.data, config.frontend, train.batch_size, train.seed, bad_log)
+    limited = Limit(bad_log, config.data.max_bad_share, len(samples))
+    batches = modality.batches(samples, config.data, config.frontend, train.batch_size, train.seed, limited)
     health = probe = None
     if accelerator.is_main_process:
-        health = health_check(config, modality, samples, folder)
-        probe = online_probe(config, modality, folder) if run.probe.path else None
+        reader = Reader(config.data.max_bad_share, bad_log)
+        health = health_check(config, modality, samples, folder, reader)
+        probe = online_probe(config, modality, folder, reader) if run.probe.path else None
     objective.check(batches(0, 0, train.batch_size)[0])  # of one sample
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
@@ -111,7 +114,7 @@ def num_parameters(objective: Objective) -> int:
     return sum(p.numel() for p in objective.student["encoder"].parameters())
 
 
-def health_check(config: Config, modality, samples, folder: Path) -> HealthCheck:
+def health_check(config: Config, modality, samples, folder: Path, reader: Reader) -> HealthCheck:
     """On the training samples, or on evaluate.path where that names labelled data."""
     evaluate = config.evaluate
     if evaluate.path:
@@ -128,10 +131,11 @@ def health_check(config: Config, modality, samples, folder: Path) -> HealthCheck
         label=evaluate.label,
         group=evaluate.group,
         batch_size=evaluate.batch_size,
+        reader=reader,
     )
 
 
-def online_probe(config: Config, modality, folder: Path) -> OnlineProbe:
+def online_probe(config: Config, modality, folder: Path, reader: Reader) -> OnlineProbe:
     """k-NN on run.probe.path. ValueError: no usable samples or labels there."""
     probe = config.run.probe
     data = dataclasses.replace(config.data, path=probe.path)
@@ -139,7 +143,8 @@ def online_probe(config: Config, modality, folder: Path) -> OnlineProbe:
     def samples(split: str):
         return modality.Samples(data, config.frontend, split=split, folder=folder)
 
-    return OnlineProbe(samples(probe.train_split), samples(probe.test_split) if probe.test_split else None, probe)
+    test = samples(probe.test_split) if probe.test_split else None
+    return OnlineProbe(samples(probe.train_split), test, probe, reader)
 
 
 def _write_results(config: Config, modality, loop: Loop, verdict: Verdict, report: list[str]) -> None:
