@@ -42,14 +42,20 @@ class Shards:
         with written(place) as temporary:
             temporary.write_text(json.dumps(settings))
 
-    def has(self, number: int) -> bool:
-        """Whether a part is there."""
-        return self._path(number).is_file()
+    def has(self, number: int, inputs: str) -> bool:
+        """Whether a part of the same inputs is there, whole."""
+        try:
+            metadata = pq.read_schema(self._path(number)).metadata or {}
+        except (OSError, pa.ArrowInvalid):
+            return False
+        return metadata.get(b"inputs") == inputs.encode()
 
-    def add(self, number: int, ids: list[str], features: np.ndarray, bad: list[tuple[str, str]]) -> None:
-        """One part: ids of n samples, (n, D) float32, and the ids of bad ones with the reason."""
+    def add(self, number: int, ids: list[str], features: np.ndarray, bad: list[tuple[str, str]], inputs: str) -> None:
+        """One part: ids of n samples, (n, D) float32, ids of bad ones with the reason, a digest of what it is made of."""
         column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
-        table = pa.table({"id": pa.array(ids, pa.string()), "features": column}, metadata={"bad": json.dumps(bad)})
+        table = pa.table(
+            {"id": pa.array(ids, pa.string()), "features": column}, metadata={"bad": json.dumps(bad), "inputs": inputs}
+        )
         self._record(self._path(number))
         with written(self._path(number)) as temporary:
             pq.write_table(table, temporary)

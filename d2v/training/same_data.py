@@ -78,7 +78,7 @@ class DataCheck:
 
 def marks_of(path: Any, splits: Iterable[ScoredSplit]) -> dict[str, Any]:
     """How many samples there are, a digest, the marks of each by its id, packed, and of the tables that hold them."""
-    root = Path(path).expanduser().absolute() if isinstance(path, str | os.PathLike) else Path()
+    root = _root(path)
     marks: list[tuple[str, str]] = []
     tables: dict[str, str] = {}
     for samples, indices, labels in splits:
@@ -86,7 +86,7 @@ def marks_of(path: Any, splits: Iterable[ScoredSplit]) -> dict[str, Any]:
         with ThreadPoolExecutor() as pool:
             of_files = list(pool.map(partial(_mark, root, looks_inside=len(samples.ids) <= MOST_READ), chosen))
         if not any(of_files):
-            tables = _tables(root)
+            tables = table_marks(path)
         for place, (index, name, mark) in enumerate(zip(indices, chosen, of_files, strict=True)):
             if not mark and samples.lengths is not None:
                 mark = str(samples.lengths[index])
@@ -114,8 +114,18 @@ def _mark(root: Path, name: str, *, looks_inside: bool) -> str:
         return ""
 
 
-def _tables(root: Path) -> dict[str, str]:
-    """Marks of the files that may hold samples which are no files themselves, by name."""
+def _root(path: Any) -> Path:
+    return Path(path).expanduser().absolute() if isinstance(path, str | os.PathLike) else Path()
+
+
+def table_marks(path: Any) -> dict[str, str]:
+    """Marks of the files that may hold samples which are no files themselves, by name; `path`: as data.path."""
+    if not isinstance(path, str | os.PathLike):
+        marks = {}
+        for number, one in enumerate(path):
+            marks |= {f"{number}:{name}": mark for name, mark in table_marks(one).items()}
+        return marks
+    root = _root(path)
     if root.is_file():
         return {root.name: _mark(root, "", looks_inside=True)}
     marks = {}
