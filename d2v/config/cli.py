@@ -2,6 +2,9 @@
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
+
+from d2v.files import why_not_written
 
 
 def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], list[str]]:
@@ -19,7 +22,7 @@ def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], l
 def run_cli(main: Callable[[list[str]], None]) -> None:
     """Runs a script's `main` on the command line; --help shows the script's docstring.
 
-    A ValueError becomes one line on stderr and exit code 2.
+    A ValueError becomes one line on stderr and exit code 2, and so does a disk that is full or does not take a file.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print((sys.modules[main.__module__].__doc__ or "").strip())
@@ -27,5 +30,14 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _stop(str(error))
+    except Exception as error:
+        line = why_not_written(error)
+        if line is None:
+            raise
+        _stop(line)
+
+
+def _stop(line: str) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(2) from None

@@ -10,6 +10,7 @@ import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +34,49 @@ class Progress:
 
 
 def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
-    """Writes folder/<step> and removes all but the last `keep`; every process calls it."""
+    """Writes folder/<step> and removes all but the last `keep`; every process calls it.
+
+    ValueError: a disk does not take it; the former ones stay.
+    """
     final, temporary = folder / f"{step:08d}", folder / f".{step:08d}.tmp"
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f".{DIGITS}.tmp"):  # of a run that was killed while it saved
             shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
+    _together(partial(accelerator.save_state, str(temporary)), temporary, accelerator)
+    _together(partial(_seal, accelerator, temporary, step), temporary, accelerator)
     if accelerator.is_main_process:
-        progress = {"step": step, "processes": accelerator.num_processes}
-        (temporary / PROGRESS).write_text(json.dumps(progress))
-        manifest = {name: _fingerprint(temporary / name) for name in sorted(files.files_in(temporary))}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         _remove(final)
         temporary.rename(final)
         for old in checkpoints_in(folder)[:-keep]:
             _remove(old)
     accelerator.wait_for_everyone()
+
+
+def _together(write: Callable[[], Any], temporary: Path, accelerator: Accelerator) -> None:
+    """Calls `write` on every process. ValueError, on all: a disk did not take it; what was written of it is gone."""
+    fault = None
+    try:
+        with files.writing(temporary):
+            write()
+    except ValueError as error:
+        fault = str(error)
+    fault = first_error(fault)
+    if fault is not None:
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise ValueError(fault)
+
+
+def _seal(accelerator: Accelerator, temporary: Path, step: int) -> None:
+    """Adds the step and the manifest."""
+    if accelerator.is_main_process:
+        progress = {"step": step, "processes": accelerator.num_processes}
+        (temporary / PROGRESS).write_text(json.dumps(progress))
+        manifest = {name: _fingerprint(temporary / name) for name in sorted(files.files_in(temporary))}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -212,5 +212,4 @@ class BadSamples:
         self.path = path
 
     def __call__(self, sample: str, reason: str) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"sample": sample, "reason": reason}) + "\n")
+        files.append(self.path, json.dumps({"sample": sample, "reason": reason}))

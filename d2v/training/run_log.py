@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from d2v.files import written
+from d2v.files import append, written
 from d2v.training.distributed import all_sum, mean_of_metrics
 
 
@@ -81,8 +81,7 @@ class Meter:
             self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
             if not good and write:
                 entry = {"step": step.number, "loss": loss, "grad_norm": norm, "samples": step.samples}
-                with self.bad_steps.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
+                append(self.bad_steps, json.dumps(entry))
             if self.bad_in_a_row >= self.max_bad_steps:
                 error = (
                     f"{self.bad_in_a_row} steps in a row, up to step {step.number}, gave a loss or gradient that is "
@@ -111,8 +110,7 @@ class History:
         """One more record."""
         self.records.append(record)
         if self.write:
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append(self.path, json.dumps(record))
 
 
 def _parse(line: str) -> dict | None:
