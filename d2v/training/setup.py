@@ -25,11 +25,19 @@ def open_accelerator(train: TrainConfig, run: RunConfig, *, unused: bool) -> Acc
         mixed_precision=train.mixed_precision,
         log_with=run.trackers or None,
         project_dir=run.dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        kwargs_handlers=[data_parallel(unused=unused)],
     )
     if accelerator.device.type == "cpu":
         keep_freed_memory()  # here alone a run chooses it
     return accelerator
+
+
+def data_parallel(*, unused: bool) -> DistributedDataParallelKwargs:
+    """How processes share a model; `unused`: some steps give some parameters no gradient.
+
+    Buffers are not sent around: what a method remembers changes equally everywhere, from gathered rows.
+    """
+    return DistributedDataParallelKwargs(find_unused_parameters=unused, broadcast_buffers=False)
 
 
 def open_trackers(accelerator: Accelerator, config: OneModality) -> None:
@@ -53,7 +61,9 @@ def build_objective(config: Config, num_samples: int) -> Objective:
     settings = config.objective
     if vars(settings).get("num_samples") == 0:
         settings = dataclasses.replace(settings, num_samples=num_samples)
-    return plugins.load("d2v.objectives", settings.name).build(encoder, settings)
+    objective = plugins.load("d2v.objectives", settings.name).build(encoder, settings)
+    objective.seed = config.train.seed
+    return objective
 
 
 def checkpoint_activations(encoder: D2vModel, wanted: bool) -> None:
