@@ -181,6 +181,7 @@ class Labelled(NamedTuple):
     """What a modality's labelled data gives a run of fine-tuning."""
 
     batches: Batches  # views with labels
+    training: ScoredSplit  # what they are of
     splits: dict[str, ScoredSplit]  # those that are scored: "validation" chooses, "test" is only looked at in the end
     head: dict[str, Any]  # of the model's config: id2label, label2id, num_labels, problem_type
     score: Score

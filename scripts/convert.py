@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers.utils.hub import cached_file
 
 from d2v.config.cli import run_cli
-from d2v.files import check_file, check_folder, record_results, replaced
+from d2v.files import check_file, check_folder, check_place, record_results, replaced, writing
 from d2v.interop.huggingface import from_transformers, to_transformers
 from d2v.interop.onnx import export_onnx
 from d2v.interop.pretrained import load_ours, read_config
@@ -45,9 +45,11 @@ def main(argv: list[str]) -> None:
     is_ours = isinstance(read_config(source), D2vConfig)
     model = load_ours(source) if is_ours else from_transformers(source)
     if target.suffix == ".onnx":
-        target.parent.mkdir(parents=True, exist_ok=True)
-        record_results(target.with_name(name) for name in _onnx_files(target))
-        print(f"{target}: onnxruntime and torch differ by at most {export_onnx(model, target):.1e}")
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            record_results(target.with_name(name) for name in _onnx_files(target))
+            difference = export_onnx(model, target)
+        print(f"{target}: onnxruntime and torch differ by at most {difference:.1e}")
         return
     converted = to_transformers(model) if is_ours else model
     with replaced(target) as draft:
@@ -69,7 +71,11 @@ def copy_preprocessor(source: str, folder: Path) -> list[str]:
 
 
 def _check_target(target: Path, source: str, overwrite: bool) -> None:
-    """ValueError: something is there that may not be replaced; what d2v wrote may be, if it is not the source's own."""
+    """ValueError: nothing can be written there, or something is there that may not be replaced.
+
+    What d2v wrote may be, if it is not the source's own.
+    """
+    check_place(target)
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; run.overwrite=true replaces it")
     if target.exists() and target.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):

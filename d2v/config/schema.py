@@ -89,7 +89,10 @@ class RunConfig:
 
     dir: str = setting("", "The folder that a run writes to; required.")
     resume: str = setting(
-        "auto", "auto: go on if the folder has a checkpoint; never: such a folder is an error.", among=("auto", "never")
+        "auto",
+        "auto: go on if the folder has a checkpoint; changed: also with other data than it began with; "
+        "never: such a folder is an error.",
+        among=("auto", "changed", "never"),
     )
     overwrite: bool = setting(
         False, "Results that exist already are replaced: a run starts anew, a table or file of features is made again."

@@ -54,7 +54,6 @@ def evaluate(config: Config, models: list[str], *, config_path: str, in_run: boo
         print(f"{path}: {time.perf_counter() - start:.0f} s", flush=True)
     evaluation.show()
     result = {"models": models, "config": config_path, **evaluation.as_dict()}
-    target.parent.mkdir(parents=True, exist_ok=True)
     record_results([target])
     with written(target) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")

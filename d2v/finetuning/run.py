@@ -21,6 +21,7 @@ from d2v.training.forecast import where
 from d2v.training.init_from import bring_preparation
 from d2v.training.loop import Loop
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
+from d2v.training.same_data import DataCheck
 from d2v.training.setup import dry_folder, open_accelerator, open_trackers
 
 
@@ -74,6 +75,8 @@ def assemble(
         folder.mkdir(parents=True, exist_ok=True)
         data = task.open(config, folder, BadSamples(folder / "bad_samples.jsonl"), accelerator.print)
         check_settings(folder, config.as_dict(), config.run.resume, RESULT_SECTIONS)
+    same_data = DataCheck(accelerator, folder, config.run)
+    same_data(config.data.path, [split for name, split in data.splits.items() if name != "test"] + [data.training])
     open_trackers(accelerator, config)
     set_seed(train.seed)
     objective = Supervised(build_model(config, task.model, data.head, encoder), train)
@@ -82,6 +85,7 @@ def assemble(
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
         save_yaml(config.as_dict(), folder / "config.yaml")
+        same_data.save()
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     accelerator.print(
         f"from {train.init_from or 'scratch'}: {trained / 1e6:.2f} M trained parameters; "

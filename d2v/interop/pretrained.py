@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
+from d2v.interop.renaming import why_unread
 from d2v.models.encoder import D2vModel
 from d2v.models.task_models import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
 
@@ -34,8 +36,8 @@ def load_whole(
     arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         model, report = auto.from_pretrained(source, **arguments)
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    except (SafetensorError, OSError, RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"{source} cannot be loaded: {why_unread(error)}") from None
     for problem, names in (
         ("lacks", report["missing_keys"]),
         ("has, and the model does not,", report["unexpected_keys"]),

@@ -27,7 +27,7 @@ from d2v.training.distributed import all_sum
 from d2v.training.forecast import Forecast
 from d2v.training.health import HealthCheck
 from d2v.training.online_probe import OnlineProbe
-from d2v.training.optim import make_optimizer, scale_and_clip, skip_unless
+from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
 from d2v.training.run_log import History, Meter, Step
 from d2v.training.schedules import SCHEDULES, cosine_between
 from d2v.training.stopping import Stopping, ignore_signals
@@ -79,7 +79,6 @@ class Loop:
         self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.progress = checkpoint.Progress()
-        accelerator.register_for_checkpointing(self.progress)
         self.micro_batches = MicroBatches(
             batches, accelerator.process_index, accelerator.num_processes, train.accumulate
         )
@@ -97,6 +96,7 @@ class Loop:
         non-finite steps in a row.
         """
         self._resume()
+        self.meter.start = time.perf_counter()
         batches = self._batches()
         bar = tqdm(
             total=self.train.steps,
@@ -128,9 +128,10 @@ class Loop:
             at_log_line = step % self.run.log_every == 0 or last_step
             if at_log_line:
                 self._log(bar)
-            collapsed = self._measure(step, last_step)
-            if self.validation is not None and (self.validation.due(step) or last_step):
-                self.history.add({"step": step, **self.validation(step, self.accelerator)})
+            with self._aside(bar):
+                collapsed = self._measure(step, last_step)
+                if self.validation is not None and (self.validation.due(step) or last_step):
+                    self.history.add({"step": step, **self.validation(step, self.accelerator)})
             asked = not last_step and stopping.is_asked(at_log_line=at_log_line)
             if step % self.run.save_every == 0 or last_step or self._stopped() or collapsed or asked:
                 checkpoint.save(self.accelerator, self.folder / "checkpoints", step, self.run.keep)
@@ -156,6 +157,7 @@ class Loop:
         """Takes up weights, records and verdict where the run folder stands; at step 0 measures the random init."""
         last = checkpoint.restore(self.accelerator, self.folder / "checkpoints", self._say)
         if last is not None:
+            self.progress.step = checkpoint.step_of(last)
             self._say(f"resuming from step {self.progress.step} ({last})")
         self.was_finished = self.progress.step >= self.train.steps
         self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
@@ -171,6 +173,7 @@ class Loop:
         Losses are sums: what they are divided by is the count of predictions of all processes and micro-batches.
         """
         train, world, step = self.train, self.accelerator.num_processes, self.progress.step
+        before = [x.clone() for x in self.objective.remembered()]
         lr = self._set_rates(step)
         self.objective.begin_step(step, train.steps)
         sums = torch.zeros(2, device=self.accelerator.device)
@@ -187,6 +190,7 @@ class Loop:
                 if micro == 0:
                     # Keeps fp16 gradients near 1; exact only without accumulation, hence the correction below.
                     guess = all_sum(loss.count.float()) * train.accumulate / world
+                    guess = torch.where(guess > 0, guess, 1.0)  # no prediction in these micro-batches
                 self.accelerator.backward(loss.total / guess)
             sums += torch.stack([loss.total.detach().float(), loss.count.float()])
             self.meter.add_micro(loss.metrics, waited, _num_samples(views))
@@ -194,16 +198,32 @@ class Loop:
         self.accelerator.unscale_gradients()
         self.objective.adjust_gradients(step, train.steps)
         norm = scale_and_clip(self.parameters, world * guess / count, train.clip, each=train.clip_each)
-        finite = torch.isfinite(norm) & torch.isfinite(total)
-        if self.accelerator.scaler is None:  # fp16's scaler tells the optimizer itself
+        finite = torch.isfinite(norm) & torch.isfinite(total)  # without predictions the norm is 0 times infinity
+        bad = ~finite & ~self._backs_off(total, count)
+        self._take_if(finite)
+        put_back_unless(finite, self.objective.remembered(), before)
+        rates = {"lr": lr}
+        if len(self.objective.teacher):
+            rates["ema_decay"] = self.objective.ema_decay(step + 1, train.steps)
+            if train.update_teacher:
+                self.objective.update_teacher(rates["ema_decay"], finite)
+        self.progress.step += 1
+        self.meter.add_step(Step(step, total / count, norm, finite, bad, count, ids, rates))
+
+    def _take_if(self, finite: Tensor) -> None:
+        """The optimizer's step, which changes nothing unless `finite` ()."""
+        if self.accelerator.scaler is None:
             skip_unless(finite, self.optimizer.optimizer)
+        elif not finite:  # fp16's scaler, which has looked at the gradients before, waits for the device anyway
+            self.optimizer.zero_grad()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        decay = self.objective.ema_decay(step + 1, train.steps)
-        if train.update_teacher:
-            self.objective.update_teacher(decay)
-        self.progress.step += 1
-        self.meter.add_step(Step(step, total / count, norm, finite, ids, {"lr": lr, "ema_decay": decay}))
+
+    def _backs_off(self, total: Tensor, count: Tensor) -> Tensor:
+        """Whether gradients that are not finite are of fp16's scale alone, which falls until they are, () bool."""
+        scaler = self.accelerator.scaler
+        can_fall = scaler is not None and scaler.get_scale() > 1
+        return torch.isfinite(total) & (count > 0) & can_fall
 
     def _set_rates(self, step: int) -> float:
         """Gives each parameter group its learning rate and weight decay; the learning rate of most."""
@@ -261,6 +281,16 @@ class Loop:
         bar.set_postfix(shown, refresh=False)
         if error:
             raise ValueError(error)
+
+    @contextlib.contextmanager
+    def _aside(self, bar: tqdm) -> Iterator[None]:
+        """What is measured in between is no training: neither samples per second nor the time to go count it."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.meter.start += seconds
+        if not bar.disable:
+            bar.start_t += seconds
 
     def _check_health(self) -> None:
         """Measures on the main process; the model's mode and all random states stay as they are."""

@@ -4,6 +4,7 @@ import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from omegaconf import OmegaConf
@@ -12,6 +13,7 @@ from d2v import files, plugins
 from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
 from d2v.objectives.common.objective import Objective
+from d2v.protocols import ScoredSplit
 from d2v.reading import Limit, Reader
 from d2v.training.checkpoint import checkpoints_in
 from d2v.training.export import export, measured, model_card
@@ -22,6 +24,7 @@ from d2v.training.loop import Loop
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.page import Summary, write_page
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
+from d2v.training.same_data import DataCheck
 from d2v.training.setup import build_objective, dry_folder, open_accelerator, open_trackers
 from d2v.training.verdict import Verdict, better
 
@@ -84,6 +87,9 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
     report = samples.report.lines()
     accelerator.print("\n".join(report))
+    numbers = vars(config.objective).get("num_samples") is not None
+    same_data = DataCheck(accelerator, folder, run, remembers=config.objective.name if numbers else "")
+    same_data(config.data.path, [ScoredSplit(samples, np.arange(len(samples)), ())])
     open_trackers(accelerator, config)
 
     set_seed(train.seed)
@@ -106,6 +112,7 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
         save_yaml(config.as_dict(), folder / "config.yaml")
+        same_data.save()
     return Loop(objective, batches, train=train, run=run, accelerator=accelerator, health=health, probe=probe), report
 
 

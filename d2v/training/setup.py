@@ -35,7 +35,7 @@ def open_accelerator(train: TrainConfig, run: RunConfig, *, unused: bool) -> Acc
         mixed_precision=train.mixed_precision,
         log_with=run.trackers or None,
         project_dir=run.dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        kwargs_handlers=[data_parallel(unused=unused)],
     )
     asked = int(os.environ.get("WORLD_SIZE", 1))
     if asked != accelerator.num_processes:
@@ -77,6 +77,14 @@ def dry_folder(run: RunConfig, accelerator: Accelerator) -> Iterator[None]:
             shutil.rmtree(str(places[0]), ignore_errors=True)
 
 
+def data_parallel(*, unused: bool) -> DistributedDataParallelKwargs:
+    """How processes share a model; `unused`: some steps give some parameters no gradient.
+
+    Buffers are not sent around: what a method remembers changes equally everywhere, from gathered rows.
+    """
+    return DistributedDataParallelKwargs(find_unused_parameters=unused, broadcast_buffers=False)
+
+
 def open_trackers(accelerator: Accelerator, config: OneModality) -> None:
     """Starts those of run.trackers; the files that they make are recorded as the run's."""
     if not config.run.trackers:
@@ -98,7 +106,9 @@ def build_objective(config: Config, num_samples: int) -> Objective:
     settings = config.objective
     if vars(settings).get("num_samples") == 0:
         settings = dataclasses.replace(settings, num_samples=num_samples)
-    return plugins.load("d2v.objectives", settings.name).build(encoder, settings)
+    objective = plugins.load("d2v.objectives", settings.name).build(encoder, settings)
+    objective.seed = config.train.seed
+    return objective
 
 
 def checkpoint_activations(encoder: D2vModel, wanted: bool) -> None:

@@ -154,6 +154,7 @@ def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], sa
     processor = Wav2Vec2Processor(feature_extractor(data, frontend), vocabulary.tokenizer())
     return Labelled(
         batches=batches,
+        training=ScoredSplit(transcripts, indices, trained),
         splits=splits,
         head={
             "id2label": dict(enumerate(letters)),

@@ -122,11 +122,16 @@ def adapt(backend: Tokenizer, given: dict[str, str]) -> PreTrainedTokenizerFast:
 
 def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes folder/tokenizer whole or not at all: several processes may prepare the same run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".tokenizer-", dir=folder))
-    tokenizer.save_pretrained(draft)
-    files.record(draft, files.files_in(draft))
-    draft.chmod(0o755)
+    with files.writing(folder / "tokenizer"):
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".tokenizer-", dir=folder))
+        try:
+            tokenizer.save_pretrained(draft)
+            files.record(draft, files.files_in(draft))
+            draft.chmod(0o755)
+        except BaseException:
+            shutil.rmtree(draft)
+            raise
     try:
         draft.rename(folder / "tokenizer")
     except OSError:
