@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from d2v.interop.fairseq import load_fairseq, save_fairseq
+from d2v.interop.fidelity import check_same
 from d2v.models.configuration import D2vConfig
 from d2v.models.decoder import DecoderConfig
 from d2v.models.encoder import D2vModel
@@ -579,6 +580,20 @@ def test_what_the_format_cannot_hold_is_named_and_not_written(make, message, tmp
     with pytest.raises(ValueError, match=f"fairseq's format cannot hold {message}"):
         save_fairseq(make(), tmp_path / "lost.pt")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tensor_that_reads_back_otherwise_is_named():
+    written, back = small("text", WORDS), small("text", WORDS)
+    back.load_state_dict(written.state_dict())
+    check_same(written, back)
+    name = "student.encoder.trunk.blocks.0.mlp.fc2.bias"
+    with torch.no_grad():
+        back.get_parameter(name)[3] += 1e-6
+    with pytest.raises(ValueError, match=rf"cannot hold {name}: it reads back with other values"):
+        check_same(written, back)
+    del back.student["encoder"].trunk.blocks[0].mlp.fc2
+    with pytest.raises(ValueError, match=r"cannot hold student.encoder.trunk.blocks.0.mlp.fc2.\w+: .* without it"):
+        check_same(written, back)
 
 
 def test_a_key_that_a_writer_lacks_is_no_traceback(tmp_path, monkeypatch):
