@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from d2v.shown import printable
+
 
 def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], list[str]]:
     """The values of `name=value` for `names`, which are no settings ("" if not given), and the other arguments."""
@@ -27,5 +29,5 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None

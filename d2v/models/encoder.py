@@ -213,8 +213,9 @@ def _kept(x: Tensor | None, keep: Tensor) -> Tensor | None:
 
 
 def _frontend(name: str, fields: dict, trunk: TrunkConfig) -> nn.Module:
-    """A modality's frontend. ValueError: a setting that it does not have, or a trunk behind a whole encoder."""
-    modality = plugins.load("d2v.modalities", name)
+    """A modality's frontend. ValueError: a setting that it does not have, a trunk behind a whole encoder, or a modality
+    that is neither d2v's nor imported."""
+    modality = plugins.trusted("d2v.modalities", name)
     config = build_config(modality.FrontendConfig, fields, name)
     frontend = modality.Frontend(config, trunk.dim, trunk.num_heads)
     if frontend.is_encoder and (trunk.depth or trunk.input_norm):
