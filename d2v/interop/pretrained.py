@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
+from d2v.interop.renaming import why_unread
 from d2v.models.encoder import D2vModel
 from d2v.models.task_models import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
 
@@ -38,8 +40,8 @@ def load_whole(
     arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
     try:
         model, report = auto.from_pretrained(source, **arguments)
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    except (SafetensorError, OSError, RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"{source} cannot be loaded: {why_unread(error)}") from None
     except ValueError as error:
         if "trust_remote_code" in str(error):
             raise ValueError(f"{source} cannot be loaded: {CUSTOM}") from None

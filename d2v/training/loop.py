@@ -75,7 +75,6 @@ class Loop:
         self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.progress = checkpoint.Progress()
-        accelerator.register_for_checkpointing(self.progress)
         self.micro_batches = MicroBatches(
             batches, accelerator.process_index, accelerator.num_processes, train.accumulate
         )
@@ -123,6 +122,7 @@ class Loop:
         """Takes up weights, records and verdict where the run folder stands; at step 0 measures the random init."""
         last = checkpoint.restore(self.accelerator, self.folder / "checkpoints", self._say)
         if last is not None:
+            self.progress.step = checkpoint.step_of(last)
             self._say(f"resuming from step {self.progress.step} ({last})")
         self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
         if self.health is not None and self.history.records:
