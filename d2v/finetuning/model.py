@@ -90,11 +90,11 @@ def bring_head(model: TaskModel, source: str, say: Callable[[str], None]) -> Non
     elif _weights_of(other) != _weights_of(model):
         say(f"a new head: that of {source} has other settings (task.*)")
     else:
-        model.head.load_state_dict(other.head.state_dict())
+        model.get_submodule("head").load_state_dict(other.head.state_dict())
         say(f"the head of {source}, which is for the same names")
 
 
 def _weights_of(model: TaskModel) -> dict[str, Any]:
     """The settings of a head without which its weights mean something else."""
     settings = {name: value for name, value in vars(model.task).items() if name in OF_WEIGHTS}
-    return {name: list(value.shape) for name, value in model.head.state_dict().items()} | settings
+    return {name: list(value.shape) for name, value in model.get_submodule("head").state_dict().items()} | settings

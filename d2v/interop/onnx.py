@@ -55,7 +55,7 @@ def export_onnx(model: Any, path: str | Path) -> float:
         differences = []
         for inputs, wanted in zip((short, long), expected, strict=True):
             outputs = session.run(None, {name: value.cpu().numpy() for name, value in inputs.items()})
-            differences += [_difference(x, y) for x, y in zip(outputs, wanted, strict=True)]
+            differences += [_difference(np.asarray(x), y) for x, y in zip(outputs, wanted, strict=True)]
         worst = float(np.max(differences))  # of a nan it is nan, unlike Python's max
         if not worst <= TOLERANCE:
             raise ValueError(

@@ -57,14 +57,14 @@ class ConvLayer(nn.Module):
 
     def __init__(self, in_dim: int, config: DecoderConfig):
         super().__init__()
-        self.dims = config.dims
-        make = nn.Conv1d if config.dims == 1 else nn.Conv2d
+        self.grid = config.dims == 2
+        make = nn.Conv2d if self.grid else nn.Conv1d
         self.conv = make(in_dim, config.dim, config.kernel, padding=config.kernel // 2, groups=config.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C_in) -> (N, T, C)."""
-        if self.dims == 1:
-            return convolved(self.conv, x)
+        if not self.grid:
+            return convolved(self.conv, x)  # type: ignore[arg-type]
         side = math.isqrt(x.shape[1])
         # channels last in memory, and so are the weights: a tenth faster
         grid = x.unflatten(1, (side, side)).movedim(-1, 1)  # (N, C_in, side, side)

@@ -126,7 +126,7 @@ class D2vModel(D2vPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **inputs: Any,
-    ) -> Features:
+    ) -> Any:
         """Features of a view, or of raw inputs by Hugging Face's names (`pixel_values=...`; `input_ids,
         attention_mask`).
 
@@ -212,7 +212,7 @@ def _kept(x: Tensor | None, keep: Tensor) -> Tensor | None:
     return x.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, keep.shape)
 
 
-def _frontend(name: str, fields: dict, trunk: TrunkConfig) -> nn.Module:
+def _frontend(name: str, fields: dict, trunk: TrunkConfig) -> Any:
     """A modality's frontend. ValueError: a setting that it does not have, a trunk behind a whole encoder, or a modality
     that is neither d2v's nor imported."""
     modality = plugins.trusted("d2v.modalities", name)

@@ -42,7 +42,7 @@ def watched(trunk: Trunk) -> Iterator[States]:
     handles = []
     for block in trunk.blocks:
         handles += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
-        handles.append(block.attention.register_forward_pre_hook(attends))
+        handles.append(block.get_submodule("attention").register_forward_pre_hook(attends))
     try:
         yield states
     finally:

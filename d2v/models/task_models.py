@@ -125,7 +125,7 @@ class TaskModel(D2vPreTrainedModel):
             loss=loss, logits=logits, hidden_states=features.hidden_states, attentions=features.attentions
         )
 
-    def predict(self, view: View, **asked: bool | None) -> tuple[Tensor, Features]:
+    def predict(self, view: View, **asked: Any) -> tuple[Tensor, Features]:
         """Logits of a view, and the features that they were read from; `asked`: as for D2vModel."""
         raise NotImplementedError
 
@@ -133,7 +133,7 @@ class TaskModel(D2vPreTrainedModel):
         """Sum and count of the loss of logits and labels."""
         raise NotImplementedError
 
-    def encode(self, view: View, *, first: bool = False, **asked: bool | None) -> Features:
+    def encode(self, view: View, *, first: bool = False, **asked: Any) -> Features:
         """Features of a view; what its mask hides stays in the sequence, as the mask token, zeros or noise, and hidden
         channels are zero.
 
@@ -185,7 +185,7 @@ class Classifier(TaskModel):
         """N(0, 0.02), the last layer's scaled by task.init_scale."""
         self.head.init_weights(self.task.init_scale)
 
-    def predict(self, view: View, **asked: bool | None) -> tuple[Tensor, Features]:
+    def predict(self, view: View, **asked: Any) -> tuple[Tensor, Features]:
         """Logits (B, C)."""
         every = any(asked.values()) or self.config.output_hidden_states  # states of all tokens
         features = self.encode(view, first=self.task.pooling == "first" and not every, **asked)
@@ -243,7 +243,7 @@ class D2vForCTC(TaskModel):
         start[self.task.blank] = self.task.blank_bias
         initialization.copy_(self.head.out.bias, start)
 
-    def predict(self, view: View, **asked: bool | None) -> tuple[Tensor, Features]:
+    def predict(self, view: View, **asked: Any) -> tuple[Tensor, Features]:
         """Logits (B, T, V); in padding all is blank."""
         features = self.encode(view, **asked)
         logits = self.head(features.x)  # (B, T, V)
