@@ -239,7 +239,8 @@ def test_tensors_without_names_are_the_main_input_its_mask_and_labels(modality):
     assert torch.equal(model.encoder(*inputs.values()).x, model.encoder(**inputs).x)
     loss, logits = model(**inputs, labels=wanted, return_dict=False)
     assert torch.equal(loss, named.loss) and torch.equal(logits, named.logits)
-    assert torch.equal(model(**{"input_values": None, "input_ids": None, **inputs}, return_dict=True).logits, named.logits)
+    padded = {"input_values": None, "input_ids": None, **inputs}
+    assert torch.equal(model(**padded, return_dict=True).logits, named.logits)
     with pytest.raises(ValueError, match=r"^inputs_embeds is no input of this model: " + ", ".join(masks and [main])):
         model(**inputs, inputs_embeds=torch.zeros(1))
     with pytest.raises(ValueError, match=f"takes {main}; it was given attention_mask"):
