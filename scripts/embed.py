@@ -22,6 +22,7 @@ from d2v.evaluation.load_encoder import open_encoder
 from d2v.files import check_new, locked
 from d2v.modalities.common.part_inputs import PartInputs
 from d2v.protocols import Rows
+from d2v.shown import printable
 
 
 def main(argv: list[str]) -> None:
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> None:
             )
         shards.join()
         left_out = f"; left out {len(bad)}: {names}" if bad else ""
-        print(f"{total} samples of {encoder.trunk.config.dim} numbers in {out}{left_out}")
+        print(f"{total} samples of {encoder.trunk.config.dim} numbers in {out}{printable(left_out)}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from d2v.files import why_not_written
+from d2v.shown import printable
 
 
 def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], list[str]]:
@@ -45,5 +46,5 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
 
 
 def _stop(line: str) -> NoReturn:
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {printable(line)}", file=sys.stderr)
     raise SystemExit(2) from None

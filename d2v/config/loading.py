@@ -58,12 +58,15 @@ def _overlay(name: str) -> dict:
         raise ValueError(f"argument {name!r} is neither key=value nor a config: {error}") from None
 
 
-def from_dict(values: dict, path: str = "config.yaml") -> Config:
-    """The Config of plain dictionaries; `path` is named in errors. ValueError as in load_config."""
+def from_dict(values: dict, path: str = "config.yaml", *, ours: bool = True) -> Config:
+    """The Config of plain dictionaries; `path` is named in errors. ValueError as in load_config.
+
+    `ours`: the user has written them; else they came with a model, and modules that they name are not imported.
+    """
     check_keys(values, SECTIONS, "", path)
-    name = modality_of(values, path)
-    modality = plugins.load("d2v.modalities", name)
-    objective = plugins.load("d2v.objectives", (values.get("objective") or {}).get("name", "data2vec"))
+    name, load = modality_of(values, path), plugins.load if ours else plugins.trusted
+    modality = load("d2v.modalities", name)
+    objective = load("d2v.objectives", (values.get("objective") or {}).get("name", "data2vec"))
     parts = {
         "model": {"frontends": {name: modality.FrontendConfig}, "trunk": TrunkConfig},
         "data": modality.DataConfig,

@@ -11,7 +11,7 @@ from d2v import files, plugins
 from d2v.config.loading import save_yaml
 from d2v.finetuning import outcome
 from d2v.finetuning.config import RESULT_SECTIONS, FinetuneConfig
-from d2v.finetuning.model import adopt, build_model
+from d2v.finetuning.model import adopt, bring_head, build_model
 from d2v.finetuning.objective import Supervised
 from d2v.finetuning.validation import BATCH_SIZE, Validation
 from d2v.models.task_models import TaskModel
@@ -79,7 +79,10 @@ def assemble(
     same_data(config.data.path, [split for name, split in data.splits.items() if name != "test"] + [data.training])
     open_trackers(accelerator, config)
     set_seed(train.seed)
-    objective = Supervised(build_model(config, task.model, data.head, encoder), train)
+    model = build_model(config, task.model, data.head, encoder)
+    if encoder is not None:
+        bring_head(model, train.init_from, accelerator.print)
+    objective = Supervised(model, train)
     validation = _validation(config, objective, data, folder)
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
     if accelerator.is_main_process:

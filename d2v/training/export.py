@@ -7,6 +7,7 @@ from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
 from d2v.files import replaced
 from d2v.objectives.common.objective import Objective
+from d2v.shown import in_markdown
 from d2v.training.verdict import Verdict
 
 
@@ -40,7 +41,7 @@ def model_card(config: Config, records: list[dict], verdict: Verdict, report: li
         f"# {config.modality} encoder ({{which}}), {config.objective.name}",
         "",
         f"{parameters / 1e6:.1f} M parameters, {steps} steps of {config.train.batch_size} samples.",
-        f"Verdict: {verdict.state}; {verdict.reason}",
+        f"Verdict: {verdict.state}; {in_markdown(verdict.reason)}",
         "",
         "```python",
         "import d2v",
@@ -51,7 +52,7 @@ def model_card(config: Config, records: list[dict], verdict: Verdict, report: li
         "",
         "Data:",
         "",
-        *[f"- {line}" for line in report],
+        *[f"- {in_markdown(line)}" for line in report],
         "",
         "| measured | random init | end |",
         "|---|---|---|",
