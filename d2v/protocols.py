@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-from PIL.Image import Image
+import PIL.Image
 from torch import Tensor
 
 from d2v.types import View
@@ -108,7 +108,7 @@ class Samples(Protocol):
         """(B, any) the baseline that needs no network: averaged pixels, mean spectrum, counts of words."""
         ...
 
-    def picture(self, index: int) -> Image | str:
+    def picture(self, index: int) -> PIL.Image.Image | str:
         """A sample as a person sees it: a picture, or text. ValueError: it can no longer be read."""
         ...
 

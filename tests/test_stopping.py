@@ -110,4 +110,4 @@ def test_ctrl_c_before_the_first_step_is_one_line(monkeypatch, capsys):
 def test_a_reader_that_has_enough_is_no_error(root: Path):
     command = f"{sys.executable} -m d2v configs | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr and done.stdout.startswith("image/")
+    assert done.returncode == 0 and not done.stderr and done.stdout.startswith("data/")

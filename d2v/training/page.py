@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+import PIL.Image
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from d2v.files import written
@@ -99,8 +99,8 @@ def _drawn(folder: Path) -> list[str]:
     parts = []
     for path in [*(folder / name for name in names), *sorted((folder / "evaluation").rglob("*.png"))]:
         if path.is_file():
-            with Image.open(path) as image:
-                picture = _picture(image.convert("RGB"), path.name)
+            with PIL.Image.open(path) as opened:
+                picture = _picture(opened.convert("RGB"), path.name)
             parts.append(f"<h2>{escape(names.get(path.name, path.stem))}</h2>{picture}")
     return parts
 
@@ -123,7 +123,7 @@ def _sample(samples: Samples, index: int) -> str:
     return f"<figure>{_picture(shown, samples.ids[index])}<figcaption>{name}</figcaption></figure>"
 
 
-def _picture(image: Image.Image, name: str) -> str:
+def _picture(drawn: PIL.Image.Image, name: str) -> str:
     file = io.BytesIO()
-    image.save(file, "png")
+    drawn.save(file, "png")
     return f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
