@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-import PIL.Image
 from torch import Tensor
 
 from d2v.types import View
@@ -108,8 +107,8 @@ class Samples(Protocol):
         """(B, any) the baseline that needs no network: averaged pixels, mean spectrum, counts of words."""
         ...
 
-    def picture(self, index: int) -> PIL.Image.Image | str:
-        """A sample as a person sees it: a picture, or text. ValueError: it can no longer be read."""
+    def picture(self, index: int) -> Any:
+        """A sample as a person sees it: a picture of Pillow, or text. ValueError: it can no longer be read."""
         ...
 
 

@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -99,9 +98,7 @@ def _drawn(folder: Path) -> list[str]:
     parts = []
     for path in [*(folder / name for name in names), *sorted((folder / "evaluation").rglob("*.png"))]:
         if path.is_file():
-            with PIL.Image.open(path) as opened:
-                picture = _picture(opened.convert("RGB"), path.name)
-            parts.append(f"<h2>{escape(names.get(path.name, path.stem))}</h2>{picture}")
+            parts.append(f"<h2>{escape(names.get(path.name, path.stem))}</h2>{_picture(path.read_bytes(), path.name)}")
     return parts
 
 
@@ -120,10 +117,10 @@ def _sample(samples: Samples, index: int) -> str:
         return f'<figure><div class="text">{escape(shown[:300])}</div><figcaption>{name}</figcaption></figure>'
     shown = shown.convert("RGB")
     shown.thumbnail((2 * SIDE, 2 * SIDE))
-    return f"<figure>{_picture(shown, samples.ids[index])}<figcaption>{name}</figcaption></figure>"
-
-
-def _picture(drawn: PIL.Image.Image, name: str) -> str:
     file = io.BytesIO()
-    drawn.save(file, "png")
-    return f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    shown.save(file, "png")
+    return f"<figure>{_picture(file.getvalue(), samples.ids[index])}<figcaption>{name}</figcaption></figure>"
+
+
+def _picture(png: bytes, name: str) -> str:
+    return f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
