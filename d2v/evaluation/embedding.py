@@ -111,18 +111,21 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 def embed_all(
     encoder,
     open_part: Callable[[int, int], Stream],
+    inputs_of: Callable[[int, int], str],
     total: int,
     shards: Shards,
     config: EmbedConfig,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Features of `total` samples into `shards`, part by part; parts that are there already stay.
+    """Features of `total` samples into `shards`, part by part; parts of the same inputs that are there already stay.
 
-    `open_part(start, stop)`: those samples.
+    `open_part(start, stop)`: those samples; `inputs_of(start, stop)`: a digest of what they are made of.
     """
     for number, start in enumerate(tqdm(range(0, total, config.chunk), unit="part", disable=None)):
-        if not shards.has(number):
-            shards.add(number, *embed(encoder, open_part(start, min(start + config.chunk, total)), config, device))
+        stop = min(start + config.chunk, total)
+        inputs = inputs_of(start, stop)
+        if not shards.has(number, inputs):
+            shards.add(number, *embed(encoder, open_part(start, stop), config, device), inputs)
 
 
 def fingerprint(encoder: torch.nn.Module) -> str:

@@ -38,8 +38,8 @@ class Splits(NamedTuple):
         return lines
 
 
-def evaluate(config: Config, models: list[str], *, config_path: str, in_run: bool) -> None:
-    """Scores models, prints what comes out, and writes it to a JSON file.
+def evaluate(config: Config, models: list[str], *, config_path: str, in_run: bool) -> dict[str, Any]:
+    """Scores models, prints what comes out, writes it to a JSON file and returns it.
 
     `in_run`: into run.dir, else beside the first model. ValueError: whatever the user can mend.
     """
@@ -54,11 +54,11 @@ def evaluate(config: Config, models: list[str], *, config_path: str, in_run: boo
         print(f"{path}: {time.perf_counter() - start:.0f} s", flush=True)
     evaluation.show()
     result = {"models": models, "config": config_path, **evaluation.as_dict()}
-    target.parent.mkdir(parents=True, exist_ok=True)
     record_results([target])
     with written(target) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {target}")
+    return result
 
 
 class Evaluation:

@@ -12,6 +12,7 @@ from d2v.finetuning.validation import BATCH_SIZE, outputs
 from d2v.models.task_models import TaskModel
 from d2v.protocols import Labelled, ScoredSplit
 from d2v.reading import Reader
+from d2v.shown import in_cell, in_markdown
 from d2v.training.curves import plot_confusion
 
 RESULTS = "results.json"
@@ -57,9 +58,9 @@ def _plot_confusion(split: ScoredSplit, logits: list[np.ndarray], classes: list[
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
     with written(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file)
+        writer.writerow(map(in_cell, rows[0]))
+        writer.writerows(map(in_cell, row.values()) for row in rows)
 
 
 def table_of_runs(folder: Path) -> str:
@@ -76,5 +77,5 @@ def table_of_runs(folder: Path) -> str:
     lines = [f"| run | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for run, scores in scores_of.items():
         cells = [f"{scores[name]:.4g}" if name in scores else "" for name in names]
-        lines.append(f"| {run} | {' | '.join(cells)} |")
+        lines.append(f"| {in_markdown(run)} | {' | '.join(cells)} |")
     return "\n".join(lines)

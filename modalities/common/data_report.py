@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from d2v.shown import printable
+
 
 @dataclass
 class Report:
@@ -34,7 +36,7 @@ class Report:
         if self.classes is not None:
             counts = [f"{name} {count}" for name, count in self.classes.items()]
             text.append(f"classes: {len(counts)}: {', '.join(counts[:20])}{', ...' if len(counts) > 20 else ''}")
-        return text + self.notes
+        return [printable(line) for line in text + self.notes]
 
     def check(self, max_bad_share: float, where: Any) -> None:
         """ValueError: nothing is usable, or the share of unreadable and too short samples exceeds `max_bad_share`."""

@@ -286,6 +286,17 @@ def evaluation(image: Any, image_size: int, eval_crop: float, interpolation: v2.
     return F.crop(image, (height - image_size) // 2, (width - image_size) // 2, image_size, image_size)
 
 
+def shown(image: Image.Image | Tensor) -> Image.Image:
+    """An image for a person: tensors of other than three channels as their first in grey, floats from least to most."""
+    if isinstance(image, Image.Image):
+        return image
+    array = image if len(image) == 3 else image[0]
+    if array.dtype != torch.uint8:
+        low, high = array.amin(), array.amax()
+        array = ((array - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
+    return F.to_pil_image(array.as_subclass(Tensor))
+
+
 def pool(pixels: Tensor, side: int = 8) -> Tensor:
     """(B, C, S, S) -> (B, C * side * side), the mean over cells."""
     return torch.nn.functional.adaptive_avg_pool2d(pixels, side).flatten(1)

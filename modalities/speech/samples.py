@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import Wav2Vec2FeatureExtractor
 
@@ -166,6 +167,13 @@ class Samples:
     def _source(self, row: int) -> bytes | Path:
         (cell,) = self._media[row].values()
         return audio.encoded(cell)
+
+    def picture(self, index: int) -> Image.Image:
+        """The log-mel spectrogram, low tones below. ValueError: the clip can no longer be read."""
+        wave = torch.from_numpy(self.wave(index)[: self._longest])[None]
+        mel = LogMel(self.rate, 40, 25.0, 10.0, low=60.0)(wave / wave.std().clamp(min=1e-6))[0].T.flip(0)  # (40, F)
+        grey = ((mel - mel.amin()) / (mel.amax() - mel.amin()).clamp(min=1e-6) * 255).to(torch.uint8)
+        return Image.fromarray(grey.numpy()).resize((192, 80))
 
     def _part(self, row: int) -> audio.Part:
         """Which part of its recording a row is."""
