@@ -185,6 +185,12 @@ def recorded(folder: Path, where: str = RECORD) -> set[str]:
         return set()
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether d2v filled a folder, and all that it wrote is still there."""
+    names = recorded(folder)
+    return bool(names) and all((folder / name).is_file() for name in names)
+
+
 def lying_in(folder: Path, names: Iterable[object]) -> set[str]:
     """Those of some names, read from a file, that are paths below a folder and lead out of it by no link."""
     inside = set()

@@ -1,6 +1,6 @@
 """Turns transformers' Data2Vec and ViT models into d2v's, d2v's into those, and either into an ONNX file.
 
-python scripts/convert.py SOURCE TARGET [run.overwrite=true]
+d2v convert SOURCE TARGET [run.overwrite=true]
 
 SOURCE is a folder, a run's folder or a name on the Hub; what it holds says the direction. TARGET is a new folder, with
 the preprocessor or tokenizer of SOURCE, or a file that ends in .onnx.
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     paths, options = [a for a in argv if a not in OPTIONS], [OPTIONS[a] for a in argv if a in OPTIONS]
     if len(paths) != 2:
         raise ValueError(
-            "usage: convert.py SOURCE TARGET [run.overwrite=true]; "
+            "usage: d2v convert SOURCE TARGET [run.overwrite=true]; "
             f"{len(paths)} of two paths were given: {' '.join(paths)}"
         )
     source, target = _model_of(paths[0]), Path(paths[1])

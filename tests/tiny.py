@@ -274,6 +274,15 @@ def finished(modality: str, objective: str = "data2vec") -> Path:
     return folder
 
 
+def sides(run: Path) -> dict[str, Path]:
+    """Where a run's student and teacher are: one in export/, the other in a folder of its name there."""
+    export = run / "export"
+    other = next((name for name in ("student", "teacher") if (export / name).is_dir()), None)
+    if other is None:
+        return {"student": export}
+    return {other: export / other, {"student": "teacher", "teacher": "student"}[other]: export}
+
+
 # pairs of modality and objective; pytest -m slow has those that are not in turn
 RUNS = [pytest.param(m, o, marks=() if in_turn(m, o) else pytest.mark.slow) for m in MODALITIES for o in OBJECTIVES]
 

@@ -1,10 +1,12 @@
 """What every script does with its command line."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from d2v.files import why_not_written
+from d2v.shown import printable
 
 
 def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], list[str]]:
@@ -29,6 +31,11 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
         return
     try:
         main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("stopped; what was written before is whole", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # what read the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError as error:
         _stop(str(error))
     except Exception as error:
@@ -39,5 +46,5 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
 
 
 def _stop(line: str) -> NoReturn:
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {printable(line)}", file=sys.stderr)
     raise SystemExit(2) from None

@@ -4,6 +4,8 @@ A batch is a function of (step, part): parts are processes times micro-batches.
 """
 
 import contextlib
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +24,13 @@ from d2v.training import checkpoint
 from d2v.training.collapse import singular_values
 from d2v.training.curves import plot_curves, plot_spectrum
 from d2v.training.distributed import all_sum
+from d2v.training.forecast import Forecast
 from d2v.training.health import HealthCheck
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
 from d2v.training.run_log import History, Meter, Step
 from d2v.training.schedules import SCHEDULES, cosine_between
+from d2v.training.stopping import Stopping, ignore_signals
 from d2v.training.verdict import Verdict, judge
 from d2v.types import View
 
@@ -80,12 +84,16 @@ class Loop:
         )
         self.meter = Meter(self.folder / "bad_steps.jsonl", train.max_bad_steps)
         self.features: dict[str, Tensor] = {}
+        self.at_init: Tensor | None = None  # spectrum of the student's features, if this process saw step 0
         self.verdict = Verdict("too early", "no step yet")
+        self.was_finished = False  # when it was called
+        self.waited = 0.0  # seconds that the last step waited for data
 
     def __call__(self) -> Verdict:
         """Trains from where the run folder stands to train.steps.
 
-        ValueError: damaged checkpoints, or too many non-finite steps in a row.
+        SystemExit: Ctrl-C or SIGTERM asked for it; the run is saved. ValueError: damaged checkpoints, or too many
+        non-finite steps in a row.
         """
         self._resume()
         self.meter.start = time.perf_counter()
@@ -98,28 +106,52 @@ class Loop:
             unit="step",
         )
         self.model.train()
+        with Stopping(self.accelerator) as stopping:
+            self._train(batches, bar, stopping)
+        bar.close()
+        if not (self.was_finished or self.run.dry):
+            self.plot()
+        return self.verdict
+
+    def _train(self, batches: Iterator[tuple[list[View], list[str], float]], bar: tqdm, stopping: Stopping) -> None:
+        """Steps, each followed by what is due after it."""
+        forecast = Forecast(self.train.steps - self.progress.step, self.accelerator.device)
         while self.progress.step < self.train.steps and not self._stopped():
+            start = time.perf_counter()
             self._step(batches)
+            if forecast.add(start, self.waited):
+                self._say(forecast.line(self.objective, self.optimizer.optimizer, self.folder, self.run.keep))
+                if self.run.dry:
+                    return
             bar.update()
             step, last_step = self.progress.step, self.progress.step == self.train.steps
-            if step % self.run.log_every == 0 or last_step:
+            at_log_line = step % self.run.log_every == 0 or last_step
+            if at_log_line:
                 self._log(bar)
             with self._aside(bar):
-                if step % self._every(self.run.probe.every) == 0 or last_step:
-                    self._run_probe()
-                checked = step % self._every(self.run.health_every) == 0 or last_step
-                if checked:
-                    self._check_health()
+                collapsed = self._measure(step, last_step)
                 if self.validation is not None and (self.validation.due(step) or last_step):
                     self.history.add({"step": step, **self.validation(step, self.accelerator)})
-            if checked and self.run.stop_on_collapse and self._collapsed():
-                self._say(f"stopping at step {step}: {self.verdict.reason}")
-                break
-            if step % self.run.save_every == 0 or last_step or self._stopped():
+            asked = not last_step and stopping.is_asked(at_log_line=at_log_line)
+            if step % self.run.save_every == 0 or last_step or self._stopped() or collapsed or asked:
                 checkpoint.save(self.accelerator, self.folder / "checkpoints", step, self.run.keep)
-        bar.close()
-        self.plot()
-        return self.verdict
+            if collapsed:
+                self._say(f"stopping at step {step}: {self.verdict.reason}")
+                return
+            if asked:
+                bar.close()
+                command = shlex.join(sys.orig_argv)
+                self._say(f"stopped at step {step}, saved in {self.folder / 'checkpoints'}; go on by: {command}")
+                raise SystemExit(stopping.exit_code)
+
+    def _measure(self, step: int, last_step: bool) -> bool:
+        """The probe and the health check, where they are due; whether the run is to stop because it collapsed."""
+        if step % self._every(self.run.probe.every) == 0 or last_step:
+            self._run_probe()
+        if step % self._every(self.run.health_every) == 0 or last_step:
+            self._check_health()
+            return self.run.stop_on_collapse and self._collapsed()
+        return False
 
     def _resume(self) -> None:
         """Takes up weights, records and verdict where the run folder stands; at step 0 measures the random init."""
@@ -127,6 +159,7 @@ class Loop:
         if last is not None:
             self.progress.step = checkpoint.step_of(last)
             self._say(f"resuming from step {self.progress.step} ({last})")
+        self.was_finished = self.progress.step >= self.train.steps
         self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
         if self.health is not None and self.history.records:
             self.verdict = judge(self.history.records)
@@ -146,9 +179,11 @@ class Loop:
         sums = torch.zeros(2, device=self.accelerator.device)
         guess = torch.ones((), device=self.accelerator.device)
         ids: list[str] = []
+        self.waited = 0.0
         for micro in range(train.accumulate):
             views, names, waited = next(batches)
             ids += names
+            self.waited += waited
             last = micro == train.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self.model(views)
@@ -216,6 +251,7 @@ class Loop:
             batch_size=None,
             sampler=numbers,
             num_workers=self.run.workers,
+            worker_init_fn=ignore_signals,
             collate_fn=_as_is,
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),  # of its own: the global one belongs to dropout
@@ -223,7 +259,10 @@ class Loop:
         source = iter(loader)
         while True:
             start = time.perf_counter()
-            views, ids = next(source)
+            try:
+                views, ids = next(source)
+            except ValueError as error:
+                raise ValueError(_message(error)) from error
             views = [View(*view).to(self.accelerator.device) for view in views]
             yield views, ids, time.perf_counter() - start
 
@@ -257,6 +296,8 @@ class Loop:
         """Measures on the main process; the model's mode and all random states stay as they are."""
         if self.health is not None and self.accelerator.is_main_process:
             metrics, self.features = self.health(*self.objective.encoders, self.accelerator.device)
+            if self.progress.step == 0 and self.features:
+                self.at_init = singular_values(self.features["student"])
             self.history.add({"step": self.progress.step, "total_steps": self.train.steps, **metrics})
             self.verdict = judge(self.history.records)
             self.accelerator.log(metrics, step=self.progress.step)
@@ -286,12 +327,20 @@ class Loop:
         if self.accelerator.is_main_process:
             plot_curves(self.history.records, self.folder / "curves.png")
             spectra = {name: singular_values(x) for name, x in self.features.items()}
+            if self.at_init is not None and spectra:
+                spectra["random init"] = self.at_init
             drawn = {name: values for name, values in spectra.items() if values.any()}  # constant features have none
             if drawn:
                 plot_spectrum(drawn, self.folder / "spectrum.png")
 
     def _say(self, text: str) -> None:
         self.accelerator.print(text)
+
+
+def _message(error: ValueError) -> str:
+    """Its last line: one of a data loading process begins with a traceback."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[-1].removeprefix("ValueError: ")
 
 
 def _as_is(sample: Any) -> Any:
