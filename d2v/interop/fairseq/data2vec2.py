@@ -290,9 +290,8 @@ def _build(modality: str, cfg: dict, encoder: dict, state: dict, quirks: bool) -
         prenet_layer_drop=encoder.get("prenet_layerdrop", 0.0),
         drop_path=cfg.get("end_drop_path_rate", 0.0),
     )
-    frontend = {"image": _image, "speech": _speech, "text": _text}[modality](
-        encoder, prenet + cfg["depth"], state, quirks
-    )
+    settings_of = {"image": _image, "speech": _speech, "text": _text}[modality]
+    frontend = settings_of(encoder, prenet + cfg["depth"], state, quirks)
     config = plugins.load("d2v.modalities", modality).FrontendConfig(**frontend)
     local = encoder.get("ema_local_encoder", False)
     parts = {
