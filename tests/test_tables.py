@@ -629,3 +629,36 @@ def test_segments_of_one_part_stay_beside_whole_recordings(tmp_path):
     samples = heard([str(table), str(tmp_path / "two")], tmp_path)
     assert samples.lengths.tolist() == [16000, 16000, 8000]
     assert [Path(name).name for name in samples.ids] == ["talk.wav[0.0-1.0]", "talk.wav[1.0-2.0]", "b.wav"]
+
+
+@pytest.mark.parametrize("cut", ["train", "train[1:]"])
+def test_cells_of_paths_in_parquet_are_relative_to_its_folder(tmp_path, monkeypatch, cut):
+    for part, shade in (("x", 1), ("y", 2)):
+        picture(tmp_path / "data" / part / "p" / "a.png", shade)
+        picture(tmp_path / "elsewhere" / "p" / "a.png", 99)
+        embedded = {"bytes": (tmp_path / "data" / part / "p" / "a.png").read_bytes(), "path": "a.png"}
+        features = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+        cells = {"image": [embedded, {"bytes": None, "path": "p/a.png"}]}
+        dataset = datasets.Dataset.from_dict(cells, features=features).cast_column(
+            "image", datasets.Image(decode=False)
+        )
+        dataset.to_parquet(tmp_path / "data" / part / "train.parquet", batch_size=1)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    path = str(tmp_path / "data" / "*" / "*.parquet")
+    dataset = open_source(path, cut, IMAGES, "image")
+    found = pictures(path, tmp_path)
+    assert isinstance(dataset.features["image"], datasets.Image) and len(dataset) == 4 - (cut != "train")
+    assert [int(np.asarray(found.image(row))[0, 0]) for row in range(4)] == [1, 1, 2, 2]
+    assert found.ids == ["train:0", "x/p/a.png", "train:2", "y/p/a.png"]
+
+
+def test_paths_of_a_hub_data_set_that_brings_no_files_are_an_error(tmp_path, monkeypatch):
+    table = table_of(tmp_path / "t.parquet", {"path": ["clips/a.wav"]})
+    made = datasets.load_dataset_builder("parquet", data_files=[str(table)])
+    made.download_and_prepare()
+    made.config.data_files = {"train": ["hf://datasets/someone/data@main/t.parquet"]}
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: made)
+    with pytest.raises(
+        ValueError, match=r"'someone/data' .* names files by paths, such as 'clips/a\.wav', and has none"
+    ):
+        open_source("someone/data", "train", AUDIO, "audio")

@@ -138,6 +138,8 @@ def _manifest(path: Path) -> pa.Table | None:
         if first or len(second) != 2 or not second[1].isdecimal():
             return None
         folder = path.parent / root
+        if not folder.is_dir() and "/" not in root:  # a name of a column, then
+            return None
         if not folder.is_dir():
             raise ValueError(f"{path}: its first line names the folder {root!r}, which does not exist")
         files, frames = [], []

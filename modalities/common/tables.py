@@ -76,7 +76,7 @@ def column_names(dataset: datasets.Dataset) -> list[str]:
 def file_paths(dataset: datasets.Dataset, name: str) -> list[str | None] | None:
     """Where the files of a column of media lie, None for a cell without one; None if all cells hold the media."""
     if is_string(dataset.features[name]):
-        return list(dataset[name])
+        return cells_of(dataset, name)
     column = _column(dataset, name)
     if not pa.types.is_struct(column.type) or {"bytes", "path"} - {field.name for field in column.type}:
         return None
@@ -85,6 +85,11 @@ def file_paths(dataset: datasets.Dataset, name: str) -> list[str | None] | None:
         return None
     paths = pc.struct_field(column, "path").to_pylist()
     return [path if empty else None for path, empty in zip(paths, held.is_null().to_pylist(), strict=True)]
+
+
+def cells_of(dataset: datasets.Dataset, name: str) -> list[Any]:
+    """A column; at once, as a million rows one by one take ten times as long."""
+    return _column(dataset, name).to_pylist()
 
 
 def _column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
@@ -139,7 +144,7 @@ def name_rows(dataset: datasets.Dataset, path: Any, split: str, kind: str) -> da
     parts = segments(dataset) if kind == "audio" else None
     paths = None if media is None else file_paths(dataset, media)
     if paths is None and "file" in dataset.column_names and is_string(dataset.features["file"]):
-        media, paths = "file", list(dataset["file"])
+        media, paths = "file", cells_of(dataset, "file")
     if paths is None and parts is None:
         return dataset
     paths = [None] * len(dataset) if paths is None else paths
@@ -197,10 +202,10 @@ def _root(path: Any) -> str:
 def identifiers(dataset: datasets.Dataset, path: Any, split: str, first: int = 0) -> list[str]:
     """A stable name per row: the path below `path` for files, else "<split>:<row>", counted from `first`."""
     if NAMES in dataset.column_names:
-        return list(dataset[NAMES])
+        return cells_of(dataset, NAMES)
     if "file" not in dataset.column_names or not is_string(dataset.features["file"]):
         return [f"{split}:{first + row}" for row in range(len(dataset))]
-    return [name or f"{split}:{first + row}" for row, name in enumerate(_relative(dataset["file"], path))]
+    return [name or f"{split}:{first + row}" for row, name in enumerate(_relative(cells_of(dataset, "file"), path))]
 
 
 def values(
@@ -212,7 +217,7 @@ def values(
     """
     if name not in dataset.column_names:
         raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(column_names(dataset))}")
-    cells = list(dataset.select_columns([name]).select(rows)[name])
+    cells = cells_of(dataset.select(rows), name)
     if empty is None:
         missing = [sample for sample, cell in zip(ids, cells, strict=True) if cell is None]
         if missing:
@@ -229,7 +234,7 @@ def classes(dataset: datasets.Dataset, name: str) -> list[str] | None:
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
     if is_string(feature):
-        return in_order({cell for cell in dataset[name] if cell is not None})
+        return in_order(set(_column(dataset, name).unique().drop_null().to_pylist()))
     return None
 
 
@@ -274,7 +279,7 @@ def segments(dataset: datasets.Dataset) -> np.ndarray | None:
 
 def _seconds(dataset: datasets.Dataset, name: str) -> np.ndarray:
     """A column as seconds, (rows,), NaN where it is empty. ValueError: a cell that is none."""
-    cells = list(dataset[name])
+    cells = cells_of(dataset, name)
     seconds = np.array([number(cell) for cell in cells])
     for row in np.flatnonzero(~((seconds >= 0) & (seconds < np.inf))):
         if cells[row] is not None:
