@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from d2v.evaluation.class_names import in_order, names_of
+
 PATH_COLUMNS = ("file", "path", "file_name", "filename", "file_path", "audio_filepath")
 STARTS, STOP, LENGTH = ("offset", "start"), "end", "duration"  # columns of a part of a recording, in seconds
 
@@ -66,13 +68,26 @@ def values(
     return np.asarray([empty if cell is None else cell for cell in cells])
 
 
+def cells(dataset: datasets.Dataset, name: str, rows: np.ndarray) -> np.ndarray:
+    """The column `name` of `rows`; as objects if some are None, or lists or structs. ValueError: no such column."""
+    if name not in dataset.column_names:
+        raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(dataset.column_names)}")
+    found = list(dataset.select_columns([name]).select(rows)[name])
+    if not any(cell is None or isinstance(cell, list | dict) for cell in found):
+        return np.asarray(found)
+    array = np.empty(len(found), dtype=object)
+    for place, cell in enumerate(found):
+        array[place] = cell
+    return array
+
+
 def classes(dataset: datasets.Dataset, name: str) -> list[str] | None:
-    """Class names of a column: in the order of its integer labels, or its strings, sorted; None if it knows none."""
+    """Class names of a column: in the order of its integer labels, or its strings in order; None if it knows none."""
     feature = dataset.features.get(name)
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
     if is_string(feature):
-        return sorted({cell for cell in dataset[name] if cell is not None})
+        return in_order(names_of(dataset[name], None, name))
     return None
 
 
