@@ -35,9 +35,11 @@ def _name(cell: Any, classes: Sequence[str] | None, column: str) -> str | None:
     if cell is None or (isinstance(cell, float | np.floating) and math.isnan(cell)):
         return None
     if isinstance(cell, str):
+        if "\ufffd" in cell:  # what a reader puts in place of bytes that are none
+            raise ValueError(f"{column!r} holds {str(cell)!r}: not UTF-8; save the table as UTF-8")
         return str(cell) if cell.strip() else None
     if isinstance(cell, bool | np.bool_):
-        return str(bool(cell))
+        return str(bool(cell)).lower()  # as in a table of text
     if isinstance(cell, float | np.floating) and cell == round(cell) and math.isfinite(cell):
         cell = int(cell)
     if isinstance(cell, int | np.integer):
@@ -51,13 +53,14 @@ def _name(cell: Any, classes: Sequence[str] | None, column: str) -> str | None:
 
 
 def in_order(names: Iterable[str | None], classes: Sequence[str] | None = None) -> list[str]:
-    """Different names, in the order of `classes` if these hold all, else sorted: whole numbers by size."""
+    """Different names, in the order of `classes` if these hold all, else sorted: numbers by size."""
     different = {name for name in names if name is not None}
     if classes and different <= set(classes):
         return [name for name in classes if name in different]
-    if all(name.removeprefix("-").isdecimal() for name in different):
-        return sorted(different, key=lambda name: (int(name), name))
-    return sorted(different)
+    try:
+        return sorted(different, key=lambda name: (float(name), name))
+    except ValueError:  # one is no number
+        return sorted(different)
 
 
 def numbered(names: Sequence[str | None], known: Sequence[str]) -> np.ndarray:

@@ -183,6 +183,8 @@ def _complete(samples: Any, column: str) -> np.ndarray:
 
 def _numbers(values: np.ndarray, column: str, split: str) -> np.ndarray:
     """As float32, NaN for empty cells."""
+    if values.dtype.kind in "biu":
+        return values.astype(np.float32)
     numbers = np.full(len(values), np.nan, dtype=np.float32)
     for place, value in enumerate(values.tolist()):
         if value is None or value != value or (isinstance(value, str) and not value.strip()):

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from d2v.modalities.common.encodings import open_text
+from d2v.modalities.common.tables import written
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 DELIMITERS = (",", "\t", ";", "|")  # of csv; the first of those that fit equally well
@@ -214,12 +215,6 @@ def _array(values: list[Any]) -> pa.Array:
         except (pa.ArrowException, UnicodeEncodeError, OverflowError):  # nested ones that differ, half a character
             pass
     return pa.array([None if value is None else written(value) for value in values], pa.string())
-
-
-def written(value: Any) -> str:
-    """What is written for a value of JSON."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.encode(errors="replace").decode()
 
 
 def _united(parts: list[pa.Array]) -> pa.ChunkedArray:

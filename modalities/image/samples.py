@@ -124,12 +124,22 @@ class Samples:
     def masks(self, indices: Iterable[int], folder: str) -> np.ndarray:
         """Class numbers of the pixels of the evaluation view, (B, S, S) uint8, from PNGs named as images in `folder`.
 
-        ValueError: there is none, it has no class numbers, or it is of another size than the image.
+        ValueError: there is none, it has no class numbers, or it is of another size than the image; an image that lies
+        outside of data.path, which no name in `folder` is of.
         """
         size, crop = self.frontend.image_size, self.config.eval_crop
         masks = []
         for index in indices:
-            place = (Path(folder) / self.ids[index]).with_suffix(".png")
+            name = Path(self.ids[index])
+            if name.is_absolute() or ".." in name.parts:
+                raise ValueError(
+                    f"evaluate.masks {folder}: the image {name} has no place in it, as it lies outside of data.path "
+                    f"{self.config.path}; give the folder that holds all images, or a table there"
+                )
+            place = (Path(folder) / name).with_suffix(".png")
+            source = self._source(int(self._rows[index]))
+            if isinstance(source, Path) and place.exists() and place.samefile(source):
+                raise ValueError(f"evaluate.masks {folder}: {place} is the image itself, and no mask of it")
             mask = augment.decode_mask(place, augment.size(self.image(index)))
             masks.append(np.asarray(augment.evaluation(mask, size, crop, augment.NEAREST)))
         return np.stack(masks)

@@ -62,12 +62,27 @@ class _Sound(soundfile.SoundFile):
 
 
 def encoded(cell: Any) -> bytes | Path:
-    """What a media cell holds: the file's bytes, or where it lies. ValueError: the cell is empty."""
+    """What a media cell holds: the file's bytes, or where it lies. ValueError: the cell is empty.
+
+    A decoded one, {"array": (S,) or (C, S), "sampling_rate": ...}, gives bytes of a file of the same samples.
+    """
     if isinstance(cell, dict):
-        cell = cell.get("bytes") or cell.get("path")
+        cell = cell.get("bytes") or (_as_file(cell) if cell.get("array") else cell.get("path"))
     if not cell:
         raise ValueError("empty cell")
     return cell if isinstance(cell, bytes) else Path(cell)
+
+
+def _as_file(cell: dict[str, Any]) -> bytes:
+    """A decoded cell as a wav file. ValueError: its rate is missing, or it is of another shape."""
+    rate, wave = cell.get("sampling_rate"), np.array(cell["array"])
+    if not rate or wave.ndim > 2 or wave.dtype.kind not in "if":
+        raise ValueError("an array of sound needs numbers of shape (samples,) or (channels, samples) and sampling_rate")
+    whole = wave.dtype.kind == "i"  # 16-bit samples, as the format has them
+    file = io.BytesIO()
+    wave = wave.astype(np.int16 if whole else np.float32)
+    soundfile.write(file, wave.T, int(rate), format="WAV", subtype="PCM_16" if whole else "FLOAT")
+    return file.getvalue()
 
 
 def decode(media: bytes | Path, rate: int, part: Part = WHOLE) -> np.ndarray:

@@ -36,7 +36,7 @@ class Corpus:
 
 def open_rows(path: Any, split: str, text: str) -> tuple[datasets.Dataset, str]:
     """The data set and the name of its text column. ValueError: nothing there, no such split, no such column."""
-    dataset = demo(split) if path == DEMO else sources.open_source(path, split, sources.TEXTS, "text")
+    dataset = demo(split) if path == DEMO else sources.open_source(path, split, sources.TEXTS, "text", [text])
     return dataset, text_column(dataset, path, text)
 
 
