@@ -1,6 +1,5 @@
 """One run of pretraining, from a config to an exported encoder; what a script does is parse, build, call."""
 
-import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from accelerate.utils import set_seed
 from d2v import files, plugins
 from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
+from d2v.evaluation.splits import labelled_data
 from d2v.objectives.common.objective import Objective
 from d2v.training.checkpoint import checkpoints_in
 from d2v.training.export import export, model_card
@@ -99,7 +99,7 @@ def health_check(config: Config, modality, samples, folder: Path) -> HealthCheck
     """On the training samples, or on evaluate.path where that names labelled data."""
     evaluate = config.evaluate
     if evaluate.path:
-        data = dataclasses.replace(config.data, path=evaluate.path)
+        data = labelled_data(config.data, evaluate.path, evaluate.label)
         try:
             samples = modality.Samples(data, config.frontend, split=evaluate.train_split, folder=folder)
         except ValueError as error:  # which names data.path, where the data is that was asked for
@@ -118,7 +118,7 @@ def health_check(config: Config, modality, samples, folder: Path) -> HealthCheck
 def online_probe(config: Config, modality, folder: Path) -> OnlineProbe:
     """k-NN on run.probe.path. ValueError: no usable samples or labels there."""
     probe = config.run.probe
-    data = dataclasses.replace(config.data, path=probe.path)
+    data = labelled_data(config.data, probe.path, probe.label)
 
     def samples(split: str):
         return modality.Samples(data, config.frontend, split=split, folder=folder)

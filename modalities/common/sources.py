@@ -25,6 +25,7 @@ from d2v.modalities.common.tables import KNOWN, file_paths, media_column, name_r
 
 __all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source"]
 EXPRESSION = re.compile(r"[\w.]+(\[[^]]*\])?(\+[\w.]+(\[[^]]*\])?)*")  # train[:100]+test
+METADATA = ("metadata.csv", "metadata.jsonl")
 DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", "requirements")  # about data
 
 
@@ -79,7 +80,7 @@ def notes(dataset: datasets.Dataset) -> list[str]:
 
 
 def _with_notes(dataset: datasets.Dataset, said: list[str]) -> datasets.Dataset:
-    dataset.info.description = "\n".join(said)
+    dataset.info.description = "\n".join(" ".join(note.split()) for note in said)  # names of files may hold line ends
     return dataset
 
 
@@ -133,9 +134,11 @@ def _open_files(
 
 def _tables(files: list[Path]) -> list[Path]:
     """The tables of the one kind that is meant: the first of TABLES that there is."""
-    others = set(files).difference(_metadata(files))
+    by_suffix: dict[str, list[Path]] = {}
+    for file in files:
+        by_suffix.setdefault(file.suffix.lower(), []).append(file)
     for suffix in TABLES:
-        some = [file for file in files if file.suffix.lower() == suffix and file in others]
+        some = [file for file in by_suffix.get(suffix, []) if file.name not in METADATA]
         if some:
             return some
     return []
@@ -143,7 +146,7 @@ def _tables(files: list[Path]) -> list[Path]:
 
 def _metadata(files: list[Path]) -> list[Path]:
     """What describes media files beside it."""
-    return [file for file in files if file.name in ("metadata.csv", "metadata.jsonl")]
+    return [file for file in files if file.name in METADATA]
 
 
 def _cut(dataset: datasets.Dataset, name: str, part: str) -> datasets.Dataset:

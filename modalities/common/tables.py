@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from d2v.evaluation.class_names import in_order, names_of
 
 PATH_COLUMNS = ("file", "path", "file_name", "filename", "file_path", "audio_filepath")
 KNOWN = {  # names of columns by which the first line of a table is known for one, of what is looked for
@@ -228,23 +230,27 @@ def values(
     return np.asarray([empty if cell is None else cell for cell in cells])
 
 
+def cells(dataset: datasets.Dataset, name: str, rows: np.ndarray) -> np.ndarray:
+    """The column `name` of `rows`; as objects if some are None, or lists or structs. ValueError: no such column."""
+    if name not in dataset.column_names:
+        raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(column_names(dataset))}")
+    found = list(dataset.select_columns([name]).select(rows)[name])
+    if not any(cell is None or isinstance(cell, list | dict) for cell in found):
+        return np.asarray(found)
+    array = np.empty(len(found), dtype=object)
+    for place, cell in enumerate(found):
+        array[place] = cell
+    return array
+
+
 def classes(dataset: datasets.Dataset, name: str) -> list[str] | None:
-    """Class names of a column: in the order of its integer labels, or its strings, sorted; None if it knows none."""
+    """Class names of a column: in the order of its integer labels, or its strings in order; None if it knows none."""
     feature = dataset.features.get(name)
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
     if is_string(feature):
-        return in_order(set(_column(dataset, name).unique().drop_null().to_pylist()))
+        return in_order(names_of(_column(dataset, name).unique().to_pylist(), None, name))
     return None
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    """Names sorted: as numbers, if all of them are."""
-    names = sorted(names)
-    numbers = [number(name) for name in names]
-    if any(map(math.isnan, numbers)):
-        return names
-    return [name for _, name in sorted(zip(numbers, names, strict=True))]
 
 
 def written(value: Any) -> str:

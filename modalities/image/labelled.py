@@ -121,5 +121,7 @@ def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], N
         return samples
 
     opened = labels.open_splits(data, train.seed, make)
+    for note in opened.notes:
+        say(note)
     batches = LabelledBatches(opened, data, frontend, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log)
     return labels.labelled(opened, batches, lambda place: save_preprocessor(place, folder, data, frontend))

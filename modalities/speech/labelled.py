@@ -31,6 +31,8 @@ def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], sa
         return samples
 
     opened = labels.open_splits(data, train.seed, make, group=data.group)
+    for note in opened.notes:
+        say(note)
     dim = config.model.trunk.dim
     batches = LabelledBatches(
         opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log
