@@ -236,10 +236,10 @@ def test_utf16_without_a_mark_is_no_text(tmp_path):
 
 
 def test_labels_that_are_no_utf8_are_named_where_they_are_asked_for(tmp_path):
-    (tmp_path / "a.csv").write_bytes(b"text,label\na b,caf\xe9\nc d,caf\xe8\n")
-    dataset = texts(tmp_path / "a.csv")
-    with pytest.raises(ValueError, match="'label' of train:0 is 'caf\ufffd': not UTF-8"):
-        tables.values(dataset, "label", np.arange(2), ["train:0", "train:1"])
+    (tmp_path / "a.csv").write_bytes(b"text,label\na b,caf\xe9\nc d,caf\xe8\ne f,tea\n")
+    samples = Columns(texts(tmp_path / "a.csv"))  # pretraining needs no labels
+    with pytest.raises(ValueError, match="'label' holds 'caf\ufffd': not UTF-8; save the table as UTF-8"):
+        labels.learn(samples, "label", numbers=False)
 
 
 # JSON.

@@ -215,18 +215,14 @@ def values(
 ) -> np.ndarray:
     """The column `name` of `rows`, whose names are `ids`; `empty` in place of missing values.
 
-    ValueError: no such column, or rows without a value, or one of bytes that are no text, and no `empty`.
+    ValueError: no such column, or rows without a value and no `empty`.
     """
     if name not in dataset.column_names:
         raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(column_names(dataset))}")
     cells = cells_of(dataset.select(rows), name)
-    if empty is None:
-        missing = [sample for sample, cell in zip(ids, cells, strict=True) if cell is None]
-        if missing:
-            raise ValueError(f"{len(missing)} of {len(cells)} samples have no {name!r}, the first is {missing[0]}")
-        for sample, cell in zip(ids, cells, strict=True):
-            if isinstance(cell, str) and "\ufffd" in cell:  # what a reader puts in place of bytes that are none
-                raise ValueError(f"{name!r} of {sample} is {cell!r}: not UTF-8; save the table as UTF-8")
+    missing = [sample for sample, cell in zip(ids, cells, strict=True) if cell is None]
+    if missing and empty is None:
+        raise ValueError(f"{len(missing)} of {len(cells)} samples have no {name!r}, the first is {missing[0]}")
     return np.asarray([empty if cell is None else cell for cell in cells])
 
 
@@ -234,7 +230,7 @@ def cells(dataset: datasets.Dataset, name: str, rows: np.ndarray) -> np.ndarray:
     """The column `name` of `rows`; as objects if some are None, or lists or structs. ValueError: no such column."""
     if name not in dataset.column_names:
         raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(column_names(dataset))}")
-    found = list(dataset.select_columns([name]).select(rows)[name])
+    found = cells_of(dataset.select(rows), name)
     if not any(cell is None or isinstance(cell, list | dict) for cell in found):
         return np.asarray(found)
     array = np.empty(len(found), dtype=object)
@@ -249,7 +245,9 @@ def classes(dataset: datasets.Dataset, name: str) -> list[str] | None:
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
     if is_string(feature):
-        return in_order(names_of(_column(dataset, name).unique().to_pylist(), None, name))
+        cells = _column(dataset, name).unique().drop_null().to_pylist()
+        text = [cell for cell in cells if "\ufffd" not in cell]  # who asks for classes hears of others, pretraining not
+        return in_order(names_of(text, None, name))
     return None
 
 
