@@ -288,6 +288,10 @@ def test_json_as_a_list_of_objects_or_columns(tmp_path, value):
         ("a.jsonl", '{"text": "a"}\n["b"]\n', r"a\.jsonl, line 2 is no JSON object, as .*: \[\"b\"\]"),
         ("a.json", '{"text": ["a", "b"], "label": ["x"]}', r"a\.json holds neither a list of JSON objects nor columns"),
         ("a.json", "[1, 2]", r"a\.json holds neither a list"),
+        ("a.json", '{"a": ' * 5000, r"a\.json, line 1 is no JSON: maximum recursion depth"),
+        ("a.jsonl", '{"a": ' * 5000, r"a\.jsonl, line 1 is no JSON: maximum recursion depth"),
+        ("a.jsonl", "\n", r"a\.jsonl holds no JSON object with a name in it"),
+        ("a.json", "[{}]", r"a\.json holds no JSON object with a name in it"),
     ],
 )
 def test_lines_that_are_no_json_are_errors_with_their_number(tmp_path, name, text, message):
@@ -341,6 +345,17 @@ def test_paths_are_relative_to_the_table_from_any_working_directory(tmp_path, mo
         samples = heard(str(path), tmp_path)
         assert samples.ids == ["clips/a.wav"]
         np.testing.assert_array_equal(samples.wave(0), wanted)
+
+
+def test_paths_in_cells_of_json_are_relative_to_the_table(tmp_path, monkeypatch):
+    wave = tone(tmp_path / "data" / "a.wav")
+    tone(tmp_path / "elsewhere" / "a.wav", pitch=3000)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for cell in ({"path": "a.wav"}, {"path": "a.wav", "bytes": None}, {"path": "a.wav", "array": None}):
+        (tmp_path / "data" / "l.jsonl").write_text(json.dumps({"audio": cell}))
+        samples = heard(str(tmp_path / "data" / "l.jsonl"), tmp_path)
+        np.testing.assert_array_equal(samples.wave(0), wave)
+        assert samples.ids == ["a.wav"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -571,6 +586,9 @@ def test_the_column_of_words_holds_the_text(tmp_path):
     assert tables.media_column(texts(tmp_path / "a.csv"), "text") == "sentence"
     (tmp_path / "a.csv").write_text("sentence,title\nhello there,one\n")
     with pytest.raises(ValueError, match="no column holds text; the columns are sentence, title"):
+        tables.media_column(texts(tmp_path / "a.csv"), "text")
+    (tmp_path / "a.csv").write_text("label\n1\n2.5\n")
+    with pytest.raises(ValueError, match="no column holds text; the columns are label"):
         tables.media_column(texts(tmp_path / "a.csv"), "text")
 
 

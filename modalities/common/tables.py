@@ -53,7 +53,7 @@ def media_column(dataset: datasets.Dataset, kind: str) -> str:
         structs = [name for name, feature in features.items() if isinstance(feature, dict) and {*inner} & {*feature}]
         candidates = structs + [name for name in PATH_COLUMNS if name in strings]
     else:
-        worded = [name for name in strings if len(strings) == 1 or _has_words(dataset.data.column(name))]
+        worded = [name for name in strings if _has_words(dataset.data.column(name))]
         candidates = worded if len(worded) == 1 else []
     if not candidates:
         raise ValueError(
@@ -80,13 +80,22 @@ def file_paths(dataset: datasets.Dataset, name: str) -> list[str | None] | None:
     if is_string(dataset.features[name]):
         return cells_of(dataset, name)
     column = _column(dataset, name)
-    if not pa.types.is_struct(column.type) or {"bytes", "path"} - {field.name for field in column.type}:
-        return None
-    held = pc.struct_field(column, "bytes")
-    if held.null_count == 0:
+    held = _held(column)
+    if held is None or pc.all(held).as_py():
         return None
     paths = pc.struct_field(column, "path").to_pylist()
-    return [path if empty else None for path, empty in zip(paths, held.is_null().to_pylist(), strict=True)]
+    return [None if is_held else path for path, is_held in zip(paths, held.to_pylist(), strict=True)]
+
+
+def _held(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Which cells hold the media itself; None: no cell names a file."""
+    fields = {field.name for field in column.type} if pa.types.is_struct(column.type) else set()
+    if "path" not in fields:
+        return None
+    held = pa.chunked_array([pa.array(np.zeros(len(column), dtype=bool))])
+    for name in fields & {"bytes", "array"}:
+        held = pc.or_(held, pc.is_valid(pc.struct_field(column, name)))
+    return held
 
 
 def cells_of(dataset: datasets.Dataset, name: str) -> list[Any]:
@@ -307,7 +316,5 @@ def _holds_bytes(dataset: datasets.Dataset, name: str) -> bool:
     """Whether cells of a column are media, not paths to files."""
     if is_string(dataset.features[name]):
         return False
-    column = dataset.data.column(name)
-    if not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0:
-        return True
-    return pc.struct_field(column, "bytes").null_count < len(column)
+    held = _held(dataset.data.column(name))
+    return held is None or pc.any(held).as_py()
