@@ -96,7 +96,7 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def column(self, name: str) -> np.ndarray:
-        """(n,) values of a column of the data. ValueError: there is none of that name."""
+        """(n,) values of a column of the data, None where one is missing. ValueError: there is none of that name."""
         ...
 
     def view(self, indices: Iterable[int]) -> View:

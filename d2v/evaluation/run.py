@@ -13,7 +13,7 @@ from d2v.config.schema import Config
 from d2v.evaluation.load_encoder import open_encoder
 from d2v.evaluation.report import Finding, Subject, make_reports
 from d2v.evaluation.scoring import evaluate_encoder, evaluate_raw
-from d2v.evaluation.splits import EvaluationSplit, label_splits
+from d2v.evaluation.splits import EvaluationSplit, label_splits, labelled_data
 from d2v.evaluation.table import Row, average, markdown_table
 from d2v.files import check_folder, check_new, record_results, written
 from d2v.models.configuration import D2vConfig
@@ -30,11 +30,12 @@ class Splits(NamedTuple):
 
     def report_lines(self) -> list[str]:
         """What is said of the data."""
-        lines = self.train.samples.report.lines()
-        if self.test is not None:
-            lines = [*lines, *self.test.samples.report.lines()]
+        lines = []
+        for split in (self.train, self.test):
+            if split is not None:
+                lines += [*split.samples.report.lines(), *split.notes]
         if self.unread:
-            lines = [*lines, f"left out, cannot be read: {len(self.unread)}: {named(self.unread)}"]
+            lines.append(f"left out, cannot be read: {len(self.unread)}: {named(self.unread)}")
         return lines
 
 
@@ -156,7 +157,7 @@ def _check_reports(config: Config) -> None:
 
 def _data(config: Config) -> Any:
     """The modality's settings of the labelled data."""
-    return dataclasses.replace(config.data, path=config.evaluate.path or config.data.path)
+    return labelled_data(config.data, config.evaluate.path or config.data.path, config.evaluate.label)
 
 
 def open_splits(encoder: D2vModel, path: str, config: Config) -> Splits:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d2v.evaluation.class_names import class_names, complete, in_order, numbered
 from d2v.evaluation.features import readable_features
 from d2v.models.encoder import D2vModel
 from d2v.protocols import Samples
@@ -58,10 +59,15 @@ class HealthCheck:
 def _codes(samples: Samples, name: str, indices: np.ndarray, *, required: bool) -> Tensor | None:
     """A column as integers; None where it does not exist, is not complete, or has one value only."""
     try:
-        values = samples.column(name)[indices]
+        if required:
+            codes = np.unique(complete(samples, name)[indices], return_inverse=True)[1]
+        else:
+            every = class_names(samples, name)
+            names = [every[index] for index in indices]
+            codes = numbered(names, in_order(names, samples.classes))
     except ValueError as error:
         if required:
             raise ValueError(f"evaluate.group is {name!r}: {error}; evaluate.group='' takes none") from None
         return None
-    unique, codes = np.unique(values, return_inverse=True)
-    return torch.from_numpy(codes) if 1 < len(unique) < len(values) else None
+    complete_and_telling = codes.min() >= 0 and 0 < codes.max() < len(codes) - 1
+    return torch.from_numpy(codes) if complete_and_telling else None

@@ -1,6 +1,5 @@
 """One run of pretraining, from a config to an exported encoder; what a script does is parse, build, call."""
 
-import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from omegaconf import OmegaConf
 from d2v import files, plugins
 from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
+from d2v.evaluation.splits import labelled_data
 from d2v.objectives.common.objective import Objective
 from d2v.protocols import ScoredSplit
 from d2v.reading import Limit, Reader
@@ -125,7 +125,7 @@ def health_check(config: Config, modality, samples, folder: Path, reader: Reader
     """On the training samples, or on evaluate.path where that names labelled data."""
     evaluate = config.evaluate
     if evaluate.path:
-        data = dataclasses.replace(config.data, path=evaluate.path)
+        data = labelled_data(config.data, evaluate.path, evaluate.label)
         try:
             samples = modality.Samples(data, config.frontend, split=evaluate.train_split, folder=folder)
         except ValueError as error:  # which names data.path, where the data is that was asked for
@@ -145,7 +145,7 @@ def health_check(config: Config, modality, samples, folder: Path, reader: Reader
 def online_probe(config: Config, modality, folder: Path, reader: Reader) -> OnlineProbe:
     """k-NN on run.probe.path. ValueError: no usable samples or labels there."""
     probe = config.run.probe
-    data = dataclasses.replace(config.data, path=probe.path)
+    data = labelled_data(config.data, probe.path, probe.label)
 
     def samples(split: str):
         return modality.Samples(data, config.frontend, split=split, folder=folder)

@@ -25,6 +25,7 @@ from d2v.modalities.common.tables import KNOWN, file_paths, media_column, name_r
 
 __all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source"]
 EXPRESSION = re.compile(r"[\w.]+(\[[^]]*\])?(\+[\w.]+(\[[^]]*\])?)*")  # train[:100]+test
+METADATA = ("metadata.csv", "metadata.jsonl")
 DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", "requirements")  # about data
 
 
@@ -79,7 +80,7 @@ def notes(dataset: datasets.Dataset) -> list[str]:
 
 
 def _with_notes(dataset: datasets.Dataset, said: list[str]) -> datasets.Dataset:
-    dataset.info.description = "\n".join(said)
+    dataset.info.description = "\n".join(" ".join(note.split()) for note in said)  # names of files may hold line ends
     return dataset
 
 
@@ -133,9 +134,11 @@ def _open_files(
 
 def _tables(files: list[Path]) -> list[Path]:
     """The tables of the one kind that is meant: the first of TABLES that there is."""
-    others = set(files).difference(_metadata(files))
+    by_suffix: dict[str, list[Path]] = {}
+    for file in files:
+        by_suffix.setdefault(file.suffix.lower(), []).append(file)
     for suffix in TABLES:
-        some = [file for file in files if file.suffix.lower() == suffix and file in others]
+        some = [file for file in by_suffix.get(suffix, []) if file.name not in METADATA]
         if some:
             return some
     return []
@@ -143,7 +146,7 @@ def _tables(files: list[Path]) -> list[Path]:
 
 def _metadata(files: list[Path]) -> list[Path]:
     """What describes media files beside it."""
-    return [file for file in files if file.name in ("metadata.csv", "metadata.jsonl")]
+    return [file for file in files if file.name in METADATA]
 
 
 def _cut(dataset: datasets.Dataset, name: str, part: str) -> datasets.Dataset:
@@ -219,7 +222,7 @@ def _with_absolute_paths(dataset: datasets.Dataset, where: str, what: str, files
         folders[name] = []
         for file in map(Path, some):
             if file.suffix.lower() != ".parquet" or not file.is_file():
-                raise ValueError(f"{where} names files by paths, such as {paths[0]!r}, and does not bring them")
+                raise ValueError(f"{where} names files by paths, such as {next(filter(None, paths))!r}, and has none")
             folders[name] += [file.parent] * pq.read_metadata(file).num_rows
     places = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(some) for name, some in folders.items()})
     of_rows = itertools.chain(*(folders[part.splitname][part.from_ : part.to] for part in places))

@@ -4,7 +4,6 @@ B samples of a batch, C channels, S image size.
 """
 
 import io
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -94,7 +93,8 @@ class Samples:
         self._rows = np.flatnonzero(self._scan(ids))
         self.ids = [ids[row] for row in self._rows]
         self.report.usable = len(self._rows)
-        self.report.classes = self._count_classes()
+        if config.label in dataset.column_names:
+            self.report.count_classes(self.column(config.label), self.classes, config.label)
         if rows is None:
             self.report.check(config.max_bad_share, config.path)
 
@@ -109,8 +109,8 @@ class Samples:
             raise UnreadableError(_reason(error)) from error
 
     def column(self, name: str) -> np.ndarray:
-        """Values of a data column per usable sample. ValueError: there is none of that name."""
-        return tables.values(self._dataset, name, self._rows, self.ids)
+        """Values of a data column per usable sample, None for missing ones. ValueError: there is none of that name."""
+        return tables.cells(self._dataset, name, self._rows)
 
     def view(self, indices: Iterable[int]) -> View:
         """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S).
@@ -191,18 +191,6 @@ class Samples:
                     for remark in seen:
                         self.report.remarks.setdefault(remark, []).append(ids[row])
         return usable
-
-    def _count_classes(self) -> dict[str, int] | None:
-        """Usable samples per class; None without labels, or where some have none."""
-        name = self.config.label
-        if name not in self._dataset.column_names:
-            return None
-        values = list(self._dataset.select_columns([name]).select(self._rows)[name])
-        counts = Counter(values)
-        if self.classes is None:
-            return None if None in counts else {str(value): counts[value] for value in sorted(counts)}
-        by_code = isinstance(self._dataset.features[name], datasets.ClassLabel)
-        return {value: counts[code if by_code else value] for code, value in enumerate(self.classes)}
 
 
 def _reason(error: BaseException) -> str:

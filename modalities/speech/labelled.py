@@ -32,6 +32,8 @@ def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], sa
         return samples
 
     opened = labels.open_splits(data, train.seed, make, group=data.group)
+    for note in opened.notes:
+        say(note)
     dim = config.model.trunk.dim
     limit = Limit(bad_log, data.max_bad_share, len(opened.indices))
     batches = LabelledBatches(

@@ -66,8 +66,8 @@ class Samples:
         return len(self.ids)
 
     def column(self, name: str) -> np.ndarray:
-        """Values of a column per usable row. ValueError: no such column."""
-        return tables.values(self.dataset, name, self.corpus.rows, self.ids)
+        """Values of a column per usable row, None for missing ones. ValueError: no such column."""
+        return tables.cells(self.dataset, name, self.corpus.rows)
 
     def view(self, indices: Sequence[int]) -> View:
         """Rows as <s> ... </s>, cut to block_size, nothing hidden."""

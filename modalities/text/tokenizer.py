@@ -4,18 +4,21 @@ Always a fast one that puts <s> before and </s> after, with pad and mask tokens.
 """
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, BertWordPieceTokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, BertWordPieceTokenizer, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from d2v import files
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# Bytes of a word that merges are learned from at a time: the trainer's time grows with the square of a word's length
+LONG_WORD = Regex(r"[\s\S]{1000}")
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3 of a trained tokenizer, as RoBERTa has them; <mask> is last
 # What may serve as each special token, best first. Missing ones are added in the order of the keys: <mask> last.
 NAMES = {
@@ -44,7 +47,10 @@ def train(lines: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
         initial_alphabet=alphabet,
         show_progress=False,
     )
+    own = backend.pre_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence([own, pre_tokenizers.Split(LONG_WORD, "isolated")])
     backend.train_from_iterator(lines, trainer)
+    backend.pre_tokenizer = own
     return adapt(backend, {})
 
 
@@ -177,10 +183,30 @@ def copy(source: Path, target: Path) -> None:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, lines: list[str]) -> list[list[int]]:
-    """Ids of each line without special tokens, on all cores."""
+    """Ids of each line without special tokens, on all cores; the name of a special token in a line, <s>, is text."""
     # said aloud, it does not warn when workers fork later; they never tokenize
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(lines, add_special_tokens=False)]
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    try:
+        encoded = [encoding.ids for encoding in backend.encode_batch_fast(lines, add_special_tokens=False)]
+        special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        for row, ids in enumerate(encoded):
+            if not special.isdisjoint(ids):  # a vocabulary whose own pieces they are
+                encoded[row] = _apart(tokenizer, lines[row], special)
+    finally:
+        backend.encode_special_tokens = False
+    return encoded
+
+
+def _apart(tokenizer: PreTrainedTokenizerFast, line: str, special: set[int]) -> list[int]:
+    """Ids of a line in which the names of special tokens are cut behind their first letter."""
+    names = "|".join(re.escape(name) for name in tokenizer.all_special_tokens)
+    pieces = re.split(f"(?<=(?=(?:{names})).)", line)
+    ids: list[int] = []
+    for encoding in tokenizer.backend_tokenizer.encode_batch_fast(pieces, add_special_tokens=False):
+        ids += [number for number in encoding.ids if number not in special]
+    return ids
 
 
 def ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
