@@ -1,6 +1,7 @@
 """Text files and tokens as users have them: encodings, names of special tokens in a text, words without an end."""
 
 import json
+import os
 import random
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from d2v.modalities import text
+from d2v.modalities.common import sources
 from d2v.modalities.common.sources import TEXTS, open_source
 from d2v.modalities.text import tokenizer as tokenizers
 
@@ -17,6 +19,7 @@ LINES = [
     f"The {a} {b} {c} the sea, {n} times."
     for n, (a, b, c) in enumerate([("ship", "is", "on"), ("café", "faces", "über")] * 20)
 ]
+ZEROS = "no text: it holds zero bytes; save it as UTF-8"
 LITERALS = "<s> and </s>, <mask> <pad><unk> [CLS] [SEP]</s>"
 
 
@@ -41,7 +44,19 @@ def test_marks_of_byte_order_are_honoured(tmp_path, encoding):
 def test_bytes_that_are_no_text_are_bad_rows(tmp_path):
     (tmp_path / "a.txt").write_bytes("\n".join(LINES).encode() + b"\nbinary \0\0 rest of it\n")
     found = samples(tmp_path, tmp_path / "run").report
-    assert found.usable == len(LINES) and [why for _, why in found.unreadable] == ["no text: it holds zero bytes"]
+    assert found.usable == len(LINES) and [why for _, why in found.unreadable] == [ZEROS]
+    (tmp_path / "a.txt").write_bytes("\n".join(LINES).encode("utf-16-le"))  # no mark says so
+    with pytest.raises(ValueError, match=rf"none of the \d+ text samples of .* is usable: train:0: {ZEROS}"):
+        samples(tmp_path, tmp_path / "run")
+
+
+def test_what_is_no_file_is_named_and_skipped(tmp_path):
+    (tmp_path / "a.txt").write_text("a line\n")
+    os.mkfifo(tmp_path / "b.txt")
+    (tmp_path / "c.txt").symlink_to(tmp_path / "gone.txt")
+    dataset = open_source(str(tmp_path), "train", TEXTS, "text")
+    assert list(dataset["text"]) == ["a line"]
+    assert sources.notes(dataset) == ["skipped: 2 that are no files (b.txt, c.txt)"]
 
 
 def special_ids(tokenizer) -> set[int]:

@@ -35,6 +35,7 @@ class HealthCheck:
         self.indices = np.unique(np.linspace(0, len(samples) - 1, min(limit, len(samples))).astype(int))
         self.labels = _codes(samples, label, self.indices, required=False)
         self.groups = _codes(samples, group, self.indices, required=True) if group else None
+        self.read = self.indices  # the samples that the last check could read, for the student
 
     def __call__(
         self, student: D2vModel, teacher: D2vModel, device: torch.device
@@ -44,6 +45,7 @@ class HealthCheck:
         settings: tuple = (self.samples, self.batch_size, device)
         places["student"], of_student = read(student, *settings, indices=self.indices)
         places["teacher"], of_teacher = read(teacher, *settings, indices=self.indices, layer="last")
+        self.read = self.indices[places["student"]]
         arrays = {"student": of_student["last"], "teacher": of_teacher["last"], "local": of_student["local"]}
         features = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if not all(bool(x.isfinite().all()) for x in features.values()):

@@ -197,4 +197,4 @@ def _write_page(config: Config, loop: Loop, verdict: Verdict, report: list[str])
             f"d2v convert {folder}/export encoder.onnx",
         ],
     )
-    write_page(folder, summary, health.samples, health.indices, loop.features.get("student"))
+    write_page(folder, summary, health.samples, health.read, loop.features.get("student"))

@@ -18,7 +18,7 @@ from d2v.modalities.common import table_files
 from d2v.modalities.common.encodings import encoding_of
 from d2v.modalities.common.folders import is_ignored, walk, with_names
 from d2v.modalities.common.joining import join
-from d2v.modalities.common.kinds import AUDIO, CURES, IMAGES, TABLES, TEXTS, UNNAMED, extension, is_of, summary
+from d2v.modalities.common.kinds import AUDIO, CURES, IMAGES, TABLES, TEXTS, UNNAMED, extension, is_of, named, summary
 from d2v.modalities.common.media import media_files
 from d2v.modalities.common.splits import choose
 from d2v.modalities.common.tables import KNOWN, file_paths, media_column, name_rows, with_folders
@@ -116,10 +116,17 @@ def _open_files(
     tables = _tables(files)
     if not wanted or (tables and all(file.stem.lower() in DOCUMENTS for file in wanted)):
         wanted = tables
+    gone: list[Path] = []
+    if extensions == TEXTS or wanted is tables:  # of media, what cannot be read is counted one by one
+        gone = [file for file in wanted if not file.is_file()]
+        if gone:
+            wanted = [file for file in wanted if file not in gone]
+            said = [*said, f"skipped: {len(gone)} that are no files ({named(gone)})"]
     if not wanted:
         raise ValueError(f"data.path {root} has no {what} files: {_there_is(files, extensions, what, said)}")
-    others = sorted(set(files).difference(wanted, _metadata(files)))
-    left = [file for file in others if file.suffix in TEXTS or file.stem.lower() not in DOCUMENTS]
+    others = set(files).difference(wanted, _metadata(files))
+    left = [file for file in sorted(others) if file.suffix in TEXTS or file.stem.lower() not in DOCUMENTS]
+    left = [file for file in left if file not in gone]
     parts = []
     for one in split.split("+") if EXPRESSION.fullmatch(split) else [split]:
         name = one.partition("[")[0] if one.endswith("]") else one

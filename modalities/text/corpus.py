@@ -131,7 +131,7 @@ def _fault(text: Any) -> str | None:
     if not isinstance(text, str):
         return f"{type(text).__name__} instead of text"
     if "\0" in text:
-        return "no text: it holds zero bytes"
+        return "no text: it holds zero bytes; save it as UTF-8"
     return "not UTF-8" if "\ufffd" in text else None  # what a reader puts in place of bytes that are none
 
 
