@@ -10,6 +10,7 @@ from d2v import plugins
 from d2v.config.bases import composed, origin
 from d2v.config.checks import _check_fields, check_keys
 from d2v.config.differences import changes
+from d2v.config.given import given
 from d2v.config.schema import RESULT_SECTIONS, SECTIONS, Config, ModelConfig, RunConfig, TrainConfig
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
 from d2v.files import written
@@ -18,7 +19,10 @@ from d2v.models.transformer import TrunkConfig
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """The Config of a YAML file and `key=value` overrides. ValueError: what is wrong with them, with a suggestion."""
-    return from_dict(load_values(path, overrides), str(path))
+    values = load_values(path, overrides)
+    config = from_dict(values, str(path))
+    config.given = given(path, overrides or [], values)
+    return config
 
 
 def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:

@@ -4,7 +4,9 @@ Sections say what they may change: model, data, objective and train the result; 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
@@ -122,6 +124,7 @@ class OneModality:
 
     model: ModelConfig
     run: RunConfig
+    given: Mapping[str, str] = MappingProxyType({})  # no setting: where settings were given, see d2v/config/given.py
 
     @property
     def modality(self) -> str:

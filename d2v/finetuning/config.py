@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from d2v import plugins
 from d2v.config.checks import check_keys
+from d2v.config.given import given
 from d2v.config.loading import load_values, modality_of, typed
 from d2v.config.schema import ModelConfig, OneModality, RunConfig, TrainConfig
 from d2v.models.transformer import TrunkConfig
@@ -68,8 +69,8 @@ class FinetuneConfig(OneModality):
     run: RunConfig
 
 
-def read_values(argv: list[str]) -> dict:
-    """The settings of `CONFIG [model=PATH] key=value ...` as plain dictionaries.
+def read_values(argv: list[str]) -> tuple[dict, list[str]]:
+    """The settings of `CONFIG [model=PATH] key=value ...` as plain dictionaries, and its overrides.
 
     ValueError: whatever is wrong with their form.
     """
@@ -84,7 +85,7 @@ def read_values(argv: list[str]) -> dict:
         overrides.append(f"train.init_from={value}" if key == "model" else argument)
     values = load_values(argv[0], overrides)
     check_keys(values, SECTIONS, "", argv[0])
-    return values
+    return values, overrides
 
 
 def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledTask]:
@@ -92,7 +93,7 @@ def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledT
 
     ValueError: whatever is wrong with it, or another modality than `modality`, where that is given.
     """
-    values = read_values(argv)
+    values, overrides = read_values(argv)
     name = modality_of(values, argv[0])
     if modality and name != modality:
         raise ValueError(f"{argv[0]} is a config for {name}; this script fine-tunes {modality}")
@@ -107,6 +108,7 @@ def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledT
     }
     built = typed(parts, OmegaConf.create(values), "", argv[0])
     config = FinetuneConfig(**{**built, "model": ModelConfig(**built["model"])})
+    config.given = given(argv[0], overrides, values)
     if not config.run.dir:
         raise ValueError("run.dir is required: the folder that this run writes to, e.g. run.dir=runs/first")
     for name in OF_PRETRAINING:
