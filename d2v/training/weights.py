@@ -51,9 +51,9 @@ def read_weights(path: Path, setting: str = "train.init_from") -> Weights:
 
 
 def read_encoder(source: str | Path, config: PreTrainedConfig) -> D2vModel:
-    """The encoder of a folder or Hub name with this config, of a task model without its head; a stock one of transformers becomes ours.
+    """The encoder of a folder or Hub name with this config, of a task model without its head.
 
-    ValueError: no whole model there, or none that can become one of ours.
+    A stock one of transformers becomes ours. ValueError: no whole model there, or none that can become one of ours.
     """
     if not isinstance(config, D2vConfig):
         model = from_transformers(source)
