@@ -6,6 +6,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from d2v.interop.renaming import read_checkpoint
+
 log = logging.getLogger(__name__)
 FILES = ("preprocessor_config.json", "processor_config.json")  # in which transformers keeps one
 
@@ -15,6 +17,13 @@ def of_run(source: Path) -> dict[str, Any]:
     path = source / "config.yaml"
     values = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else None
     return (values.get("data") or {}) if isinstance(values, dict) else {}
+
+
+def of_fairseq(source: Path) -> dict[str, Any]:
+    """The task's settings of a fairseq checkpoint; empty: it is none, or has none. ValueError: it cannot be read."""
+    cfg = read_checkpoint(source).get("cfg") if source.is_file() else None
+    task = cfg.get("task") if isinstance(cfg, dict) else None
+    return task if isinstance(task, dict) else {}
 
 
 def preprocessor(auto: Any, source: Path) -> Any | None:
