@@ -19,9 +19,8 @@ from d2v.models.transformer import TrunkConfig
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """The Config of a YAML file and `key=value` overrides. ValueError: what is wrong with them, with a suggestion."""
-    values = load_values(path, overrides)
-    config = from_dict(values, str(path))
-    config.given = given(path, overrides or [], values)
+    config = from_dict(load_values(path, overrides), str(path))
+    config.given = given(path, overrides or [])
     return config
 
 

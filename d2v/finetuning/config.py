@@ -108,7 +108,7 @@ def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledT
     }
     built = typed(parts, OmegaConf.create(values), "", argv[0])
     config = FinetuneConfig(**{**built, "model": ModelConfig(**built["model"])})
-    config.given = given(argv[0], overrides, values)
+    config.given = given(argv[0], overrides)
     if not config.run.dir:
         raise ValueError("run.dir is required: the folder that this run writes to, e.g. run.dir=runs/first")
     for name in OF_PRETRAINING:

@@ -12,7 +12,7 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.objectives.common.objective import Objective
 from d2v.training.inherited import Origin, Say, former_run, resized, resumes, take_architecture, take_data
-from d2v.training.weights import ENCODERS, TEACHER, Weights, read_weights
+from d2v.training.weights import ENCODERS, STUDENT, Weights, read_weights
 
 
 def adopt(config: OneModality, path: str, folder: Path, say: Say, *, setting: str, resizable: bool) -> Weights | None:
@@ -51,7 +51,7 @@ def start_from(objective: Objective, path: str | Path, config: Config, source: W
     _check_architecture(source.encoder, config, path)
     heads = {name for name in objective.state_dict() if not name.startswith(ENCODERS)}
     brought = heads if _brings_heads(source, objective, config.objective, heads) else set()
-    sides = ENCODERS if len(objective.teacher) else tuple(side for side in ENCODERS if side != TEACHER)
+    sides = ENCODERS if len(objective.teacher) else (STUDENT,)
     state = {name: value for name, value in source.state.items() if name.startswith(sides) or name in brought}
     _check_weights(objective, state, heads, path)
     weights = objective.state_dict()
@@ -59,14 +59,15 @@ def start_from(objective: Objective, path: str | Path, config: Config, source: W
         for name, value in state.items():
             weights[name].copy_(value)
     return [
-        f"starts from {path}: {', '.join(['student', 'teacher', *_parts(brought)])}",
+        f"starts from {path}: {', '.join([*(side.partition('.')[0] for side in sides), *_parts(brought)])}",
         f"starts anew: {', '.join([*_parts(heads - brought), 'optimizer, step, learning rate and EMA decay'])}",
     ]
 
 
 def _parts(names: set[str]) -> list[str]:
-    """The parts of an objective that weights lie in, sorted."""
-    return sorted({name.partition(".")[0] for name in names})
+    """The parts of an objective, beside its encoders, that weights lie in, sorted."""
+    inner = {name.removeprefix("student.").removeprefix("teacher.") for name in names}
+    return sorted({name.partition(".")[0] for name in inner})
 
 
 def _brings_heads(source: Weights, objective: Objective, settings: Any, heads: set[str]) -> bool:
