@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
         "weights": fingerprint(encoder),
         "rows": len(rows),
         "data": data_settings,
+        "frontend": dataclasses.asdict(frontend),  # images may be read at another size
         "embed": dataclasses.asdict(config.embed),
     }
     with locked(out.with_name(f"{out.name}.parts")):

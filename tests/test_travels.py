@@ -19,21 +19,15 @@ from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from tiny import MODALITIES, ROOT
 
 from d2v import plugins
-from d2v.config.given import COMMAND_LINE
 from d2v.config.loading import load_config
 from d2v.evaluation.features import pooled_features
-from d2v.evaluation.load_encoder import open_model
-from d2v.evaluation.run import open_splits
 from d2v.finetuning.config import load as load_tuning
 from d2v.interop.fairseq import load_fairseq, save_fairseq
-from d2v.modalities.common import feeding
 from d2v.modalities.image.frontend import sincos
 from d2v.modalities.text import tokenizer as tokenizers
 from d2v.models.configuration import D2vConfig
-from d2v.models.encoder import D2vModel, with_frontend
-from d2v.training.init_from import adopt, bring_preparation
+from d2v.models.encoder import D2vModel
 from d2v.training.loop import Loop
-from d2v.training.pretraining import online_probe
 from scripts import convert, embed, evaluate, finetune, pretrain
 
 # What each run is fed with, none of which is a default, and another value of one of them.
@@ -43,6 +37,7 @@ FED = {
     "text": {"block_size": 24},
 }
 OTHER = {"image": ("mean", [0.5], [0.2]), "speech": ("normalize", True, False), "text": ("tokenizer", "TOKENIZER", "")}
+COMMAND_LINE = "the command line"
 TRUNK = {"dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64}
 WORDS = ["a", "run", "of", "words", "that", "say", "nothing", "is", "read", "as", "it", "was", "written", "before"]
 
@@ -168,6 +163,9 @@ def test_embedding_reads_as_pretraining_did(modality, place, runs, data, tmp_pat
 @pytest.mark.parametrize("place", ["run folder", "student", "checkpoint"])
 def test_evaluation_reads_as_pretraining_did(modality, place, runs, data, tmp_path):
     model, weights = places(runs[modality])[place]
+    from d2v.evaluation.load_encoder import open_model
+    from d2v.evaluation.run import open_splits
+
     path = written(tmp_path / "bare.yaml", modality, data={"path": str(data[modality])}, evaluate={"test_split": ""})
     config, encoder = load_config(path), D2vModel.from_pretrained(runs[modality] / weights)
     opened = open_model(config, str(model), print)
@@ -226,6 +224,9 @@ def test_going_on_reads_as_pretraining_did_and_resumes_without_its_source(modali
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_the_probe_of_a_run_reads_as_the_model_was_fed(modality, runs, data, tmp_path):
+    from d2v.training.init_from import adopt, bring_preparation
+    from d2v.training.pretraining import online_probe
+
     probe = {"probe": {"path": str(data[modality])}}
     path = written(tmp_path / "bare.yaml", modality, data={"path": str(data[modality])}, run=probe)
     more = ["data.min_block=2"] if modality == "image" else []
@@ -554,6 +555,13 @@ def test_an_unfinished_run_names_its_checkpoint(runs, data, tmp_path):
 # Images of another size.
 
 
+def with_frontend(*given) -> D2vModel:
+    """A model with other settings of its frontend."""
+    from d2v.models import encoder
+
+    return encoder.with_frontend(*given)
+
+
 def encoder_of(size: int, **frontend) -> D2vModel:
     torch.manual_seed(0)
     settings = {"image_size": size, "patch_size": 4, "channels": 1, **frontend}
@@ -654,4 +662,6 @@ def test_where_a_setting_was_given(tmp_path):
 
 
 def test_a_run_s_own_config_says_how_it_was_fed(runs):
+    from d2v.modalities.common import feeding
+
     assert feeding.of_run(runs["image"])["mean"] == [0.2] and feeding.of_run(runs["image"] / "export") == {}

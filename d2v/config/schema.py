@@ -54,7 +54,9 @@ class TrainConfig:
     )
     max_bad_steps: int = setting(10, "The run stops after so many non-finite steps in a row.", least=1)
     init_from: str = setting(
-        "", "An export, a run folder or a fairseq checkpoint to go on from; optimizer, step and rates start anew."
+        "",
+        "An export, a run folder, a checkpoint in one, a folder of transformers or a fairseq checkpoint to go on from, "
+        "which brings its architecture; optimizer, step and rates start anew.",
     )
     update_teacher: bool = setting(True, "false: a teacher frozen at its random init, the control of an experiment.")
 
