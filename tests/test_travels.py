@@ -179,6 +179,18 @@ def test_evaluation_reads_as_pretraining_did(modality, place, runs, data, tmp_pa
     assert json.loads(table.read_text())["rows"]
 
 
+def test_a_table_lies_beside_the_model(runs, data, tmp_path):
+    shutil.copytree(runs["image"], tmp_path / "run")
+    path = written(tmp_path / "bare.yaml", "image", data={"path": str(data["image"])}, evaluate={"test_split": ""})
+    settings = ["evaluate.k=[2]", "evaluate.probe=false", "evaluate.random_seeds=0", "evaluate.raw=false"]
+    for model in ("run", "run/checkpoints/00000001"):
+        evaluate.main([path, f"model={tmp_path / model}", *settings])
+    found = {file.name for file in (tmp_path / "run" / "evaluation").glob("*.json")}
+    assert found == {"export_layer-last.json", "00000001_layer-last.json"}
+    with pytest.raises(ValueError, match=r"export_layer-last.json exists; run.overwrite=true replaces it"):
+        evaluate.main([path, f"model={tmp_path / 'run' / 'export'}", *settings])
+
+
 def expected_once(modality, runs, encoder):
     if encoder not in _known:
         _known[encoder] = expected(modality, runs[modality], encoder)

@@ -18,6 +18,7 @@ from d2v.evaluation.table import Row, average, markdown_table
 from d2v.files import check_folder, check_new, record_results, written
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
+from d2v.training.weights import folder_of_model, home, is_checkpoint
 
 
 class Splits(NamedTuple):
@@ -172,8 +173,11 @@ def open_splits(opened: Opened, config: Config) -> Splits:
 
 def result_file(model: str, config: Config, in_run: bool) -> Path:
     """Where the result goes: evaluation/ in run.dir, beside the model, or in this folder for a name on the Hub."""
-    name = "_".join([Path(model).name, f"layer-{config.evaluate.layer}", *config.evaluate.reports]) + ".json"
+    path = folder_of_model(Path(model))
+    name = "_".join([path.name, f"layer-{config.evaluate.layer}", *config.evaluate.reports]) + ".json"
     if in_run:
         return Path(config.run.dir) / "evaluation" / name
-    place = Path(model).resolve().parent if Path(model).exists() else Path()
+    if is_checkpoint(path):
+        return home(path) / "evaluation" / name
+    place = path.resolve().parent if path.exists() else Path()
     return place / "evaluation" / name

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
 from d2v import plugins
+from d2v.config.bases import read_yaml
 from d2v.config.given import COMMAND_LINE
 from d2v.config.schema import OneModality
 from d2v.interop.fidelity import FREE, RESIZED
@@ -36,7 +35,7 @@ class Origin(NamedTuple):
 def former_run(folder: Path) -> dict[str, Any] | None:
     """The settings of the run that is in a folder already, of which what it was begun with may be gone; None: none."""
     saved = folder / CONFIG
-    return OmegaConf.to_container(OmegaConf.load(saved)) if saved.is_file() else None  # type: ignore[return-value]
+    return read_yaml(saved) if saved.is_file() else None
 
 
 def resumes(folder: Path) -> bool:

@@ -6,11 +6,11 @@ An export, a run's folder or one of its checkpoints, a folder of transformers, a
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from d2v.config.bases import read_yaml
 from d2v.config.loading import from_dict
 from d2v.interop.fairseq import load_fairseq
 from d2v.interop.huggingface import from_transformers
@@ -20,6 +20,7 @@ from d2v.models.encoder import D2vModel
 from d2v.training.checkpoint import MANIFEST, damage
 from d2v.training.run_folder import CONFIG, EXPORT
 
+WEIGHTS = "model.safetensors"
 STUDENT, TEACHER = ENCODERS = ("student.encoder.", "teacher.encoder.")  # how the names of their weights begin
 
 
@@ -75,7 +76,7 @@ def home(path: Path) -> Path:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether this is a checkpoint in a run's folder."""
-    return (path / MANIFEST).is_file() and (path.parent.parent / CONFIG).is_file()
+    return all((path / name).is_file() for name in (MANIFEST, WEIGHTS)) and (path.parent.parent / CONFIG).is_file()
 
 
 def checkpoint_of(path: Path) -> str:
@@ -87,17 +88,21 @@ def checkpoint_of(path: Path) -> str:
 def _of_checkpoint(path: Path) -> Weights:
     """ValueError: it is damaged, or one of fine-tuning."""
     run = path.parent.parent
-    values = OmegaConf.to_container(OmegaConf.load(run / CONFIG))
-    if not isinstance(values, dict) or "objective" not in values:
+    values = read_yaml(run / CONFIG)
+    if "objective" not in values:
         raise ValueError(f"{path} is no checkpoint of pretraining; give the run's export, {run / EXPORT}")
     fault = damage(path)
     if fault:
         raise ValueError(f"{path} is damaged: {fault}")
-    config, state = from_dict(values, str(run / CONFIG)), load_file(path / "model.safetensors")
+    config, state = from_dict(values, str(run / CONFIG)), load_file(path / WEIGHTS)
     encoder = D2vModel(D2vConfig(config.model.frontends, config.model.trunk)).eval()
     side = TEACHER if any(name.startswith(TEACHER) for name in state) else STUDENT
     own = {name.removeprefix(side): value for name, value in state.items() if name.startswith(side)}
-    encoder.load_state_dict(own)
+    try:
+        encoder.load_state_dict(own)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} does not fit {run / CONFIG}, which was changed: {reason}") from None
     return Weights(encoder, _twice(encoder).state | state, config.objective)
 
 

@@ -4,8 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from d2v.config.bases import read_yaml
 from d2v.interop.renaming import read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -13,10 +12,9 @@ FILES = ("preprocessor_config.json", "processor_config.json")  # in which transf
 
 
 def of_run(source: Path) -> dict[str, Any]:
-    """The section data of a run by its folder; empty: it is no run's."""
+    """The section data of a run by its folder; empty: it is no run's. ValueError: it cannot be read."""
     path = source / "config.yaml"
-    values = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else None
-    return (values.get("data") or {}) if isinstance(values, dict) else {}
+    return read_yaml(path).get("data") or {} if path.is_file() else {}
 
 
 def of_fairseq(source: Path) -> dict[str, Any]:

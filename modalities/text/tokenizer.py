@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from tokenizers import AddedToken, BertWordPieceTokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
 from d2v import files
+from d2v.config.bases import read_yaml
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # files that make a tokenizer
@@ -189,7 +189,7 @@ def same(name: str, place: str) -> bool:
     """Whether two tokenizers turn text into the same ids. ValueError: `name` is none."""
     run = Path(place).parent if Path(place).name in ("student", "tokenizer") else Path(place)
     for saved in (run / "pretraining.yaml", run / "config.yaml"):  # it may have been named so, and not be at hand
-        if saved.is_file() and OmegaConf.load(saved).data.tokenizer == name:
+        if saved.is_file() and (read_yaml(saved).get("data") or {}).get("tokenizer") == name:
             return True
     return load(name).backend_tokenizer.to_str() == load(place).backend_tokenizer.to_str()
 
