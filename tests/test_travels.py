@@ -673,6 +673,19 @@ def test_where_a_setting_was_given(tmp_path):
     assert tuned.given["train.init_from"] == COMMAND_LINE and tuned.given["data.mean"] == base
 
 
+def test_the_processor_of_an_export_of_letters_says_how_waves_were_scaled(tmp_path):
+    from d2v.modalities.common import feeding
+
+    (tmp_path / "vocab.json").write_text(json.dumps({"<pad>": 0, "|": 1, "<unk>": 2, "a": 3}))
+    letters = hf.Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json"))
+    extractor = hf.Wav2Vec2FeatureExtractor(sampling_rate=8000, do_normalize=False)
+    hf.Wav2Vec2Processor(extractor, letters).save_pretrained(tmp_path / "export")
+    assert feeding.preprocessor(hf.AutoFeatureExtractor, tmp_path / "export").do_normalize is False
+    data = plugins.load("d2v.modalities", "speech").DataConfig()
+    plugins.load("d2v.modalities", "speech").inherit(data, tmp_path / "export", None)
+    assert data.normalize is False
+
+
 def test_a_run_s_own_config_says_how_it_was_fed(runs):
     from d2v.modalities.common import feeding
 

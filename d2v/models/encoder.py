@@ -124,7 +124,7 @@ def with_frontend(encoder: D2vModel, modality: str, settings: dict[str, Any]) ->
 
     ValueError, RuntimeError: there is no such frontend, or the weights cannot be made to fit.
     """
-    config = copy.deepcopy(encoder.config)
+    config: Any = copy.deepcopy(encoder.config)
     config.frontends[modality] |= settings
     with torch.random.fork_rng(devices=[]):  # a run in progress would miss the numbers that building draws
         other = D2vModel(config)
@@ -135,7 +135,7 @@ def with_frontend(encoder: D2vModel, modality: str, settings: dict[str, Any]) ->
             new.resize_from(old)
         else:
             new.load_state_dict(old.state_dict())
-    return other.to(encoder.dtype).train(encoder.training)
+    return other.to(dtype=encoder.dtype).train(encoder.training)
 
 
 def _repeated(x: Tensor | None, num_rows: int) -> Tensor | None:

@@ -22,6 +22,7 @@ def adopt(config: OneModality, path: str, folder: Path, say: Say, *, setting: st
     it cannot be had, reads another modality, or the command line gives another architecture.
     """
     origin, weights = Origin(setting, path), None
+    model: Any
     if resumes(folder):  # it has its own copy, and what it started from may be gone
         former = former_run(folder)
         assert former is not None

@@ -57,8 +57,9 @@ def read_encoder(source: str | Path, config: PreTrainedConfig) -> D2vModel:
     A stock one of transformers becomes ours. ValueError: no whole model there, or none that can become one of ours.
     """
     if not isinstance(config, D2vConfig):
-        model = from_transformers(source)
-        return model if isinstance(model, D2vModel) else model.base_model
+        encoder = from_transformers(source).base_model  # itself where it has no head
+        assert isinstance(encoder, D2vModel)
+        return encoder
     if not config.frontends:
         raise ValueError("no encoder of d2v: its config.json names no frontends")
     return load_whole(D2vModel, source, lambda name: not name.startswith(("frontends.", "trunk.")), config=config)
