@@ -169,6 +169,7 @@ def test_evaluation_reads_as_pretraining_did(modality, place, runs, data, tmp_pa
     path = written(tmp_path / "bare.yaml", modality, data={"path": str(data[modality])}, evaluate={"test_split": ""})
     config, encoder = load_config(path), D2vModel.from_pretrained(runs[modality] / weights)
     opened = open_model(config, str(model), print)
+    assert config.data == load_config(path).data  # another model may have been fed otherwise
     (train, _) = open_splits(opened, config)
     found = pooled_features(opened.encoder, train.samples, 1)["last"]
     for name, features in zip(train.samples.ids, found, strict=True):
