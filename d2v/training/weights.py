@@ -95,7 +95,7 @@ def _of_checkpoint(path: Path) -> Weights:
     fault = damage(path)
     if fault:
         raise ValueError(f"{path} is damaged: {fault}")
-    config, state = from_dict(values, str(run / CONFIG)), load_file(path / WEIGHTS)
+    config, state = from_dict(values, str(run / CONFIG), ours=False), load_file(path / WEIGHTS)
     encoder = D2vModel(D2vConfig(config.model.frontends, config.model.trunk)).eval()
     side = TEACHER if any(name.startswith(TEACHER) for name in state) else STUDENT
     own = {name.removeprefix(side): value for name, value in state.items() if name.startswith(side)}
