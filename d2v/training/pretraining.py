@@ -15,11 +15,10 @@ from d2v.evaluation.splits import labelled_data
 from d2v.objectives.common.objective import Objective
 from d2v.protocols import ScoredSplit
 from d2v.reading import Limit, Reader
-from d2v.training.checkpoint import checkpoints_in
 from d2v.training.export import export, measured, model_card
 from d2v.training.forecast import where
 from d2v.training.health import HealthCheck
-from d2v.training.init_from import bring_preparation, start_from
+from d2v.training.init_from import adopt, bring_preparation, start_from
 from d2v.training.loop import Loop
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.page import Summary, write_page
@@ -80,7 +79,12 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     """
     folder, train, run = Path(config.run.dir), config.train, config.run
     with accelerator.main_process_first():
-        bring_preparation(config, folder)
+        source = None
+        if train.init_from:
+            source = adopt(
+                config, train.init_from, folder, accelerator.print, setting="train.init_from", resizable=False
+            )
+        bring_preparation(config, folder, accelerator.print)
         folder.mkdir(parents=True, exist_ok=True)
         modality.prepare(config.data, config.frontend, folder, train.seed)
         check_settings(folder, config.as_dict(), run.resume)
@@ -94,8 +98,8 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
 
     set_seed(train.seed)
     objective = build_objective(config, len(samples))
-    if train.init_from and not checkpoints_in(folder / "checkpoints"):
-        accelerator.print("\n".join(start_from(objective, train.init_from, config)))
+    if source is not None:
+        accelerator.print("\n".join(start_from(objective, train.init_from, config, source)))
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
     size = f"{num_parameters(objective) / 1e6:.2f} M parameters"
     accelerator.print(f"encoder: {size}; {train.steps} steps of {train.batch_size} samples")

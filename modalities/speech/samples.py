@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import Wav2Vec2FeatureExtractor
+from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
 
-from d2v.modalities.common import sources, tables
+from d2v.modalities.common import feeding, sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.windows import Window, counted, cut
 from d2v.modalities.speech import audio, synth
@@ -265,4 +265,12 @@ def feature_extractor(data: ReadConfig, frontend: FrontendConfig) -> Wav2Vec2Fea
 
 
 def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
-    """Nothing of the data is learned that weights depend on."""
+    """Weights are of waves as they were scaled: fills normalize, where `source` says it.
+
+    ValueError: its preprocessor cannot be read.
+    """
+    trained = former or feeding.of_run(source) or feeding.of_fairseq(source)
+    if "normalize" not in trained:
+        found = feeding.preprocessor(AutoFeatureExtractor, source)
+        trained = {} if found is None else {"normalize": found.do_normalize}
+    data.normalize = bool(trained.get("normalize", data.normalize))

@@ -3,9 +3,11 @@
 Always a fast one that puts <s> before and </s> after, with pad and mask tokens.
 """
 
+import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,12 +15,16 @@ from pathlib import Path
 from tokenizers import AddedToken, BertWordPieceTokenizer, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils.hub import cached_file
 
 from d2v import files
+from d2v.config.bases import read_yaml
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # Bytes of a word that merges are learned from at a time: the trainer's time grows with the square of a word's length
 LONG_WORD = Regex(r"[\s\S]{1000}")
+# files that make a tokenizer
+WHOLE: tuple[set[str], ...] = ({FILES[0]}, {"vocab.json", "merges.txt"}, {"vocab.txt"})
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3 of a trained tokenizer, as RoBERTa has them; <mask> is last
 # What may serve as each special token, best first. Missing ones are added in the order of the keys: <mask> last.
 NAMES = {
@@ -170,6 +176,41 @@ def read(folder: Path) -> PreTrainedTokenizerFast:
             f"{folder} has no tokenizer: looked for {folder / 'tokenizer' / FILES[0]} and {folder / FILES[0]}"
         )
     return PreTrainedTokenizerFast.from_pretrained(place)
+
+
+def of(folder: Path, name: str | None) -> PreTrainedTokenizerFast:
+    """The tokenizer of a run or export, or else the one of this name. ValueError: there is neither."""
+    return load(name) if name and find(folder) is None else read(folder)
+
+
+def of_model(source: Path) -> str | None:
+    """What `load` takes for the tokenizer of a run, an export, a folder of transformers or a Hub name; None: none."""
+    for place in (source / "export", source, source / "tokenizer"):
+        names = {file.name for file in place.iterdir()} if place.is_dir() else set()
+        if any(files_of_one <= names for files_of_one in WHOLE):
+            return str(place)
+    if source.exists() or len(source.parts) > 2 or source.is_absolute():
+        return None
+    try:
+        return str(source) if cached_file(str(source), FILES[0]) else None
+    except OSError:
+        return None
+
+
+def same(name: str, place: str) -> bool:
+    """Whether two tokenizers turn text into the same ids. ValueError: `name` is none."""
+    run = Path(place).parent if Path(place).name in ("student", "tokenizer") else Path(place)
+    for saved in (run / "pretraining.yaml", run / "config.yaml"):  # it may have been named so, and not be at hand
+        if saved.is_file() and (read_yaml(saved).get("data") or {}).get("tokenizer") == name:
+            return True
+    return load(name).backend_tokenizer.to_str() == load(place).backend_tokenizer.to_str()
+
+
+def longest(place: str) -> int:
+    """The most tokens that the model of a tokenizer reads; a very large number where the tokenizer does not say."""
+    config = Path(place) / FILES[1]
+    found = json.loads(config.read_text()).get("model_max_length") if config.is_file() else None
+    return int(found) if found else sys.maxsize
 
 
 def copy(source: Path, target: Path) -> None:
