@@ -27,6 +27,12 @@ def labelled_data(data: Any, path: Any, label: str) -> Any:
         return dataclasses.replace(data, path=path, label=label)
     return dataclasses.replace(data, path=path)
 
+    def some(self, places: np.ndarray) -> "EvaluationSplit":
+        """Those at some of the N places."""
+        groups = None if self.groups is None else self.groups[places]
+        labels = self.labels[places] if len(self.labels) else self.labels
+        return EvaluationSplit(self.samples, self.indices[places], labels, groups)
+
 
 def label_splits(
     train: Samples, test: Samples | None, config: EvaluateConfig
