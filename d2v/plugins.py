@@ -4,6 +4,8 @@ import importlib
 import pkgutil
 from types import ModuleType
 
+from d2v.settings import shortened
+
 CONTRACTS = {
     "d2v.modalities": (
         "FrontendConfig",
@@ -30,14 +32,16 @@ def load(family: str, name: str) -> ModuleType:
     """
     path = name if "." in name else f"{family}.{name}"
     try:
-        module = importlib.import_module(path)
+        module = importlib.import_module(path) if all(map(str.isidentifier, path.split("."))) else None
     except ModuleNotFoundError as error:
         if error.name is None or not path.startswith(error.name):  # it exists, and something that it imports does not
             raise
+        module = None
+    if module is None:
         raise ValueError(
-            f"{family} has no {name!r}; it has {', '.join(available(family))}, "
+            f"{family} has no {shortened(name)}; it has {', '.join(available(family))}, "
             "or give the dotted name of your own package"
-        ) from None
+        )
     missing = [part for part in CONTRACTS[family] if part not in vars(module)]
     if missing:
         raise ValueError(f"{path} is no plug-in of {family}: it does not export {', '.join(missing)}")

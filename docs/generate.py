@@ -21,13 +21,11 @@ from typing import Any
 import d2v
 from d2v import plugins
 from d2v.config.schema import Config
-from d2v.settings import default_of
+from d2v.settings import default_of, type_name
 
 DOCS = Path(__file__).resolve().parent
 HEAD = "<!-- Made by docs/generate.py: change the code, then run it. -->\n\n"
 COLUMNS = "| key | default | may be | |\n|---|---|---|---|\n"
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-PLURALS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
 @dataclass(frozen=True)
@@ -144,15 +142,6 @@ def may_be(one: Field, kind: Any) -> str:
         start = "a list" if allowed.count is None else f"a list of {allowed.count}"
         return start if ends == "a finite number" else f"{start}, each {ends}"
     return f"{ends}, or null" if type(None) in typing.get_args(kind) else ends
-
-
-def type_name(kind: Any) -> str:
-    """A type in words."""
-    if typing.get_origin(kind) is list:
-        return f"a list of {PLURALS.get(typing.get_args(kind)[0], 'values')}"
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return ", or ".join(type_name(part) if part is not type(None) else "null" for part in typing.get_args(kind))
-    return KINDS.get(kind, "")
 
 
 # Pages.

@@ -10,13 +10,14 @@ leave their pictures in a folder of the same name.
 
 from d2v.config.cli import run_cli, take_arguments
 from d2v.config.loading import load_config
+from d2v.config.written import in_home
 from d2v.evaluation.run import evaluate
 
 
 def main(argv: list[str]) -> None:
     """`argv`: CONFIG model=PATH[,PATH...] [key=value ...]. ValueError: see each step."""
     given, rest = take_arguments(argv, "model")
-    models = [path for path in given["model"].split(",") if path]
+    models = [in_home(path) for path in given["model"].split(",") if path]
     if not rest or "=" in rest[0] or not models:
         raise ValueError("usage: evaluate.py CONFIG model=PATH[,PATH...] [key=value ...]")
     config = load_config(rest[0], rest[1:])
