@@ -14,14 +14,14 @@ import sys
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import d2v
 from d2v import plugins
 from d2v.config.schema import Config
-from d2v.settings import default_of, type_name
+from d2v.settings import LARGEST, Allowed, default_of, type_name
 
 DOCS = Path(__file__).resolve().parent
 HEAD = "<!-- Made by docs/generate.py: change the code, then run it. -->\n\n"
@@ -135,7 +135,7 @@ def may_be(one: Field, kind: Any) -> str:
     """What a setting may be: its bounds or choices where it declares some, else its type."""
     allowed = one.metadata.get("allowed")
     ends = "" if allowed is None else str(allowed).removeprefix("it must be ").removeprefix("it may be ")
-    bounded = allowed is not None and any(value is not None for value in vars(allowed).values())
+    bounded = allowed is not None and replace(allowed, limit=LARGEST) != Allowed()
     if not bounded:
         return type_name(kind)
     if typing.get_origin(kind) is list:

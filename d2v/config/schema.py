@@ -40,7 +40,11 @@ class TrainConfig:
     )
     start: float = setting(0.0, "The first rate, as a share of lr.", least=0, most=1, only={"warmup_steps": True})
     hold: float = setting(
-        0.9, "Of tri_stage: share of the run at the full rate.", least=0, most=1, only={"schedule": "tri_stage"}
+        0.9,
+        "Of tri_stage: share of the run at the full rate; of what the warm-up leaves, where both would fill the run.",
+        least=0,
+        below=1,
+        only={"schedule": "tri_stage"},
     )
     weight_decay: float = setting(0.01, "Of matrices; it stays, or moves to end_weight_decay.", least=0, limit=1000)
     end_weight_decay: float | None = setting(

@@ -100,6 +100,11 @@ def read(value: Any, kind: Any, default: Any = None) -> Any:
     return parsed(value) if isinstance(value, Argument) else value
 
 
+def unquoted(values: dict) -> dict:
+    """A section with what the command line says as texts."""
+    return {name: _string(value) if isinstance(value, Argument) else value for name, value in values.items()}
+
+
 def in_home(value: Any) -> Any:
     """A path, or a list of some, whose `~` is the home folder."""
     if isinstance(value, list):
