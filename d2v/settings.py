@@ -129,7 +129,7 @@ def check_readers(sections: dict[str, Any]) -> None:
 
     `sections`: dataclasses by their names, as users write them. Conditions on settings of others hold.
     """
-    everything = _with_inner(sections)
+    everything = with_inner(sections)
     for where, settings in everything.items():
         for one in fields(settings):
             readers, value = one.metadata.get("readers"), getattr(settings, one.name)
@@ -142,13 +142,13 @@ def check_readers(sections: dict[str, Any]) -> None:
                 raise ValueError(_unread(f"{where}.{one.name}", value, why, str(failing[0]), everything, one))
 
 
-def _with_inner(sections: dict[str, Any]) -> dict[str, Any]:
+def with_inner(sections: dict[str, Any]) -> dict[str, Any]:
     """Sections and, by their own names, those that they hold."""
     found = {}
     for where, settings in sections.items():
         found[where] = settings
         inner = {f"{where}.{one.name}": getattr(settings, one.name) for one in fields(settings)}
-        found |= _with_inner({name: value for name, value in inner.items() if is_dataclass(value)})
+        found |= with_inner({name: value for name, value in inner.items() if is_dataclass(value)})
     return found
 
 

@@ -20,6 +20,7 @@ from d2v.training.init_from import bring_preparation
 from d2v.training.loop import Loop
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
 from d2v.training.setup import open_accelerator, open_trackers
+from d2v.training.sizes import check_memory
 
 
 def finetune(config: FinetuneConfig, task: LabelledTask) -> dict[str, dict[str, float]]:
@@ -61,6 +62,9 @@ def assemble(
         folder.mkdir(parents=True, exist_ok=True)
         data = task.open(config, folder, BadSamples(folder / "bad_samples.jsonl"), accelerator.print)
         check_settings(folder, config.as_dict(), config.run.resume, RESULT_SECTIONS)
+    check_memory(
+        config, lambda config: Supervised(build_model(config, task.model, data.head, None), train), accelerator.device
+    )
     open_trackers(accelerator, config)
     set_seed(train.seed)
     objective = Supervised(build_model(config, task.model, data.head, encoder), train)

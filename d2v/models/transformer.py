@@ -27,7 +27,7 @@ def has_prenet(objective: str) -> bool:
 class TrunkConfig:
     """The Transformer's shape, norms, dropouts and initial weights."""
 
-    depth: int = setting(12, "Blocks.", least=0, limit=1000)
+    depth: int = setting(12, "Blocks.", least=0, limit=200)
     dim: int = setting(768, "Width of the tokens.", least=1, limit=1_000_000)
     num_heads: int = setting(12, "Heads of attention; they divide the width.", least=1, limit=10_000)
     mlp_dim: int = setting(3072, "Width of the MLP's hidden layer.", least=1, limit=10_000_000)

@@ -68,8 +68,8 @@ def parameter_groups(
 ) -> list[dict]:
     """Trained parameters in groups of one decay and one `scale` of the learning rate (see layer_scale).
 
-    Vectors (biases, norms, tokens, gains) are not decayed, unless `decay_all`: fairseq decays everything. `constant`: prefixes
-    of names whose rate stays at its peak.
+    Vectors (biases, norms, tokens, gains) are not decayed, unless `decay_all`: fairseq decays everything. `constant`:
+    prefixes of names whose rate stays at its peak.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     matrices = _matrices(module)

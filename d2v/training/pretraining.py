@@ -19,6 +19,7 @@ from d2v.training.loop import Loop
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
 from d2v.training.setup import build_objective, open_accelerator, open_trackers
+from d2v.training.sizes import check_batch, check_memory
 from d2v.training.verdict import Verdict
 
 FILES = (*LOOP_FILES, "spectrum.png")
@@ -67,6 +68,7 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
     report = samples.report.lines()
     accelerator.print("\n".join(report))
+    check_memory(config, lambda config: build_objective(config, len(samples)), accelerator.device)
     open_trackers(accelerator, config)
 
     set_seed(train.seed)
@@ -83,7 +85,9 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     if accelerator.is_main_process:
         health = health_check(config, modality, samples, folder)
         probe = online_probe(config, modality, folder) if run.probe.path else None
-    objective.check(batches(0, 0, train.batch_size)[0])  # of one sample
+    views = batches(0, 0, train.batch_size)[0]  # of one sample
+    objective.check(views)
+    check_batch(config, views, accelerator.num_processes * train.accumulate, accelerator.device)
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
         save_yaml(config.as_dict(), folder / "config.yaml")
