@@ -81,6 +81,11 @@ class TrainConfig:
         check_fields(self, "train")
         if self.schedule == "tri_stage" and not 0 < self.floor <= 1:
             raise ValueError(f"train.floor is {self.floor}; tri_stage falls exponentially to a share above 0")
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"train.accumulate is {self.accumulate}; it must be at most train.batch_size, {self.batch_size}: "
+                "a micro-batch has a sample"
+            )
         if self.warmup_steps > self.steps:
             raise ValueError(
                 f"train.warmup_steps is {self.warmup_steps}; it must lie between 0 and train.steps, {self.steps}"

@@ -110,6 +110,7 @@ class Loop:
                 self._check_health()
                 if self.run.stop_on_collapse and self._collapsed():
                     self._say(f"stopping at step {step}: {self.verdict.reason}")
+                    checkpoint.save(self.accelerator, self.folder / "checkpoints", step, self.run.keep)
                     break
             if self.validation is not None and (self.validation.due(step) or last_step):
                 self.history.add({"step": step, **self.validation(step, self.accelerator)})

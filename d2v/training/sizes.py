@@ -36,8 +36,16 @@ def check_memory(config: Any, make: Callable[[Any], nn.Module], device: torch.de
 
 
 def check_batch(config: Any, views: list[View], parts: int, device: torch.device) -> None:
-    """ValueError: the inputs of a micro-batch, of one sample's `views`, and what each block keeps of them are larger
-    than the memory of a device. `parts`: micro-batches of a step, over all processes."""
+    """ValueError: more micro-batches than samples, or inputs that with what each block keeps of them are larger than
+    the memory of a device.
+
+    `views`: of one sample. `parts`: micro-batches of a step, over all processes.
+    """
+    if parts > config.train.batch_size:
+        raise ValueError(
+            f"train.batch_size is {config.train.batch_size}, of {parts} micro-batches over all processes "
+            "(train.accumulate): each has a sample"
+        )
     trunk, rows = config.model.trunk, -(-config.train.batch_size // parts)
     one = sum(value.nbytes for view in views for value in view.inputs.values())
     tokens = sum(view.mask.hidden.numel() for view in views if view.mask is not None and view.mask.keep is None)
