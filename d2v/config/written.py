@@ -14,6 +14,7 @@ from omegaconf._utils import get_yaml_loader
 
 from d2v.settings import shortened, type_name
 
+MOST_BRACKETS = 1000  # settings have a few
 NULLS = ("null", "Null", "NULL", "~")
 
 
@@ -58,6 +59,8 @@ Loader.add_constructor("tag:yaml.org,2002:float", _real)
 
 def parsed(text: str) -> Any:
     """What a text is as YAML. ValueError: it is none, with the reason on one line."""
+    if text.count("[") + text.count("{") > MOST_BRACKETS:  # of which the reader would take minutes
+        raise ValueError(f"it has more than {MOST_BRACKETS} brackets")
     try:
         return yaml.load(text, Loader)
     except Exception as error:  # whatever the YAML reader raises; among others: a duplicate key, or too deep a nesting

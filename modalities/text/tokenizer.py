@@ -59,7 +59,7 @@ def load(name: str) -> PreTrainedTokenizerFast:
     except Exception as error:  # of damaged files whatever transformers and tokenizers raise
         where = f"a folder (looked for {folder.absolute()})" if not names else "readable"
         raise ValueError(
-            f"data.tokenizer {name!r} is not {where}, nor to be had from the Hub: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            f"data.tokenizer {name!r} is not {where}, nor to be had from the Hub: {_first_line(error)}"
         ) from error
     if not tokenizer.is_fast:
         raise ValueError(
@@ -197,3 +197,7 @@ def _word_piece(path: Path) -> Tokenizer:
     words = path.read_text(encoding="utf-8").split("\n")
     lowercase = not any(word != word.lower() for word in words if not word.startswith("["))
     return BertWordPieceTokenizer(str(path), lowercase=lowercase)._tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
