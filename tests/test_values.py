@@ -190,9 +190,7 @@ def test_a_run_that_is_too_large_leaves_no_folder(tmp_path):
         with pytest.raises(ValueError, match=more.partition("=")[0]):
             pretrain.main(tiny.arguments("image", tmp_path / "run", more))
     with pytest.raises(ValueError, match=r"model\.trunk\.mlp_dim is 10000000: .* GB; lower it"):
-        pretrain.main(
-            tiny.arguments("image", tmp_path / "run", "model.trunk.mlp_dim=10000000", "model.trunk.dim=100000")
-        )
+        pretrain.main(tiny.arguments("image", tmp_path / "run", "model.trunk.mlp_dim=10000000", "model.trunk.dim=7680"))
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
