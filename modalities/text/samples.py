@@ -159,7 +159,7 @@ def prepare_tokenizer(data: ReadConfig, frontend: FrontendConfig, folder: Path) 
         given, found = getattr(frontend, name), getattr(tokenizer, name)
         if given not in (vars(FrontendConfig)[name], found):
             raise ValueError(
-                f"model.frontends.text.{name} is {given}, and nothing reads it: the tokenizer's is {found}: leave it out"
+                f"model.frontends.text.{name} is {given}, not the tokenizer's, {found}: leave it out"
             )
         setattr(frontend, name, found)
 
