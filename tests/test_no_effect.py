@@ -3,12 +3,10 @@
 import dataclasses
 import hashlib
 import json
-import math
 import shutil
 import tempfile
 import types
 import typing
-from pathlib import Path
 
 import pytest
 import tiny
@@ -21,9 +19,6 @@ from d2v.finetuning import config as finetuning
 from d2v.settings import check_readers, hints_of, section, setting
 from d2v.training import checkpoint, optim, schedules
 from d2v.training.run_log import History
-
-DEMOS = {name: str(tiny.ROOT / "configs" / name / "demo.yaml") for name in tiny.MODALITIES}
-
 
 # One mechanism.
 
@@ -77,7 +72,7 @@ def test_what_is_set_and_not_read_names_both_settings(settings, message):
         ("image", ["train.hold=0.5"], "train.hold is 0.5, which train.schedule=cosine does not read"),
         ("image", ["train.schedule=constant", "train.floor=0.5"], "train.floor is 0.5, which train.schedule=constant"),
         ("image", ["train.warmup_steps=0", "train.start=0.5"], "train.start is 0.5, .* train.warmup_steps is 0"),
-        ("image", ["train.layer_decay_frontends=false"], "layer_decay_frontends is False, .* layer_decay is 1.0"),
+        ("image", ["train.layer_decay_frontends=false"], "layer_decay_frontends is False, .*layer_decay is 1.0"),
         (
             "speech",
             ["model.frontends.speech.kind=mel", "model.frontends.speech.conv_strides=[5,2,2,2,2,2,1]"],
@@ -106,10 +101,10 @@ def test_what_is_set_and_not_read_names_both_settings(settings, message):
             ["model.trunk.init=default", "model.trunk.init_std=0.5"],
             "init_std is 0.5, which model.trunk.init=def",
         ),
-        ("image", ["objective={name: swav}", "objective.queue_share=0.5"], "queue_share is 0.5, .* queue_size is 0"),
+        ("image/swav_tiny", ["objective.queue_share=0.5"], "queue_share is 0.5, .*queue_size is 0"),
         (
-            "image",
-            ["objective={name: dino}", "objective.warmup_share=0", "objective.start_temperature=1"],
+            "image/dino_tiny",
+            ["objective.warmup_share=0", "objective.start_temperature=1"],
             "start_temp",
         ),
         ("image", ["data.mask_length=5"], "data.mask_length is 5, which data.mask_kind=beit does not read"),
@@ -117,7 +112,7 @@ def test_what_is_set_and_not_read_names_both_settings(settings, message):
 )
 def test_settings_of_another_choice_are_refused(modality, arguments, message):
     with pytest.raises(ValueError, match=message):
-        load_config(DEMOS[modality], arguments)
+        load_config(tiny.ROOT / "configs" / f"{modality if '/' in modality else f'{modality}/demo'}.yaml", arguments)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +337,6 @@ def test_every_setting_of_a_method_changes_it_or_is_refused(objective, unsaved):
 
 
 def test_reasons_are_of_settings_that_exist():
-    assert all(math.isfinite(len(reason)) and " " in reason or reason == "hardware" for reason in WHY.values())
     known = set()
     for modality in tiny.MODALITIES:
         for objective in ("data2vec", "data2vec2", "mocov3"):
