@@ -252,7 +252,7 @@ def test_every_script_says_what_is_wrong_with_its_settings(main, arguments, mess
     assert list(Path(tmp_path).iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"model": {"x": []}}', "\x00"])
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", "3", "\x00"])
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.json"])
 def test_a_damaged_tokenizer_is_said_in_one_line(name, damage, tmp_path):
     from d2v.modalities.text import tokenizer
