@@ -185,7 +185,7 @@ def test_pairs_are_joined_and_the_longer_text_is_cut_first(tmp_path):
     frontend = TextFrontend(max_positions=32)
     prepare_tokenizer(data, frontend, tmp_path)
     samples = texts.LabelledSamples(data, frontend, split="train", folder=tmp_path)
-    assert samples.ids == ["train:0", "train:2", "train:3"] and samples.column("label").tolist() == [0, 1, 0]
+    assert samples.ids == ["train:0", "train:2", "train:3"] and samples.column("label").tolist() == ["0", "1", "0"]
     assert (
         samples.report.found == 4 and samples.report.unreadable + samples.report.too_short
     )  # the row without a second text

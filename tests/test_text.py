@@ -190,7 +190,10 @@ def test_table_of_labelled_sentences(tmp_path: Path):
     data, frontend = prepared(tmp_path, tmp_path / "run")
     test = text.Samples(data, frontend, split="test", folder=tmp_path / "run")
     assert (test.report.found, len(test)) == (9, 8) and test.report.classes == {"0": 3, "1": 3, "2": 2}
-    assert test.column("label").tolist() == [0, 1, 2, 0, 1, 2, 0, 1] and test.column("category")[1] == "kind1"
+    assert (
+        test.column("label").tolist() == ["0", "1", "2", "0", "1", "2", "0", "1"]
+        and test.column("category")[1] == "kind1"
+    )
     with pytest.raises(ValueError, match="no column 'speaker'; its columns are text, label, category"):
         test.column("speaker")
     view = test.view([0, 5])

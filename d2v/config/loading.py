@@ -11,6 +11,7 @@ from d2v import plugins
 from d2v.config.bases import DEFAULT_OBJECTIVE, composed, merged, origin
 from d2v.config.checks import check_keys
 from d2v.config.differences import changes
+from d2v.config.find import find_config
 from d2v.config.schema import RESULT_SECTIONS, SECTIONS, Config, ModelConfig, RunConfig, TrainConfig
 from d2v.config.written import Argument, in_home, read, section_of
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
@@ -20,25 +21,32 @@ from d2v.settings import check_readers, default_of, hints_of, shortened
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """The Config of a YAML file and `key=value` overrides. ValueError: what is wrong with them, with a suggestion."""
+    """The Config of a YAML file, or of one that d2v brings by its name, and `key=value` overrides.
+
+    ValueError: what is wrong with them, with a suggestion.
+    """
+    path = find_config(path)
     return from_dict(load_values(path, overrides), str(path))
 
 
 def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:
-    """A YAML file with its bases and `key=value` overrides, whose values are not yet read, as nested dictionaries.
+    """A YAML file with its bases and overrides, `key=value` or further configs, whose values are not yet read.
 
-    ValueError: whatever is wrong with their form.
+    Nested dictionaries. ValueError: whatever is wrong with their form.
     """
-    values = composed(Path(in_home(str(path))))
+    values = composed(find_config(path))
     for override in overrides or []:
-        _override(values, override)
+        if "=" in override:
+            _override(values, override)
+        else:
+            values = merged(values, _overlay(override))
     return values
 
 
 def _override(values: dict, argument: str) -> None:
-    """Puts what `key=value` says into nested dictionaries. ValueError: it is none, or the key is no setting's."""
-    key, equals, text = argument.partition("=")
-    if not equals or not key:
+    """Puts what `key=value` says into nested dictionaries. ValueError: there is no key, or it is no setting's."""
+    key, _, text = argument.partition("=")
+    if not key:
         raise ValueError(f"argument {shortened(argument)} is not key=value")
     *names, last = key.split(".")
     here = values
@@ -55,12 +63,23 @@ def _override(values: dict, argument: str) -> None:
     here[last] = merged(old or {}, new) if is_section and isinstance(new, dict) else Argument(text)
 
 
-def from_dict(values: dict, path: str = "config.yaml") -> Config:
-    """The Config of plain dictionaries; `path` is named in errors. ValueError as in load_config."""
+def _overlay(name: str) -> dict:
+    """The values of a further config. ValueError: there is none."""
+    try:
+        return composed(find_config(name))
+    except ValueError as error:
+        raise ValueError(f"argument {name!r} is neither key=value nor a config: {error}") from None
+
+
+def from_dict(values: dict, path: str = "config.yaml", *, ours: bool = True) -> Config:
+    """The Config of plain dictionaries; `path` is named in errors. ValueError as in load_config.
+
+    `ours`: the user has written them; else they came with a model, and modules that they name are not imported.
+    """
     check_keys(values, SECTIONS, "", path)
-    name = modality_of(values, path)
-    modality = plugins.load("d2v.modalities", name)
-    objective = plugins.load("d2v.objectives", _objective_of(values))
+    name, load = modality_of(values, path), plugins.load if ours else plugins.trusted
+    modality = load("d2v.modalities", name)
+    objective = load("d2v.objectives", _objective_of(values))
     parts = {
         "model": {"frontends": {name: modality.FrontendConfig}, "trunk": TrunkConfig},
         "data": modality.DataConfig,

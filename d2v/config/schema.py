@@ -98,7 +98,10 @@ class RunConfig:
 
     dir: str = setting("", "The folder that a run writes to; required.", place=True)
     resume: str = setting(
-        "auto", "auto: go on if the folder has a checkpoint; never: such a folder is an error.", among=("auto", "never")
+        "auto",
+        "auto: go on if the folder has a checkpoint; changed: also with other data than it began with; "
+        "never: such a folder is an error.",
+        among=("auto", "changed", "never"),
     )
     overwrite: bool = setting(
         False, "Results that exist already are replaced: a run starts anew, a table or file of features is made again."
@@ -110,6 +113,9 @@ class RunConfig:
     health_samples: int = setting(512, "Samples of a health check.", least=2)
     probe: ProbeConfig = section(ProbeConfig, "k-NN on a labelled set while training.")
     stop_on_collapse: bool = setting(False, "The run stops when its verdict is collapsed.")
+    dry: bool = setting(
+        False, "The data is read and twenty steps are done, to say what the run would take; nothing is written."
+    )
     workers: int = setting(0, "Data loading processes.", least=0, limit=256)
     trackers: list[str] = setting([], "Where else the log goes.", among=("tensorboard", "wandb"))
 

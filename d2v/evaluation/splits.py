@@ -16,6 +16,12 @@ class EvaluationSplit(NamedTuple):
     labels: np.ndarray  # (N,) integers from 0; empty where evaluate.label is ""
     groups: np.ndarray | None  # (N,) integers
 
+    def some(self, places: np.ndarray) -> "EvaluationSplit":
+        """Those at some of the N places."""
+        groups = None if self.groups is None else self.groups[places]
+        labels = self.labels[places] if len(self.labels) else self.labels
+        return EvaluationSplit(self.samples, self.indices[places], labels, groups)
+
 
 def label_splits(
     train: Samples, test: Samples | None, config: EvaluateConfig

@@ -5,6 +5,7 @@ from typing import Any
 
 from d2v import plugins
 from d2v.config.checks import check_keys
+from d2v.config.find import find_config
 from d2v.config.loading import load_values, modality_of, typed
 from d2v.config.schema import ModelConfig, OneModality, RunConfig, TrainConfig
 from d2v.config.written import section_of, unquoted
@@ -91,6 +92,7 @@ def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledT
     ValueError: whatever is wrong with it, or another modality than `modality`, where that is given.
     """
     values = read_values(argv)
+    argv = [str(find_config(argv[0])), *argv[1:]]  # which is named in errors
     name = modality_of(values, argv[0])
     if modality and name != modality:
         raise ValueError(f"{argv[0]} is a config for {name}; this script fine-tunes {modality}")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from d2v.shown import printable
+
 
 @dataclass
 class Report:
@@ -15,7 +17,9 @@ class Report:
     too_short: list[tuple[str, str]] = field(default_factory=list)
     too_long: list[tuple[str, str]] = field(default_factory=list)
     classes: dict[str, int] | None = None  # usable samples per class
+    remarks: dict[str, list[str]] = field(default_factory=dict)  # what is said of usable samples -> their ids
     amount: str = ""  # "0.55 hours", "3.1M tokens"
+    notes: list[str] = field(default_factory=list)  # how the samples were chosen, and what was left out
 
     def lines(self) -> list[str]:
         """The report for a person: one line each, the first five bad names of a kind."""
@@ -27,10 +31,12 @@ class Report:
                 named = [f"{name} ({why})" for name, why in bad[:5]]
                 more = ", ..." if len(bad) > 5 else ""
                 text.append(f"{kind.replace('_', ' ')}: {len(bad)}: {', '.join(named)}{more}")
+        for remark, names in self.remarks.items():
+            text.append(f"{remark}: {len(names)}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
         if self.classes is not None:
             counts = [f"{name} {count}" for name, count in self.classes.items()]
             text.append(f"classes: {len(counts)}: {', '.join(counts[:20])}{', ...' if len(counts) > 20 else ''}")
-        return text
+        return [printable(line) for line in text + self.notes]
 
     def check(self, max_bad_share: float, where: Any) -> None:
         """ValueError: nothing is usable, or the share of unreadable and too short samples exceeds `max_bad_share`."""
@@ -46,6 +52,10 @@ class Report:
                 f"{share:.1%} of the {self.what} samples of {where} are bad, "
                 f"data.max_bad_share is {max_bad_share:.1%}: {first}"
             )
+
+
+class UnreadableError(ValueError):
+    """A sample cannot be used; the message says why."""
 
 
 def unlogged(sample: str, reason: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from d2v.finetuning.scores import classification, regression
+from d2v.modalities.common.tables import in_order, number, written
 from d2v.protocols import Batches, Labelled, ScoredSplit
 from d2v.settings import setting
 
@@ -115,11 +116,13 @@ def learn(samples: Any, column: str, *, numbers: bool) -> tuple[list[str] | None
     values = _column(samples, column)
     if numbers:
         return None, _numbers(values, column, "train")
-    if values.dtype.kind == "f" and (values != np.round(values)).any():
-        fraction = values[values != np.round(values)][0]
+    amounts = np.array([number(value) for value in values.tolist()])
+    fractions = values[amounts != np.round(amounts)]
+    if len(fractions) and (values.dtype.kind == "f" or np.isfinite(amounts).all()):
+        fraction = fractions[0]
         raise ValueError(f"data.label {column!r} holds fractions such as {fraction}; set data.regression=true")
     names = _names(values, samples.classes)
-    known = samples.classes or [str(value) for value in np.unique(values)]
+    known = samples.classes or in_order(set(names))
     if len(set(names)) < 2:
         raise ValueError(f"data.label {column!r} has one value, {names[0]!r}; there is nothing to tell apart")
     if len(set(names)) == len(names):
@@ -149,10 +152,10 @@ def _column(samples: Any, column: str, setting: str = "label") -> np.ndarray:
 
 
 def _numbers(values: np.ndarray, column: str, split: str) -> np.ndarray:
-    try:
-        numbers = values.astype(np.float32)
-    except ValueError:
-        numbers = np.full(len(values), np.nan)
+    numbers = values
+    if values.dtype.kind not in "biuf":
+        numbers = np.array([number(value) for value in values.tolist()])
+    numbers = numbers.astype(np.float32)
     if not np.isfinite(numbers).all():
         bad = values[~np.isfinite(numbers)][0]
         raise ValueError(
@@ -164,7 +167,7 @@ def _numbers(values: np.ndarray, column: str, split: str) -> np.ndarray:
 def _names(values: np.ndarray, classes: list[str] | None) -> list[str]:
     """The name of each value: numbers of a column that knows its classes are places among them."""
     if classes is None or values.dtype.kind not in "iu":
-        return [str(value) for value in values]
+        return [written(value) for value in values.tolist()]
     return [classes[value] if 0 <= value < len(classes) else str(value) for value in values]
 
 
@@ -185,6 +188,7 @@ def labelled(opened: Opened, batches: Batches, save_preprocessor: Callable[[Path
     names = opened.names
     return Labelled(
         batches=batches,
+        training=ScoredSplit(opened.train, opened.indices, np.asarray(opened.labels)[opened.indices]),
         splits=opened.splits,
         head=_head(names),
         score=_score_numbers if names is None else _score_classes,

@@ -1,11 +1,17 @@
 """Which samples make the batch of a step: a pure function of (seed, step); resuming and sharding need no state."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
+
+from d2v.modalities.common.data_report import UnreadableError
+
+Read = TypeVar("Read")
+STAND_INS = 100  # samples in a row of which one must be readable
 
 EPOCH = 0x5A3B1E  # sets the shuffle of an epoch apart from other draws of the seed
 
@@ -69,6 +75,30 @@ def share(num_rows: int, part: int, parts: int) -> slice:
 def generators(seed: int, step: int, positions: Sequence[int]) -> list[np.random.Generator]:
     """One generator per row, a function of (seed, step, position in the global batch) and of nothing else."""
     return [np.random.default_rng((seed, step, int(position))) for position in positions]
+
+
+def following(place: int, count: int) -> np.ndarray:
+    """A sample, of `count`, and those after it that stand in for it if it cannot be read."""
+    return np.arange(place, place + STAND_INS) % count
+
+
+def readable(
+    ids: Sequence[str],
+    candidates: np.ndarray,
+    read: Callable[[int], Read],
+    bad_log: Callable[[str, str], None],
+    none: str,
+) -> tuple[int, Read]:
+    """The first of the candidates that can be read, and what `read` made of it; `bad_log` hears of those before it.
+
+    ValueError, which begins with `none`: none can.
+    """
+    for candidate in candidates.tolist():
+        try:
+            return candidate, read(candidate)
+        except (UnreadableError, OSError) as error:
+            bad_log(ids[candidate], str(error))
+    raise ValueError(f"{none}, the first is {ids[int(candidates[0])]}: was data.path changed or unmounted?")
 
 
 @contextmanager

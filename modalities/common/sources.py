@@ -1,112 +1,181 @@
 """Opens what a user has (folders, files, tables, Hub names) as one `datasets.Dataset`, whose media stay encoded."""
 
 import glob
+import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
+from d2v.modalities.common import table_files
+from d2v.modalities.common.encodings import encoding_of
+from d2v.modalities.common.folders import is_ignored, walk, with_names
 from d2v.modalities.common.joining import join
+from d2v.modalities.common.kinds import AUDIO, CURES, IMAGES, TABLES, TEXTS, UNNAMED, extension, is_of, summary
 from d2v.modalities.common.media import media_files
-from d2v.modalities.common.splits import files_of_split, split_folder
-from d2v.modalities.common.tables import PATH_COLUMNS, is_string
+from d2v.modalities.common.splits import choose
+from d2v.modalities.common.tables import KNOWN, file_paths, media_column, name_rows, with_folders
 
-AUDIO = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64", ".m4a")
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".npy")
-TEXTS = (".txt",)
-TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
+__all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source"]
+EXPRESSION = re.compile(r"[\w.]+(\[[^]]*\])?(\+[\w.]+(\[[^]]*\])?)*")  # train[:100]+test
+DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", "requirements")  # about data
 
 
-def open_source(path: Any, split: str, extensions: Sequence[str], what: str) -> datasets.Dataset:
+def open_source(
+    path: Any, split: str, extensions: Sequence[str], what: str, columns: Sequence[str] = ()
+) -> datasets.Dataset:
     """One data set from a folder, file, glob, Hub name ("org/name" or "org/name:config"), or a list of these.
 
     Folders of media give the columns "file" (absolute path) and "label" (sub-folder, if all files lie in sub-folders)
     or those of metadata.csv / metadata.jsonl; text files give one row per line, column "text". Media are never decoded.
+    `columns`: names that settings give; a table without any that is known has no names of columns.
     ValueError: says what is missing and what there is.
     """
+    opened = _open(path, split, tuple(extensions), what, (*columns, *KNOWN[what]))
+    return _with_notes(name_rows(opened, path, split, what), notes(opened))
+
+
+def _open(path: Any, split: str, extensions: tuple[str, ...], what: str, known: Sequence[str]) -> datasets.Dataset:
     if not path:
         raise ValueError(
             f"data.path is required: a folder of {what} files, a table (parquet, csv, jsonl), a Hub data set, "
             "or a list of these"
         )
     if not isinstance(path, str | os.PathLike):
-        return join([open_source(entry, split, extensions, what) for entry in path], split)
+        parts = [_open(entry, split, extensions, what, known) for entry in path]
+        return _with_notes(join(parts, split, what), list(itertools.chain(*map(notes, parts))))
     name = os.fspath(path)
     local = Path(name).expanduser().absolute()
     if local.is_dir():
-        return _open_folder(local, split, tuple(extensions), what)
+        if _has_configs(local / "README.md"):
+            return _with_notes(_open_described(local, split, what, known), [])
+        files, said = walk(local)
+        if not files:
+            raise ValueError(f"data.path {local} is an empty folder{': ' if said else ''}{'; '.join(said)}")
+        return _open_files(files, split, extensions, what, local, said, known)
     if local.is_file():
-        return _open_files([local], split, tuple(extensions), what, local.parent)
+        return _open_files([local], split, extensions, what, local.parent, [], known)
     if glob.has_magic(name):
-        return _open_glob(local, name, split, tuple(extensions), what)
+        files, said = _matches(local, name)
+        root = Path(os.path.commonpath([file.parent for file in files]))
+        return _open_files(files, split, extensions, what, root, said, known)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", name):
         raise ValueError(f"data.path {name!r} does not exist (looked for {local})")
     hub, _, config = name.partition(":")
     where = f"data.path {name!r} is no local file or folder (looked for {local}); as a Hub data set"
-    return _load(split, where, hub, config or None)
+    return _with_notes(_load(split, where, what, hub, config or None), [])
 
 
-def _open_glob(local: Path, name: str, split: str, extensions: tuple[str, ...], what: str) -> datasets.Dataset:
-    matches = Path(local.anchor).glob(str(local.relative_to(local.anchor)))
-    files = sorted(match for match in matches if match.is_file())
+def notes(dataset: datasets.Dataset) -> list[str]:
+    """What is to be said of how `open_source` chose what it read, a line each; parts of the data set keep it."""
+    return dataset.info.description.splitlines()
+
+
+def _with_notes(dataset: datasets.Dataset, said: list[str]) -> datasets.Dataset:
+    dataset.info.description = "\n".join(said)
+    return dataset
+
+
+def _matches(local: Path, name: str) -> tuple[list[Path], list[str]]:
+    """The files that a pattern matches, and what is said of others. ValueError: none."""
+    pattern = local.relative_to(local.anchor)
+    files = []
+    for match in sorted(Path(local.anchor).glob(str(pattern))):
+        parts = match.relative_to(local.anchor).parts
+        ignored = any(is_ignored(part) and part not in pattern.parts for part in parts)
+        if match.is_file() and not ignored:
+            files.append(match)
+    files, said = with_names(files)
     if not files:
-        raise ValueError(f"data.path {name!r} matches no file (looked for {local})")
-    root = Path(os.path.commonpath([file.parent for file in files]))
-    return _open_files(files, split, extensions, what, root)
-
-
-def _open_folder(folder: Path, split: str, extensions: tuple[str, ...], what: str) -> datasets.Dataset:
-    if _has_configs(folder / "README.md"):
-        return _load(split, f"data.path {folder}", str(folder))
-    files = list(_walk(folder))
-    if not files:
-        raise ValueError(f"data.path {folder} is an empty folder")
-    suffixes = Counter(file.suffix.lower() for file in files)
-    if suffixes[".parquet"] and ".parquet" not in extensions:
-        return _load(split, f"data.path {folder}", str(folder))
-    if any(suffixes[extension] for extension in extensions):
-        root = split_folder(folder, split, files, extensions)
-        chosen = [file for file in files if file.suffix.lower() in extensions and file.is_relative_to(root)]
-        if not chosen:
-            raise ValueError(f"data.path {root} has no {what} files: {_there_is(_walk(root), extensions, what)}")
-        return _open_files(chosen, split, extensions, what, root, divided=root != folder)
-    tables = [file for file in files if file.suffix.lower() in TABLES and file.stem != "metadata"]
-    if tables:
-        return _load(split, f"data.path {folder}", str(folder))
-    raise ValueError(f"data.path {folder} has no {what} files: {_there_is(files, extensions, what)}")
+        raise ValueError(f"data.path {name!r} matches no file (looked for {local}){''.join(said)}")
+    return files, said
 
 
 def _open_files(
-    files: list[Path], split: str, extensions: tuple[str, ...], what: str, root: Path, *, divided: bool = False
+    files: list[Path],
+    split: str,
+    extensions: tuple[str, ...],
+    what: str,
+    root: Path,
+    said: list[str],
+    known: Sequence[str],
 ) -> datasets.Dataset:
-    """`files` of one kind, all media or all tables; `divided`: they are already those of `split`."""
-    kinds = {file.suffix.lower() for file in files}
-    if not divided:
-        files = files_of_split(files, split, by_name=not kinds & set(extensions) or extensions == TEXTS)
-    if kinds <= set(extensions):
-        if extensions == TEXTS:
-            return _load("train", str(root), "text", data_files=[str(file) for file in files])
-        return media_files(files, root, split)
-    builders = {TABLES.get(kind) for kind in kinds}
-    if len(builders) != 1 or None in builders:
-        raise ValueError(f"data.path has no {what} files: {_there_is(files, extensions, what)}")
-    options = {"sep": "\t"} if kinds == {".tsv"} else {}
-    dataset = _load("train", str(root), builders.pop(), data_files=[str(file) for file in files], **options)
-    return _with_absolute_paths(dataset, root)
+    """Those of `files` that are of the kind that is looked for, or else the tables among them; `said`: of others.
+
+    ValueError: neither, or no such split.
+    """
+    wanted = [file for file in files if is_of(file, extensions)]
+    tables = _tables(files)
+    if not wanted or (tables and all(file.stem.lower() in DOCUMENTS for file in wanted)):
+        wanted = tables
+    if not wanted:
+        raise ValueError(f"data.path {root} has no {what} files: {_there_is(files, extensions, what, said)}")
+    others = sorted(set(files).difference(wanted, _metadata(files)))
+    left = [file for file in others if file.suffix in TEXTS or file.stem.lower() not in DOCUMENTS]
+    parts = []
+    for one in split.split("+") if EXPRESSION.fullmatch(split) else [split]:
+        name = one.partition("[")[0] if one.endswith("]") else one
+        chosen = choose(wanted, root, name, split)
+        said = said + chosen.notes
+        opened = _open_kind(chosen.files, chosen.root, name, extensions, what, known)
+        parts.append(_cut(opened, name, one))
+    if left:
+        said = [*said, f"not read: {summary(left)}"]
+    return _with_notes(join(parts, split, what) if len(parts) > 1 else parts[0], said)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files at any depth in sorted order; hidden ones are left out."""
-    for here, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(here, name)
+def _tables(files: list[Path]) -> list[Path]:
+    """The tables of the one kind that is meant: the first of TABLES that there is."""
+    others = set(files).difference(_metadata(files))
+    for suffix in TABLES:
+        some = [file for file in files if file.suffix.lower() == suffix and file in others]
+        if some:
+            return some
+    return []
+
+
+def _metadata(files: list[Path]) -> list[Path]:
+    """What describes media files beside it."""
+    return [file for file in files if file.name in ("metadata.csv", "metadata.jsonl")]
+
+
+def _cut(dataset: datasets.Dataset, name: str, part: str) -> datasets.Dataset:
+    """The rows that a part of data.split means, as in train[:100]. ValueError: it cannot be read."""
+    if part == name:
+        return dataset
+    instruction = datasets.ReadInstruction.from_spec(f"rows{part[len(name) :]}")
+    (rows,) = instruction.to_absolute({"rows": len(dataset)})
+    return dataset.select(range(rows.from_, rows.to))
+
+
+def _open_kind(
+    files: list[Path], root: Path, split: str, extensions: tuple[str, ...], what: str, known: Sequence[str]
+) -> datasets.Dataset:
+    """Files that are all tables, or all of the kind `extensions`."""
+    suffix = files[0].suffix.lower()
+    if suffix in table_files.SUFFIXES:
+        return _open_tables(files, split, what, known)
+    if suffix == ".parquet" and suffix not in extensions:
+        return _load("train", str(root), what, "parquet", data_files=[glob.escape(str(file)) for file in files])
+    if extensions == TEXTS:
+        return _texts(files, root)
+    return media_files(files, root, split, extensions)
+
+
+def _texts(files: list[Path], root: Path) -> datasets.Dataset:
+    """The lines of text files, column "text"."""
+    parts = []
+    for encoding, some in itertools.groupby(files, encoding_of):
+        names = [glob.escape(str(file)) for file in some]
+        parts.append(_load("train", str(root), "text", "text", data_files=names, encoding=encoding))
+    return datasets.concatenate_datasets(parts)
 
 
 def _has_configs(readme: Path) -> bool:
@@ -116,29 +185,85 @@ def _has_configs(readme: Path) -> bool:
     return re.match(r"---\s*\n(.*\n)*?configs:", readme.read_text(encoding="utf-8", errors="replace")) is not None
 
 
-def _there_is(files: Iterable[Path], extensions: Sequence[str], what: str) -> str:
+def _there_is(files: list[Path], extensions: Sequence[str], what: str, said: list[str]) -> str:
     """The end of an error: how many files of which kind there are, and what kind was looked for."""
-    counts = Counter(file.suffix.lower() or "files without extension" for file in files).most_common(5)
-    kinds = ", ".join(f"{number} {suffix}" for suffix, number in counts)
-    return f"found {kinds or 'nothing'}; {what} files are {' '.join(extensions)}"
+    counts = Counter(extension(file) or UNNAMED for file in files).most_common(5)
+    kinds = ", ".join(
+        f"{number} {suffix}{f' ({CURES[suffix]})' if suffix in CURES else ''}" for suffix, number in counts
+    )
+    return "; ".join([f"found {kinds or 'nothing'}", *said, f"{what} files are {' '.join(extensions)}"])
 
 
-def _with_absolute_paths(dataset: datasets.Dataset, root: Path) -> datasets.Dataset:
-    """Paths in a table are relative to the table's folder."""
-    for name in set(PATH_COLUMNS) & set(dataset.column_names):
-        if is_string(dataset.features[name]):
-            paths = [None if cell is None else str(root / cell) for cell in dataset[name]]
-            dataset = dataset.remove_columns(name).add_column(name, paths)
-    return dataset
+def _open_tables(files: Sequence[Path], split: str, what: str, known: Sequence[str]) -> datasets.Dataset:
+    """Tables that are text; the paths of media in them are relative to the table's folder.
+
+    ValueError: as table_files.read, or no known name of a column.
+    """
+    parts = []
+    for file in files:
+        table = table_files.read(file)
+        if file.suffix.lower() in (".csv", ".tsv"):
+            table_files.check_header(file, table.column_names, known)
+        dataset = datasets.Dataset(table)
+        parts.append(dataset if what == "text" else with_folders(dataset, what, [file.parent] * len(dataset)))
+    return parts[0] if len(parts) == 1 else join(parts, split, what)
 
 
-def _load(split: str, where: str, *args: Any, **options: Any) -> datasets.Dataset:
+def _with_absolute_paths(dataset: datasets.Dataset, where: str, what: str, files: dict, split: str) -> datasets.Dataset:
+    """The rows of parquet `files` of each split, with absolute paths in place of those relative to a file's folder."""
+    paths = None if what == "text" else file_paths(dataset, media_column(dataset, what))
+    if paths is None or not any(path and not Path(path).is_absolute() for path in paths):
+        return dataset
+    folders: dict[str, list[Path]] = {}
+    for name, some in files.items():
+        folders[name] = []
+        for file in map(Path, some):
+            if file.suffix.lower() != ".parquet" or not file.is_file():
+                raise ValueError(f"{where} names files by paths, such as {paths[0]!r}, and does not bring them")
+            folders[name] += [file.parent] * pq.read_metadata(file).num_rows
+    places = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(some) for name, some in folders.items()})
+    of_rows = itertools.chain(*(folders[part.splitname][part.from_ : part.to] for part in places))
+    return with_folders(dataset, what, list(of_rows))
+
+
+def _open_described(folder: Path, split: str, what: str, known: Sequence[str]) -> datasets.Dataset:
+    """A folder whose README says which files are which split."""
+    where = f"data.path {folder}"
+    with _told(where):
+        files = datasets.load_dataset_builder(str(folder)).config.data_files or {}
+    if not files or not {Path(file).suffix for file in itertools.chain(*files.values())} <= {*table_files.SUFFIXES}:
+        return _load(split, where, what, str(folder))
+    parts = []
+    for one in split.split("+"):
+        name = one.partition("[")[0]
+        if name not in files:
+            raise ValueError(f"data.split {split!r}: {where} has the splits {', '.join(files)}")
+        parts.append(_cut(_open_tables([*map(Path, files[name])], name, what, known), name, one))
+    return join(parts, split, what)
+
+
+def _load(split: str, where: str, what: str, *args: Any, **options: Any) -> datasets.Dataset:
     """What `datasets.load_dataset_builder` opens, undecoded. ValueError: it cannot, or there is no such split."""
-    try:
+    with _told(where):
         builder = datasets.load_dataset_builder(*args, **options)
         if "encoding_errors" in vars(builder.config):  # one bad byte must not stop a run: who reads lines counts such
             builder.config.encoding_errors = "replace"
         builder.download_and_prepare()
+    splits = list(builder.info.splits or ())
+    if not {part.partition("[")[0] for part in split.split("+")} <= set(splits):  # train.clean.100+train.clean.360
+        raise ValueError(f"data.split {split!r}: {where} has the splits {', '.join(splits)}")
+    dataset: Any = builder.as_dataset(split=split)
+    for name, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image | datasets.Audio):
+            dataset = dataset.cast_column(name, type(feature)(decode=False))
+    return _with_absolute_paths(dataset, where, what, builder.config.data_files or {}, split)
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """ValueError: what `datasets` raises inside, as one line."""
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: a Hub data set that is a script
         if isinstance(error, ConnectionError):
             raise ValueError(
@@ -147,11 +272,3 @@ def _load(split: str, where: str, *args: Any, **options: Any) -> datasets.Datase
             ) from error
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         raise ValueError(f"{where} cannot be read: {type(error).__name__}: {error}{cause}") from error
-    splits = list(builder.info.splits or ())
-    if not {part.partition("[")[0] for part in split.split("+")} <= set(splits):  # train.clean.100+train.clean.360
-        raise ValueError(f"data.split {split!r}: {where} has the splits {', '.join(splits)}")
-    dataset: Any = builder.as_dataset(split=split)
-    for name, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image | datasets.Audio):
-            dataset = dataset.cast_column(name, type(feature)(decode=False))
-    return dataset

@@ -1,46 +1,150 @@
-"""Which files of a folder belong to a split: those of its sub-folder, or those that carry its name."""
+"""Which files belong to a split: those in a folder, or text and tables in files, that carry its whole name.
+
+The names lie directly in the folder that is read, or in the one folder that it holds; of tables, at any depth. A file's
+name is what stands before its extension and the number of a shard: test-00000-of-00002.parquet is of "test".
+"""
 
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval")
+from d2v.modalities.common.kinds import TABLES, TEXTS, extension, named
+
+FAMILIES = (  # names that mean one split, as `datasets` knows them
+    ("train", "training"),
+    ("validation", "valid", "val", "dev"),
+    ("test", "testing", "eval", "evaluation"),
+)
+KNOWN = {name for family in FAMILIES for name in family}
+SHARD = re.compile(r"[-_. ]\d+([-_. ]of[-_. ]\d+)?$")
 
 
-def split_folder(folder: Path, split: str, files: list[Path], extensions: tuple[str, ...]) -> Path:
-    """The sub-folder of `split`, or the folder itself if it is not divided.
+class Chosen(NamedTuple):
+    """The files of a split, the folder that holds them (of labels and metadata), and what is said of the choice."""
 
-    `files`: all in the folder. ValueError: it is divided and has no such split.
+    files: list[Path]
+    root: Path
+    notes: list[str]
+
+
+def same_split(name: str, split: str) -> bool:
+    """Whether a folder or file of this name holds this split."""
+    name, split = name.lower(), split.lower()
+    return name == split or any(name in family and split in family for family in FAMILIES)
+
+
+def is_split(name: str) -> bool:
+    """Whether this is the name of a split."""
+    return name.lower() in KNOWN
+
+
+def choose(files: Sequence[Path], root: Path, split: str, asked: str) -> Chosen:
+    """Those of `files`, of one kind below `root`, that are of `split`, a part of data.split, which is `asked`.
+
+    Undivided files are "train", or the split whose name `root` has. ValueError: there is no such split, or more than
+    one that may be meant.
     """
-    inner = set()
+    by_name, here, notes = _divided(files, root, split)
+    if not by_name:
+        if same_split("train", split) or same_split(root.name, split):
+            return Chosen(list(files), root, notes)
+        raise ValueError(f"data.split {asked!r}: {root} has no splits: all of it is 'train'")
+    wanted = _meant(by_name, split)
+    if not wanted:
+        listed = ", ".join(_in_order(by_name, files))
+        raise ValueError(f"data.split {asked!r}: {root} has the splits {listed}")
+    if len({name.lower() for name in wanted}) > 1:
+        raise ValueError(f"data.split {asked!r}: {root} has {' and '.join(sorted(wanted))}; name one of them")
+    members = {file for name in wanted for file in by_name[name]}
+    chosen = [file for file in files if file in members]
+    if len(files) > 1:
+        notes.append(_said(split, chosen, files, here, by_name))
+    folders = {here / file.relative_to(here).parts[0] for file in chosen}
+    only = next(iter(folders)) if len(folders) == 1 else here
+    return Chosen(chosen, only if only not in members else here, notes)
+
+
+def _divided(files: Sequence[Path], root: Path, split: str) -> tuple[dict[str, list[Path]], Path, list[str]]:
+    """The files by the names of splits that they carry, and the folder in which these lie; {}: they are not divided."""
+    if extension(files[0]) in TABLES:
+        return _grouped(files, root, split), root, []
+    here = root
+    while True:
+        by_name = _grouped(files, here, split)
+        first = {file.relative_to(here).parts[0] for file in files}
+        if by_name or len(first) > 1 or here / next(iter(first)) in files:
+            break
+        here = here / next(iter(first))
+    if not by_name:
+        return {}, root, []
+    folders = {file.relative_to(here).parts[0] for file in files if file.parent != here}
+    others = folders - set(by_name)
+    (name, *more) = by_name
+    is_asked_for = name == split and split not in [family[0] for family in FAMILIES]
+    if not more and name in folders and others and not is_asked_for:
+        # Classes of which one happens to be called so, as in bus, car, train
+        listed = ", ".join(sorted(folders)[:10])
+        return {}, root, [f"the folder {name} beside others ({listed}) is no split; data.path={here / name} reads it"]
+    return by_name, here, []
+
+
+def _grouped(files: Sequence[Path], here: Path, split: str) -> dict[str, list[Path]]:
+    """The files by the name of a split, or by `split`, that they carry; others are left out."""
+    by_name: dict[str, list[Path]] = {}
     for file in files:
-        if file.suffix.lower() in extensions and file.parent != folder:
-            inner.add(file.relative_to(folder).parts[0])
-    known = inner & {*SPLITS, split}
-    if len(known) == 1 and inner - known:  # classes of which one happens to be called "train", as in bus, car, train
-        known = set()
-    if split in known:
-        return folder / split
-    if known:
-        raise ValueError(f"data.split {split!r}: {folder} has the splits {', '.join(sorted(known))}")
-    return folder
+        for name in _names(file, here):
+            if is_split(name) or name.lower() == split.lower():
+                by_name.setdefault(name, []).append(file)
+                break
+    return by_name
 
 
-def files_of_split(files: list[Path], split: str, *, by_name: bool) -> list[Path]:
-    """The files whose names carry the split, as in test-00000.parquet, if `by_name`; undivided files are "train".
-
-    ValueError: there is no such split.
-    """
-    names = {file: _splits_named(file, split) if by_name else set() for file in files}
-    divided = set().union(*names.values())
-    if not divided and split == "train":
-        return files
-    chosen = [file for file in files if split in names[file]]
-    if not chosen:
-        has = f"the splits {', '.join(sorted(divided))}" if divided else "no splits: all of it is 'train'"
-        raise ValueError(f"data.split {split!r}: {files[0].parent} has {has}")
-    return chosen
+def _names(file: Path, here: Path) -> list[str]:
+    """What may name a file's split, outermost first."""
+    *folders, _ = file.relative_to(here).parts
+    stem = SHARD.sub("", file.stem)
+    if extension(file) in TABLES:
+        return [*folders, stem]
+    return folders[:1] or ([stem] if extension(file) in TEXTS else [])
 
 
-def _splits_named(file: Path, split: str) -> set[str]:
-    """Words of a file's name that are splits, or the split that is asked for."""
-    return {*re.split(r"[-_. ]", file.stem.lower())} & {*SPLITS, split}
+def _meant(by_name: dict[str, list[Path]], split: str) -> list[str]:
+    """The names that `split` means: itself, or itself in other letters, or another name of the same split."""
+    return (
+        [name for name in by_name if name == split]
+        or [name for name in by_name if name.lower() == split.lower()]
+        or [name for name in by_name if same_split(name, split)]
+    )
+
+
+def _in_order(names: dict[str, list[Path]], files: Sequence[Path]) -> list[str]:
+    """Folders by the alphabet, tables in the order of FAMILIES."""
+    place = {name: number for number, family in enumerate(FAMILIES) for name in family}
+    are_tables = extension(files[0]) in TABLES
+    return sorted(names, key=lambda name: (place.get(name.lower(), len(FAMILIES)) if are_tables else 0, name))
+
+
+def _said(split: str, chosen: list[Path], files: Sequence[Path], here: Path, by_name: dict[str, list[Path]]) -> str:
+    """What the choice was, and the files that no split takes."""
+    left = set(files).difference(*by_name.values())
+    places = {str(_named_place(file, here, by_name)) for file in chosen}
+    line = f"split {split!r} of {here} is {_few(places)}: {len(chosen)} of {len(files)} files"
+    if not left:
+        return line
+    some = [file for file in files if file in left]
+    return (
+        f"{line}; files that no split takes: {len(some)} in {_few({str(file.parent) for file in some})} ({named(some)})"
+    )
+
+
+def _named_place(file: Path, here: Path, names: Collection[str]) -> Path:
+    """The outermost folder of a file's path that carries one of the names, or the file."""
+    for folder in reversed(file.parents):
+        if folder.is_relative_to(here) and folder != here and folder.name in names:
+            return folder
+    return file
+
+
+def _few(places: set[str]) -> str:
+    return ", ".join(sorted(places)[:3]) + (", ..." if len(places) > 3 else "")

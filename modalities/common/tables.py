@@ -1,14 +1,34 @@
 """The columns of a table of samples: which one holds the media, names of rows, values, class names."""
 
+import glob
+import json
+import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-PATH_COLUMNS = ("file", "path", "file_name", "filename", "file_path")
+PATH_COLUMNS = ("file", "path", "file_name", "filename", "file_path", "audio_filepath")
+KNOWN = {  # names of columns by which the first line of a table is known for one, of what is looked for
+    "image": (*PATH_COLUMNS, "image"),
+    "audio": (*PATH_COLUMNS, "audio"),
+    "text": (
+        *("text", "texts", "sentence", "sentence1", "sentences", "content", "document", "paragraph", "review", "body"),
+        *("comment", "message", "tweet", "post", "description", "title", "headline", "caption", "summary", "line"),
+        *("utterance", "transcript", "transcription", "question", "query", "premise", "hypothesis", "source", "string"),
+        *("label", "labels", "class", "category", "topic", "target", "score", "stars", "rating", "sentiment", "intent"),
+        *("id", "idx", "index", "Unnamed: 0", "split", "lang", "language", "author", "speaker", *PATH_COLUMNS),
+    ),
+}
+STARTS, STOP, LENGTH = ("offset", "start"), "end", "duration"  # columns of a part of a recording, in seconds
+NAMES, MOVED = "d2v_name", "d2v_moved"  # columns of our own: unique names of rows; one on its way to another's place
+NUMBER = r"^\s*([-+]?[\d.,]+(e[-+]?\d+)?|true|false)?\s*$"
 
 
 def is_string(feature: Any) -> bool:
@@ -25,25 +45,162 @@ def media_column(dataset: datasets.Dataset, kind: str) -> str:
             return name
     if kind in features:
         return kind
-    strings = [name for name, feature in features.items() if is_string(feature)]
+    strings = [name for name, feature in features.items() if is_string(feature) and name != NAMES]
     if feature_type:
-        structs = [name for name, feature in features.items() if isinstance(feature, dict) and "bytes" in feature]
+        inner = ("bytes", "array") if kind == "audio" else ("bytes",)
+        structs = [name for name, feature in features.items() if isinstance(feature, dict) and {*inner} & {*feature}]
         candidates = structs + [name for name in PATH_COLUMNS if name in strings]
     else:
-        candidates = strings if len(strings) == 1 else []
+        worded = [name for name in strings if len(strings) == 1 or _has_words(dataset.data.column(name))]
+        candidates = worded if len(worded) == 1 else []
     if not candidates:
-        raise ValueError(f"no column holds {kind}; the columns are {', '.join(features)} (name it {kind!r})")
+        raise ValueError(
+            f"no column holds {kind}; the columns are {', '.join(column_names(dataset))} (name it {kind!r})"
+        )
     return candidates[0]
+
+
+def _has_words(column: pa.ChunkedArray) -> bool:
+    """Whether a cell of strings holds more than a number."""
+    for chunk in column.chunks:
+        if not pc.all(pc.match_substring_regex(chunk, NUMBER, ignore_case=True)).as_py():  # null: all are missing
+            return pc.any(pc.invert(pc.match_substring_regex(chunk, NUMBER, ignore_case=True))).as_py() or False
+    return False
+
+
+def column_names(dataset: datasets.Dataset) -> list[str]:
+    """The columns that the data has, without what `name_rows` adds."""
+    return [name for name in dataset.column_names if name != NAMES]
+
+
+def file_paths(dataset: datasets.Dataset, name: str) -> list[str | None] | None:
+    """Where the files of a column of media lie, None for a cell without one; None if all cells hold the media."""
+    if is_string(dataset.features[name]):
+        return list(dataset[name])
+    column = _column(dataset, name)
+    if not pa.types.is_struct(column.type) or {"bytes", "path"} - {field.name for field in column.type}:
+        return None
+    held = pc.struct_field(column, "bytes")
+    if held.null_count == 0:
+        return None
+    paths = pc.struct_field(column, "path").to_pylist()
+    return [path if empty else None for path, empty in zip(paths, held.is_null().to_pylist(), strict=True)]
+
+
+def _column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
+    """A column as it is stored."""
+    return dataset.select_columns([name]).with_format("arrow")[:].column(name)
+
+
+def with_paths(dataset: datasets.Dataset, name: str, paths: list[str | None]) -> datasets.Dataset:
+    """The data set with other paths in a column of media, None where a cell has none."""
+    column, feature = _column(dataset, name), dataset.features[name]
+    if not is_string(feature):
+        chunks, start = [], 0
+        for chunk in column.chunks:
+            some = pa.array(paths[start : start + len(chunk)], pa.string())
+            start += len(chunk)
+            children = []
+            for field, child in zip(chunk.type, chunk.flatten(), strict=True):
+                children.append(pc.coalesce(some.cast(field.type), child) if field.name == "path" else child)
+            chunks.append(pa.StructArray.from_arrays(children, fields=list(chunk.type)))
+        column = pa.chunked_array(chunks, column.type)
+    else:
+        column = pa.array(paths, column.type)
+    return with_column(dataset, name, column, feature)
+
+
+def with_folders(dataset: datasets.Dataset, kind: str, folders: Sequence[str | os.PathLike]) -> datasets.Dataset:
+    """The data set with the paths of media of `kind` in a folder for each row. ValueError: no column of that kind."""
+    name = media_column(dataset, kind)
+    paths = file_paths(dataset, name)
+    if paths is None:
+        return dataset
+    absolute = [path and f"{folder}/{path}" for folder, path in zip(folders, paths, strict=True)]
+    kept = [path if path and path.startswith("/") else new for path, new in zip(paths, absolute, strict=True)]
+    return with_paths(dataset, name, kept)
+
+
+def with_column(dataset: datasets.Dataset, name: str, column: Any, feature: Any = None) -> datasets.Dataset:
+    """The data set with a column in place of the one of that name, if there is one."""
+    if name not in dataset.column_names:
+        return dataset.add_column(name, column, feature=feature)
+    added = dataset.add_column(MOVED, column, feature=feature)  # before the other leaves: it may be the only one
+    return added.remove_columns(name).rename_column(MOVED, name).select_columns(dataset.column_names)
+
+
+def name_rows(dataset: datasets.Dataset, path: Any, split: str, kind: str) -> datasets.Dataset:
+    """The data set of the samples of `kind`, with a column of unique names of its rows where they lie in files.
+
+    ValueError: no column of that kind, or parts of recordings that are no times.
+    """
+    dataset = dataset.remove_columns(NAMES) if NAMES in dataset.column_names else dataset
+    media = None if kind == "text" else media_column(dataset, kind)
+    parts = segments(dataset) if kind == "audio" else None
+    paths = None if media is None else file_paths(dataset, media)
+    if paths is None and "file" in dataset.column_names and is_string(dataset.features["file"]):
+        media, paths = "file", list(dataset["file"])
+    if paths is None and parts is None:
+        return dataset
+    paths = [None] * len(dataset) if paths is None else paths
+    if media == "file" and parts is None and None not in paths and len({*paths}) == len(paths):
+        return dataset  # the paths themselves are names
+    names = [relative or f"{split}:{row}" for row, relative in enumerate(_relative(paths, path))]
+    if parts is not None:
+        names = [name + _of_part(*part) for name, part in zip(names, parts.tolist(), strict=True)]
+    return dataset.add_column(NAMES, pa.array(_unique(names), pa.string()))
+
+
+def _of_part(start: float, stop: float) -> str:
+    """What names a part of a recording; nothing for all of it."""
+    if start == 0 and math.isnan(stop):
+        return ""
+    return f"[{round(start, 6)}-{'' if math.isnan(stop) else round(stop, 6)}]"
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names, with #2, #3, ... after those that were there before."""
+    taken, counts, unique = {*names}, Counter[str](), []
+    for name in names:
+        counts[name] += 1
+        new = name
+        while counts[name] > 1 and new in taken:
+            new = f"{name}#{counts[name]}"
+            counts[name] += new in taken
+        taken.add(new)
+        unique.append(new)
+    return unique
+
+
+def _relative(paths: Sequence[str | None], path: Any) -> list[str | None]:
+    """Absolute paths as what they are below data.path, where they lie there; others stay."""
+    root = _root(path)
+    names = []
+    for place in paths:
+        name = os.path.normpath(place) if place and place.startswith("/") else place
+        names.append(name[len(root) :] if root and name and name.startswith(root) else name)
+    return names
+
+
+def _root(path: Any) -> str:
+    """The folder of data.path, ending in a slash: its own, that of a file, or of a pattern; "": it has none."""
+    if not isinstance(path, str | os.PathLike):
+        return ""
+    place = Path(os.path.normpath(Path(path).expanduser().absolute()))
+    while glob.has_magic(str(place)) and not place.exists():
+        place = place.parent
+    if place.is_file():
+        place = place.parent
+    return f"{place}/".replace("//", "/") if place.is_dir() else ""
 
 
 def identifiers(dataset: datasets.Dataset, path: Any, split: str, first: int = 0) -> list[str]:
     """A stable name per row: the path below `path` for files, else "<split>:<row>", counted from `first`."""
+    if NAMES in dataset.column_names:
+        return list(dataset[NAMES])
     if "file" not in dataset.column_names or not is_string(dataset.features["file"]):
         return [f"{split}:{first + row}" for row in range(len(dataset))]
-    root = Path(path).expanduser().absolute() if isinstance(path, str | os.PathLike) else None
-    if root is None or not root.is_dir():
-        return list(dataset["file"])
-    return [os.path.relpath(file, root) if Path(file).is_relative_to(root) else file for file in dataset["file"]]
+    return [name or f"{split}:{first + row}" for row, name in enumerate(_relative(dataset["file"], path))]
 
 
 def values(
@@ -51,14 +208,18 @@ def values(
 ) -> np.ndarray:
     """The column `name` of `rows`, whose names are `ids`; `empty` in place of missing values.
 
-    ValueError: no such column, or rows without a value and no `empty`.
+    ValueError: no such column, or rows without a value, or one of bytes that are no text, and no `empty`.
     """
     if name not in dataset.column_names:
-        raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(dataset.column_names)}")
+        raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(column_names(dataset))}")
     cells = list(dataset.select_columns([name]).select(rows)[name])
-    missing = [sample for sample, cell in zip(ids, cells, strict=True) if cell is None]
-    if missing and empty is None:
-        raise ValueError(f"{len(missing)} of {len(cells)} samples have no {name!r}, the first is {missing[0]}")
+    if empty is None:
+        missing = [sample for sample, cell in zip(ids, cells, strict=True) if cell is None]
+        if missing:
+            raise ValueError(f"{len(missing)} of {len(cells)} samples have no {name!r}, the first is {missing[0]}")
+        for sample, cell in zip(ids, cells, strict=True):
+            if isinstance(cell, str) and "\ufffd" in cell:  # what a reader puts in place of bytes that are none
+                raise ValueError(f"{name!r} of {sample} is {cell!r}: not UTF-8; save the table as UTF-8")
     return np.asarray([empty if cell is None else cell for cell in cells])
 
 
@@ -68,5 +229,76 @@ def classes(dataset: datasets.Dataset, name: str) -> list[str] | None:
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
     if is_string(feature):
-        return sorted({cell for cell in dataset[name] if cell is not None})
+        return in_order({cell for cell in dataset[name] if cell is not None})
     return None
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names sorted: as numbers, if all of them are."""
+    names = sorted(names)
+    numbers = [number(name) for name in names]
+    if any(map(math.isnan, numbers)):
+        return names
+    return [name for _, name in sorted(zip(numbers, names, strict=True))]
+
+
+def written(value: Any) -> str:
+    """What is written for a cell, numbers and true and false as JSON has them."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode(errors="replace").decode()  # half a character cannot be stored
+
+
+def segments(dataset: datasets.Dataset) -> np.ndarray | None:
+    """Which part of its recording each row is, (rows, 2) seconds: start, and stop or NaN for the end of the recording.
+
+    Columns "offset" or "start", and "end" or "duration", whose empty cells are 0 and the end. None: the table has no
+    such columns, or its cells hold the sound itself. ValueError: a cell that is no time.
+    """
+    starts = [name for name in STARTS if name in dataset.column_names]
+    if not starts or _holds_bytes(dataset, media_column(dataset, "audio")):
+        return None
+    if len(starts) > 1:
+        raise ValueError(f"the data has columns {' and '.join(starts)}, and both say where a row begins: keep one")
+    start = np.nan_to_num(_seconds(dataset, starts[0]))
+    stop = np.full(len(dataset), np.nan)
+    if STOP in dataset.column_names:
+        stop = _seconds(dataset, STOP)
+    elif LENGTH in dataset.column_names:
+        stop = start + _seconds(dataset, LENGTH)
+    reversed_rows = np.flatnonzero(stop < start)
+    if len(reversed_rows):
+        row = reversed_rows[0]
+        raise ValueError(f"row {row + 1} of the data begins at {start[row]:g} s and ends before, at {stop[row]:g} s")
+    return np.stack([start, stop], axis=1)
+
+
+def _seconds(dataset: datasets.Dataset, name: str) -> np.ndarray:
+    """A column as seconds, (rows,), NaN where it is empty. ValueError: a cell that is none."""
+    cells = list(dataset[name])
+    seconds = np.array([number(cell) for cell in cells])
+    for row in np.flatnonzero(~((seconds >= 0) & (seconds < np.inf))):
+        if cells[row] is not None:
+            raise ValueError(
+                f"row {row + 1} of column {name!r} is {cells[row]!r}; it must be seconds, 0 or more, or empty"
+            )
+    return seconds
+
+
+def number(cell: Any) -> float:
+    """What a cell says as a number; NaN: it says none."""
+    if cell is None or isinstance(cell, bool) or (isinstance(cell, str) and "_" in cell):  # Python reads 1_000
+        return math.nan
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _holds_bytes(dataset: datasets.Dataset, name: str) -> bool:
+    """Whether cells of a column are media, not paths to files."""
+    if is_string(dataset.features[name]):
+        return False
+    column = dataset.data.column(name)
+    if not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0:
+        return True
+    return pc.struct_field(column, "bytes").null_count < len(column)

@@ -5,15 +5,17 @@ are tensors (C, H, W).
 """
 
 import io
+import stat
 import struct
+import tokenize
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -26,11 +28,19 @@ UNREADABLE = (
     SyntaxError,
     ValueError,
     TypeError,
-    IndexError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
     struct.error,
+    tokenize.TokenError,
     zlib.error,
     Image.DecompressionBombError,
 )
+WHITE = (255, 255, 255, 255)  # what lies behind transparent pixels
+LEAST_FILLED = 128  # signed integers whose largest value is a smaller share of their range than 1 / this have no depth
 BICUBIC, NEAREST = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.NEAREST
 
 
@@ -44,15 +54,44 @@ def encoded(cell: Any) -> bytes | Path:
 
 
 def decode(source: bytes | Path, channels: int) -> Image.Image | TensorImage:
-    """The image with `channels` channels. One of `UNREADABLE`: it is damaged or has another number of channels."""
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    """The image with `channels` channels, turned as its EXIF says, on white where it is transparent.
+
+    The first page or frame of several. One of `UNREADABLE`: it is damaged, or its pixels have another number of
+    channels, no known depth, or are not finite.
+    """
     if _is_array(source):
-        return _from_array(np.load(file, allow_pickle=False), channels)
-    with Image.open(file) as image:
+        return _from_array(_scaled(np.load(_file(source), allow_pickle=False)), channels)
+    with Image.open(_file(source)) as image:
         image.load()
-        if channels == 3 or (channels == 1 and image.mode[0] not in "IF"):
-            return image.convert("RGB" if channels == 3 else "L")
-        return _from_array(np.asarray(image), channels)
+        _turn(image)
+        if image.mode[0] in "IF":  # grey of more than 8 bits
+            grey = _grey(image)
+            return _from_array(grey if channels == 1 else np.stack([grey] * channels, axis=-1), channels)
+        if channels not in (1, 3):
+            return _from_array(np.asarray(image), channels)
+        picture = _on_white(image) if image.has_transparency_data else image
+        return picture.convert("RGB" if channels == 3 else "L")
+
+
+class Outline(NamedTuple):
+    """What the header of a file says."""
+
+    height: int
+    width: int
+    more: bool  # pages or frames follow the first
+
+
+def outline(source: bytes | Path) -> Outline:
+    """Of a file, from its header alone. One of `UNREADABLE`: it has none."""
+    if _is_array(source):
+        array = np.load(_file(source), allow_pickle=False, mmap_mode=None if isinstance(source, bytes) else "r")
+        height, width = sorted(array.shape)[-2:]
+        return Outline(height, width, more=False)
+    with Image.open(_file(source)) as image:
+        height, width = image.height, image.width
+        if _orientation(image) > 4:  # on its side
+            height, width = width, height
+        return Outline(height, width, _has_more(image))
 
 
 def size(source: bytes | Path | Image.Image | Tensor) -> tuple[int, int]:
@@ -61,13 +100,74 @@ def size(source: bytes | Path | Image.Image | Tensor) -> tuple[int, int]:
         return source.height, source.width
     if isinstance(source, Tensor):
         return source.shape[-2], source.shape[-1]
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    if _is_array(source):
-        array = np.load(file, allow_pickle=False, mmap_mode=None if isinstance(source, bytes) else "r")
-        height, width = sorted(array.shape)[-2:]
-        return height, width
-    with Image.open(file) as image:
-        return image.height, image.width
+    return outline(source)[:2]
+
+
+def one_colour(image: Image.Image | Tensor) -> bool:
+    """Whether all pixels are equal."""
+    if isinstance(image, Tensor):
+        pixels = image.flatten(1)
+        return bool((pixels == pixels[:, :1]).all())
+    ranges = image.getextrema()
+    return all(low == high for low, high in (ranges if isinstance(ranges[0], tuple) else [ranges]))
+
+
+def _file(source: bytes | Path) -> io.BytesIO | Path:
+    """What to open. OSError: no ordinary file; a pipe would be waited for."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if not stat.S_ISREG(source.stat().st_mode):
+        raise OSError("no ordinary file")
+    return source
+
+
+def _orientation(image: Image.Image) -> int:
+    """By EXIF, 1 to 8; 1 where it is damaged, as viewers take it, and in TIFFs, which Pillow turns itself."""
+    if "exif" not in image.info:
+        return 1
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except UNREADABLE:
+        return 1
+
+
+def _turn(image: Image.Image) -> None:
+    """Turns an image as its EXIF says."""
+    if _orientation(image) != 1:
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _has_more(image: Image.Image) -> bool:
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    except UNREADABLE:  # there is one, and it is damaged
+        return True
+    return True
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    picture = Image.new("RGBA", image.size, WHITE)
+    picture.alpha_composite(image.convert("RGBA"))
+    return picture
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    """Pixels (H, W) of one of Pillow's modes I and F between 0 and 1. ValueError: they do not lie there."""
+    pixels = np.array(image)
+    if image.mode == "F":
+        low, high = pixels.min(), pixels.max()
+        if not (low >= 0 and high <= 1):  # NaN too
+            raise ValueError(f"float pixels from {low:g} to {high:g}: they must lie between 0 and 1")
+        return pixels
+    bits = 16  # what Pillow widens to 32 bits has 16 too
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = min(bits, image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (bits,))[0])
+    low, high = pixels.min(), pixels.max()
+    if low < 0 or high >= 2**bits:
+        raise ValueError(f"grey pixels from {low} to {high}: {bits} bits hold 0 to {2**bits - 1}")
+    return pixels.astype(np.float32) / (2**bits - 1)
 
 
 def decode_mask(path: Path, wanted: tuple[int, int]) -> Image.Image:
@@ -76,15 +176,13 @@ def decode_mask(path: Path, wanted: tuple[int, int]) -> Image.Image:
     ValueError: there are none, or of another size.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(_file(path)) as image:
             image.load()
-            if image.mode not in ("L", "P"):
-                raise ValueError(
-                    f"mask {path} is of mode {image.mode}; class numbers are grey (L) or a palette's (P) of 8 bits"
-                )
-            mask = Image.fromarray(np.array(image))
-    except OSError as error:
+            mode, mask = image.mode, Image.fromarray(np.array(image))
+    except UNREADABLE as error:
         raise ValueError(f"mask {path} cannot be read: {type(error).__name__}: {error}") from None
+    if mode not in ("L", "P"):
+        raise ValueError(f"mask {path} is of mode {mode}; class numbers are grey (L) or a palette's (P) of 8 bits")
     if size(mask) != wanted:
         raise ValueError(f"mask {path} has {mask.width} x {mask.height} pixels, its image {wanted[1]} x {wanted[0]}")
     return mask
@@ -94,15 +192,37 @@ def _is_array(source: bytes | Path) -> bool:
     return source[:6] == b"\x93NUMPY" if isinstance(source, bytes) else source.suffix.lower() == ".npy"
 
 
+def _scaled(array: np.ndarray) -> np.ndarray:
+    """Pixels of an array: uint8 stays, other integers become 0 to 1 by the range of their type, floats float32 as is.
+
+    ValueError: no numbers, not finite, or signed integers that are negative or leave their range empty.
+    """
+    kind = array.dtype.kind
+    if array.dtype == np.uint8:
+        return array
+    if kind in "iu":
+        most, high = np.iinfo(array.dtype).max, array.max(initial=0)
+        if kind == "i" and (array.min(initial=0) < 0 or high < most // LEAST_FILLED):
+            raise ValueError(
+                f"{array.dtype} pixels from {array.min(initial=0)} to {high} have no known depth: "
+                "save them as uint8, uint16, or floats between 0 and 1"
+            )
+        return array.astype(np.float32) / most
+    if kind not in "bf":
+        raise ValueError(f"pixels of type {array.dtype}: they must be numbers")
+    pixels = array.astype(np.float32)
+    if not np.isfinite(pixels).all():
+        raise ValueError("NaN or infinite pixels")
+    return pixels
+
+
 def _from_array(array: np.ndarray, channels: int) -> TensorImage:
-    """(H, W), (H, W, C) or (C, H, W) -> (C, H, W): uint8 stays, uint16 becomes 0 to 1, the rest float32 as it is."""
+    """(H, W), (H, W, C) or (C, H, W) -> (C, H, W)."""
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim == 3 and array.shape[2] != channels:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] != channels:
         raise ValueError(f"array of shape {array.shape} does not have {channels} channels")
-    if array.dtype != np.uint8:
-        array = array.astype(np.float32) / (65535 if array.dtype == np.uint16 else 1)
     return TensorImage(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))))
 
 
@@ -122,6 +242,20 @@ def _channels_first(image: Image.Image | Tensor) -> Tensor:
         return image.as_subclass(Tensor)
     array = torch.from_numpy(np.array(image))  # (H, W, C), or (H, W) if grey
     return array.reshape(image.height, image.width, -1).permute(2, 0, 1)
+
+
+def eight_bits(image: Image.Image | Tensor) -> Image.Image:
+    """What RandAugment works on. ValueError: a tensor whose pixels do not lie between 0 and 1."""
+    if isinstance(image, Image.Image):
+        return image
+    if image.is_floating_point():
+        if image.min() < -0.5 or image.max() > 1.5:  # bicubic resizing overshoots a little
+            raise ValueError(
+                f"data.auto_augment reads pixels between 0 and 1, not {float(image.min()):g} to "
+                f"{float(image.max()):g}: scale the arrays, or leave it out"
+            )
+        image = (image.clamp(0, 1) * 255).round().byte()
+    return F.to_pil_image(image)
 
 
 def training(
@@ -150,6 +284,17 @@ def evaluation(image: Any, image_size: int, eval_crop: float, interpolation: v2.
     image = F.resize(image, [round(image_size / eval_crop)], interpolation=interpolation, antialias=True)
     height, width = size(image)
     return F.crop(image, (height - image_size) // 2, (width - image_size) // 2, image_size, image_size)
+
+
+def shown(image: Image.Image | Tensor) -> Image.Image:
+    """An image for a person: tensors of other than three channels as their first in grey, floats from least to most."""
+    if isinstance(image, Image.Image):
+        return image
+    array = image if len(image) == 3 else image[0]
+    if array.dtype != torch.uint8:
+        low, high = array.amin(), array.amax()
+        array = ((array - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
+    return F.to_pil_image(array.as_subclass(Tensor))
 
 
 def pool(pixels: Tensor, side: int = 8) -> Tensor:

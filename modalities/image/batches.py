@@ -15,7 +15,7 @@ from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment, masks, views
 from d2v.modalities.image.config import DataConfig, ReadConfig
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
-from d2v.modalities.image.samples import Samples, readable
+from d2v.modalities.image.samples import Samples
 from d2v.types import View
 
 
@@ -56,7 +56,7 @@ class MaskedBatches:
         images, hidden, indices = [], [], []
         for place, generator in _rows(self.sampler, self._seed, step, part, parts):
             hidden += masks.draw(generator, self._data, self._frontend.grid)
-            index, image = readable(self._samples, _following(place, self._samples), self._bad_log)
+            index, image = _image(self._samples, place, self._bad_log)
             with seeded_globals(generator):
                 images.append(self._transform(image))
             indices.append(index)
@@ -97,7 +97,7 @@ class ViewBatches:
         for place, generator in _rows(self.sampler, self._seed, step, part, parts):
             for of_view in hidden[: self._num_masked]:
                 of_view.append(masks.draw_varied(generator, self._data, self._frontend.grid))
-            index, image = readable(self._samples, _following(place, self._samples), self._bad_log)
+            index, image = _image(self._samples, place, self._bad_log)
             with seeded_globals(generator):
                 for of_view, make in zip(images, self._transforms, strict=True):
                     of_view.append(make(image))
@@ -120,9 +120,15 @@ def _rows(
     return zip(batch[rows].tolist(), sampling.generators(seed, step, rows), strict=True)
 
 
-def _following(index: int, samples: Samples) -> np.ndarray:
-    """A sample and the 99 after it, which stand in for it if it cannot be read."""
-    return np.arange(index, index + 100) % len(samples)
+def _image(samples: Samples, place: int, bad_log: Callable[[str, str], None]) -> tuple[int, Any]:
+    """Which sample, and its image: that of `place`, or the next that can be read."""
+    return sampling.readable(
+        samples.ids,
+        sampling.following(place, len(samples)),
+        samples.image,
+        bad_log,
+        "100 images in a row cannot be read",
+    )
 
 
 def transform(data: ReadConfig, frontend: FrontendConfig) -> Callable[[Any], Any]:

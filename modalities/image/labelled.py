@@ -21,9 +21,10 @@ from d2v.modalities.image import augment
 from d2v.modalities.image.batches import transform
 from d2v.modalities.image.config import LabelledConfig, check_labelled
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
-from d2v.modalities.image.samples import Samples, readable, save_preprocessor
+from d2v.modalities.image.samples import Samples, save_preprocessor
 from d2v.models.task_models import D2vForImageClassification
 from d2v.protocols import BadLog, Labelled, LabelledTask
+from d2v.reading import Limit
 from d2v.types import View
 
 
@@ -78,11 +79,13 @@ class LabelledBatches:
     def _row(self, generator: np.random.Generator, place: int) -> tuple[Tensor, Any, str]:
         """Augmented image (C, S, S), its label, sample id."""
         indices = self._opened.indices
-        following = indices[np.arange(place, place + 100) % len(indices)]
-        index, image = readable(self._opened.train, following, self._bad_log)
+        train, candidates = self._opened.train, indices[sampling.following(place, len(indices))]
+        index, image = sampling.readable(
+            train.ids, candidates, train.image, self._bad_log, "100 images in a row cannot be read"
+        )
         with seeded_globals(generator):
             image = self._transform(image)
-            image = image if self._rand_augment is None else self._rand_augment(image)
+            image = image if self._rand_augment is None else self._rand_augment(augment.eight_bits(image))
             pixels = augment.normalise([image], self._data.mean, self._data.std)[0]
             pixels = pixels if self._erase is None else self._erase(pixels)
         return pixels, self._opened.labels[index], self._opened.train.ids[index]
@@ -119,5 +122,6 @@ def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], N
         return samples
 
     opened = labels.open_splits(data, train.seed, make)
-    batches = LabelledBatches(opened, data, frontend, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log)
+    limit = Limit(bad_log, data.max_bad_share, len(opened.indices))
+    batches = LabelledBatches(opened, data, frontend, batch_size=train.batch_size, seed=train.seed, bad_log=limit)
     return labels.labelled(opened, batches, lambda place: save_preprocessor(place, folder, data, frontend))

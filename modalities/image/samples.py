@@ -5,7 +5,7 @@ B samples of a batch, C channels, S image size.
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from d2v.modalities.common import sources, tables
-from d2v.modalities.common.data_report import Report
+from d2v.modalities.common.data_report import Report, UnreadableError
 from d2v.modalities.image import augment, masks, views
 from d2v.modalities.image.config import DataConfig, ReadConfig, check_reading
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.protocols import Rows
 from d2v.types import View
 
+ONE_COLOUR, MORE_PAGES = "of one colour", "of several pages or frames (the first is read)"
 QUEUED = 4096  # rows that a scan hands out at once: a pool queues all that it is given
 
 
@@ -89,7 +90,7 @@ class Samples:
         self._media = dataset.select_columns([tables.media_column(dataset, "image")])
         self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
         ids = tables.identifiers(dataset, config.path, split, first)
-        self.report = Report("image", found=len(dataset), usable=0)
+        self.report = Report("image", found=len(dataset), usable=0, notes=sources.notes(dataset))
         self._rows = np.flatnonzero(self._scan(ids))
         self.ids = [ids[row] for row in self._rows]
         self.report.usable = len(self._rows)
@@ -101,11 +102,11 @@ class Samples:
         return len(self._rows)
 
     def image(self, index: int) -> Any:
-        """The decoded image of a usable sample: PIL, or a tensor (C, H, W).
-
-        One of `augment.UNREADABLE`: it is damaged.
-        """
-        return augment.decode(self._source(int(self._rows[index])), self.frontend.channels)
+        """The decoded image of a usable sample: PIL, or a tensor (C, H, W). UnreadableError: it is damaged."""
+        try:
+            return augment.decode(self._source(int(self._rows[index])), self.frontend.channels)
+        except augment.UNREADABLE as error:
+            raise UnreadableError(_reason(error)) from error
 
     def column(self, name: str) -> np.ndarray:
         """Values of a data column per usable sample. ValueError: there is none of that name."""
@@ -114,24 +115,31 @@ class Samples:
     def view(self, indices: Iterable[int]) -> View:
         """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S).
 
-        ValueError: an image can no longer be read.
+        UnreadableError: an image can no longer be read.
         """
         size, crop = self.frontend.image_size, self.config.eval_crop
-        try:
-            images = [augment.evaluation(self.image(index), size, crop) for index in indices]
-        except augment.UNREADABLE as error:
-            raise ValueError(_reason(error)) from error
+        images = [augment.evaluation(self.image(index), size, crop) for index in indices]
         return View(MODALITY, {"pixel_values": augment.normalise(images, self.config.mean, self.config.std)})
 
     def masks(self, indices: Iterable[int], folder: str) -> np.ndarray:
         """Class numbers of the pixels of the evaluation view, (B, S, S) uint8, from PNGs named as images in `folder`.
 
-        ValueError: there is none, it has no class numbers, or it is of another size than the image.
+        ValueError: there is none, it has no class numbers, or it is of another size than the image; an image that lies
+        outside of data.path, which no name in `folder` is of.
         """
         size, crop = self.frontend.image_size, self.config.eval_crop
         masks = []
         for index in indices:
-            place = (Path(folder) / self.ids[index]).with_suffix(".png")
+            name = Path(self.ids[index])
+            if name.is_absolute() or ".." in name.parts:
+                raise ValueError(
+                    f"evaluate.masks {folder}: the image {name} has no place in it, as it lies outside of data.path "
+                    f"{self.config.path}; give the folder that holds all images, or a table there"
+                )
+            place = (Path(folder) / name).with_suffix(".png")
+            source = self._source(int(self._rows[index]))
+            if isinstance(source, Path) and place.exists() and place.samefile(source):
+                raise ValueError(f"evaluate.masks {folder}: {place} is the image itself, and no mask of it")
             mask = augment.decode_mask(place, augment.size(self.image(index)))
             masks.append(np.asarray(augment.evaluation(mask, size, crop, augment.NEAREST)))
         return np.stack(masks)
@@ -140,20 +148,33 @@ class Samples:
         """Pixels of the evaluation view averaged to 8 x 8, (B, C * 64)."""
         return augment.pool(self.view(indices).inputs["pixel_values"]).numpy()
 
+    def picture(self, index: int) -> Image.Image:
+        """The image as it is read, of many channels the first in grey. ValueError: it can no longer be read."""
+        try:
+            return augment.shown(self.image(index))
+        except augment.UNREADABLE as error:
+            raise ValueError(_reason(error)) from error
+
     def _source(self, row: int) -> bytes | Path:
         (cell,) = self._media[row].values()
         return augment.encoded(cell)
 
-    def _problem(self, row: int) -> tuple[str, str] | None:
-        """Which list of the report a row belongs to, and why; None if it is usable."""
+    def _look(self, row: int) -> tuple[str, str] | list[str]:
+        """Which list of the report a row belongs to, and why; if it is usable, what is said of it."""
         try:
             source = self._source(row)
-            height, width = augment.size(augment.decode(source, self.frontend.channels) if self._decodes else source)
+            outline = augment.outline(source)
+            constant = self._decodes and augment.one_colour(augment.decode(source, self.frontend.channels))
         except augment.UNREADABLE as error:
             return "unreadable", _reason(error)
-        if min(height, width) < self.config.min_size:
-            return "too_short", f"{width} x {height} pixels, data.min_size is {self.config.min_size}"
-        return None
+        if min(outline.height, outline.width) < self.config.min_size:
+            return "too_short", f"{outline.width} x {outline.height} pixels, data.min_size is {self.config.min_size}"
+        remarks = []
+        if constant:
+            remarks.append(ONE_COLOUR)
+        if outline.more:
+            remarks.append(MORE_PAGES)
+        return remarks
 
     def _scan(self, ids: Sequence[str]) -> np.ndarray:
         """Which rows are usable, (rows,) bool; fills the report."""
@@ -162,10 +183,13 @@ class Samples:
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
             for start in range(0, len(ids), QUEUED):
                 rows = range(start, min(start + QUEUED, len(ids)))
-                for row, problem in zip(rows, pool.map(self._problem, rows), strict=True):
-                    if problem:
+                for row, seen in zip(rows, pool.map(self._look, rows), strict=True):
+                    if isinstance(seen, tuple):
                         usable[row] = False
-                        lists[problem[0]].append((ids[row], problem[1]))
+                        lists[seen[0]].append((ids[row], seen[1]))
+                        continue
+                    for remark in seen:
+                        self.report.remarks.setdefault(remark, []).append(ids[row])
         return usable
 
     def _count_classes(self) -> dict[str, int] | None:
@@ -183,22 +207,6 @@ class Samples:
 
 def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
-def readable(samples: Samples, candidates: np.ndarray, bad_log: Callable[[str, str], None]) -> tuple[int, Any]:
-    """The first of the candidates that can be read, and its image; `bad_log` hears of those before it.
-
-    ValueError: none can.
-    """
-    for candidate in candidates.tolist():
-        try:
-            return candidate, samples.image(candidate)
-        except augment.UNREADABLE as error:
-            bad_log(samples.ids[candidate], _reason(error))
-    raise ValueError(
-        f"{len(candidates)} images in a row cannot be read, the first is {samples.ids[int(candidates[0])]}: "
-        "was data.path changed or unmounted?"
-    )
 
 
 def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, frontend: FrontendConfig) -> None:

@@ -5,6 +5,7 @@ B samples of a batch, M masks of each, N = B * M, S audio samples, T tokens.
 
 from collections.abc import Callable, Sequence
 from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -119,8 +120,10 @@ class MaskedBatches:
     def _clip(self, index: int, generator: np.random.Generator) -> tuple[np.ndarray, str]:
         """A clip, cropped at random if it is too long, and its id."""
         size = int(self._sizes[index])
-        wave, number = readable(self._samples, index, size, self._bad_log)
-        return audio.anywhere(wave, size, generator), self._samples.ids[number]
+        number, wave = readable(
+            self._samples, index, size, lambda wave: audio.anywhere(wave, size, generator), self._bad_log
+        )
+        return wave, self._samples.ids[number]
 
     def _joined(self, step: int, stream: int) -> tuple[np.ndarray, str]:
         """A cut of all clips in the order of the step's epoch, and the ids of its clips joined by +."""
@@ -132,9 +135,10 @@ class MaskedBatches:
         waves, names = [], []
         for place in range(first, last + 1):
             size = int(self._samples.lengths[order[place]])
-            wave, number = readable(self._samples, int(order[place]), size, self._bad_log)
             begin = int(ends[place]) - size  # of the clip in the epoch
-            waves.append(wave[max(0, start - begin) : min(size, stop - begin)])
+            part = slice(max(0, start - begin), min(size, stop - begin))
+            number, wave = readable(self._samples, int(order[place]), size, itemgetter(part), self._bad_log)
+            waves.append(wave)
             names.append(self._samples.ids[number])
         return np.concatenate(waves), "+".join(names)
 
@@ -167,7 +171,8 @@ class ViewBatches:
         self._seed, self._bad_log = seed, bad_log
         shortest = receptive_field(frontend, MIN_TOKENS)
         self._views = Views(data.views, data.augment, rate=frontend.sample_rate, shortest=shortest)
-        self._sizes = np.minimum(samples.lengths, round(data.max_seconds * frontend.sample_rate))
+        self._longest = round(data.max_seconds * frontend.sample_rate)
+        self._sizes = np.minimum(samples.lengths, self._longest)
         longest = round(data.augment.seconds * frontend.sample_rate)  # clips above it differ no more
         self.sampler = sampling.Sampler(len(samples), batch_size, seed, lengths=np.minimum(self._sizes, longest))
         self.steps_per_epoch = len(self.sampler)
@@ -209,28 +214,36 @@ class ViewBatches:
     def _row(self, index: int, generator: np.random.Generator) -> tuple[list[np.ndarray], int]:
         """The views of a clip, of one and the same max_seconds of it, and its number."""
         size = int(self._sizes[index])
-        wave, number = readable(self._samples, index, size, self._bad_log)
-        return self._views(audio.anywhere(wave, size, generator), generator, self._any), number
+        number, wave = readable(
+            self._samples, index, size, lambda wave: audio.anywhere(wave, size, generator), self._bad_log
+        )
+        return self._views(wave, generator, self._any), number
 
     def _any(self, generator: np.random.Generator) -> np.ndarray:
-        """Some clip of the data."""
-        return readable(self._samples, int(generator.integers(len(self._samples))), 1, self._bad_log)[0]
+        """Some clip of the data; of a long one max_seconds."""
+
+        def take(wave: np.ndarray | audio.Long) -> np.ndarray:
+            return audio.anywhere(wave, self._longest, generator) if isinstance(wave, audio.Long) else wave
+
+        return readable(self._samples, int(generator.integers(len(self._samples))), 1, take, self._bad_log)[1]
 
 
-def readable(samples: Samples, index: int, size: int, bad_log: Callable[[str, str], None]) -> tuple[np.ndarray, int]:
-    """The clip, or the next that can be decoded, at least `size` samples long, and its number.
+def readable(
+    samples: Samples,
+    index: int,
+    size: int,
+    take: Callable[[np.ndarray | audio.Long], np.ndarray],
+    bad_log: Callable[[str, str], None],
+) -> tuple[int, np.ndarray]:
+    """The number of the clip, or of the next that can be decoded, and what `take` has of it.
 
-    ValueError: it and the 99 after it cannot be decoded.
+    It is at least `size` samples long. ValueError: it and the 99 after it cannot be decoded.
     """
-    for candidate in (np.arange(index, index + 100) % len(samples)).tolist():
-        try:
-            wave = samples.wave(candidate)
-        except (audio.UnreadableError, OSError) as error:
-            bad_log(samples.ids[candidate], str(error))
-            continue
-        if len(wave) < size:  # a short stand-in is repeated: lengths are settled
-            wave = np.resize(wave, size)
-        return wave, candidate
-    raise ValueError(
-        f"100 clips in a row cannot be read, the first is {samples.ids[index]}: was data.path changed or unmounted?"
-    )
+
+    def read(candidate: int) -> np.ndarray:
+        wave = samples.clip(candidate)
+        # a short stand-in is repeated: lengths are settled
+        return take(wave if len(wave) >= size else np.resize(wave[:], size))
+
+    candidates = sampling.following(index, len(samples))
+    return sampling.readable(samples.ids, candidates, read, bad_log, "100 clips in a row cannot be read")

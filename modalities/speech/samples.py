@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import Wav2Vec2FeatureExtractor
 
@@ -26,6 +27,8 @@ from d2v.protocols import Rows
 from d2v.types import View
 
 MIN_TOKENS = 2  # one to hide, one to see
+MINUTE = 6000  # frames of a spectrum
+LONG = 4  # times data.max_seconds: of longer clips only the pieces that are asked for are decoded
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
@@ -74,12 +77,16 @@ class Samples:
         self._decodes = config.check_files and rows is None
         self._dataset = dataset
         self._media = dataset.select_columns([tables.media_column(dataset, "audio")])
-        self._cache: dict[int, np.ndarray] | None = {} if rows is None else None  # row -> decoded clip; only saves time
+        self._segments = tables.segments(dataset)  # (rows, 2) seconds; None: every row is a whole recording
+        # Both only save time: short clips, decoded, and what a pass over a long clip found, by row.
+        self._cache: dict[int, np.ndarray] | None = {} if rows is None else None
+        self._found: dict[int, audio.Found] = {}
+        self._budget, self._kept = config.cache_hours * 3600 * frontend.sample_rate, 0  # samples that the cache holds
+        self._longest = round(config.max_seconds * self.rate)
         self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
         ids = tables.identifiers(dataset, config.path, split, first)
-        self.report = Report("audio", found=len(dataset), usable=0)
+        self.report = Report("audio", found=len(dataset), usable=0, notes=sources.notes(dataset))
         self._rows, self.lengths = self._scan(ids)  # (N,) each
-        self._longest = round(config.max_seconds * self.rate)
         self.cut = self.lengths > self._longest
         self.ids = [ids[row] for row in self._rows]
         self.report.usable = len(self._rows)
@@ -91,12 +98,26 @@ class Samples:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def clip(self, index: int) -> np.ndarray | audio.Long:
+        """A usable clip as `wave` gives it; one that is long by slices, which alone are decoded.
+
+        UnreadableError: it, or later a slice, can no longer be read.
+        """
+        if self.lengths[index] <= LONG * self._longest:
+            return self.wave(index)
+        row = int(self._rows[index])
+        if row not in self._found:
+            self._found[row] = audio.survey(self._source(row), self.rate, self._part(row))
+        return audio.Long(self._source(row), self.rate, self._found[row], normalised=self.config.normalize)
+
     def wave(self, index: int) -> np.ndarray:
         """A usable clip, whole, normalised if asked for, (S,) float32. UnreadableError: it can no longer be read."""
+        if self.lengths[index] > LONG * self._longest:
+            return self.clip(index)[:]
         row = int(self._rows[index])
         wave = None if self._cache is None else self._cache.get(row)
         if wave is None:
-            wave = audio.decode(self._source(row), self.rate)
+            wave = audio.decode(self._source(row), self.rate, self._part(row))
             if lengths(self.frontend, len(wave)) < MIN_TOKENS:  # the header promised more
                 raise audio.UnreadableError(f"only {len(wave)} samples can be decoded")
             if self._cache is not None:
@@ -115,7 +136,7 @@ class Samples:
         longest = self._longest
         waves = []
         for index in indices:
-            wave = self.wave(index)
+            wave = self.clip(index)
             waves.append(audio.crop(wave, longest, (len(wave) - longest) // 2))
         inputs, padding = collate(waves, self.frontend)
         return View(MODALITY, inputs, padding)
@@ -126,7 +147,7 @@ class Samples:
         Neighbours share `overlap` of a window. Each token of the whole clip counts once: in the window where it is
         farther from the border.
         """
-        wave = self.wave(index)
+        wave = self.clip(index)
         windows = cut(lengths(self.frontend, len(wave)), lengths(self.frontend, self._longest), overlap)
         for start in range(0, len(windows), batch_size):
             some = windows[start : start + batch_size]
@@ -136,11 +157,9 @@ class Samples:
     def raw(self, indices: Iterable[int]) -> np.ndarray:
         """Log-mel spectrum of 40 bins averaged over the whole clip, (B, 40)."""
         mel = LogMel(self.rate, 40, 25.0, 10.0, low=60.0)
-        waves = (torch.from_numpy(self.wave(index)) for index in indices)
-        padded = (torch.nn.functional.pad(wave, (0, max(0, mel.size - len(wave)))) for wave in waves)
-        return np.stack([mel(wave[None])[0].mean(0).numpy() for wave in padded])
+        return np.stack([_mean_spectrum(self.clip(index), mel) for index in indices])
 
-    def _of_window(self, wave: np.ndarray, window: Window) -> np.ndarray:
+    def _of_window(self, wave: np.ndarray | audio.Long, window: Window) -> np.ndarray:
         """The part of a clip that a window's tokens see."""
         start = window.start * stride(self.frontend)
         return wave[start : start + receptive_field(self.frontend, window.stop - window.start)]
@@ -149,23 +168,38 @@ class Samples:
         (cell,) = self._media[row].values()
         return audio.encoded(cell)
 
+    def picture(self, index: int) -> Image.Image:
+        """The log-mel spectrogram, low tones below. ValueError: the clip can no longer be read."""
+        wave = torch.from_numpy(self.wave(index)[: self._longest])[None]
+        mel = LogMel(self.rate, 40, 25.0, 10.0, low=60.0)(wave / wave.std().clamp(min=1e-6))[0].T.flip(0)  # (40, F)
+        grey = ((mel - mel.amin()) / (mel.amax() - mel.amin()).clamp(min=1e-6) * 255).to(torch.uint8)
+        return Image.fromarray(grey.numpy()).resize((192, 80))
+
+    def _part(self, row: int) -> audio.Part:
+        """Which part of its recording a row is."""
+        return audio.WHOLE if self._segments is None else audio.Part(*self._segments[row].tolist())
+
     def _measure(self, row: int) -> int | str:
         """Length of a clip at the wanted rate, or why it is unreadable; decoded clips are kept while they are few."""
         try:
-            source = self._source(row)
+            source, part = self._source(row), self._part(row)
+            samples = audio.length(source, self.rate, part)
             if not self._decodes:
-                return audio.length(source, self.rate)
-            wave = audio.decode(source, self.rate)
+                return samples
+            if samples > LONG * self._longest:
+                self._found[row] = audio.survey(source, self.rate, part)
+                return self._found[row].length
+            wave = audio.decode(source, self.rate, part)
         except ValueError as error:
             return str(error)
         cache = self._cache
-        if cache is not None:
+        if cache is not None and self._kept < self._budget:  # threads decode ahead of what _scan has counted
             cache[row] = wave
+            self._kept += len(wave)
         return len(wave)
 
     def _scan(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Usable rows and their lengths; fills the report."""
-        budget = self.config.cache_hours * 3600 * self.rate  # samples
         shortest = max(round(self.config.min_seconds * self.rate), receptive_field(self.frontend, MIN_TOKENS))
         rows, sizes, total = [], [], 0
         with ThreadPoolExecutor() as pool:  # libsndfile decodes outside of Python's lock
@@ -180,7 +214,7 @@ class Samples:
                 rows.append(row)
                 sizes.append(measured)
                 total += measured
-                if total > budget:
+                if total > self._budget:
                     self._cache = None
         return np.array(rows, dtype=np.int64), np.array(sizes, dtype=np.int64)
 
@@ -195,6 +229,18 @@ class Samples:
         if isinstance(self._dataset.features[name], datasets.ClassLabel):  # the column holds codes
             return {value: counts[code] for code, value in enumerate(self.classes)}
         return {value: counts[value] for value in self.classes}
+
+
+def _mean_spectrum(wave: np.ndarray | audio.Long, mel: LogMel) -> np.ndarray:
+    """Of a clip, (M,), a minute of a long one in memory at a time."""
+    frames = 1 + max(0, len(wave) - mel.size) // mel.hop
+    total = torch.zeros(mel.filters.shape[1])
+    for first in range(0, frames, MINUTE):
+        stop = min(first + MINUTE, frames)
+        piece = torch.from_numpy(wave[first * mel.hop : (stop - 1) * mel.hop + mel.size])
+        piece = torch.nn.functional.pad(piece, (0, max(0, mel.size - len(piece))))
+        total += mel(piece[None])[0].sum(0)
+    return (total / frames).numpy()
 
 
 def collate(

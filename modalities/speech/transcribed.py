@@ -10,12 +10,15 @@ from transformers import Wav2Vec2Processor
 from d2v.finetuning.scores import transcription
 from d2v.modalities.common import labels
 from d2v.modalities.speech import beam
+from d2v.modalities.speech.audio import Long
 from d2v.modalities.speech.config import TranscribedConfig
 from d2v.modalities.speech.frontend import lengths
 from d2v.modalities.speech.letters import SPACE, Vocabulary, normalise, tokens_needed
 from d2v.modalities.speech.samples import Samples, feature_extractor
 from d2v.modalities.speech.tuning import LabelledBatches, check_start
 from d2v.protocols import Labelled, ScoredSplit
+from d2v.reading import Limit
+from d2v.shown import printable
 from d2v.types import View
 
 
@@ -64,9 +67,9 @@ class Transcripts:
         """Values of a data column per usable clip. ValueError: there is none of that name."""
         return self._samples.column(name)[self._rows]
 
-    def wave(self, index: int) -> np.ndarray:
-        """A clip, whole, (S,) float32, as Samples give it."""
-        return self._samples.wave(self._rows[index])
+    def clip(self, index: int) -> np.ndarray | Long:
+        """A clip as Samples give it, (S,) float32."""
+        return self._samples.clip(self._rows[index])
 
     def view(self, indices: Iterable[int]) -> View:
         """Whole clips, unmasked; input_values (B, S)."""
@@ -132,25 +135,27 @@ def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], sa
     transcripts, indices, parts = labels.divide(data, train.seed, make, group=data.group)
     trained = [transcripts.texts[index] for index in indices]
     vocabulary = Vocabulary(trained)
-    say(f"letters: {len(vocabulary) - 3}: {' '.join(vocabulary.letters[3:])}")
+    say(printable(f"letters: {len(vocabulary) - 3}: {' '.join(vocabulary.letters[3:])}"))
     splits = {}
     for name, (scored, places) in parts.items():
         splits[name] = ScoredSplit(scored, places, [scored.texts[place] for place in places])
         warning = check_letters(name, splits[name].labels, vocabulary, data.max_bad_share)
         if warning:
-            say(warning)
+            say(printable(warning))
     search = beam.build(data.decode, vocabulary, trained) if data.decode.beam else None
     codes = [vocabulary.encode(text) for text in transcripts.texts]
     opened = labels.Opened(transcripts, indices, codes, None, splits)
     dim = config.model.trunk.dim
+    limit = Limit(bad_log, data.max_bad_share, len(opened.indices))
     letters = vocabulary.letters
 
     batches = LabelledBatches(
-        opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log
+        opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=limit
     )
     processor = Wav2Vec2Processor(feature_extractor(data, frontend), vocabulary.tokenizer())
     return Labelled(
         batches=batches,
+        training=ScoredSplit(transcripts, indices, trained),
         splits=splits,
         head={
             "id2label": dict(enumerate(letters)),

@@ -62,19 +62,15 @@ class LabelledBatches:
     def _clip(self, generator: np.random.Generator, places: np.ndarray) -> tuple[np.ndarray, Any, str]:
         """Clip, label and id of the first of `places` that can be decoded: another of the batch replaces a bad one."""
         opened = self._opened
-        for index in opened.indices[places].tolist():
-            name = opened.train.ids[index]
-            try:
-                wave = opened.train.wave(index)
-            except (audio.UnreadableError, OSError) as error:
-                self._bad_log(name, str(error))
-                continue
+
+        def read(index: int) -> np.ndarray:
+            wave = opened.train.clip(index)
             size = min(len(wave), int(opened.train.lengths[index]), self._longest)  # the header may have promised less
-            return audio.anywhere(wave, size, generator), opened.labels[index], name
-        raise ValueError(
-            f"none of the {len(places)} clips of a batch can be read, the last is {name}: "
-            "was data.path changed or unmounted?"
-        )
+            return audio.anywhere(wave, size, generator)
+
+        none = f"none of the {len(places)} clips of a batch can be read"
+        index, wave = sampling.readable(opened.train.ids, opened.indices[places], read, self._bad_log, none)
+        return wave, opened.labels[index], opened.train.ids[index]
 
     def _mask(self, generators: list[np.random.Generator], sizes: Sequence[int], tokens: int) -> Mask | None:
         """Spans over the tokens of each row, `sizes` of them, and over the channels; None if nothing is hidden.

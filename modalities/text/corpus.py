@@ -37,7 +37,7 @@ class Corpus:
 
 def open_rows(path: Any, split: str, text: str) -> tuple[datasets.Dataset, str]:
     """The data set and the name of its text column. ValueError: nothing there, no such split, no such column."""
-    dataset = demo(split) if path == DEMO else sources.open_source(path, split, sources.TEXTS, "text")
+    dataset = demo(split) if path == DEMO else sources.open_source(path, split, sources.TEXTS, "text", [text])
     return dataset, text_column(dataset, path, text)
 
 
@@ -149,6 +149,7 @@ def report(corpus: Corpus, dataset: datasets.Dataset, ids: list[str], label: str
         too_short=[(ids[row], reason) for row, reason in corpus.too_short],
         classes=_count(corpus, dataset, label) if label in dataset.column_names else None,
         amount=f"{_short(len(corpus.tokens))} tokens",
+        notes=sources.notes(dataset),
     )
 
 
