@@ -14,20 +14,18 @@ import sys
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import d2v
 from d2v import plugins
 from d2v.config.schema import Config
-from d2v.settings import default_of
+from d2v.settings import LARGEST, Allowed, default_of, type_name
 
 DOCS = Path(__file__).resolve().parent
 HEAD = "<!-- Made by docs/generate.py: change the code, then run it. -->\n\n"
 COLUMNS = "| key | default | may be | |\n|---|---|---|---|\n"
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-PLURALS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
 @dataclass(frozen=True)
@@ -137,22 +135,13 @@ def may_be(one: Field, kind: Any) -> str:
     """What a setting may be: its bounds or choices where it declares some, else its type."""
     allowed = one.metadata.get("allowed")
     ends = "" if allowed is None else str(allowed).removeprefix("it must be ").removeprefix("it may be ")
-    bounded = allowed is not None and any(value is not None for value in vars(allowed).values())
+    bounded = allowed is not None and replace(allowed, limit=LARGEST) != Allowed()
     if not bounded:
         return type_name(kind)
     if typing.get_origin(kind) is list:
         start = "a list" if allowed.count is None else f"a list of {allowed.count}"
         return start if ends == "a finite number" else f"{start}, each {ends}"
     return f"{ends}, or null" if type(None) in typing.get_args(kind) else ends
-
-
-def type_name(kind: Any) -> str:
-    """A type in words."""
-    if typing.get_origin(kind) is list:
-        return f"a list of {PLURALS.get(typing.get_args(kind)[0], 'values')}"
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return ", or ".join(type_name(part) if part is not type(None) else "null" for part in typing.get_args(kind))
-    return KINDS.get(kind, "")
 
 
 # Pages.

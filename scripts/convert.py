@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers.utils.hub import cached_file
 
 from d2v.config.cli import run_cli
+from d2v.config.written import in_home
 from d2v.files import check_file, check_folder, check_place, record_results, replaced, writing
 from d2v.interop.huggingface import from_transformers, to_transformers
 from d2v.interop.onnx import export_onnx
@@ -34,7 +35,7 @@ PREPROCESSORS = (
 
 def main(argv: list[str]) -> None:
     """`argv`: SOURCE TARGET [run.overwrite=true]. ValueError: whatever the user can mend."""
-    paths, options = [a for a in argv if a not in OPTIONS], [OPTIONS[a] for a in argv if a in OPTIONS]
+    paths, options = [in_home(a) for a in argv if a not in OPTIONS], [OPTIONS[a] for a in argv if a in OPTIONS]
     if len(paths) != 2:
         raise ValueError(
             "usage: d2v convert SOURCE TARGET [run.overwrite=true]; "

@@ -13,13 +13,14 @@ from typing import Any
 
 from d2v.config.cli import run_cli, take_arguments
 from d2v.config.loading import load_config
+from d2v.config.written import in_home
 from d2v.evaluation.run import evaluate
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """`argv`: CONFIG model=PATH[,PATH...] [key=value ...]; what the file holds. ValueError: see each step."""
     given, rest = take_arguments(argv, "model")
-    models = [path for path in given["model"].split(",") if path]
+    models = [in_home(path) for path in given["model"].split(",") if path]
     if not rest or "=" in rest[0] or not models:
         raise ValueError("usage: d2v evaluate CONFIG model=PATH[,PATH...] [key=value ...]")
     config = load_config(rest[0], rest[1:])

@@ -24,6 +24,7 @@ def shrunk(path: Path, folder: Path) -> list[str]:
         "data.split=train",
         "train.steps=2",
         "train.warmup_steps=0",
+        "train.start=0",
         "train.batch_size=4",
     ]
     overrides += [
@@ -113,7 +114,7 @@ def test_every_config_loads_and_does_two_steps_when_made_tiny(path, tmp_path):
             "train={optimizer: lars, betas: [0.9, 0.98], eps: 1.0e-8}",
             r"train.eps is 1e-08, which train.optimizer=lars does not read",
         ),
-        ("train={clip: 0.0, clip_each: true}", r"train.clip_each is true, but train.clip is 0"),
+        ("train={clip: 0.0, clip_each: true}", r"train.clip_each is True, and nothing reads it: train.clip is 0"),
         ("train.end_weight_decay=-0.1", r"train.end_weight_decay is -0.1; it must be 0 or more"),
         ("run.resume=yes", r"run.resume"),
         ("run.trackers=[mlflow]", r"mlflow"),

@@ -125,7 +125,7 @@ def test_a_resumed_run_is_exact(name):
         (instdisc.Config, {"bank_momentum": 1.0}, "objective.bank_momentum is 1.0"),
         (simclr.Config, {"temperature": 0.0}, "objective.temperature is 0.0"),
         (simclr.Config, {"num_layers": 0}, "objective.num_layers is 0"),
-        (simclr.Config, {"num_layers": 1, "hidden_dim": 4}, "objective.hidden_dim is 4; a head of one layer"),
+        (simclr.Config, {"num_layers": 1, "hidden_dim": 4}, "objective.hidden_dim is 4, .* a head of one layer"),
         (simclr.Config, {"hidden_dim": -4}, "objective.hidden_dim is -4; it must be 0 or more"),
     ],
 )

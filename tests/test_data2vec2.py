@@ -297,7 +297,7 @@ def test_what_cannot_be_trained_is_said(tmp_path):
     for wrong, message in (
         ("layers=end", "ffn, block"),
         ("cls_loss=-1", "0 or more"),
-        ("cls_rows=4", "but objective.cls_loss is 0"),
+        ("cls_rows=4", "objective.cls_rows is .* nothing reads it: objective.cls_loss is 0"),
         ("ema_decay=1.5", "at least 0 and at most 1"),
         ("decoder.dims=3", "dims is 3; it must be at least 1 and at most 2"),
     ):

@@ -399,7 +399,7 @@ def clips(tmp_path_factory):
             "data.normalize is False; the encoder of .* was trained with True",
         ),
         (("data.case=lower", "data.group=speaker"), "data.group is 'speaker': the data has no column 'speaker'"),
-        (("data.decode.lm=x.arpa",), "data.decode.lm is 'x.arpa', which needs data.decode.beam"),
+        (("data.decode.lm=x.arpa",), "data.decode.lm is x.arpa, and nothing reads it: data.decode.beam is 0"),
         (("data.decode.beam=-1",), "data.decode.beam is -1"),
         (("data.mask_prob=1",), "data.mask_prob is 1.0; it must be at least 0"),
         (("data.regression=true",), "unknown key 'data.regression'"),

@@ -308,7 +308,7 @@ def test_masks_of_views_hide_what_is_drawn():
         ({"views": ["swav"], "local_scale": [0.1, 0.2]}, "data.local_scale .*: data.local_views is 0"),
         ({"views": ["swav"], "view_scale": [0.5, 0.2]}, "data.view_scale .* must be"),
         ({"views": ["swav"], "color_strength": 3.0}, "data.color_strength 3.0 must lie between 0 and 2.5"),
-        ({"mask_views": True}, "data.mask_views is true, but data.views is empty"),
+        ({"mask_views": True}, "data.mask_views is True, and nothing reads it: data.views is empty"),
         ({"mask_chance": 0.2}, "data.mask_chance is 0.2, .*data.mask_views=true"),
         ({"views": ["swav"], "mask_range": [0.1, 0.2]}, "data.mask_range .*data.mask_views=true"),
         ({"views": ["swav"], "mask_views": True, "mask_kind": "random"}, "data.mask_kind is random"),

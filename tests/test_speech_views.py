@@ -12,7 +12,7 @@ import torch
 from d2v.modalities import speech
 from d2v.modalities.speech.batches import MaskedBatches, ViewBatches
 from d2v.modalities.speech.frontend import lengths, receptive_field
-from d2v.modalities.speech.views import EFFECTS, AugmentConfig, Views, check_augment, effects_of, noisy, room, with_gaps
+from d2v.modalities.speech.views import EFFECTS, AugmentConfig, Views, effects_of, noisy, room, with_gaps
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.objectives import byol
@@ -403,10 +403,10 @@ def test_settings_out_of_range(name, value):
 
 
 def test_good_settings_and_views_of_less_than_two_tokens(tmp_path, folder):
-    check_augment(
-        ["crop", "all"],
-        AugmentConfig(chance=0.2, gain=1.0, snr=[0.0, 1.0], mask=0.3, reverb=[0.2, 0.2], seconds=3.0, share=[0.0, 1.0]),
+    good = AugmentConfig(
+        chance=0.2, gain=1.0, snr=[0.0, 1.0], mask=0.3, reverb=[0.2, 0.2], seconds=3.0, share=[0.0, 1.0]
     )
+    speech.DataConfig(path="demo", views=["crop", "all"], augment=good)
     assert speech.VIEWS[0] == "crop" and isinstance(batches(samples(folder, views=[])), MaskedBatches)
     with pytest.raises(ValueError, match=r"data\.augment\.seconds is 0\.01; 2 tokens need"):
         speech.prepare(

@@ -1,9 +1,10 @@
 """`base: other.yaml` at the top of a YAML: the file's values go over those of the other, which may have a base too."""
 
+import types
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from d2v.config.written import parsed
 
 ALLOWED = "base is the path of one YAML file, relative to the file that names it, such as base: _views_tiny.yaml"
 DEFAULT_OBJECTIVE = "data2vec"
@@ -70,14 +71,12 @@ def read_yaml(path: Path) -> dict:
             f"no config file {path.absolute()}; the first argument is a YAML file such as those in configs/"
         )
     try:
-        loaded = OmegaConf.load(path)
-    except Exception as error:  # whatever the YAML reader raises; among others: a duplicate key
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, DictConfig):
+        values = parsed(path.read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, dict | types.NoneType):
         raise ValueError(f"{path} must hold sections such as model:, data:, train:")
-    values = OmegaConf.to_container(loaded)
-    assert isinstance(values, dict)
-    return values
+    return values or {}
 
 
 def _base_of(path: Path, base: Any) -> Path:
@@ -102,7 +101,7 @@ def _check_modality(over: dict, path: Path, base: dict, base_path: Path) -> None
     new, old = (_section(_section(values, "model"), "frontends") for values in (over, base))
     if new and old and not set(new) & set(old):
         raise ValueError(
-            f"{path} is for {', '.join(new)}, its base {base_path} for {', '.join(old)}: "
+            f"{path} is for {', '.join(map(str, new))}, its base {base_path} for {', '.join(map(str, old))}: "
             f"a base is for the same modality, or has no model.frontends"
         )
 

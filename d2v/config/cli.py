@@ -5,17 +5,18 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from d2v.config.written import in_home
 from d2v.files import why_not_written
 from d2v.shown import printable
 
 
 def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], list[str]]:
-    """The values of `name=value` for `names`, which are no settings ("" if not given), and the other arguments."""
+    """The values of `name=value` for `names`, paths that are no settings ("" if not given), and the other arguments."""
     taken, others = {name: "" for name in names}, []
     for argument in arguments:
         name, _, value = argument.partition("=")
         if name in names:
-            taken[name] = value
+            taken[name] = in_home(value)
         else:
             others.append(argument)
     return taken, others

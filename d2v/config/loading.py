@@ -1,21 +1,24 @@
 """A Config from YAML and `key=value` overrides: dataclasses are the schema, a misspelt key is an error."""
 
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
+from omegaconf._utils import get_omega_conf_dumper
 
 from d2v import plugins
-from d2v.config.bases import composed, merged, origin
-from d2v.config.checks import _check_fields, check_keys
+from d2v.config.bases import DEFAULT_OBJECTIVE, composed, merged, origin
+from d2v.config.checks import check_keys
 from d2v.config.differences import changes
 from d2v.config.find import find_config
 from d2v.config.given import given
 from d2v.config.schema import RESULT_SECTIONS, SECTIONS, Config, ModelConfig, RunConfig, TrainConfig
+from d2v.config.written import Argument, in_home, read, section_of
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
 from d2v.files import written
 from d2v.models.transformer import TrunkConfig
+from d2v.settings import check_readers, default_of, hints_of, shortened
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -30,27 +33,37 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:
-    """A YAML file with its bases and overrides, `key=value` or further configs, as plain dictionaries.
+    """A YAML file with its bases and overrides, `key=value` or further configs, whose values are not yet read.
 
-    ValueError: whatever is wrong with their form.
+    Nested dictionaries. ValueError: whatever is wrong with their form.
     """
-    values = OmegaConf.create(composed(find_config(path)))
+    values = composed(find_config(path))
     for override in overrides or []:
-        key, equals, value = override.partition("=")
-        if not equals:
-            values = OmegaConf.create(merged(OmegaConf.to_container(values), _overlay(override)))  # type: ignore
-            continue
-        if not key:
-            raise ValueError(f"argument {override!r} is not key=value")
-        if not value:  # what a shell leaves of key=''; YAML would read a null
-            override = f"{key}=''"
-        try:
-            values = OmegaConf.merge(values, OmegaConf.from_dotlist([override]))
-        except Exception as error:  # YAML and OmegaConf have no common base here
-            raise ValueError(f"argument {override!r}: {' '.join(str(error).split())}") from None
-    plain = OmegaConf.to_container(values)
-    assert isinstance(plain, dict)
-    return plain
+        if "=" in override:
+            _override(values, override)
+        else:
+            values = merged(values, _overlay(override))
+    return values
+
+
+def _override(values: dict, argument: str) -> None:
+    """Puts what `key=value` says into nested dictionaries. ValueError: there is no key, or it is no setting's."""
+    key, _, text = argument.partition("=")
+    if not key:
+        raise ValueError(f"argument {shortened(argument)} is not key=value")
+    *names, last = key.split(".")
+    here = values
+    for number, name in enumerate(names, start=1):
+        inner = section_of(here.get(name))
+        if not isinstance(inner, dict):
+            raise ValueError(
+                f"argument {shortened(argument)}: {'.'.join(names[:number])} is {shortened(inner)}, which has no keys"
+            )
+        here[name] = inner
+        here = inner
+    old, new = here.get(last), section_of(Argument(text))
+    is_section = isinstance(old, dict) or not names
+    here[last] = merged(old or {}, new) if is_section and isinstance(new, dict) else Argument(text)
 
 
 def _overlay(name: str) -> dict:
@@ -69,7 +82,7 @@ def from_dict(values: dict, path: str = "config.yaml", *, ours: bool = True) -> 
     check_keys(values, SECTIONS, "", path)
     name, load = modality_of(values, path), plugins.load if ours else plugins.trusted
     modality = load("d2v.modalities", name)
-    objective = load("d2v.objectives", (values.get("objective") or {}).get("name", "data2vec"))
+    objective = load("d2v.objectives", _objective_of(values))
     parts = {
         "model": {"frontends": {name: modality.FrontendConfig}, "trunk": TrunkConfig},
         "data": modality.DataConfig,
@@ -79,26 +92,32 @@ def from_dict(values: dict, path: str = "config.yaml", *, ours: bool = True) -> 
         "evaluate": EvaluateConfig,
         "embed": EmbedConfig,
     }
-    built = typed(parts, OmegaConf.create(values), "", path)
+    built = typed(parts, values, "", path)
     return Config(**{**built, "model": ModelConfig(**built["model"])})
+
+
+def _objective_of(values: dict) -> str:
+    section = section_of(values.get("objective"))
+    return read(section.get("name", DEFAULT_OBJECTIVE), str) if isinstance(section, dict) else DEFAULT_OBJECTIVE
 
 
 def modality_of(values: dict, path: str) -> str:
     """The one modality that model.frontends names. ValueError: none, or several."""
-    model = values.get("model") if isinstance(values.get("model"), dict) else {}
-    frontends = model.get("frontends") or {}
+    model = section_of(values.get("model"))
+    frontends = section_of(model.get("frontends")) if isinstance(model, dict) else {}
     if not isinstance(frontends, dict) or len(frontends) != 1:
         names = ", ".join(plugins.available("d2v.modalities"))
         raise ValueError(
-            f"{path}: model.frontends must name one modality ({names}) and its settings; it is {frontends!r}"
+            f"{path}: model.frontends must name one modality ({names}) and its settings; it is {shortened(frontends)}"
         )
-    return next(iter(frontends))
+    return str(next(iter(frontends)))
 
 
 def save_yaml(values: dict, path: Path) -> None:
     """Plain dictionaries as YAML, whole or not at all."""
     with written(path) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+        text = yaml.dump(values, Dumper=get_omega_conf_dumper(), allow_unicode=True, sort_keys=False)
+        temporary.write_text(text, "utf-8")
 
 
 def differences(old: dict, new: dict, sections: tuple[str, ...] = RESULT_SECTIONS) -> list[str]:
@@ -107,24 +126,57 @@ def differences(old: dict, new: dict, sections: tuple[str, ...] = RESULT_SECTION
 
 
 def typed(parts: Any, values: Any, where: str, path: str) -> Any:
-    """Dataclasses from nested `parts` (dicts of dataclasses) and the values given for them."""
+    """Dataclasses from nested `parts` (dicts of dataclasses) and the values given for them.
+
+    ValueError: a key or value that they do not take, or one that is set and not read.
+    """
+    built = _typed(parts, values, where, path)
+    check_readers(_sections(built, where))
+    return built
+
+
+def _typed(parts: Any, values: Any, where: str, path: str) -> Any:
+    values = section_of(values)
     if isinstance(parts, dict):
-        values = {} if values is None else values
-        if not isinstance(values, dict | DictConfig):
-            raise ValueError(f"{path}: {where} must hold the keys {', '.join(parts)}; it is {values!r}")
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: {where} must hold the keys {', '.join(parts)}; it is {shortened(values)}")
         check_keys(values, tuple(parts), where, path)
         return {
-            name: typed(part, values.get(name), f"{where}.{name}".lstrip("."), path) for name, part in parts.items()
+            name: _typed(part, values.get(name), f"{where}.{name}".lstrip("."), path) for name, part in parts.items()
         }
-    values = {} if values is None else values
-    if not isinstance(values, dict | DictConfig):
-        raise ValueError(f"{path}: {where} must hold keys of {parts.__name__}; it is {values!r}")
-    _check_fields(parts, values, where, path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: {where} must hold keys of {parts.__name__}; it is {shortened(values)}")
+    known = {one.name: one for one in fields(parts)}
+    check_keys(values, tuple(known), where, path)
+    given = {name: _read(known[name], hints_of(parts)[name], value, where, path) for name, value in values.items()}
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(parts), values))
-    except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, ValueError) and not isinstance(error.__cause__, OmegaConfBaseException):
-            raise error.__cause__ from None
-        reason = str(error).splitlines()[0]
-        key = f"{where}.{error.full_key or '?'}"
-        raise ValueError(f"{origin(path, key)}: {key}: {reason}") from None
+        return parts(**given)
+    except TypeError as error:  # of a field without default
+        raise ValueError(f"{path}: {where}: {error}") from None
+
+
+def _read(one: Field, kind: Any, value: Any, where: str, path: str) -> Any:
+    """The value of a field. ValueError: it is of another type."""
+    key = f"{where}.{one.name}"
+    if is_dataclass(kind):
+        return _typed(kind, value, key, path)
+    allowed = one.metadata.get("allowed")
+    if value is False and allowed is not None and allowed.among and "no" in allowed.among:
+        return "no"  # as YAML reads it
+    try:
+        found = read(value, kind, default_of(one))
+    except ValueError as error:
+        is_argument = isinstance(value, Argument)
+        came_from = f"argument {shortened(f'{key}={value}')}" if is_argument else origin(path, key)
+        raise ValueError(f"{came_from}: {key}: it is {shortened(value)}; {error}") from None
+    return in_home(found) if one.metadata.get("place") else found
+
+
+def _sections(built: Any, where: str) -> dict[str, Any]:
+    """The dataclasses in nested dicts by their names, as users write them."""
+    if is_dataclass(built):
+        return {where: built}
+    found = {}
+    for name, inner in built.items():
+        found |= _sections(inner, f"{where}.{name}".lstrip("."))
+    return found

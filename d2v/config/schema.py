@@ -5,13 +5,13 @@ Sections say what they may change: model, data, objective and train the result; 
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
 from d2v.models.transformer import TrunkConfig
-from d2v.settings import check_fields, default_of, section, setting
+from d2v.settings import check_fields, section, setting
 from d2v.training.online_probe import ProbeConfig
 from d2v.training.schedules import SCHEDULES
 
@@ -28,26 +28,42 @@ class TrainConfig:
     steps: int = setting(10000, "Optimizer steps.", least=1)
     batch_size: int = setting(64, "Samples of one optimizer step, over all processes and micro-batches.", least=1)
     accumulate: int = setting(1, "Micro-batches per step and process.", least=1)
-    seed: int = setting(0, "Of initial weights, data order, masks and augmentations.")
+    seed: int = setting(0, "Of initial weights, data order, masks and augmentations.", least=0, limit=4_000_000_000)
     optimizer: str = setting("adamw", "lars: trust ratio 0.001, matrices only.", among=OPTIMIZERS)
-    lr: float = setting(5e-4, "The full learning rate.")
+    lr: float = setting(5e-4, "The full learning rate.", above=0, limit=1000)
     schedule: str = setting("cosine", "How the rate falls after the warm-up.", among=tuple(SCHEDULES))
     warmup_steps: int = setting(0, "Steps over which the rate rises to the full one.", least=0)
-    floor: float = setting(0.0, "The last rate, as a share of lr.")
-    start: float = setting(0.0, "The first rate, as a share of lr.")
-    hold: float = setting(0.9, "Of tri_stage: share of the run at the full rate.")
-    weight_decay: float = setting(0.01, "Of matrices; it stays, or moves to end_weight_decay.")
-    end_weight_decay: float | None = setting(None, "Reached by half a cosine; null: the decay stays.", least=0)
+    floor: float = setting(
+        0.0,
+        "The last rate, as a share of lr.",
+        least=0,
+        most=1,
+        only={"schedule": ("cosine", "polynomial", "tri_stage")},
+    )
+    start: float = setting(0.0, "The first rate, as a share of lr.", least=0, most=1, only={"warmup_steps": True})
+    hold: float = setting(
+        0.9,
+        "Of tri_stage: share of the run at the full rate; of what the warm-up leaves, where both would fill the run.",
+        least=0,
+        below=1,
+        only={"schedule": "tri_stage"},
+    )
+    weight_decay: float = setting(0.01, "Of matrices; it stays, or moves to end_weight_decay.", least=0, limit=1000)
+    end_weight_decay: float | None = setting(
+        None, "Reached by half a cosine; null: the decay stays.", least=0, limit=1000
+    )
     decay_all: bool = setting(False, "Norms and biases decay too, as in fairseq.")
     layer_decay: float = setting(1.0, "The rate of a block is this times that of the block above it.", above=0, most=1)
     layer_decay_frontends: bool = setting(
-        True, "What comes before the blocks is one below the first (BEiT); false: at the full rate (data2vec 2.0)."
+        True,
+        "What comes before the blocks is one below the first (BEiT); false: at the full rate (data2vec 2.0).",
+        only={"layer_decay": lambda decay: decay != 1},
     )
-    betas: list[float] = setting([0.9, 0.98], "Of adamw.")
-    eps: float = setting(1e-6, "Of adamw.")
-    momentum: float = setting(0.9, "Of sgd and lars.", least=0, below=1)
-    clip: float = setting(0.0, "Largest global gradient norm; 0 never clips.")
-    clip_each: bool = setting(False, "clip is of the norm of each tensor by itself (DINO).")
+    betas: list[float] = setting([0.9, 0.98], "Of adamw.", least=0, below=1, count=2, only={"optimizer": "adamw"})
+    eps: float = setting(1e-6, "Of adamw.", least=0, limit=1, only={"optimizer": "adamw"})
+    momentum: float = setting(0.9, "Of sgd and lars.", least=0, below=1, only={"optimizer": ("sgd", "lars")})
+    clip: float = setting(0.0, "Largest global gradient norm; 0 never clips.", least=0)
+    clip_each: bool = setting(False, "clip is of the norm of each tensor by itself (DINO).", only={"clip": True})
     mixed_precision: str = setting("no", "What matrix products compute in.", among=PRECISIONS)
     checkpoint_activations: bool = setting(
         False, "Blocks are computed again in the backward pass: less memory, a third more time."
@@ -57,6 +73,7 @@ class TrainConfig:
         "",
         "An export, a run folder, a checkpoint in one, a folder of transformers or a fairseq checkpoint to go on from, "
         "which brings its architecture; optimizer, step and rates start anew.",
+        place=True,
     )
     update_teacher: bool = setting(True, "false: a teacher frozen at its random init, the control of an experiment.")
 
@@ -65,33 +82,24 @@ class TrainConfig:
         if self.mixed_precision == "False":  # YAML reads a bare `no` as false
             self.mixed_precision = "no"
         check_fields(self, "train")
-        self._check_optimizer()
         if self.schedule == "tri_stage" and not 0 < self.floor <= 1:
             raise ValueError(f"train.floor is {self.floor}; tri_stage falls exponentially to a share above 0")
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"train.accumulate is {self.accumulate}; it must be at most train.batch_size, {self.batch_size}: "
+                "a micro-batch has a sample"
+            )
         if self.warmup_steps > self.steps:
             raise ValueError(
                 f"train.warmup_steps is {self.warmup_steps}; it must lie between 0 and train.steps, {self.steps}"
             )
-
-    def _check_optimizer(self) -> None:
-        """ValueError: a setting that nothing reads; one that has its default's value cannot be told from none."""
-        if self.clip_each and not self.clip:
-            raise ValueError("train.clip_each is true, but train.clip is 0: there is no norm to clip to")
-        unread = ("momentum",) if self.optimizer == "adamw" else ("betas", "eps")
-        for one in fields(self):
-            default = default_of(one)
-            if one.name in unread and getattr(self, one.name) != default:
-                raise ValueError(
-                    f"train.{one.name} is {getattr(self, one.name)}, which train.optimizer={self.optimizer} "
-                    f"does not read: leave it out, or give it its default, {default}"
-                )
 
 
 @dataclass
 class RunConfig:
     """Where a run writes and what it shows; nothing here may change the result."""
 
-    dir: str = setting("", "The folder that a run writes to; required.")
+    dir: str = setting("", "The folder that a run writes to; required.", place=True)
     resume: str = setting(
         "auto",
         "auto: go on if the folder has a checkpoint; changed: also with other data than it began with; "
@@ -104,14 +112,14 @@ class RunConfig:
     log_every: int = setting(20, "Steps between log lines.", least=1)
     save_every: int = setting(1000, "Steps between checkpoints.", least=1)
     keep: int = setting(2, "Checkpoints that are kept.", least=1)
-    health_every: int = setting(0, "Steps between health checks; 0: ten in a run.")
-    health_samples: int = setting(512, "Samples of a health check.")
+    health_every: int = setting(0, "Steps between health checks; 0: ten in a run.", least=0)
+    health_samples: int = setting(512, "Samples of a health check.", least=2)
     probe: ProbeConfig = section(ProbeConfig, "k-NN on a labelled set while training.")
     stop_on_collapse: bool = setting(False, "The run stops when its verdict is collapsed.")
     dry: bool = setting(
         False, "The data is read and twenty steps are done, to say what the run would take; nothing is written."
     )
-    workers: int = setting(0, "Data loading processes.")
+    workers: int = setting(0, "Data loading processes.", least=0, limit=256)
     trackers: list[str] = setting([], "Where else the log goes.", among=("tensorboard", "wandb"))
 
     def __post_init__(self):

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from d2v.settings import check_fields, setting
+from d2v.settings import check_fields, check_values, setting
 
 POOLS = ("mean", "class", "first")
 LAYERS = ("last", "local", "all", "class")  # of evaluate.layer, beside the numbers of blocks
@@ -14,13 +14,13 @@ LAYERS = ("last", "local", "all", "class")  # of evaluate.layer, beside the numb
 class EvaluateConfig:
     """Which samples, which features, and which scores."""
 
-    path: Any = setting("", "Where the labelled data is; empty: data.path.")
+    path: Any = setting("", "Where the labelled data is; empty: data.path.", place=True)
     train_split: str = setting("train", "The split that neighbours and probes learn from.")
     test_split: str = setting(
         "test", "The split that is scored; empty: within train, where neighbours leave one out and probes run in folds."
     )
-    max_train: int = setting(0, "This many samples of train, drawn with seed; 0: all.")
-    max_test: int = setting(0, "This many samples of test, drawn with seed; 0: all.")
+    max_train: int = setting(0, "This many samples of train, drawn with seed; 0: all.", least=0)
+    max_test: int = setting(0, "This many samples of test, drawn with seed; 0: all.", least=0)
     layer: str = setting(
         "last",
         "last: the trunk's output; local: what enters the trunk; 1 to depth: a block's end; all: each of these; "
@@ -32,18 +32,21 @@ class EvaluateConfig:
         "A column, e.g. the speaker; adds scores within train where neighbours and probes see other groups only.",
     )
     zscore: bool = setting(True, "k-NN reads features by train's mean and deviation; probes always do.")
-    k: list[int] = setting([20], "Neighbours that vote; a score for each number.", least=1)
-    temperature: float = setting(0.07, "A neighbour's vote weighs exp(cosine / temperature).", above=0)
+    k: list[int] = setting([20], "Neighbours that vote; a score for each number.", least=1, limit=1_000_000)
+    temperature: float = setting(0.07, "A neighbour's vote weighs exp(cosine / temperature).", above=0, limit=1000)
     probe: bool = setting(True, "Linear probes too.")
-    probe_steps: int = setting(300, "Steps of a linear probe.", least=1)
+    probe_steps: int = setting(300, "Steps of a linear probe.", least=1, limit=1_000_000)
     probe_lrs: list[float] = setting(
-        [0.001, 0.003, 0.01, 0.03, 0.1], "Learning rates of a linear probe, of which a holdout chooses one.", above=0
+        [0.001, 0.003, 0.01, 0.03, 0.1],
+        "Learning rates of a linear probe, of which a holdout chooses one.",
+        above=0,
+        limit=1000,
     )
     probe_holdout: float = setting(0.1, "Share of train that chooses the learning rate.", above=0, below=1)
-    random_seeds: int = setting(3, "Random inits of the same architecture to compare with.", least=0)
+    random_seeds: int = setting(3, "Random inits of the same architecture to compare with.", least=0, limit=1000)
     raw: bool = setting(True, "Scores of the raw input too.")
     batch_size: int = setting(64, "Of computing features; changes no result.", least=1)
-    seed: int = setting(0, "Of drawing samples and holdouts.")
+    seed: int = setting(0, "Of drawing samples and holdouts.", least=0, limit=4_000_000_000)
     reports: list[str] = setting(
         [], "Further reports, by the names of their files in d2v/evaluation/reports; some take minutes."
     )
@@ -51,20 +54,33 @@ class EvaluateConfig:
         [0.0001, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0],
         "Of the report logistic: values of C, of which a holdout chooses one.",
         above=0,
+        only={"reports": "logistic"},
     )
     few_labels: list[str] = setting(
-        ["1%", "5%", "10%", "100%"], "Of the report few_labels: a share of each class, or so many of each (5)."
+        ["1%", "5%", "10%", "100%"],
+        "Of the report few_labels: a share of each class, or so many of each (5).",
+        only={"reports": "few_labels"},
     )
-    few_draws: int = setting(3, "Of the report few_labels: how often samples are drawn.", least=1)
-    pictures: int = setting(6, "Samples that the reports attention and patches show.", least=1)
+    few_draws: int = setting(
+        3, "Of the report few_labels: how often samples are drawn.", least=1, limit=1000, only={"reports": "few_labels"}
+    )
+    pictures: int = setting(
+        6,
+        "Samples that the reports attention and patches show.",
+        least=1,
+        limit=10_000,
+        only={"reports": ("attention", "patches")},
+    )
     masks: str = setting(
         "",
         "Of the report dense: a folder with a mask (class numbers, 255: none) of the name of each image, in .png.",
+        place=True,
+        only={"reports": "dense"},
     )
 
     def __post_init__(self):
         """ValueError: a value that no evaluation can use."""
-        check_fields(self, "evaluate")
+        check_values(self, "evaluate")
         for name in ("k", "probe_lrs", "logistic_cs", "few_labels"):
             if not getattr(self, name):
                 raise ValueError(f"evaluate.{name} is []; it must have one or more entries")
@@ -89,9 +105,11 @@ class EmbedConfig:
         among=POOLS,
     )
     batch_size: int = setting(
-        16, "Rows of the longest samples; of shorter ones as many as take the same room.", least=1
+        16, "Rows of the longest samples; of shorter ones as many as take the same room.", least=1, limit=1_000_000
     )
-    chunk: int = setting(1024, "Samples that are sorted by length, and then written, together.", least=1)
+    chunk: int = setting(
+        1024, "Samples that are sorted by length, and then written, together.", least=1, limit=10_000_000
+    )
     overlap: float = setting(
         0.1,
         "Share that neighbouring windows have in common, where a sample is longer than a model reads at once.",

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from d2v import plugins
 from d2v.config.checks import check_keys
 from d2v.config.find import find_config
 from d2v.config.given import given
 from d2v.config.loading import load_values, modality_of, typed
 from d2v.config.schema import ModelConfig, OneModality, RunConfig, TrainConfig
+from d2v.config.written import section_of, unquoted
 from d2v.models.transformer import TrunkConfig
 from d2v.protocols import LabelledTask
 from d2v.settings import setting
@@ -37,8 +36,7 @@ class TuneConfig(TrainConfig):
         0.0, "Above 0: the moving average of the weights is validated and exported.", least=0, below=1
     )
     metric: str = setting(
-        "",
-        "The score that chooses the best model, by its name in d2v/finetuning/scores.py; empty: the task's first.",
+        "", "The score that chooses the best model, by its name in d2v/finetuning/scores.py; empty: the task's first."
     )
     validate_every: int = setting(0, "Steps between validations; 0: twenty in a run.", least=0)
     patience: int = setting(0, "The run stops after so many validations without a better score; 0: never.", least=0)
@@ -100,7 +98,8 @@ def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledT
     if modality and name != modality:
         raise ValueError(f"{argv[0]} is a config for {name}; this script fine-tunes {modality}")
     package = plugins.load("d2v.modalities", name)
-    task = package.labelled_task(values.get("data") or {})
+    data = section_of(values.get("data"))
+    task = package.labelled_task(unquoted(data) if isinstance(data, dict) else {})
     parts = {
         "model": {"frontends": {name: package.FrontendConfig}, "trunk": TrunkConfig},
         "data": task.config,  # first: its keys say whether classes or letters were meant
@@ -108,7 +107,7 @@ def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledT
         "train": TuneConfig,
         "run": RunConfig,
     }
-    built = typed(parts, OmegaConf.create(values), "", argv[0])
+    built = typed(parts, values, "", argv[0])
     config = FinetuneConfig(**{**built, "model": ModelConfig(**built["model"])})
     config.given = given(argv[0], overrides)
     if not config.run.dir:

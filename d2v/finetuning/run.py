@@ -23,6 +23,7 @@ from d2v.training.loop import Loop
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
 from d2v.training.same_data import DataCheck
 from d2v.training.setup import dry_folder, open_accelerator, open_trackers
+from d2v.training.sizes import check_memory
 
 
 def finetune(config: FinetuneConfig, task: LabelledTask) -> dict[str, dict[str, float]]:
@@ -75,6 +76,9 @@ def assemble(
         folder.mkdir(parents=True, exist_ok=True)
         data = task.open(config, folder, BadSamples(folder / "bad_samples.jsonl"), accelerator.print)
         check_settings(folder, config.as_dict(), config.run.resume, RESULT_SECTIONS)
+    check_memory(
+        config, lambda config: Supervised(build_model(config, task.model, data.head, None), train), accelerator.device
+    )
     same_data = DataCheck(accelerator, folder, config.run)
     same_data(config.data.path, [split for name, split in data.splits.items() if name != "test"] + [data.training])
     open_trackers(accelerator, config)

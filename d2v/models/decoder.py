@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from d2v.models.heads import perceptron
 from d2v.models.token_conv import convolved
 from d2v.models.transformer import is_plain
-from d2v.settings import check_fields, setting
+from d2v.settings import check_values, setting
 from d2v.types import Mask
 
 
@@ -24,22 +24,28 @@ class DecoderConfig:
     """Its shape; the published values per modality are in configs/."""
 
     dims: int = setting(1, "1: convolutions along the sequence; 2: over a square grid of tokens.", least=1, most=2)
-    dim: int = setting(384, "Width of the layers.", least=1)
-    depth: int = setting(4, "Convolutions.", least=1)
-    kernel: int = setting(7, "Tokens, or a side of the square of tokens, that a convolution sees.", least=1)
-    groups: int = setting(16, "Groups of a convolution's channels.", least=1)
+    dim: int = setting(384, "Width of the layers.", least=1, limit=100_000)
+    depth: int = setting(4, "Convolutions.", least=1, limit=1000)
+    kernel: int = setting(7, "Tokens, or a side of the square of tokens, that a convolution sees.", least=1, limit=1000)
+    groups: int = setting(16, "Groups of a convolution's channels.", least=1, limit=100_000)
     residual: bool = setting(True, "A residual around every layer whose input is as wide as its output.")
-    head_layers: int = setting(1, "Linear layers after the convolutions.", least=1)
-    head_ratio: float = setting(2.0, "Width of the layers between them, as a multiple of dim.")
+    head_layers: int = setting(1, "Linear layers after the convolutions.", least=1, limit=100)
+    head_ratio: float = setting(
+        2.0,
+        "Width of the layers between them, as a multiple of dim.",
+        least=0,
+        limit=1000,
+        only={"head_layers": lambda layers: layers > 1},
+    )
     head_init: str = setting(
         "default", "How the head's weights start: torch's own, or like the trunk.", among=("default", "trunk")
     )
     dropout: float = setting(0.0, "Of the encoder's output.", least=0, below=1)
-    noise: float = setting(0.01, "Standard deviation of what stands in hidden places.", least=0)
+    noise: float = setting(0.01, "Standard deviation of what stands in hidden places.", least=0, limit=1000)
 
     def __post_init__(self):
         """ValueError: a number outside its bounds, an unknown choice, or groups or layers that do not fit the width."""
-        check_fields(self, "objective.decoder")
+        check_values(self, "objective.decoder")
         if self.dim * self.head_ratio < 1:
             raise ValueError(
                 f"objective.decoder.head_ratio is {self.head_ratio!r}; "

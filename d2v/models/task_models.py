@@ -17,7 +17,7 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel, D2vPreTrainedModel, build_config
 from d2v.models.heads import ACTIVATIONS, ClassificationHead, mean_of_tokens
 from d2v.models.losses import ctc, supervised
-from d2v.settings import check_fields, setting
+from d2v.settings import check_values, setting
 from d2v.types import Features, View
 
 POOLINGS = ("mean", "first", "class")
@@ -33,38 +33,44 @@ class ClassifierConfig:
         among=POOLINGS,
     )
     pooled_norm: bool = setting(True, "A norm of what was pooled, in place of the trunk's final norm (fc_norm).")
-    dense_dim: int = setting(0, "Width of a linear layer before the last; 0: there is none.", least=0)
-    activation: str = setting("tanh", "What follows that layer.", among=tuple(ACTIVATIONS))
+    dense_dim: int = setting(0, "Width of a linear layer before the last; 0: there is none.", least=0, limit=1_000_000)
+    activation: str = setting("tanh", "What follows that layer.", among=tuple(ACTIVATIONS), only={"dense_dim": True})
     dropout: float = setting(0.0, "Before each linear layer.", least=0, below=1)
-    init_scale: float = setting(1.0, "Of the last layer's weights, N(0, 0.02) before; BEiT: 0.001.", least=0)
+    init_scale: float = setting(
+        1.0, "Of the last layer's weights, N(0, 0.02) before; BEiT: 0.001.", least=0, limit=1000
+    )
     mask_noise: float = setting(
         0.0,
         "Above 0: what is hidden is N(0, mask_noise) instead of a mask token or zero (data2vec 2.0: 0.01).",
         least=0,
+        limit=1000,
+        only={"data.mask_prob": True},
     )
 
     def __post_init__(self):
         """ValueError: an unknown choice or a number outside its bounds."""
-        check_fields(self, "task")
+        check_values(self, "task")
 
 
 @dataclass
 class CTCConfig:
     """The head on every token, and which of its letters is the blank."""
 
-    blank: int = setting(0, "The letter that is the blank.", least=0)
+    blank: int = setting(0, "The letter that is the blank.", least=0, limit=1_000_000)
     # at 0, as published, a frequent letter may take the blank's part for long
-    blank_bias: float = setting(0.0, "Where a new head's bias of the blank starts.")
+    blank_bias: float = setting(0.0, "Where a new head's bias of the blank starts.", least=-1000, limit=1000)
     dropout: float = setting(0.0, "Before the linear layer.", least=0, below=1)
     mask_noise: float = setting(
         0.0,
         "Above 0: what is hidden is N(0, mask_noise) instead of a mask token or zero (data2vec 2.0: 0.01).",
         least=0,
+        limit=1000,
+        only={"data.mask_prob": True},
     )
 
     def __post_init__(self):
         """ValueError: a number outside its bounds."""
-        check_fields(self, "task")
+        check_values(self, "task")
 
 
 class TaskModel(D2vPreTrainedModel):

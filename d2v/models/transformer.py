@@ -15,24 +15,37 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from d2v.models import cpu
-from d2v.settings import check_fields, setting
+from d2v.settings import check_values, setting
+
+
+def has_prenet(objective: str) -> bool:
+    """Whether a method knows of blocks that give no targets: 2.0, and those of other packages may."""
+    return objective == "data2vec2" or "." in str(objective)
 
 
 @dataclass
 class TrunkConfig:
     """The Transformer's shape, norms, dropouts and initial weights."""
 
-    depth: int = setting(12, "Blocks.", least=0)
-    dim: int = setting(768, "Width of the tokens.", least=1)
-    num_heads: int = setting(12, "Heads of attention; they divide the width.", least=1)
-    mlp_dim: int = setting(3072, "Width of the MLP's hidden layer.", least=1)
+    depth: int = setting(12, "Blocks.", least=0, limit=200)
+    dim: int = setting(768, "Width of the tokens.", least=1, limit=1_000_000)
+    num_heads: int = setting(12, "Heads of attention; they divide the width.", least=1, limit=10_000)
+    mlp_dim: int = setting(3072, "Width of the MLP's hidden layer.", least=1, limit=10_000_000)
     pre_norm: bool = setting(False, "Norms stand before attention and MLP (images), not after their residual sums.")
-    layer_scale: float = setting(0.0, "Where the scales of a block's outputs start; 0: there are none.", least=0)
+    layer_scale: float = setting(
+        0.0, "Where the scales of a block's outputs start; 0: there are none.", least=0, limit=1000
+    )
     qkv_bias: str = setting("qkv", "Which projections have a bias.", among=("qkv", "qv", "none"))
-    norm_eps: float = setting(1e-5, "Added to the variance in every norm.", least=0)
+    norm_eps: float = setting(1e-5, "Added to the variance in every norm.", least=0, limit=1)
     input_norm: bool = setting(True, "A norm (and dropout) before the first block.")
     final_norm: bool = setting(False, "A norm after the last block.")
-    prenet_depth: int = setting(0, "How many of the first blocks give no targets (data2vec 2.0).", least=0)
+    prenet_depth: int = setting(
+        0,
+        "How many of the first blocks give no targets (data2vec 2.0).",
+        least=0,
+        limit=1000,
+        only=[{"objective.name": has_prenet}, {"prenet_layer_drop": lambda chance: chance is not None}],
+    )
     dropout: float = setting(0.0, "Of the outputs of attention and MLP, and before the first block.", least=0, below=1)
     input_dropout: float | None = setting(None, "Before the first block; null: dropout.", least=0, below=1)
     attention_dropout: float = setting(0.0, "Of the attention's weights.", least=0, below=1)
@@ -42,7 +55,7 @@ class TrunkConfig:
     )
     layer_drop: float = setting(0.0, "How often a block is left out of a step.", least=0, below=1)
     prenet_layer_drop: float | None = setting(
-        None, "How often a block of the prenet is; null: layer_drop.", least=0, below=1
+        None, "How often a block of the prenet is; null: layer_drop.", least=0, below=1, only={"prenet_depth": True}
     )
     init: str = setting(
         "normal",
@@ -50,11 +63,21 @@ class TrunkConfig:
         "default: torch's.",
         among=("normal", "depth_scaled", "default"),
     )
-    init_std: float = setting(0.02, "Standard deviation of the initial weights.", least=0)
+    init_std: float = setting(
+        0.02,
+        "Standard deviation of the initial weights.",
+        least=0,
+        limit=1000,
+        only=[
+            {"init": ("normal", "depth_scaled")},
+            {"objective.head_init": "trunk"},
+            {"objective.decoder.head_init": "trunk"},
+        ],
+    )
 
     def __post_init__(self):
         """ValueError: a value outside its bounds, widths that do not divide, or settings that contradict each other."""
-        check_fields(self, "model.trunk")
+        check_values(self, "model.trunk")
         if self.depth and self.dim % self.num_heads:  # without blocks there are no heads
             raise ValueError(f"model.trunk.dim {self.dim} is not a multiple of model.trunk.num_heads {self.num_heads}")
         if self.prenet_depth > self.depth:

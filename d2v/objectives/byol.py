@@ -26,8 +26,8 @@ class Config:
     num_views: ClassVar[int] = 2
 
     name: str = setting("byol", "Which method.")
-    hidden_dim: int = setting(4096, "Width of the hidden layer of projector and predictor.", least=1)
-    out_dim: int = setting(256, "Width of the projections.", least=1)
+    hidden_dim: int = setting(4096, "Width of the hidden layer of projector and predictor.", least=1, limit=1_000_000)
+    out_dim: int = setting(256, "Width of the projections.", least=1, limit=1_000_000)
     ema_decay: float = setting(
         0.996, "The teacher's at the start; it reaches 1 at the last step by half a cosine.", least=0, most=1
     )

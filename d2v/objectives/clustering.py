@@ -28,10 +28,12 @@ class Config:
     num_views: ClassVar[int] = 2
 
     name: str = setting("clustering", "Which method.")
-    out_dim: int = setting(128, "Width of the instance head's output.", least=1)
-    num_clusters: int = setting(10, "Clusters: as many as the data has classes, where they are known.", least=2)
-    instance_temperature: float = setting(0.5, "Of the softmax over samples.", above=0)
-    cluster_temperature: float = setting(1.0, "Of the softmax over clusters.", above=0)
+    out_dim: int = setting(128, "Width of the instance head's output.", least=1, limit=1_000_000)
+    num_clusters: int = setting(
+        10, "Clusters: as many as the data has classes, where they are known.", least=2, limit=10_000_000
+    )
+    instance_temperature: float = setting(0.5, "Of the softmax over samples.", above=0, limit=1000)
+    cluster_temperature: float = setting(1.0, "Of the softmax over clusters.", above=0, limit=1000)
 
     def __post_init__(self):
         """ValueError: fewer than two clusters, no width, or a temperature that is not above 0."""

@@ -16,13 +16,15 @@ from d2v.settings import check_fields, setting
 from d2v.training.schedules import linear_decay
 from d2v.types import Loss, View
 
+OF_TOKENS = ("instance", "group", "batch")  # norms over several tokens
+
 
 @dataclass
 class Config:
     """Target, loss and teacher; the published values per modality are in configs/."""
 
     name: str = setting("data2vec", "Which method.")
-    top_k: int = setting(8, "Teacher layers that are averaged, the last ones.", least=1)
+    top_k: int = setting(8, "Teacher layers that are averaged, the last ones.", least=1, limit=1000)
     layers: str = setting(
         "ffn", "What a layer gives: its FFN output before the residual, or the block's end.", among=("ffn", "block")
     )
@@ -34,18 +36,26 @@ class Config:
         "The sum over channels is divided by sqrt(D), by D (mean), or by nothing (sum).",
         among=tuple(SCALES),
     )
-    head_layers: int = setting(1, "Linear layers of the predictor.", least=1)
+    head_layers: int = setting(1, "Linear layers of the predictor.", least=1, limit=100)
     head_init: str = setting(
         "default", "How the predictor's weights start: torch's own, or like the trunk.", among=("default", "trunk")
     )
-    ema_decay: float = setting(0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1)
+    ema_decay: float = setting(
+        0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1, only={"ema_anneal_steps": True}
+    )
     ema_end_decay: float = setting(0.9999, "The teacher's after ema_anneal_steps.", least=0, most=1)
     ema_anneal_steps: int = setting(30000, "Steps from the first decay to the last, linearly.", least=0)
     shared: list[str] = setting(
         [], "Parts of the encoder that the teacher copies instead of averaging (prefixes of names)."
     )
-    feed_tokens: bool = setting(False, "The teacher is fed the student's unmasked local features.")
-    norm_over_padding: bool = setting(False, "The reference's quirk: instance norm counts padded tokens.")
+    feed_tokens: bool = setting(
+        False, "The teacher is fed the student's unmasked local features.", only={"shared": True}
+    )
+    norm_over_padding: bool = setting(
+        False,
+        "The reference's quirk: instance norm counts padded tokens.",
+        only=[{"layer_norms": OF_TOKENS}, {"final_norms": OF_TOKENS}],
+    )
 
     def __post_init__(self):
         """ValueError: a choice that does not exist, or a number outside its bounds."""

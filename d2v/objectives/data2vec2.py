@@ -24,7 +24,7 @@ class Config:
     """Target, decoder, losses and teacher; the published values per modality are in configs/."""
 
     name: str = setting("data2vec2", "Which method.")
-    top_k: int = setting(10, "Teacher layers that are averaged, the last ones.", least=1)
+    top_k: int = setting(10, "Teacher layers that are averaged, the last ones.", least=1, limit=1000)
     layers: str = setting(
         "ffn", "What a layer gives: its FFN output before the residual, or the block's end.", among=("ffn", "block")
     )
@@ -36,21 +36,29 @@ class Config:
         "The sum over channels is divided by sqrt(D), by D (mean), or by nothing (sum).",
         among=tuple(SCALES),
     )
-    cls_loss: float = setting(0.0, "Weight of the class token's loss, which is summed over rows.", least=0)
+    cls_loss: float = setting(
+        0.0, "Weight of the class token's loss, which is summed over rows.", least=0, limit=1_000_000
+    )
     cls_rows: int = setting(
         0,
         "Rows in that sum, whatever the batch; 0: those of a micro-batch, as published: "
         "the weight changes with their number.",
         least=0,
+        limit=1_000_000,
+        only={"cls_loss": True},
     )
     decoder: DecoderConfig = section(DecoderConfig, "The decoder's shape, dropout and noise.")
-    ema_decay: float = setting(0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1)
+    ema_decay: float = setting(
+        0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1, only={"ema_anneal_steps": True}
+    )
     ema_end_decay: float = setting(0.99999, "The teacher's after ema_anneal_steps.", least=0, most=1)
     ema_anneal_steps: int = setting(100000, "Steps from the first decay to the last, linearly.", least=0)
     shared: list[str] = setting(
         [], "Parts of the encoder that the teacher copies instead of averaging (prefixes of names)."
     )
-    feed_tokens: bool = setting(False, "The teacher is fed the student's unmasked local features.")
+    feed_tokens: bool = setting(
+        False, "The teacher is fed the student's unmasked local features.", only={"shared": True}
+    )
     reference_padding: bool = setting(
         False, "The reference's quirk: padded tokens count in instance norm, and the decoder reads them."
     )
@@ -58,11 +66,6 @@ class Config:
     def __post_init__(self):
         """ValueError: a choice that does not exist, a number outside its bounds, or one that nothing reads."""
         check_fields(self, "objective")
-        if self.cls_rows and not self.cls_loss:
-            raise ValueError(
-                f"objective.cls_rows is {self.cls_rows}, but objective.cls_loss is 0: "
-                "there is no sum that it would scale"
-            )
 
 
 class Data2Vec2(Objective):

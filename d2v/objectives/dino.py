@@ -31,20 +31,26 @@ class Config:
     num_views: ClassVar[int] = 2
 
     name: str = setting("dino", "Which method.")
-    hidden_dim: int = setting(2048, "Width of the head's hidden layers.", least=1)
-    bottleneck_dim: int = setting(256, "Width of the unit vectors that prototypes are compared with.", least=1)
+    hidden_dim: int = setting(2048, "Width of the head's hidden layers.", least=1, limit=1_000_000)
+    bottleneck_dim: int = setting(
+        256, "Width of the unit vectors that prototypes are compared with.", least=1, limit=1_000_000
+    )
     # use_bn_in_head; without it the features of convolutional networks, all alike at first, tell samples apart late
     head_norm: bool = setting(False, "Batch norms in the head, for convolutional networks.")
-    num_prototypes: int = setting(65536, "Outputs of the head.", least=1)
+    num_prototypes: int = setting(65536, "Outputs of the head.", least=1, limit=100_000_000)
     frozen_gain: bool = setting(
         True, "norm_last_layer: prototypes stay unit vectors; the longer runs of ViT-S train their norms."
     )
     frozen_share: float = setting(0.01, "How long prototypes stay as they are: 1 epoch of 100.", least=0, most=1)
-    student_temperature: float = setting(0.1, "Of the student's softmax.", above=0)
+    student_temperature: float = setting(0.1, "Of the student's softmax.", above=0, limit=1000)
     start_temperature: float = setting(
-        0.04, "Of the teacher's softmax at the start; linear to teacher_temperature.", above=0
+        0.04,
+        "Of the teacher's softmax at the start; linear to teacher_temperature.",
+        above=0,
+        limit=1000,
+        only={"warmup_share": True},
     )
-    teacher_temperature: float = setting(0.07, "Of the teacher's softmax after warmup_share.", above=0)
+    teacher_temperature: float = setting(0.07, "Of the teacher's softmax after warmup_share.", above=0, limit=1000)
     warmup_share: float = setting(0.1, "How long the teacher's temperature rises: 30 epochs of 300.", least=0, most=1)
     center_momentum: float = setting(0.9, "Share of the old centre in the new one.", least=0, most=1)
     ema_decay: float = setting(

@@ -32,20 +32,26 @@ class Config:
     num_views: ClassVar[int] = 2
 
     name: str = setting("ibot", "Which method.")
-    hidden_dim: int = setting(2048, "Width of the head's hidden layers.", least=1)
-    bottleneck_dim: int = setting(256, "Width of the unit vectors that prototypes are compared with.", least=1)
-    num_prototypes: int = setting(8192, "Outputs of the head.", least=1)
+    hidden_dim: int = setting(2048, "Width of the head's hidden layers.", least=1, limit=1_000_000)
+    bottleneck_dim: int = setting(
+        256, "Width of the unit vectors that prototypes are compared with.", least=1, limit=1_000_000
+    )
+    num_prototypes: int = setting(8192, "Outputs of the head.", least=1, limit=100_000_000)
     shared_head: bool = setting(True, "false: tokens have prototypes of their own behind the same MLP.")
     frozen_gain: bool = setting(False, "norm_last_layer: prototypes stay unit vectors.")
     frozen_share: float = setting(0.00125, "How long prototypes stay as they are: 1 epoch of 800.", least=0, most=1)
-    class_weight: float = setting(1.0, "Of DINO's loss.", above=0)
-    patch_weight: float = setting(1.0, "Of the loss of hidden tokens.", above=0)
-    student_temperature: float = setting(0.1, "Of the student's softmax.", above=0)
+    class_weight: float = setting(1.0, "Of DINO's loss.", above=0, limit=1_000_000)
+    patch_weight: float = setting(1.0, "Of the loss of hidden tokens.", above=0, limit=1_000_000)
+    student_temperature: float = setting(0.1, "Of the student's softmax.", above=0, limit=1000)
     start_temperature: float = setting(
-        0.04, "Of the teacher's softmax at the start; linear to the two that follow.", above=0
+        0.04,
+        "Of the teacher's softmax at the start; linear to the two that follow.",
+        above=0,
+        limit=1000,
+        only={"warmup_share": True},
     )
-    teacher_temperature: float = setting(0.07, "Of the teacher's summaries after warmup_share.", above=0)
-    patch_temperature: float = setting(0.07, "Of the teacher's tokens after warmup_share.", above=0)
+    teacher_temperature: float = setting(0.07, "Of the teacher's summaries after warmup_share.", above=0, limit=1000)
+    patch_temperature: float = setting(0.07, "Of the teacher's tokens after warmup_share.", above=0, limit=1000)
     warmup_share: float = setting(
         0.0375, "How long the teacher's temperatures rise: 30 epochs of 800.", least=0, most=1
     )

@@ -32,12 +32,15 @@ class Config:
     num_samples: int = setting(
         0, "Rows of the bank; 0: the usable samples of the data, each of which it remembers.", least=0
     )
-    out_dim: int = setting(128, "Width of the embeddings.", least=1)
+    out_dim: int = setting(128, "Width of the embeddings.", least=1, limit=1_000_000)
     loss: str = setting("nce", "nce: noise-contrastive estimation; softmax: cross entropy.", among=("nce", "softmax"))
     negatives: int = setting(
-        4096, "Drawn for each sample from the whole bank; 0, with softmax: the whole bank itself.", least=0
+        4096,
+        "Drawn for each sample from the whole bank; 0, with softmax: the whole bank itself.",
+        least=0,
+        limit=10_000_000,
     )
-    temperature: float = setting(0.07, "Of the softmax.", above=0)
+    temperature: float = setting(0.07, "Of the softmax.", above=0, limit=1000)
     bank_momentum: float = setting(0.5, "Share of the old row of the bank in the new one.", least=0, below=1)
 
     def __post_init__(self):

@@ -22,13 +22,17 @@ class Config(moco.Config):
 
     name: str = setting("mochi", "Which method.")
     hardest: int = setting(
-        1024, "N of the paper: keys of the queue nearest to a query, from which its negatives are mixed.", least=1
+        1024,
+        "N of the paper: keys of the queue nearest to a query, from which its negatives are mixed.",
+        least=1,
+        limit=100_000_000,
     )
-    mixed: int = setting(1024, "s of the paper: negatives that are mixed of two of them.", least=0)
+    mixed: int = setting(1024, "s of the paper: negatives that are mixed of two of them.", least=0, limit=10_000_000)
     mixed_with_query: int = setting(
         128,
         "s' of the paper: negatives that are mixed of one of them and, with less than half the weight, the query.",
         least=0,
+        limit=10_000_000,
     )
     start_step: int = setting(
         75000, "Plain MoCo before it; the paper's 15 of 200 epochs of ImageNet, in batches of 256.", least=0

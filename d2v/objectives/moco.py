@@ -29,12 +29,17 @@ class Config:
     num_views: ClassVar[int] = 2
 
     name: str = setting("moco", "Which method.")
-    hidden_dim: int = setting(2048, "Width of the head's ReLU layer; 0: the head is one linear layer (v1).", least=0)
-    out_dim: int = setting(128, "Width of the keys.", least=1)
-    queue_size: int = setting(
-        65536, "Keys in the queue: a multiple of train.batch_size, of twice that if symmetric.", least=1
+    hidden_dim: int = setting(
+        2048, "Width of the head's ReLU layer; 0: the head is one linear layer (v1).", least=0, limit=1_000_000
     )
-    temperature: float = setting(0.2, "Of the softmax.", above=0)
+    out_dim: int = setting(128, "Width of the keys.", least=1, limit=1_000_000)
+    queue_size: int = setting(
+        65536,
+        "Keys in the queue: a multiple of train.batch_size, of twice that if symmetric.",
+        least=1,
+        limit=100_000_000,
+    )
+    temperature: float = setting(0.2, "Of the softmax.", above=0, limit=1000)
     ema_decay: float = setting(0.999, "The teacher's.", least=0, most=1)
     symmetric: bool = setting(
         False, "Each view is query and key in turn; the two losses are added, and the queue receives both keys."
@@ -45,6 +50,7 @@ class Config:
         "An encoder's batch norms see so many groups of the batch apart, and keys in groups drawn anew; "
         "1: the whole batch.",
         least=1,
+        limit=100_000,
     )
 
     def __post_init__(self):

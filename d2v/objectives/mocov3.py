@@ -29,13 +29,13 @@ class Config:
     num_views: ClassVar[int] = 2
 
     name: str = setting("mocov3", "Which method.")
-    projector_layers: int = setting(3, "Layers of the projector (2).", least=1)
-    hidden_dim: int = setting(4096, "Width of the hidden layers of projector and predictor.", least=1)
-    out_dim: int = setting(256, "Width of the projections.", least=1)
+    projector_layers: int = setting(3, "Layers of the projector (2).", least=1, limit=100)
+    hidden_dim: int = setting(4096, "Width of the hidden layers of projector and predictor.", least=1, limit=1_000_000)
+    out_dim: int = setting(256, "Width of the projections.", least=1, limit=1_000_000)
     predictor_norm: bool = setting(
         True, "A batch norm without weights ends the predictor, as it does the projector (false)."
     )
-    temperature: float = setting(0.2, "Of the softmax (1.0).", above=0)
+    temperature: float = setting(0.2, "Of the softmax (1.0).", above=0, limit=1000)
     ema_decay: float = setting(
         0.99,
         "The teacher's at the start; it reaches 1 at the last step by half a cosine (0.996 for 1000 epochs).",

@@ -26,19 +26,23 @@ class Config:
     num_views: ClassVar[int] = 2
 
     name: str = setting("simclr", "Which method.")
-    num_layers: int = setting(2, "Of the head; the second version of the paper (arXiv 2006.10029) has 3.", least=1)
-    hidden_dim: int = setting(0, "Width of the head's hidden layers; 0: the encoder's, as published.", least=0)
-    out_dim: int = setting(128, "Width of the projections.", least=1)
-    temperature: float = setting(0.1, "Of the softmax.", above=0)
+    num_layers: int = setting(
+        2, "Of the head; the second version of the paper (arXiv 2006.10029) has 3.", least=1, limit=100
+    )
+    hidden_dim: int = setting(
+        0,
+        "Width of the head's hidden layers; 0: the encoder's, as published.",
+        least=0,
+        limit=1_000_000,
+        only={"num_layers": lambda layers: layers > 1},
+        why="a head of one layer (objective.num_layers) has no hidden one",
+    )
+    out_dim: int = setting(128, "Width of the projections.", least=1, limit=1_000_000)
+    temperature: float = setting(0.1, "Of the softmax.", above=0, limit=1000)
 
     def __post_init__(self):
         """ValueError: a size or temperature that is not positive, or a width that no layer has."""
         check_fields(self, "objective")
-        if self.hidden_dim and self.num_layers == 1:
-            raise ValueError(
-                f"objective.hidden_dim is {self.hidden_dim}; "
-                "a head of one layer (objective.num_layers) has no hidden one"
-            )
 
 
 class SimCLR(MultiView):

@@ -27,9 +27,9 @@ class Config:
     num_views: ClassVar[int] = 2
 
     name: str = setting("simsiam", "Which method.")
-    projector_layers: int = setting(3, "Layers of the projector; 2 for CIFAR-10.", least=1)
-    out_dim: int = setting(2048, "Width of each of them.", least=1)
-    predictor_dim: int = setting(512, "Width of the predictor's bottleneck.", least=1)
+    projector_layers: int = setting(3, "Layers of the projector; 2 for CIFAR-10.", least=1, limit=100)
+    out_dim: int = setting(2048, "Width of each of them.", least=1, limit=1_000_000)
+    predictor_dim: int = setting(512, "Width of the predictor's bottleneck.", least=1, limit=1_000_000)
 
     def __post_init__(self):
         """ValueError: a width or a depth below 1."""

@@ -32,23 +32,27 @@ class Config:
     num_views: ClassVar[int] = 2
 
     name: str = setting("swav", "Which method.")
-    hidden_dim: int = setting(2048, "Width of the projector's hidden layer.", least=1)
-    out_dim: int = setting(128, "Width of the projections.", least=1)
-    num_prototypes: int = setting(3000, "Prototypes among which a batch is shared out.", least=1)
+    hidden_dim: int = setting(2048, "Width of the projector's hidden layer.", least=1, limit=1_000_000)
+    out_dim: int = setting(128, "Width of the projections.", least=1, limit=1_000_000)
+    num_prototypes: int = setting(3000, "Prototypes among which a batch is shared out.", least=1, limit=100_000_000)
     frozen_share: float = setting(0.01, "How long prototypes stay as they are: 1 epoch of 100.", least=0, most=1)
-    temperature: float = setting(0.1, "Of the softmax of predictions.", above=0)
-    epsilon: float = setting(0.05, "Sharpness of the assignments; 0.03 where the loss stays at ln K.", above=0)
-    iterations: int = setting(3, "Of Sinkhorn's algorithm.", least=1)
+    temperature: float = setting(0.1, "Of the softmax of predictions.", above=0, limit=1000)
+    epsilon: float = setting(
+        0.05, "Sharpness of the assignments; 0.03 where the loss stays at ln K.", above=0, limit=1000
+    )
+    iterations: int = setting(3, "Of Sinkhorn's algorithm.", least=1, limit=1000)
     queue_size: int = setting(
         0,
         "Earlier samples that are assigned too, where a batch is small against K: 3840 for batches of 256.",
         least=0,
+        limit=100_000_000,
     )
     queue_share: float = setting(
         0.075,
         "When the queue begins to fill; it is used once it is full: 15 epochs of 200.",
         least=0,
         most=1,
+        only={"queue_size": True},
     )
 
     def __post_init__(self):

@@ -19,14 +19,16 @@ from d2v.settings import check_fields, setting
 class ProbeConfig:
     """The labelled set, how often, and the k-NN; scripts/evaluate.py gives the same numbers."""
 
-    path: Any = setting("", "Where the labelled set is, as data.path; empty: no probe.")
-    every: int = setting(0, "Steps between probes; 0: ten times in a run.", least=0)
-    train_split: str = setting("train", "The split whose samples are the neighbours.")
-    test_split: str = setting("", "The split that is scored; empty: within train, each sample without itself.")
-    label: str = setting("label", "The column to be predicted.")
-    max_samples: int = setting(1000, "Samples of each split.", least=2)
-    k: int = setting(20, "Neighbours that vote.", least=1)
-    batch_size: int = setting(64, "Of computing features; changes no result.", least=1)
+    path: Any = setting("", "Where the labelled set is, as data.path; empty: no probe.", place=True)
+    every: int = setting(0, "Steps between probes; 0: ten times in a run.", least=0, only={"path": True})
+    train_split: str = setting("train", "The split whose samples are the neighbours.", only={"path": True})
+    test_split: str = setting(
+        "", "The split that is scored; empty: within train, each sample without itself.", only={"path": True}
+    )
+    label: str = setting("label", "The column to be predicted.", only={"path": True})
+    max_samples: int = setting(1000, "Samples of each split.", least=2, only={"path": True})
+    k: int = setting(20, "Neighbours that vote.", least=1, only={"path": True})
+    batch_size: int = setting(64, "Of computing features; changes no result.", least=1, only={"path": True})
 
     def __post_init__(self):
         """ValueError: a number that makes no sense."""

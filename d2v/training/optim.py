@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from timm.optim import Lars
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from d2v.objectives.common.objective import Objective, within
 
@@ -89,16 +90,17 @@ def parameter_groups(
 ) -> list[dict]:
     """Trained parameters in groups of one decay and one `scale` of the learning rate (see layer_scale).
 
-    Vectors (biases, norms, tokens) are not decayed, unless `decay_all`: fairseq decays everything. `constant`: prefixes
-    of names whose rate stays at its peak.
+    Vectors (biases, norms, tokens, gains) are not decayed, unless `decay_all`: fairseq decays everything. `constant`:
+    prefixes of names whose rate stays at its peak.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    matrices = _matrices(module)
     numbers = [_block(name) for name in trained]
     depth = 1 + max((number for number in numbers if number is not None), default=-1)
     groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
     for wanted in (True, False):  # what decays comes first
         for name, p in trained.items():
-            decays = decay_all or p.squeeze().ndim > 1
+            decays = decay_all or name in matrices or p.squeeze().ndim > 1
             if decays != wanted:
                 continue
             scale = layer_scale(name, depth, layer_decay, frontends)
@@ -108,6 +110,12 @@ def parameter_groups(
             group["weight_decay"] = weight_decay if decays else 0.0
             group |= {"decays": decays, "scale": scale, "constant": stays}
     return list(groups.values())
+
+
+def _matrices(module: nn.Module) -> set[str]:
+    """Names of the weights of linear layers, convolutions and tables, which are matrices with one row too."""
+    layers = (nn.Linear, nn.Embedding, _ConvNd)
+    return {f"{name}.weight".lstrip(".") for name, inner in module.named_modules() if isinstance(inner, layers)}
 
 
 def layer_scale(name: str, depth: int, layer_decay: float, frontends: bool) -> float:

@@ -25,6 +25,7 @@ from d2v.training.page import Summary, write_page
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
 from d2v.training.same_data import DataCheck
 from d2v.training.setup import build_objective, dry_folder, open_accelerator, open_trackers
+from d2v.training.sizes import check_batch, check_memory
 from d2v.training.verdict import Verdict, better
 
 FILES = (*LOOP_FILES, "spectrum.png", "report.html")
@@ -91,6 +92,7 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
     report = samples.report.lines()
     accelerator.print("\n".join(report))
+    check_memory(config, lambda config: build_objective(config, len(samples)), accelerator.device)
     numbers = vars(config.objective).get("num_samples") is not None
     same_data = DataCheck(accelerator, folder, run, remembers=config.objective.name if numbers else "")
     same_data(config.data.path, [ScoredSplit(samples, np.arange(len(samples)), ())])
@@ -112,7 +114,9 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
         reader = Reader(config.data.max_bad_share, bad_log)
         health = health_check(config, modality, samples, folder, reader)
         probe = online_probe(config, modality, folder, reader) if run.probe.path else None
-    objective.check(batches(0, 0, train.batch_size)[0])  # of one sample
+    views = batches(0, 0, train.batch_size)[0]  # of one sample
+    objective.check(views)
+    check_batch(config, views, accelerator.num_processes * train.accumulate, accelerator.device)
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
         save_yaml(config.as_dict(), folder / "config.yaml")

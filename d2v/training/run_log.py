@@ -125,7 +125,7 @@ class History:
         self.path, self.write = path, write
         self.records: list[dict[str, Any]] = []
         if write and path.is_file() and step > 0:
-            for line in path.read_text().splitlines():
+            for line in path.read_text("utf-8", errors="replace").splitlines():
                 record = _parse(line)
                 if record is not None and record["step"] <= step:
                     self.records.append(record)
@@ -141,7 +141,11 @@ class History:
 
 
 def _parse(line: str) -> dict | None:
+    """A record of numbers by name, with its step; None where a kill or an editor left none."""
     try:
-        return json.loads(line)
-    except ValueError:  # cut off by a kill
+        record = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    return record if all(isinstance(value, int | float) for value in record.values()) else None

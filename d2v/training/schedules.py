@@ -24,10 +24,14 @@ def polynomial(step: int, total: int, warmup: int, *, floor: float = 0.0, start:
 def tri_stage(
     step: int, total: int, warmup: int, *, floor: float = 0.01, start: float = 0.01, hold: float = 0.9
 ) -> float:
-    """Linear from `start` over `warmup` steps, 1 for `hold` of the run, then exponential to `floor`: fairseq's."""
+    """Linear from `start` over `warmup` steps, 1 for `hold` of the run, then exponential to `floor`: fairseq's.
+
+    Where warm-up and `hold` would fill the run, so that nothing ever fell: 1 for `hold` of what the warm-up leaves.
+    """
     if step < warmup:
         return start + (1 - start) * step / warmup
-    hold_until = warmup + hold * total
+    held = total if warmup + hold * total < total else total - warmup
+    hold_until = warmup + hold * held
     if step <= hold_until:
         return 1.0
     return math.exp(math.log(floor) * min(1.0, (step - hold_until) / max(1.0, total - hold_until)))

@@ -104,8 +104,14 @@ def build_objective(config: Config, num_samples: int) -> Objective:
     encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
     checkpoint_activations(encoder, config.train.checkpoint_activations)
     settings = config.objective
-    if vars(settings).get("num_samples") == 0:
+    remembered = vars(settings).get("num_samples")
+    if remembered == 0:
         settings = dataclasses.replace(settings, num_samples=num_samples)
+    elif remembered is not None and remembered < num_samples:
+        raise ValueError(
+            f"objective.num_samples is {remembered}, but the data has {num_samples} usable samples, each of which is "
+            "remembered: 0 takes as many"
+        )
     objective = plugins.load("d2v.objectives", settings.name).build(encoder, settings)
     objective.seed = config.train.seed
     return objective

@@ -1,10 +1,10 @@
 """Checks that relate settings of data to one another; `where` is the section that holds them."""
 
-from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
-from d2v.settings import default_of
+# why a setting of masks is not read
+HIDDEN = "data.views hides nothing, unless data.mask_views=true"
+OF_MASKED_VIEWS = "it is of masked views: set data.mask_views=true"
 
 
 def check_settings(config: Any, *settings: tuple[str, bool, str], where: str = "data") -> None:
@@ -22,32 +22,11 @@ def check_ranges(config: Any, *names: str, where: str = "data") -> None:
             raise ValueError(f"{where}.{name} is {list(pair)}; it must be [least, most]")
 
 
-def check_unread(config: Any, names: Iterable[str], why: str, where: str = "data") -> None:
-    """ValueError: the first setting of `names` that has another value than its default, though nothing reads it."""
-    defaults = {one.name: default_of(one) for one in fields(config)}
-    for name in names:
-        if getattr(config, name) != defaults[name]:
-            raise ValueError(f"{where}.{name} is {getattr(config, name)}, and nothing reads it: {why}")
-
-
 def check_views(views: list[str], known: tuple[str, ...]) -> None:
     """ValueError: data.views holds a name that is not known."""
     for name in views:
         if name not in known:
             raise ValueError(f"data.views holds {name!r}; it may hold {', '.join(known)}")
-
-
-def check_masked_views(config: Any, of_masks: tuple[str, ...]) -> None:
-    """ValueError: data.mask_views without views, or settings that only masked views read without these.
-
-    `of_masks`: settings of masks that views read if they are masked.
-    """
-    if config.mask_views and not config.views:
-        raise ValueError("data.mask_views is true, but data.views is empty: name views, or leave it out")
-    if config.views and not config.mask_views:
-        check_unread(config, of_masks, "data.views hides nothing, unless data.mask_views=true")
-    if not config.mask_views:
-        check_unread(config, ["mask_chance"], "it is of masked views: set data.mask_views=true")
 
 
 def in_order(values: list[float], low: float, high: float) -> bool:

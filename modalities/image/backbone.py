@@ -3,6 +3,7 @@
 B samples, C channels, S image size, (H, W) positions of the feature map, D width.
 """
 
+import copy
 from math import isqrt
 
 import torch
@@ -95,14 +96,13 @@ def survey(model: nn.Module, channels: int, image_size: int) -> tuple[int, int, 
 
     What it does not depend on (norms of classifiers) will not be trained.
     """
-    parameters = list(model.parameters())
-    pixels = torch.zeros(1, channels, image_size, image_size, dtype=parameters[0].dtype, device=parameters[0].device)
-    model.eval()  # batch norms keep their statistics
-    with torch.enable_grad():
-        x = feature_map(model, pixels)
+    # of a copy without memory: an image of any size costs nothing
+    shadow = copy.deepcopy(model).to("meta").eval()
+    parameters = list(shadow.parameters())
+    with torch.enable_grad(), torch.device("meta"):
+        x = feature_map(shadow, torch.zeros(1, channels, image_size, image_size, dtype=parameters[0].dtype))
         gradients = torch.autograd.grad(x.sum(), parameters, allow_unused=True)
-    model.train()
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
     return x.shape[1], x.shape[2], x.shape[3]
 

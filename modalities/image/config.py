@@ -7,7 +7,7 @@ from d2v.modalities.common import labels
 from d2v.modalities.common.checks import check_ranges
 from d2v.modalities.image import masks, views
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
-from d2v.settings import check_fields, setting
+from d2v.settings import check_values, setting
 
 
 @dataclass
@@ -15,38 +15,52 @@ class ReadConfig:
     """Where images are, and how they are read and cropped."""
 
     path: Any = setting(
-        "", 'A folder, a table, a Hub data set, a list of these, or "demo": scikit-learn\'s digits; required.'
+        "",
+        'A folder, a table, a Hub data set, a list of these, or "demo": scikit-learn\'s digits; required.',
+        place=True,
     )
     split: str = setting("train", "The split to train on.")
     label: str = setting("label", "The column with the class, if there is one.")
     max_bad_share: float = setting(0.1, "Share of bad images above which a run stops.", least=0, most=1)
     check_files: bool = setting(True, "Every file is decoded once before training; false: headers are read only.")
-    min_size: int = setting(1, "Images whose shorter side has fewer pixels are left out.", least=0)
+    min_size: int = setting(1, "Images whose shorter side has fewer pixels are left out.", least=0, limit=1_000_000)
     crop_scale: list[float] = setting(
-        [0.08, 1.0], "Least and greatest share of the area that a random crop has.", above=0, most=1, count=2
+        [0.08, 1.0],
+        "Least and greatest share of the area that a random crop has.",
+        above=0,
+        most=1,
+        count=2,
+        only={"views": False},
+        why="data.views have crops and colours of their own (data.view_scale, data.color_strength)",
     )
     crop_ratio: list[float] = setting(
-        [3 / 4, 4 / 3], "Least and greatest ratio of width to height of a random crop.", above=0, count=2
+        [3 / 4, 4 / 3], "Least and greatest ratio of width to height of a random crop.", above=0, count=2, limit=1000
     )
     flip: float = setting(0.5, "Chance that a training image is mirrored.", least=0, most=1)
     color_jitter: float = setting(
         0.4,
         "Brightness, contrast and saturation of a training image change by up to this share; 0: not at all.",
         least=0,
+        limit=1000,
+        only={"views": False},
+        why="data.views have crops and colours of their own (data.view_scale, data.color_strength)",
     )
     eval_crop: float = setting(
         0.875, "Share of an image's shorter side that the centre crop of evaluation has.", above=0, most=1
     )
     mean: list[float] = setting(
-        [0.485, 0.456, 0.406], "What is subtracted from pixels between 0 and 1: one value, or one per channel."
+        [0.485, 0.456, 0.406],
+        "What is subtracted from pixels between 0 and 1: one value, or one per channel.",
+        least=-1000,
+        limit=1000,
     )
     std: list[float] = setting(
-        [0.229, 0.224, 0.225], "What pixels are then divided by: one value, or one per channel.", above=0
+        [0.229, 0.224, 0.225], "What pixels are then divided by: one value, or one per channel.", above=0, limit=1000
     )
 
     def __post_init__(self):
         """ValueError: a value that makes no sense."""
-        check_fields(self, "data")
+        check_values(self, "data")
         check_ranges(self, "crop_scale", "crop_ratio")
 
 
@@ -65,14 +79,26 @@ class LabelledConfig(ReadConfig, labels.SplitConfig):
     )
     random_erase: float = setting(0.0, "Chance that a box of a training image becomes noise.", least=0, most=1)
     mixup: float = setting(
-        0.0, "Parameter of the Beta distribution of the shares of two images that are mixed; 0: none are.", least=0
+        0.0,
+        "Parameter of the Beta distribution of the shares of two images that are mixed; 0: none are.",
+        least=0,
+        limit=1000,
     )
     cutmix: float = setting(
-        0.0, "Parameter of the Beta distribution of the area that is pasted from another image; 0: none is.", least=0
+        0.0,
+        "Parameter of the Beta distribution of the area that is pasted from another image; 0: none is.",
+        least=0,
+        limit=1000,
     )
-    mix_prob: float = setting(1.0, "Chance that a batch is mixed.", least=0, most=1)
+    mix_prob: float = setting(
+        1.0, "Chance that a batch is mixed.", least=0, most=1, only=[{"mixup": True}, {"cutmix": True}]
+    )
     cutmix_prob: float = setting(
-        0.5, "Chance that a mixed batch is mixed by cutmix, where both are given.", least=0, most=1
+        0.5,
+        "Chance that a mixed batch is mixed by cutmix, where both are given.",
+        least=0,
+        most=1,
+        only={"mixup": True, "cutmix": True},
     )
     label_smoothing: float = setting(
         0.0, "Share of each label that is spread over all classes evenly.", least=0, most=1

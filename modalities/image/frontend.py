@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2v.modalities.image import backbone
-from d2v.settings import check_fields, setting
+from d2v.settings import check_values, setting
 
 MODALITY = "image"
 ALONE = "model.trunk.depth=0 and model.trunk.input_norm=false"
@@ -26,14 +26,17 @@ ALONE = "model.trunk.depth=0 and model.trunk.input_norm=false"
 class FrontendConfig:
     """What shapes the image frontend: patches that are embedded here, or a whole network of timm."""
 
-    image_size: int = setting(224, "Pixels of a side of an image.", least=1)
-    patch_size: int = setting(16, "Pixels of a side of a patch; it divides image_size.", least=1)
-    channels: int = setting(3, "Channels of an image.", least=1)
+    image_size: int = setting(224, "Pixels of a side of an image.", least=1, limit=16_384)
+    patch_size: int = setting(
+        16, "Pixels of a side of a patch; it divides image_size.", least=1, limit=16_384, only={"backbone": False}
+    )
+    channels: int = setting(3, "Channels of an image.", least=1, limit=10_000)
     relative_bias: bool = setting(True, "Attention has a learned bias for each offset of two patches.")
     bias_layers: int = setting(
         1,
         "1: all blocks share the relative bias; the trunk's depth: each has its own (BEiT's fine-tuned models).",
         least=1,
+        limit=1000,
     )
     class_token: bool = setting(True, "A learned token stands before the patches.")
     positions: str = setting(
@@ -48,7 +51,13 @@ class FrontendConfig:
         "normal: N(0, init_std), cut at one std; xavier: uniform patches and a class token N(0, 1) (data2vec 2.0).",
         among=("normal", "xavier"),
     )
-    init_std: float = setting(0.02, "Standard deviation of initial weights where init is normal.", least=0)
+    init_std: float = setting(
+        0.02,
+        "Standard deviation of initial weights where init is normal.",
+        least=0,
+        limit=1000,
+        only=[{"backbone": False, "init": "normal"}, {"backbone": False, "mask_token": True}, {"positions": "learned"}],
+    )
     backbone: str = setting(
         "",
         "A network by timm's name (resnet50, vit_small_patch16_224) in place of all this, and of the trunk; "
@@ -62,7 +71,7 @@ class FrontendConfig:
 
     def __post_init__(self):
         """ValueError: a value that makes no sense, or what a backbone cannot have. A backbone has no extra parts."""
-        check_fields(self, "model.frontends.image")
+        check_values(self, "model.frontends.image")
         if self.bias_layers > 1 and not self.relative_bias:
             raise ValueError(f"frontend bias_layers={self.bias_layers} must be at least 1, and 1 without relative_bias")
         if self.small_stem and not self.backbone:

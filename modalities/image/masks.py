@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from d2v.modalities.common import masking, sampling
-from d2v.modalities.common.checks import check_masked_views, check_ranges, check_unread
+from d2v.modalities.common.checks import HIDDEN, OF_MASKED_VIEWS, check_ranges
 from d2v.modalities.image.frontend import FrontendConfig
 from d2v.settings import setting
 from d2v.types import Mask
 
+OF_ONE_VIEW = "data.views hides nothing, or with data.mask_views=true rectangles of a share drawn from data.mask_range"
 MASK_KINDS = ("beit", "block", "inverse_block", "random")
 
 
@@ -28,30 +29,93 @@ class MaskConfig:
         "beit: rectangles, and the number of hidden patches varies (data2vec 1.0); block, inverse_block, random: "
         "as many in every image, and the student does not read them (2.0).",
         among=MASK_KINDS,
+        only={"views": False},
+        why=OF_ONE_VIEW,
     )
-    masks: int = setting(1, "Masks of each image; more than one with the kinds that hide as many.", least=1)
-    mask_ratio: float = setting(120 / 196, "Share of an image's patches that is hidden.", above=0, most=1)
-    min_block: int = setting(16, "Of beit: fewest patches of a rectangle.", least=1)
-    max_block: int | None = setting(None, "Of beit: most patches of a rectangle; null: all of the image.", least=1)
-    min_aspect: float = setting(0.3, "Of beit: least ratio of a rectangle's sides.", above=0, most=1)
-    mask_length: int = setting(3, "Of block and inverse_block: side of the squares, in patches.", least=1)
+    masks: int = setting(
+        1,
+        "Masks of each image; more than one with the kinds that hide as many.",
+        least=1,
+        limit=1000,
+        only={"views": False},
+        why=OF_ONE_VIEW,
+    )
+    mask_ratio: float = setting(
+        120 / 196,
+        "Share of an image's patches that is hidden.",
+        above=0,
+        most=1,
+        only={"views": False},
+        why=OF_ONE_VIEW,
+    )
+    min_block: int = setting(
+        16,
+        "Of beit: fewest patches of a rectangle.",
+        least=1,
+        limit=1_000_000,
+        only=[{"views": False, "mask_kind": "beit"}, {"mask_views": True}],
+        why=HIDDEN,
+    )
+    max_block: int | None = setting(
+        None,
+        "Of beit: most patches of a rectangle; null: all of the image.",
+        least=1,
+        limit=1_000_000,
+        only=[{"views": False, "mask_kind": "beit"}, {"mask_views": True}],
+        why=HIDDEN,
+    )
+    min_aspect: float = setting(
+        0.3,
+        "Of beit: least ratio of a rectangle's sides.",
+        above=0,
+        most=1,
+        only=[{"views": False, "mask_kind": "beit"}, {"mask_views": True}],
+        why=HIDDEN,
+    )
+    mask_length: int = setting(
+        3,
+        "Of block and inverse_block: side of the squares, in patches.",
+        least=1,
+        limit=10_000,
+        only={"views": False, "mask_kind": ("block", "inverse_block")},
+        why=OF_ONE_VIEW,
+    )
     mask_adjust: float = setting(
-        0.0, "Of block and inverse_block: added to the share that squares cover before they overlap.", least=0
+        0.0,
+        "Of block and inverse_block: added to the share that squares cover before they overlap.",
+        least=0,
+        most=1,
+        only={"views": False, "mask_kind": ("block", "inverse_block")},
+        why=OF_ONE_VIEW,
     )
     mask_views: bool = setting(
         False,
         "Each of data.views, without the local ones, is masked by rectangles in some images (iBOT); "
         "false: views hide nothing.",
+        only={"views": True},
     )
-    mask_chance: float = setting(0.5, "Share of a view's images that mask_views masks.", above=0, most=1)
+    mask_chance: float = setting(
+        0.5,
+        "Share of a view's images that mask_views masks.",
+        above=0,
+        most=1,
+        only={"mask_views": True},
+        why=OF_MASKED_VIEWS,
+    )
     mask_range: list[float] = setting(
-        [0.1, 0.5], "Of mask_views: the share of patches that is hidden is drawn from here.", least=0, below=1, count=2
+        [0.1, 0.5],
+        "Of mask_views: the share of patches that is hidden is drawn from here.",
+        least=0,
+        below=1,
+        count=2,
+        only={"mask_views": True},
+        why=OF_MASKED_VIEWS,
     )
 
 
 def check(config: Any, frontend: FrontendConfig) -> None:
     """ValueError: settings of masks, or of masked views (a DataConfig's), that contradict one another."""
-    _check_views(config)
+    check_ranges(config, "mask_range")
     if config.views and not config.mask_views:
         return
     if frontend.backbone:
@@ -85,18 +149,6 @@ def _check_counts(config: MaskConfig, grid: tuple[int, int]) -> None:
             f"{config.min_block} to data.max_block {config.max_block} patches hide {np.mean(counts):.1f} on average: "
             "lower data.min_block"
         )
-
-
-def _check_views(config: Any) -> None:
-    """ValueError: settings of masked views (a DataConfig's) that contradict one another or that nothing reads."""
-    of_rectangles = ("min_block", "max_block", "min_aspect")  # which masked views are made of too
-    others = ("mask_kind", "masks", "mask_ratio", "mask_length", "mask_adjust")
-    check_masked_views(config, (*of_rectangles, *others))
-    if not config.mask_views:
-        check_unread(config, ["mask_range"], "it is of masked views: set data.mask_views=true")
-        return
-    check_unread(config, others, "masked views have rectangles of a share that is drawn from data.mask_range")
-    check_ranges(config, "mask_range")
 
 
 def block(

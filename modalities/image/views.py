@@ -12,9 +12,9 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from d2v.modalities.common.checks import check_ranges, check_unread, check_views
+from d2v.modalities.common.checks import check_ranges, check_views
 from d2v.modalities.image.frontend import FrontendConfig
-from d2v.settings import setting
+from d2v.settings import check_readers, setting
 
 BICUBIC, BILINEAR = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.BILINEAR
 BLUR_SIGMA = (0.1, 2.0)
@@ -73,9 +73,14 @@ class ViewConfig:
         above=0,
         most=1,
         count=2,
+        only={"views": True},
     )
-    local_views: int = setting(0, "Further, smaller views, after the others (multi-crop).", least=0)
-    local_size: int = setting(96, "Pixels of a side of the smaller views.", least=1)
+    local_views: int = setting(
+        0, "Further, smaller views, after the others (multi-crop).", least=0, limit=1000, only={"views": True}
+    )
+    local_size: int = setting(
+        96, "Pixels of a side of the smaller views.", least=1, limit=16_384, only={"local_views": True}
+    )
     local_scale: list[float] | None = setting(
         None,
         "Least and greatest share of the area that smaller views have; null: as published, [0.05, 0.4], "
@@ -83,15 +88,18 @@ class ViewConfig:
         above=0,
         most=1,
         count=2,
+        only={"local_views": True},
     )
-    color_strength: float = setting(1.0, "What the published changes of colour are multiplied by.", least=0)
-    blur: bool = setting(True, "false: no view is blurred, as usual for images of 32 pixels.")
+    color_strength: float = setting(
+        1.0, "What the published changes of colour are multiplied by.", least=0, limit=1000, only={"views": True}
+    )
+    blur: bool = setting(True, "false: no view is blurred, as usual for images of 32 pixels.", only={"views": True})
 
 
 def check(data: Any, frontend: FrontendConfig) -> None:
     """ValueError: settings of views (of a DataConfig) that contradict one another or that nothing reads."""
     check_views(data.views, VIEWS)
-    _check_unread(data)
+    check_readers({"data": data})
     check_ranges(data, "view_scale", "local_scale")
     if not data.views:
         return
@@ -108,16 +116,6 @@ def check(data: Any, frontend: FrontendConfig) -> None:
         )
     if data.local_views:
         _check_size(data.local_size, frontend)
-
-
-def _check_unread(data: Any) -> None:
-    if data.views:
-        why = "data.views have crops and colours of their own (data.view_scale, data.color_strength)"
-        check_unread(data, ("crop_scale", "color_jitter"), why)
-    else:
-        check_unread(data, ("view_scale", "local_views", "color_strength", "blur"), "data.views is empty")
-    if not data.local_views:
-        check_unread(data, ("local_size", "local_scale"), "data.local_views is 0")
 
 
 def _check_size(size: int, frontend: FrontendConfig) -> None:

@@ -20,20 +20,24 @@ from d2v.settings import check_fields, setting
 class DecodeConfig:
     """How the splits are read at the end of a run; validation in between is greedy."""
 
-    beam: int = setting(0, "Hypotheses that are kept; 0: only the greedy reading.", least=0)
-    lm: str = setting("", "A word n-gram that KenLM reads, ARPA or binary; empty: none.")
-    lexicon: str = setting(
-        "", "A file with one word a line, those that lm may find; empty: the words that were trained on."
+    beam: int = setting(0, "Hypotheses that are kept; 0: only the greedy reading.", least=0, limit=100_000)
+    lm: str = setting(
+        "", "A word n-gram that KenLM reads, ARPA or binary; empty: none.", place=True, only={"beam": True}
     )
-    lm_weight: float = setting(2.0, "Weight of lm against the model.")
-    word_score: float = setting(0.0, "Added for each word; above 0 favours more words.")
+    lexicon: str = setting(
+        "",
+        "A file with one word a line, those that lm may find; empty: the words that were trained on.",
+        place=True,
+        only={"lm": True},
+    )
+    lm_weight: float = setting(2.0, "Weight of lm against the model.", least=-1000, limit=1000, only={"lm": True})
+    word_score: float = setting(
+        0.0, "Added for each word; above 0 favours more words.", least=-1000, limit=1000, only={"lm": True}
+    )
 
     def __post_init__(self):
         """ValueError: a beam of less than nothing, or settings that have no effect."""
         check_fields(self, "data.decode")
-        for name, needed in (("lm", "beam"), ("lexicon", "lm")):
-            if getattr(self, name) and not getattr(self, needed):
-                raise ValueError(f"data.decode.{name} is {getattr(self, name)!r}, which needs data.decode.{needed}")
 
 
 def build(config: DecodeConfig, vocabulary: Vocabulary, texts: Iterable[str]) -> Callable[[np.ndarray], str]:

@@ -21,7 +21,7 @@ from d2v.modalities.speech.mel import LogMel, fft_size
 from d2v.models import alibi
 from d2v.models.token_conv import convolved
 from d2v.models.transformer import is_plain
-from d2v.settings import check_fields, setting
+from d2v.settings import check_values, setting
 
 MODALITY = "speech"
 KINDS = ("waveform", "mel")
@@ -32,21 +32,47 @@ class FrontendConfig:
     """Defaults are data2vec Base's; `kind: mel` uses the mel_ settings in place of conv_kernels and conv_strides."""
 
     kind: str = setting("waveform", "What the extractor convolves: samples, or a log-mel spectrogram.", among=KINDS)
-    sample_rate: int = setting(16000, "Samples a second; clips of another rate are resampled.", least=1)
-    conv_dim: int = setting(512, "Width of the extractor.", least=1)
-    conv_kernels: list[int] = setting([10, 3, 3, 3, 3, 2, 2], "Kernel of each convolution over samples.", least=1)
-    conv_strides: list[int] = setting([5, 2, 2, 2, 2, 2, 2], "Stride of each convolution over samples.", least=1)
-    mel_bins: int = setting(80, "Bands of the spectrogram.", least=1)
-    mel_window_ms: float = setting(25.0, "Window of the spectrogram in milliseconds.", above=0)
-    mel_hop_ms: float = setting(10.0, "Step from one window to the next in milliseconds.", above=0)
-    mel_low: float = setting(60.0, "Where the bands begin, in Hz.", least=0)
-    mel_high: float | None = setting(None, "Where the bands end, in Hz; null: half the sample rate.", above=0)
-    mel_kernel: int = setting(3, "Kernel of the convolution over the spectrogram.", least=1)
-    mel_stride: int = setting(2, "Stride of the convolution over the spectrogram.", least=1)
-    norm_eps: float = setting(1e-5, "Of the norm between extractor and projection.", least=0)
-    pos_kernel: int = setting(19, "Kernel of each convolution of positions.", least=1)
-    pos_depth: int = setting(5, "Convolutions of positions.", least=1)
-    pos_groups: int = setting(16, "Groups of each convolution of positions; it divides the model's width.", least=1)
+    sample_rate: int = setting(
+        16000, "Samples a second; clips of another rate are resampled.", least=1, limit=1_000_000
+    )
+    conv_dim: int = setting(512, "Width of the extractor.", least=1, limit=100_000)
+    conv_kernels: list[int] = setting(
+        [10, 3, 3, 3, 3, 2, 2],
+        "Kernel of each convolution over samples.",
+        least=1,
+        limit=100_000,
+        only={"kind": "waveform"},
+    )
+    conv_strides: list[int] = setting(
+        [5, 2, 2, 2, 2, 2, 2],
+        "Stride of each convolution over samples.",
+        least=1,
+        limit=100_000,
+        only={"kind": "waveform"},
+    )
+    mel_bins: int = setting(80, "Bands of the spectrogram.", least=1, limit=10_000, only={"kind": "mel"})
+    mel_window_ms: float = setting(
+        25.0, "Window of the spectrogram in milliseconds.", above=0, limit=10_000, only={"kind": "mel"}
+    )
+    mel_hop_ms: float = setting(
+        10.0, "Step from one window to the next in milliseconds.", above=0, limit=10_000, only={"kind": "mel"}
+    )
+    mel_low: float = setting(60.0, "Where the bands begin, in Hz.", least=0, limit=1_000_000, only={"kind": "mel"})
+    mel_high: float | None = setting(
+        None, "Where the bands end, in Hz; null: half the sample rate.", above=0, limit=1_000_000, only={"kind": "mel"}
+    )
+    mel_kernel: int = setting(
+        3, "Kernel of the convolution over the spectrogram.", least=1, limit=1000, only={"kind": "mel"}
+    )
+    mel_stride: int = setting(
+        2, "Stride of the convolution over the spectrogram.", least=1, limit=1000, only={"kind": "mel"}
+    )
+    norm_eps: float = setting(1e-5, "Of the norm between extractor and projection.", least=0, limit=1)
+    pos_kernel: int = setting(19, "Kernel of each convolution of positions.", least=1, limit=10_000)
+    pos_depth: int = setting(5, "Convolutions of positions.", least=1, limit=1000)
+    pos_groups: int = setting(
+        16, "Groups of each convolution of positions; it divides the model's width.", least=1, limit=1_000_000
+    )
     mask_token: bool = setting(True, "false: what is hidden is zero before the positions (data2vec 2.0).")
     alibi: str = setting(
         "none",
@@ -55,7 +81,11 @@ class FrontendConfig:
         among=alibi.KINDS,
     )
     alibi_layers: int = setting(
-        1, "Of alibi: 1: all blocks share the scales; the trunk's depth: each has its own.", least=1
+        1,
+        "Of alibi: 1: all blocks share the scales; the trunk's depth: each has its own.",
+        least=1,
+        limit=1000,
+        only={"alibi": ("one", "head")},
     )
     reference_padding: bool = setting(
         False,
@@ -68,7 +98,7 @@ class FrontendConfig:
 
     def __post_init__(self):
         """ValueError: settings that are wrong by themselves or contradict one another."""
-        check_fields(self, "model.frontends.speech")
+        check_values(self, "model.frontends.speech")
         kernels, strides = list(self.conv_kernels), list(self.conv_strides)
         if not kernels or len(kernels) != len(strides):
             raise ValueError(

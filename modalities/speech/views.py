@@ -14,13 +14,12 @@ from scipy.signal import fftconvolve  # torchaudio's takes lengths as they come:
 from torch import Tensor
 from torchaudio.functional import add_noise, gain, resample
 
-from d2v.modalities.common.checks import check_settings, check_unread, check_views, in_order
+from d2v.modalities.common.checks import check_settings, in_order
 from d2v.modalities.speech.audio import anywhere
 from d2v.settings import check_fields, setting
 
 VIEWS = ("crop", "speed", "reverb", "noise", "gain", "mask", "all")
 EFFECTS = VIEWS[1:-1]  # of "all" in this order: speaker, room, other sounds, microphone, transmission
-STRENGTHS = {"reverb": "reverb", "noise": "snr", "gain": "gain", "mask": "mask"}  # an effect's setting besides chance
 SLOW, FAST = 9, 11  # tenths of a clip's speed (Ko et al., Interspeech 2015)
 DIRECT = (0.0, 10.0)  # dB of direct sound over reverberation
 GAPS = 2  # as SpecAugment's time masks (arXiv 1904.08779, table 1)
@@ -36,16 +35,32 @@ class AugmentConfig:
         least=0,
         most=1,
         count=2,
+        only={"data.views": True},
     )
     # whatever is long gives crops of one length
-    seconds: float = setting(1.0, "The longest that a crop is (COLA, arXiv 2010.10915, has 0.96).", above=0)
-    chance: float = setting(0.5, "Chance of each effect that a view's name stands for.", above=0, most=1)
+    seconds: float = setting(
+        1.0,
+        "The longest that a crop is (COLA, arXiv 2010.10915, has 0.96).",
+        above=0,
+        limit=1_000_000,
+        only={"data.views": True},
+    )
+    chance: float = setting(
+        0.5,
+        "Chance of each effect that a view's name stands for.",
+        above=0,
+        most=1,
+        only={"data.views": (*EFFECTS, "all")},
+        why="data.views has no effects",
+    )
     reverb: list[float] = setting(
         [0.1, 0.5],
         "Of reverb: least and greatest time in seconds in which a room's sound falls by 60 dB.",
         above=0,
         most=10,
         count=2,
+        only={"data.views": ("reverb", "all")},
+        why="data.views has neither reverb nor all",
     )
     snr: list[float] = setting(
         [5.0, 20.0],
@@ -53,9 +68,25 @@ class AugmentConfig:
         least=-100,
         most=100,
         count=2,
+        only={"data.views": ("noise", "all")},
+        why="data.views has neither noise nor all",
     )
-    gain: float = setting(6.0, "Of gain: the most dB up or down.", above=0, most=60)
-    mask: float = setting(0.2, "Of mask: the longest of two gaps, as a share of the view.", above=0, below=0.5)
+    gain: float = setting(
+        6.0,
+        "Of gain: the most dB up or down.",
+        above=0,
+        most=60,
+        only={"data.views": ("gain", "all")},
+        why="data.views has neither gain nor all",
+    )
+    mask: float = setting(
+        0.2,
+        "Of mask: the longest of two gaps, as a share of the view.",
+        above=0,
+        below=0.5,
+        only={"data.views": ("mask", "all")},
+        why="data.views has neither mask nor all",
+    )
 
     def __post_init__(self):
         """ValueError: a value out of range."""
@@ -67,19 +98,6 @@ class AugmentConfig:
             ("snr", in_order(self.snr, -100, 100), "[least, most] in dB, between -100 and 100"),
             where="data.augment",
         )
-
-
-def check_augment(views: Sequence[str], augment: AugmentConfig) -> None:
-    """ValueError: an unknown name in data.views, or a setting of an effect that none of them has."""
-    check_views(views, VIEWS)
-    effects = set().union(*(effects_of(name) for name in views))
-    if not views:
-        check_unread(augment, ("share", "seconds"), "data.views is empty", where="data.augment")
-    if not effects:
-        check_unread(augment, ["chance"], "data.views has no effects", where="data.augment")
-    for effect in EFFECTS:
-        if effect in STRENGTHS and effect not in effects:
-            check_unread(augment, [STRENGTHS[effect]], f"data.views has neither {effect} nor all", where="data.augment")
 
 
 def effects_of(name: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import initialization
 
 from d2v.models import alibi
-from d2v.settings import check_fields, setting
+from d2v.settings import check_values, setting
 
 MODALITY = "text"
 
@@ -23,20 +23,30 @@ class FrontendConfig:
     """`prepare` fills the fields that are the tokenizer's: vocab_size (0) and the ids of the special tokens."""
 
     vocab_size: int = setting(
-        0, "Rows of the table of tokens; 0: as many as the tokenizer has. A larger table may be rounded up.", least=0
+        0,
+        "Rows of the table of tokens; 0: as many as the tokenizer has. A larger table may be rounded up.",
+        least=0,
+        limit=10_000_000,
     )
-    max_positions: int = setting(512, "The most tokens that the model reads at once, with <s> and </s>.", least=1)
-    bos_token_id: int = setting(0, "Id of <s>; taken from the tokenizer.")
-    pad_token_id: int = setting(1, "Id of <pad>; taken from the tokenizer.")
-    eos_token_id: int = setting(2, "Id of </s>; taken from the tokenizer.")
-    mask_token_id: int = setting(-1, "Id of <mask>; taken from the tokenizer.")
+    max_positions: int = setting(
+        512, "The most tokens that the model reads at once, with <s> and </s>.", least=1, limit=1_000_000
+    )
+    bos_token_id: int = setting(0, "Id of <s>; taken from the tokenizer.", least=-1, limit=10_000_000)
+    pad_token_id: int = setting(1, "Id of <pad>; taken from the tokenizer.", least=-1, limit=10_000_000)
+    eos_token_id: int = setting(2, "Id of </s>; taken from the tokenizer.", least=-1, limit=10_000_000)
+    mask_token_id: int = setting(-1, "Id of <mask>; taken from the tokenizer.", least=-1, limit=10_000_000)
     position_offset: int = setting(
-        1, "Row of the table of positions that padding has, zeros; the first token has the next. RoBERTa: its pad id."
+        1,
+        "Row of the table of positions that padding has, zeros; the first token has the next. RoBERTa: its pad id.",
+        least=0,
+        limit=10_000_000,
     )
-    init_std: float = setting(0.02, "Standard deviation of the initial table of tokens.", least=0)
+    init_std: float = setting(0.02, "Standard deviation of the initial table of tokens.", least=0, limit=1000)
     embedding_norm: bool = setting(
         False,
         "Positions, their norm and dropout belong to the embedding, and there is no mask token (data2vec 2.0).",
+        only={"objective.name": lambda name: name != "data2vec"},
+        why="data2vec 1.0 hides tokens by <mask>, which such an embedding does not have",
     )
     embedding_dropout: float = setting(0.0, "Dropout after the norm of embedding_norm.", least=0, below=1)
     alibi: str = setting(
@@ -50,6 +60,7 @@ class FrontendConfig:
         "Standard deviation of the initial table of positions; small against init_std, targets are words from the "
         "start instead of places.",
         least=0,
+        limit=1000,
     )
     reference_padded_input: bool = setting(
         False, "data2vec 2.0's quirk: the first block reads padded tokens as the norm of embedding_norm leaves them."
@@ -57,7 +68,7 @@ class FrontendConfig:
 
     def __post_init__(self):
         """ValueError: a value out of range, or what belongs to the norm of the embeddings without it."""
-        check_fields(self, "model.frontends.text")
+        check_values(self, "model.frontends.text")
         if self.embedding_dropout and not self.embedding_norm:
             raise ValueError(
                 f"frontend embedding_dropout={self.embedding_dropout} needs embedding_norm=true; "

@@ -133,7 +133,7 @@ def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int)
 def prepare_tokenizer(data: ReadConfig, frontend: FrontendConfig, folder: Path) -> None:
     """Trains or adapts the tokenizer into folder/tokenizer unless `folder` has one, and fills in the frontend.
 
-    ValueError: no data, blocks longer than the model reads, or no such tokenizer.
+    ValueError: no data, blocks longer than the model reads, no such tokenizer, or other ids of special tokens than its.
     """
     if not data.path:
         raise ValueError(
@@ -160,7 +160,10 @@ def prepare_tokenizer(data: ReadConfig, frontend: FrontendConfig, folder: Path) 
         )
     frontend.vocab_size = frontend.vocab_size or len(tokenizer)  # a larger one stays: tables may be rounded up
     for name in ("bos_token_id", "pad_token_id", "eos_token_id", "mask_token_id"):
-        setattr(frontend, name, getattr(tokenizer, name))
+        given, found = getattr(frontend, name), getattr(tokenizer, name)
+        if given not in (vars(FrontendConfig)[name], found):
+            raise ValueError(f"model.frontends.text.{name} is {given}, not the tokenizer's, {found}: leave it out")
+        setattr(frontend, name, found)
 
 
 def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, frontend: FrontendConfig) -> None:

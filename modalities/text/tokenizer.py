@@ -68,9 +68,9 @@ def load(name: str) -> PreTrainedTokenizerFast:
         return adapt(_bare(name, folder, names), {})
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder if names else name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of damaged files whatever transformers and tokenizers raise
         where = f"a folder (looked for {folder.absolute()})" if not names else "readable"
-        reason = str(error).splitlines()[0]
+        reason = _first_line(error)
         if "trust_remote_code" in str(error):
             reason = "its tokenizer_config.json names code of its own (auto_map), which is not run"
         raise ValueError(f"data.tokenizer {name!r} is not {where}, nor to be had from the Hub: {reason}") from error
@@ -85,12 +85,15 @@ def load(name: str) -> PreTrainedTokenizerFast:
 
 def _bare(name: str, folder: Path, names: set[str]) -> Tokenizer:
     """The tokenizer of a folder that says nothing of its special tokens. ValueError: there is none."""
-    if "tokenizer.json" in names:
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    if {"vocab.json", "merges.txt"} <= names:
-        return _byte_level(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-    if "vocab.txt" in names:
-        return _word_piece(folder / "vocab.txt")
+    try:
+        if "tokenizer.json" in names:
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if {"vocab.json", "merges.txt"} <= names:
+            return _byte_level(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+        if "vocab.txt" in names:
+            return _word_piece(folder / "vocab.txt")
+    except Exception as error:  # tokenizers' own is no subclass of it
+        raise ValueError(f"data.tokenizer {name!r} cannot be read: {' '.join(str(error).split())}") from None
     raise ValueError(
         f"data.tokenizer {name!r} holds no tokenizer: it has {', '.join(sorted(names)[:8])}; needed is "
         "tokenizer.json, or vocab.json and merges.txt, or vocab.txt, or tokenizer_config.json and what it names"
@@ -267,3 +270,7 @@ def _word_piece(path: Path) -> Tokenizer:
     words = path.read_text(encoding="utf-8").split("\n")
     lowercase = not any(word != word.lower() for word in words if not word.startswith("["))
     return BertWordPieceTokenizer(str(path), lowercase=lowercase)._tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

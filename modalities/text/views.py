@@ -3,13 +3,12 @@
 T tokens of a row, with <s> before and </s> after.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from d2v.modalities.common import masking
-from d2v.modalities.common.checks import check_settings, check_unread, check_views, in_order
+from d2v.modalities.common.checks import check_settings, in_order
 from d2v.settings import check_fields, setting
 
 VIEWS = ("same", "deletion", "crop")
@@ -20,13 +19,21 @@ class AugmentConfig:
     """How rows are changed; every view draws anew."""
 
     deletion: float = setting(
-        0.2, "Of deletion: share of a row's tokens that it takes out, before spans overlap.", above=0, below=1
+        0.2,
+        "Of deletion: share of a row's tokens that it takes out, before spans overlap.",
+        above=0,
+        below=1,
+        only={"data.views": "deletion"},
+        why="data.views has no deletion",
     )
     deletion_length: int = setting(
         1,
         "Of deletion: tokens that are taken out side by side, 1 as EDA takes words (arXiv 1901.11196), "
         "more as CLEAR takes spans (arXiv 2012.15466).",
         least=1,
+        limit=100_000,
+        only={"data.views": "deletion"},
+        why="data.views has no deletion",
     )
     crop: list[float] = setting(
         [0.5, 1.0],
@@ -34,6 +41,8 @@ class AugmentConfig:
         least=0,
         most=1,
         count=2,
+        only={"data.views": "crop"},
+        why="data.views has no crop",
     )
 
     def __post_init__(self):
@@ -41,14 +50,6 @@ class AugmentConfig:
         check_fields(self, "data.augment")
         good = in_order(self.crop, 0, 1) and self.crop[1] > 0
         check_settings(self, ("crop", good, "[least, most], between 0 and 1"), where="data.augment")
-
-
-def check_augment(views: Sequence[str], augment: AugmentConfig) -> None:
-    """ValueError: an unknown name in data.views, or a setting of one that is not there."""
-    check_views(views, VIEWS)
-    for name, settings in (("deletion", ("deletion", "deletion_length")), ("crop", ("crop",))):
-        if name not in views:
-            check_unread(augment, settings, f"data.views has no {name}", where="data.augment")
 
 
 def made(name: str, row: np.ndarray, generator: np.random.Generator, augment: AugmentConfig) -> np.ndarray:
