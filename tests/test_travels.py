@@ -170,7 +170,7 @@ def test_evaluation_reads_as_pretraining_did(modality, place, runs, data, tmp_pa
     config, encoder = load_config(path), D2vModel.from_pretrained(runs[modality] / weights)
     opened = open_model(config, str(model), print)
     assert config.data == load_config(path).data  # another model may have been fed otherwise
-    (train, _) = open_splits(opened, config)
+    train = open_splits(opened, config).train
     found = pooled_features(opened.encoder, train.samples, 1)["last"]
     for name, features in zip(train.samples.ids, found, strict=True):
         np.testing.assert_allclose(features, expected_once(modality, runs, encoder)[name], atol=1e-6, rtol=1e-5)
@@ -237,6 +237,7 @@ def test_going_on_reads_as_pretraining_did_and_resumes_without_its_source(modali
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_the_probe_of_a_run_reads_as_the_model_was_fed(modality, runs, data, tmp_path):
+    from d2v.reading import Reader
     from d2v.training.init_from import adopt, bring_preparation
     from d2v.training.pretraining import online_probe
 
@@ -248,7 +249,7 @@ def test_the_probe_of_a_run_reads_as_the_model_was_fed(modality, runs, data, tmp
     adopt(config, config.train.init_from, tmp_path, print, setting="train.init_from", resizable=False)
     bring_preparation(config, tmp_path)
     module.prepare(config.data, config.frontend, tmp_path, 0)
-    found = online_probe(config, module, tmp_path).train.samples.view(range(4))
+    found = online_probe(config, module, tmp_path, Reader(0.0)).train.samples.view(range(4))
     wanted = samples_of(modality, runs[modality], data[modality]).view(range(4))
     for name, values in wanted.inputs.items():
         torch.testing.assert_close(found.inputs[name], values, rtol=0, atol=0)
