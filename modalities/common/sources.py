@@ -229,7 +229,7 @@ def _with_absolute_paths(dataset: datasets.Dataset, where: str, what: str, files
         folders[name] = []
         for file in map(Path, some):
             if file.suffix.lower() != ".parquet" or not file.is_file():
-                raise ValueError(f"{where} names files by paths, such as {paths[0]!r}, and does not bring them")
+                raise ValueError(f"{where} names files by paths, such as {next(filter(None, paths))!r}, and has none")
             folders[name] += [file.parent] * pq.read_metadata(file).num_rows
     places = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(some) for name, some in folders.items()})
     of_rows = itertools.chain(*(folders[part.splitname][part.from_ : part.to] for part in places))
