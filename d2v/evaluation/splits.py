@@ -24,7 +24,7 @@ class EvaluationSplit(NamedTuple):
         """Those at some of the N places."""
         groups = None if self.groups is None else self.groups[places]
         labels = self.labels[places] if len(self.labels) else self.labels
-        return EvaluationSplit(self.samples, self.indices[places], labels, groups)
+        return EvaluationSplit(self.samples, self.indices[places], labels, groups, self.notes)
 
 
 def labelled_data(data: Any, path: Any, label: str) -> Any:

@@ -229,13 +229,9 @@ def values(
     if name not in dataset.column_names:
         raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(column_names(dataset))}")
     cells = cells_of(dataset.select(rows), name)
-    if empty is None:
-        missing = [sample for sample, cell in zip(ids, cells, strict=True) if cell is None]
-        if missing:
-            raise ValueError(f"{len(missing)} of {len(cells)} samples have no {name!r}, the first is {missing[0]}")
-        for sample, cell in zip(ids, cells, strict=True):
-            if isinstance(cell, str) and "\ufffd" in cell:  # what a reader puts in place of bytes that are none
-                raise ValueError(f"{name!r} of {sample} is {cell!r}: not UTF-8; save the table as UTF-8")
+    missing = [sample for sample, cell in zip(ids, cells, strict=True) if cell is None]
+    if missing and empty is None:
+        raise ValueError(f"{len(missing)} of {len(cells)} samples have no {name!r}, the first is {missing[0]}")
     return np.asarray([empty if cell is None else cell for cell in cells])
 
 
