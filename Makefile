@@ -1,4 +1,4 @@
-# make test | test-slow | check | lint | types | format | demo | docs | clean.  Every target makes .venv first, once per change of
+# make test | test-slow | fuzz | check | lint | types | format | demo | docs | clean.  Every target makes .venv first, once per change of
 # pyproject.toml.
 PYTHON ?= python3
 # Of the demo, whose models are tiny (more would wait for one another), and test files at a time
@@ -6,11 +6,11 @@ THREADS ?= 2
 BIN := .venv/bin
 CODE := d2v modalities scripts benchmarks tests docs dev
 
-.PHONY: test test-slow check lint types format demo docs clean
+.PHONY: test test-slow fuzz check lint types format demo docs clean
 
 # Tests start many processes, each of which would compile torch and transformers for ten seconds: bytecode is kept.
-test test-slow: export PYTHONDONTWRITEBYTECODE =
-test test-slow: export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/bytecode
+test test-slow fuzz: export PYTHONDONTWRITEBYTECODE =
+test test-slow fuzz: export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/bytecode
 
 # Files in the order of tests/conftest.py: the longest first, so that no worker is left with one at the end.
 test: .venv/.installed
@@ -20,6 +20,11 @@ test: .venv/.installed
 SLOW ?= tests
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow -n $(THREADS) --dist worksteal $(SLOW)
+
+# Hostile settings and damaged files through the scripts, about half an hour on two cores. In pieces: make fuzz FUZZ="settings=100 files=0"
+FUZZ ?= settings=4000 files=3000
+fuzz: .venv/.installed
+	PYTHONPATH=tests:. $(BIN)/python -m fuzz $(FUZZ)
 
 check: lint types test
 
@@ -37,12 +42,7 @@ format: .venv/.installed
 
 # One short run per modality on data that the installed packages bring, then what its features are worth. On the CPU, without network.
 demo: .venv/.installed
-	@for m in image speech text; do \
-	  echo "== $$m"; \
-	  $(BIN)/accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-	    --num_cpu_threads_per_process $(THREADS) scripts/pretrain.py configs/$$m/demo.yaml || exit 1; \
-	  OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/evaluate.py configs/$$m/demo.yaml model=runs/demo_$$m/export,runs/demo_$$m/export/student run.overwrite=true || exit 1; \
-	done
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/d2v demo
 
 # The pages of docs/ into site/; those of settings and the API are made from the code first.
 docs: .venv/.docs

@@ -13,12 +13,24 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from d2v.functions import convert, embed, evaluate, finetune, pretrain
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.task_models import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
 
 __version__ = "0.1.0"
-__all__ = ["D2vConfig", "D2vForCTC", "D2vForImageClassification", "D2vForSequenceClassification", "D2vModel"]
+__all__ = [
+    "D2vConfig",
+    "D2vForCTC",
+    "D2vForImageClassification",
+    "D2vForSequenceClassification",
+    "D2vModel",
+    "convert",
+    "embed",
+    "evaluate",
+    "finetune",
+    "pretrain",
+]
 
 AutoConfig.register("d2v", D2vConfig)
 AutoModel.register(D2vConfig, D2vModel)

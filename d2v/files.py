@@ -3,7 +3,10 @@
 A folder that d2v fills holds `.d2v`, the names of the files that d2v wrote in it. Temporary names end in `.d2v-tmp`.
 """
 
+import errno
 import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,7 +20,63 @@ if sys.platform != "win32":
 RECORD = ".d2v"
 RESULTS = ".d2v-results"  # names of single files: they may be made again, and are no part of the folder
 LOCK = ".lock.d2v-tmp"
+# What to do about what the system says of a place that is written to.
+CURES = {
+    errno.ENOSPC: "free some space there, and give the same command again: what was saved before is whole",
+    errno.EDQUOT: "free some of your quota, and give the same command again: what was saved before is whole",
+    errno.EFBIG: "files may not be so large there (ulimit -f, or the file system): raise that, or choose another place",
+    errno.EROFS: "choose another place",
+    errno.EACCES: "choose another place, or change who may write there",
+    errno.EPERM: "choose another place, or change who may write there",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "a part of the path is a file: choose another place",
+    errno.EISDIR: "a folder has that name: choose another one, or move it away",
+}
 UNRECORDED = f"d2v has no record of having written it ({RECORD} beside it): move it away, or choose another place"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within it `path`, or something in it, is written.
+
+    ValueError: the disk is full, or does not take it: one line with the path and what to do. Other errors stay.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors, tokenizers and torch have their own for what the system said
+        line = why_not_written(error, path)
+        if line is None:
+            raise
+        raise ValueError(line) from error
+
+
+def why_not_written(error: Exception, path: Path | None = None) -> str | None:
+    """One line with the path and what to do, of an error of the system while a file is written; None: of another."""
+    place, reason = path or "a file", ""
+    if isinstance(error, OSError):
+        number, place = error.errno, error.filename or place
+    elif said := re.search(r"os error (\d+)", str(error)):  # of a library in Rust
+        number = int(said[1])
+    elif re.search("PytorchStreamWriter|inline_container.*unexpected pos", str(error)):
+        number, reason = errno.ENOSPC, "the disk takes no more"  # torch does not say why
+    else:
+        return None
+    if number not in CURES:
+        return None
+    return f"cannot write {place}: {reason or os.strerror(number)}; {CURES[number]}"
+
+
+def append(path: Path, line: str) -> None:
+    """Adds a line to a file, whole or not at all. ValueError: see `writing`."""
+    rest = (line + "\n").encode()
+    with writing(path), path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            os.truncate(path, end)
+            raise
 
 
 @contextmanager
@@ -26,9 +85,11 @@ def locked(folder: Path) -> Iterator[None]:
 
     ValueError: another process has it, or the folder is a file.
     """
-    _check_is_no_file(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
+    with writing(folder):
+        _check_is_no_file(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a")
+    with lock as file:
         try:
             _lock(file)
         except OSError:
@@ -50,13 +111,14 @@ def _lock(file: IO[str]) -> None:
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
     """A place to write to that becomes `path` at the end; after an error `path` is as it was. Makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.d2v-tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -65,6 +127,11 @@ def replaced(folder: Path) -> Iterator[Path]:
 
     Files in `folder` that d2v did not write move into the new one. ValueError: it holds something, and no record.
     """
+    with writing(folder):
+        yield from _replaced(folder)
+
+
+def _replaced(folder: Path) -> Iterator[Path]:
     check_folder(folder)
     draft, old = folder.with_name(f".{folder.name}.d2v-tmp"), folder.with_name(f".{folder.name}.old.d2v-tmp")
     _finish_replacing(folder, old)
@@ -118,6 +185,12 @@ def recorded(folder: Path, where: str = RECORD) -> set[str]:
         return set()
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether d2v filled a folder, and all that it wrote is still there."""
+    names = recorded(folder)
+    return bool(names) and all((folder / name).is_file() for name in names)
+
+
 def lying_in(folder: Path, names: Iterable[object]) -> set[str]:
     """Those of some names, read from a file, that are paths below a folder and lead out of it by no link."""
     inside = set()
@@ -169,8 +242,20 @@ def check_file(path: Path) -> None:
         raise ValueError(f"{path} exists, and {UNRECORDED}")
 
 
+def check_place(path: Path) -> None:
+    """ValueError: nothing can be written there; work that ends in a file asks before it begins."""
+    with writing(path):
+        path.exists()
+        there = next(parent for parent in path.absolute().parents if parent.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "", str(path))
+        if not os.access(there, os.W_OK):
+            raise PermissionError(errno.EACCES, "", str(path))
+
+
 def check_new(path: Path, overwrite: bool) -> None:
-    """ValueError: `path` exists and may not be replaced: `overwrite` is false, or d2v did not write it."""
+    """ValueError: `path` cannot be, or may not be replaced: `overwrite` is false, or d2v did not write it."""
+    check_place(path)
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists; run.overwrite=true replaces it")
     check_file(path)

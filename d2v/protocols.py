@@ -107,6 +107,10 @@ class Samples(Protocol):
         """(B, any) the baseline that needs no network: averaged pixels, mean spectrum, counts of words."""
         ...
 
+    def picture(self, index: int) -> Any:
+        """A sample as a person sees it: a picture of Pillow, or text. ValueError: it can no longer be read."""
+        ...
+
 
 class Stream(Samples, Protocol):
     """Samples that are embedded in passing; `view` and `windows` raise ValueError for one that turns out to be bad."""
@@ -164,11 +168,19 @@ class ScoredSplit(NamedTuple):
     indices: np.ndarray  # (n,)
     labels: Sequence[Any]  # n
 
+    def some(self, places: np.ndarray) -> "ScoredSplit":
+        """Those at some of the n places."""
+        if len(places) == len(self.indices):
+            return self
+        labels = self.labels[places] if isinstance(self.labels, np.ndarray) else [self.labels[n] for n in places]
+        return ScoredSplit(self.samples, self.indices[places], labels)
+
 
 class Labelled(NamedTuple):
     """What a modality's labelled data gives a run of fine-tuning."""
 
     batches: Batches  # views with labels
+    training: ScoredSplit  # what they are of
     splits: dict[str, ScoredSplit]  # those that are scored: "validation" chooses, "test" is only looked at in the end
     head: dict[str, Any]  # of the model's config: id2label, label2id, num_labels, problem_type
     score: Score

@@ -48,11 +48,18 @@ class Features(NamedTuple):
     # one (N, K, D) per block asked for: the FFN output before the last residual, or the block's end
     layers: list[Tensor]
     extra: Tensor | None = None  # (N, E, D) trunk output of the extra tokens
+    # of output_hidden_states: (N, T, D) before the first block and at the end of each, content tokens alone
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None  # of output_attentions: (N, H, E + T, E + T) of each block
 
     @property
     def last_hidden_state(self) -> Tensor:
         """`x`, by Hugging Face's name."""
         return self.x
+
+    def to_tuple(self) -> tuple:
+        """Hugging Face's return_dict=False: `x`, hidden states and attentions, without what was not asked for."""
+        return tuple(part for part in (self.x, self.hidden_states, self.attentions) if part is not None)
 
 
 class Loss(NamedTuple):

@@ -1,6 +1,6 @@
 """Turns transformers' Data2Vec and ViT models into d2v's, d2v's into those, and either into an ONNX file.
 
-python scripts/convert.py SOURCE TARGET [run.overwrite=true]
+d2v convert SOURCE TARGET [run.overwrite=true]
 
 SOURCE is a folder, a run's folder or a name on the Hub; what it holds says the direction. TARGET is a new folder, with
 the preprocessor or tokenizer of SOURCE, or a file that ends in .onnx.
@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers.utils.hub import cached_file
 
 from d2v.config.cli import run_cli
-from d2v.files import check_file, check_folder, record_results, replaced
+from d2v.files import check_file, check_folder, check_place, record_results, replaced, writing
 from d2v.interop.huggingface import from_transformers, to_transformers
 from d2v.interop.onnx import export_onnx
 from d2v.interop.pretrained import load_ours, read_config
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     paths, options = [a for a in argv if a not in OPTIONS], [OPTIONS[a] for a in argv if a in OPTIONS]
     if len(paths) != 2:
         raise ValueError(
-            "usage: convert.py SOURCE TARGET [run.overwrite=true]; "
+            "usage: d2v convert SOURCE TARGET [run.overwrite=true]; "
             f"{len(paths)} of two paths were given: {' '.join(paths)}"
         )
     source, target = _model_of(paths[0]), Path(paths[1])
@@ -45,9 +45,11 @@ def main(argv: list[str]) -> None:
     is_ours = isinstance(read_config(source), D2vConfig)
     model = load_ours(source) if is_ours else from_transformers(source)
     if target.suffix == ".onnx":
-        target.parent.mkdir(parents=True, exist_ok=True)
-        record_results(target.with_name(name) for name in _onnx_files(target))
-        print(f"{target}: onnxruntime and torch differ by at most {export_onnx(model, target):.1e}")
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            record_results(target.with_name(name) for name in _onnx_files(target))
+            difference = export_onnx(model, target)
+        print(f"{target}: onnxruntime and torch differ by at most {difference:.1e}")
         return
     converted = to_transformers(model) if is_ours else model
     with replaced(target) as draft:
@@ -69,7 +71,11 @@ def copy_preprocessor(source: str, folder: Path) -> list[str]:
 
 
 def _check_target(target: Path, source: str, overwrite: bool) -> None:
-    """ValueError: something is there that may not be replaced; what d2v wrote may be, if it is not the source's own."""
+    """ValueError: nothing can be written there, or something is there that may not be replaced.
+
+    What d2v wrote may be, if it is not the source's own.
+    """
+    check_place(target)
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; run.overwrite=true replaces it")
     if target.exists() and target.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):

@@ -1,11 +1,11 @@
 """Writes features of files, recordings or texts, one row a sample, to a parquet or npy file.
 
-python scripts/embed.py CONFIG model=PATH data.path=FOLDER out=features.parquet [embed.layers=[last] ...]
+d2v embed CONFIG model=PATH data.path=FOLDER out=features.parquet [embed.layers=[last] ...]
 
 `model` is a folder that `save_pretrained` wrote (a run's export/) or a name on the Hub; CONFIG names the modality and
 how its data is read. Columns are id (the path below data.path, or split and row) and features. Parts are kept in
-out.parts/ until the end: the same command goes on from them. Samples that cannot be read are left out, counted and
-named.
+out.parts/ until the end: the same command goes on from them, and makes those again whose files have changed since.
+Samples that cannot be read are left out, counted and named.
 """
 
 import dataclasses
@@ -20,14 +20,16 @@ from d2v.evaluation.embedding import embed_all, fingerprint
 from d2v.evaluation.feature_table import Shards
 from d2v.evaluation.load_encoder import open_encoder
 from d2v.files import check_new, locked
+from d2v.modalities.common.part_inputs import PartInputs
 from d2v.protocols import Rows
+from d2v.shown import printable
 
 
 def main(argv: list[str]) -> None:
     """`argv`: CONFIG model=PATH out=FILE [key=value ...]. ValueError: whatever the user can mend."""
     given, rest = take_arguments(argv, "model", "out")
     if not rest or "=" in rest[0] or not all(given.values()):
-        raise ValueError("usage: embed.py CONFIG model=PATH data.path=FOLDER out=FILE.parquet [key=value ...]")
+        raise ValueError("usage: d2v embed CONFIG model=PATH data.path=FOLDER out=FILE.parquet [key=value ...]")
     config, out = load_config(rest[0], rest[1:]), Path(given["out"])
     check_new(out, config.run.overwrite)
     modality, data = plugins.load("d2v.modalities", config.modality), config.data
@@ -42,6 +44,7 @@ def main(argv: list[str]) -> None:
         "weights": fingerprint(encoder),
         "rows": len(rows),
         "data": data_settings,
+        "frontend": dataclasses.asdict(frontend),
         "embed": dataclasses.asdict(config.embed),
     }
     with locked(out.with_name(f"{out.name}.parts")):
@@ -54,7 +57,7 @@ def main(argv: list[str]) -> None:
                 print(*samples.report.notes, sep="\n", flush=True)
             return samples
 
-        embed_all(encoder, part, len(rows), shards, config.embed, device)
+        embed_all(encoder, part, PartInputs(rows, data.path), len(rows), shards, config.embed, device)
         bad, total = shards.bad(), len(shards)
         names = "; ".join(f"{name}: {why}" for name, why in bad[:5]) + ("; ..." if len(bad) > 5 else "")
         if len(bad) > data.max_bad_share * (total + len(bad)) or not total:
@@ -64,7 +67,7 @@ def main(argv: list[str]) -> None:
             )
         shards.join()
         left_out = f"; left out {len(bad)}: {names}" if bad else ""
-        print(f"{total} samples of {encoder.trunk.config.dim} numbers in {out}{left_out}")
+        print(f"{total} samples of {encoder.trunk.config.dim} numbers in {out}{printable(left_out)}")
 
 
 if __name__ == "__main__":

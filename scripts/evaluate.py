@@ -1,6 +1,6 @@
 """Scores a pretrained encoder by k-NN and linear probe, beside random inits and the raw input, and makes reports.
 
-python scripts/evaluate.py configs/image/data2vec_tiny.yaml model=runs/photos/export data.path=photos/ [...]
+d2v evaluate image/data2vec_tiny model=runs/photos/export data.path=photos/ [...]
 
 `model` is a folder that `save_pretrained` wrote (a run's export/) or a name on the Hub; several are separated by
 commas. The table is printed and written to evaluation/ beside the first model, or to evaluation/ in run.dir where that
@@ -8,20 +8,22 @@ is given as an argument. Reports (evaluate.reports=[knn_sweep,few_labels,...]: t
 leave their pictures in a folder of the same name.
 """
 
+from typing import Any
+
 from d2v.config.cli import run_cli, take_arguments
 from d2v.config.loading import load_config
 from d2v.evaluation.run import evaluate
 
 
-def main(argv: list[str]) -> None:
-    """`argv`: CONFIG model=PATH[,PATH...] [key=value ...]. ValueError: see each step."""
+def main(argv: list[str]) -> dict[str, Any]:
+    """`argv`: CONFIG model=PATH[,PATH...] [key=value ...]; what the file holds. ValueError: see each step."""
     given, rest = take_arguments(argv, "model")
     models = [path for path in given["model"].split(",") if path]
     if not rest or "=" in rest[0] or not models:
-        raise ValueError("usage: evaluate.py CONFIG model=PATH[,PATH...] [key=value ...]")
+        raise ValueError("usage: d2v evaluate CONFIG model=PATH[,PATH...] [key=value ...]")
     config = load_config(rest[0], rest[1:])
     in_run = any(argument.startswith("run.dir=") for argument in rest)
-    evaluate(config, models, config_path=rest[0], in_run=in_run)
+    return evaluate(config, models, config_path=rest[0], in_run=in_run)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Fine-tunes an encoder on labels, of whatever modality CONFIG names.
 
-accelerate launch scripts/finetune.py CONFIG [model=PATH] key=value ...
+d2v finetune CONFIG [model=PATH] key=value ...
+accelerate launch -m d2v finetune CONFIG ...      (on several processes)
 
 `model` is an export of pretraining, without it training is from scratch. Images and text learn the class or number that
 data.label names; speech does too, or the letters of transcripts by CTC where data.transcript names their column.

@@ -78,7 +78,7 @@ def batch(step: int, rank: int = 0, world: int = 1) -> list[View]:
 def one_step(model: MultiView, step: int, rank: int = 0, world: int = 1) -> tuple[float, dict[str, Tensor], Loss]:
     """The loop's: the mean loss of all samples, gradients of all processes, plain SGD, the teacher."""
     model.begin_step(step, STEPS)
-    views = batch(step, rank, world)
+    views = batch(step, rank, world)[: model.config.num_views]
     model.check(views)
     loss = model(views)
     loss.total.backward()

@@ -162,6 +162,18 @@ def test_steps_that_compare_views_are_those_of_lightly(benchmarks, method: str, 
     assert theirs == pytest.approx([ours, ours], rel=1e-4)  # lightly counts the cosine with the key as a product
 
 
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_steps_whose_losses_differ_are_not_timed(benchmarks, monkeypatch: pytest.MonkeyPatch, factor: float):
+    pytest.importorskip("lightly")
+    import joint_peer
+    import joint_step
+
+    step = joint_peer.PeerStep.__call__
+    monkeypatch.setattr(joint_peer.PeerStep, "__call__", lambda self, views: factor * step(self, views))
+    with pytest.raises(AssertionError, match=r"\["):
+        joint_step.check(joint_step.small(joint_step.JointWork("moco", "test_resnet")))
+
+
 def test_unknown_options_of_steps_that_compare_views_are_named(benchmarks):
     import joint_step
 

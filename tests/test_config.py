@@ -9,9 +9,9 @@ from tiny import MODALITIES, ROOT
 from d2v.config.cli import run_cli
 from d2v.config.loading import differences, from_dict, load_config, load_values, save_yaml
 
-FILES = sorted(
-    path for path in (ROOT / "configs").rglob("*.yaml") if not path.stem.startswith(("finetune", "_"))
-)  # of pretraining; "_" is of bases, which are no recipes
+# of pretraining; "_" is of bases, which are no recipes, and data/ of what belongs to a data set
+RECIPES = [path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "data"]
+FILES = sorted(path for path in RECIPES if not path.stem.startswith(("finetune", "_")))
 DEMO = str(ROOT / "configs" / MODALITIES[0] / "demo.yaml")
 
 

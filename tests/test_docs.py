@@ -27,7 +27,6 @@ from d2v.training.loop import Loop
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LAUNCHERS = (["accelerate", "launch"], ["python"])
 NOT_RUN = re.compile(r"\s# not run: \w")
 WORDS = ("the", "house", "of", "winter", "was", "old", "and", "he", "read", "on", "without", "a", "word", "about", "it")
 
@@ -140,12 +139,10 @@ def performed(command: str) -> None:
     words = shlex.split(command)
     for read in {match[0] for word in words if not word.startswith("run.dir=") for match in _runs(word)}:
         performed(maker(read))
-    launcher = next((start for start in LAUNCHERS if words[: len(start)] == start), None)
-    if launcher is None:
+    if words[0] != "d2v":
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
         return
-    path, *arguments = words[len(launcher) :]
-    script = Path(path).stem
+    _, script, *arguments = words
     importlib.import_module(f"scripts.{script}").main([*arguments, *smaller(script, arguments)])
     for word in arguments:
         key, _, value = word.partition("=")

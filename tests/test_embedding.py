@@ -355,3 +355,62 @@ def test_errors_of_a_command(models, tmp_path):
         assert "\n" not in str(caught.value)
     run(models["speech"], "speech", path, tmp_path / "out.parquet", "data.max_bad_share=0.5")
     assert len(pq.read_table(tmp_path / "out.parquet")) == 1
+
+
+@pytest.mark.parametrize("more", [(), ("run.overwrite=true",)])
+def test_a_part_whose_files_changed_is_made_again(models, tmp_path, capsys, monkeypatch, more):
+    """A folder of six clips, of which two cannot be read; then one is mended, and another one is another clip."""
+    path = write_clips(tmp_path / "clips", [0.4, 1.1, 0.7, 0.6, 0.5, 0.9])
+    good = (path / "01.wav").read_bytes()
+    for name in ("01.wav", "03.wav"):
+        (path / name).write_bytes(b"no audio")
+    out = tmp_path / "out.parquet"
+    command = (models["speech"], "speech", path, out, "embed.chunk=2", *more)
+    with pytest.raises(ValueError, match=r"2 of 6 samples of .* cannot be read \(01.wav: .*; 03.wav: "):
+        run(*command)
+    (path / "01.wav").write_bytes(good)
+    (path / "03.wav").write_bytes(good)
+    opened = []
+    monkeypatch.setattr(script, "Rows", lambda dataset, first: opened.append(first) or (dataset, first))
+    run(*command)
+    assert opened == [0, 2]  # the third part is as it was
+    assert "6 samples of 32 numbers" in (printed := capsys.readouterr().out) and "left out" not in printed
+    run(*command[:3], tmp_path / "fresh.parquet", *command[4:])
+    assert out.read_bytes() == (tmp_path / "fresh.parquet").read_bytes() and not list(tmp_path.glob("*.parts"))
+
+
+def test_parts_are_bound_to_rows_and_to_the_cells_of_a_table(models, tmp_path):
+    """One file goes and another comes: rows move by one. A table's text changes, its number of lines does not."""
+    path = write_clips(tmp_path / "clips", [0.4, 1.1, 0.7, 0.6])
+    (path / "02.wav").write_bytes(b"no audio")
+    settings = (models["speech"], "speech", path, tmp_path / "out.parquet", "embed.chunk=2")
+    with pytest.raises(ValueError, match=r"1 of 4 samples"):
+        run(*settings)
+    (path / "00.wav").rename(path / "9.wav")
+    with pytest.raises(ValueError, match=r"1 of 4 samples"):
+        run(*settings)
+    run(*settings, "data.max_bad_share=0.5")
+    assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == ["01.wav", "03.wav", "9.wav"]
+
+    lines = write_lines(tmp_path / "text", [5, 6, 7, 8])
+    (table,) = (file for file in Path(lines).rglob("*") if file.is_file()) if Path(lines).is_dir() else [Path(lines)]
+    rows = table.read_text().splitlines()
+    command = (models["text"], "text", lines, tmp_path / "text.parquet", "embed.chunk=2")
+    assert tiny.wait(tiny.start(run_until_second_part, *command)) == [-signal.SIGKILL]
+    table.write_text("\n".join([rows[1], rows[0], *rows[2:]]) + "\n")
+    run(*command)
+    run(*command[:3], tmp_path / "fresh.parquet", *command[4:])
+    assert (tmp_path / "text.parquet").read_bytes() == (tmp_path / "fresh.parquet").read_bytes()
+
+
+def run_until_second_part(*command) -> None:
+    """Dies by SIGKILL when the second part is about to be written."""
+    add = Shards.add
+
+    def dying(self, number, *rest):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(self, number, *rest)
+
+    Shards.add = dying  # type: ignore[method-assign]
+    run(*command)

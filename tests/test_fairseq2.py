@@ -5,9 +5,11 @@ import json
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from d2v.interop.fairseq import load_fairseq, save_fairseq
+from d2v.interop.fidelity import check_same
 from d2v.models.configuration import D2vConfig
 from d2v.models.decoder import DecoderConfig
 from d2v.models.encoder import D2vModel
@@ -111,6 +113,95 @@ def test_teacher_after_one_update(shared, name):
         objective.teacher.named_parameters(), after.teacher.named_parameters(), strict=True
     ):
         assert relative(mine, theirs) < TOLERANCE, ours
+
+
+def slow_blocks(state, prefix, depth, x, padding):
+    """The reference's post-norm blocks, row by row: padded tokens are attended by none and computed as all others.
+
+    (B, T, D) and (B, T) -> the end of the last and the FFN output of each.
+    """
+    D = x.shape[-1]  # noqa: N806
+    results = []
+    for number in range(depth):
+        part = {
+            key.removeprefix(f"{prefix}{number}."): w
+            for key, w in state.items()
+            if key.startswith(f"{prefix}{number}.")
+        }
+        rows = []
+        for row, hidden in zip(x, padding, strict=True):
+            q, k, v = (
+                (row @ part["attn.qkv.weight"].T + part["attn.qkv.bias"]).view(-1, 3, 4, D // 4).permute(1, 2, 0, 3)
+            )
+            logits = (q @ k.transpose(1, 2) / (D // 4) ** 0.5).masked_fill(hidden, float("-inf"))
+            mixed = (logits.softmax(dim=-1) @ v).transpose(0, 1).reshape(-1, D)
+            rows.append(row + mixed @ part["attn.proj.weight"].T + part["attn.proj.bias"])
+        x = F.layer_norm(torch.stack(rows), (D,), part["norm1.weight"], part["norm1.bias"])
+        hidden = F.gelu(x @ part["mlp.fc1.weight"].T + part["mlp.fc1.bias"])
+        results.append(hidden @ part["mlp.fc2.weight"].T + part["mlp.fc2.bias"])
+        x = F.layer_norm(x + results[-1], (D,), part["norm2.weight"], part["norm2.bias"])
+    return x, results
+
+
+def slow_text(tensors, ids, mask):
+    """data2vec 2.0 on padded texts, from the reference's weights alone (facts B0, B1.3, B3, B5, B6): targets (B, T, D),
+    predictions (n, D) and the summed loss.
+
+    Padded tokens hold what the norm makes of zero: they are not zeroed, and count in the targets' instance norm.
+    """
+    student, text = tensors["student"], "modality_encoders.TEXT."
+    local = {key.removeprefix(f"{text}local_encoder."): w for key, w in student.items() if "local_encoder" in key}
+    padding = ids == 1
+    places = ((~padding).long().cumsum(dim=1) * ~padding) + 1
+    x = local["embed_tokens.weight"][ids] + local["embed_positions.weight"][places]
+    x = F.layer_norm(x, x.shape[-1:], local["layernorm_embedding.weight"], local["layernorm_embedding.bias"])
+    _, layers = slow_blocks(tensors["teacher"], "", 3, x, padding)
+    normed = [
+        (y - y.mean(dim=1, keepdim=True)) / (y.var(dim=1, correction=0, keepdim=True) + 1e-5).sqrt() for y in layers[1:]
+    ]
+    target = sum(normed) / 2
+    predictions, wanted = [], []
+    for row, hidden in enumerate(mask):
+        sample = row // 3
+        kept = ~hidden
+        y, _ = slow_blocks(student, "blocks.", 3, x[sample][kept][None], padding[sample][kept][None])
+        places = torch.zeros_like(x[sample])
+        places[kept] = y[0]
+        for number in range(2):
+            conv = f"{text}decoder.blocks.{number}.0."
+            out = F.conv1d(places.T[None], student[f"{conv}weight"], student[f"{conv}bias"], padding=4)[0].T
+            places = F.gelu(F.layer_norm(out, out.shape[-1:]))
+        head = f"{text}decoder.proj."
+        inner = F.gelu(places @ student[f"{head}0.weight"].T + student[f"{head}0.bias"])
+        predictions.append((inner @ student[f"{head}2.weight"].T + student[f"{head}2.bias"])[hidden])
+        wanted.append(target[sample][hidden])
+    return target, torch.cat(predictions), (torch.cat(predictions) - torch.cat(wanted)).square().sum()
+
+
+@torch.no_grad()
+def test_padded_texts_are_the_references(shared):
+    """No recorded text is padded: the slow version, which the unpadded record holds to the reference."""
+    config, tensors = golden(shared, "d2v2_text")
+    inputs, outputs = tensors["inputs"], tensors["outputs"]
+    target, prediction, total = slow_text(tensors, inputs["source"], inputs["mask"].bool())
+    assert relative(target, outputs["target_full"]) < TOLERANCE and relative(prediction, outputs["pred"]) < TOLERANCE
+    assert total.item() == pytest.approx(config["loss"]["sum"], rel=TOLERANCE)
+    ids = inputs["source"].clone()
+    ids[1, 18:], ids[2, 12:] = 1, 1
+    view = view_of("d2v2_text", {**inputs, "source": ids})._replace(padding=ids == 1)
+    target, prediction, total = slow_text(tensors, ids, view.mask.hidden)
+    objective = load_fairseq(checkpoint(config, tensors), reference_quirks=True).train()
+    tokens = objective.student["encoder"].embed(view)
+    assert relative(objective.target(view, tokens), target) < TOLERANCE
+    features = objective.student["encoder"](view, view.mask, tokens=tokens)
+    assert relative(objective.decoder(features.x, view.mask), prediction) < TOLERANCE
+    assert objective([view]).total.item() == pytest.approx(total.item(), rel=TOLERANCE)
+    # without the quirks a text's targets do not depend on the padding beside it
+    plain = load_fairseq(checkpoint(config, tensors)).train()
+    alone = View("text", {"input_ids": ids[2:, :12]})
+    expected = plain.target(alone, plain.student["encoder"].embed(alone))
+    found = plain.target(view, plain.student["encoder"].embed(view))[2:, :12]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 # Written back, continued, and refused.
@@ -489,6 +580,20 @@ def test_what_the_format_cannot_hold_is_named_and_not_written(make, message, tmp
     with pytest.raises(ValueError, match=f"fairseq's format cannot hold {message}"):
         save_fairseq(make(), tmp_path / "lost.pt")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tensor_that_reads_back_otherwise_is_named():
+    written, back = small("text", WORDS), small("text", WORDS)
+    back.load_state_dict(written.state_dict())
+    check_same(written, back)
+    name = "student.encoder.trunk.blocks.0.mlp.fc2.bias"
+    with torch.no_grad():
+        back.get_parameter(name)[3] += 1e-6
+    with pytest.raises(ValueError, match=rf"cannot hold {name}: it reads back with other values"):
+        check_same(written, back)
+    del back.student["encoder"].trunk.blocks[0].mlp.fc2
+    with pytest.raises(ValueError, match=r"cannot hold student.encoder.trunk.blocks.0.mlp.fc2.\w+: .* without it"):
+        check_same(written, back)
 
 
 def test_a_key_that_a_writer_lacks_is_no_traceback(tmp_path, monkeypatch):

@@ -421,3 +421,35 @@ def test_a_missing_language_model_is_refused_before_training(clips, tmp_path):
     more = ("data.case=lower", "data.group=''", "data.decode.beam=5", "data.decode.lm=nowhere.arpa")
     with pytest.raises(ValueError, match=r"data.decode.lm is 'nowhere.arpa': no such file"):
         finetune_speech.main(arguments(tmp_path / "run", f"data.path={clips}", *more))
+
+
+ONE = ("train.steps=1", "train.warmup_steps=0", "train.lr=1e-9", "train.validate_every=1")
+
+
+@pytest.mark.parametrize("config", ["finetune_tiny", "finetune_classes_tiny"])
+def test_fine_tuning_goes_on_from_its_own_export_with_its_head(config, quick, tmp_path, capsys):
+    """A step so small that it changes nothing: encoder and head are those of the first run."""
+    finetune_speech.main(arguments(tmp_path / "first", f"model={export()}", config=config))
+    assert "head of" not in capsys.readouterr().out
+    first = tiny.load(tmp_path / "first" / "export" / "model.safetensors")
+    for name, source in (("folder", "first"), ("export", "first/export")):
+        finetune_speech.main(arguments(tmp_path / name, f"model={tmp_path / source}", *ONE, config=config))
+        assert f"the head of {tmp_path / source}, which is for the same names" in capsys.readouterr().out
+        second = tiny.load(tmp_path / name / "export" / "model.safetensors")
+        assert {key for key in first if key.startswith("head.")} and second.keys() == first.keys()
+        for key, value in first.items():
+            torch.testing.assert_close(second[key], value, rtol=0, atol=1e-7)
+
+
+def test_another_alphabet_gets_a_new_head(quick, tmp_path, capsys):
+    finetune_speech.main(arguments(tmp_path / "first", f"model={export()}"))
+    first = tiny.load(tmp_path / "first" / "export" / "model.safetensors")
+    source = f"model={tmp_path / 'first'}"
+    for name, more, config in (("upper", ["data.case=upper"], "finetune_tiny"), ("word", [], "finetune_classes_tiny")):
+        finetune_speech.main(arguments(tmp_path / name, source, *ONE, *more, config=config))
+        said = capsys.readouterr().out
+        assert (f"a new head: that of {tmp_path / 'first'} is for 7 other names" in said) == (name == "upper")
+        second = tiny.load(tmp_path / name / "export" / "model.safetensors")
+        key = "encoder.trunk.blocks.0.mlp.fc2.weight"
+        torch.testing.assert_close(second[key], first[key], rtol=0, atol=1e-7)
+        assert not torch.equal(second["head.out.weight"], first["head.out.weight"])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FORBIDDEN = {"d2v": ("d2v.modalities", "modalities", "scripts"), "modalities": ("modalities", "scripts")}
+SCRIPTS = ("scripts", "d2v.scripts")
+FORBIDDEN = {"d2v": ("d2v.modalities", "modalities", *SCRIPTS), "modalities": ("modalities", *SCRIPTS)}
 MODALITIES = {
     folder.name
     for folder in (ROOT / "modalities").iterdir()
@@ -102,7 +103,7 @@ def test_no_module_waits_for_another_that_waits_for_it():
 
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
-    parts = ("d2v", *parts) if parts[0] == "modalities" else parts
+    parts = ("d2v", *parts) if parts[0] in ("modalities", "scripts") else parts
     return ".".join(parts).removesuffix(".__init__")
 
 

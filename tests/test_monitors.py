@@ -22,7 +22,7 @@ from d2v.training.collapse import (
     singular_values,
     uniformity,
 )
-from d2v.training.verdict import Verdict, judge
+from d2v.training.verdict import Verdict, better, judge
 
 
 def features_of_rank(rank: int, n: int = 200, dim: int = 32) -> torch.Tensor:
@@ -320,6 +320,46 @@ def test_a_drop_of_knn_counts_by_its_samples():
     few = [r | {"health_samples": 50} if "health_samples" in r else r for r in history()]
     many = [r | {"health_samples": 5000} if "health_samples" in r else r for r in history()]
     assert (judge(few).state, judge(many).state) == ("healthy", "collapsing")
+
+
+@pytest.mark.parametrize(
+    ("last", "knn", "state"), [(20, 0.46, "too early"), (20, 0.70, "healthy"), (200, 0.46, "healthy")]
+)
+def test_a_handful_of_steps_is_healthy_only_with_a_clear_gain(last: int, knn: float, state: str):
+    records = [
+        {"step": step, "loss": 1.0, "student_rank": 10.0, "student_knn": value, "total_steps": last}
+        for step, value in ((0, 0.46), (last // 2, 0.46), (last, knn))
+    ]
+    assert judge(records).state == state
+
+
+def measured(student: float | None, teacher: float | None, kind: str = "knn") -> dict:
+    """A record of a health check."""
+    return {"step": 1, f"student_{kind}": student, f"teacher_{kind}": teacher}
+
+
+@pytest.mark.parametrize(
+    ("records", "best"),
+    [
+        ([measured(0.5, 0.4)], "student"),
+        ([measured(0.4, 0.5)], "teacher"),
+        ([measured(0.4, 0.4)], "teacher"),
+        ([measured(9.0, 3.0, "rank")], "student"),
+        ([measured(9.0, 3.0, "rank") | measured(0.4, 0.5)], "teacher"),
+        ([measured(0.4, 0.5), measured(0.6, 0.5)], "student"),
+        ([measured(0.6, 0.5), {"step": 2, "loss": 1.0}], "student"),
+        ([{"step": 0, "loss": 1.0}], "teacher"),
+    ],
+)
+def test_the_better_of_student_and_teacher_is_by_the_last_check_of_both(records: list[dict], best: str):
+    assert better(records) == best
+
+
+@pytest.mark.parametrize(("last", "state"), [(0.44, "healthy"), (0.42, "collapsing")])
+def test_a_run_whose_better_side_is_below_its_random_init_is_not_healthy(last: float, state: str):
+    init = {"student_rank": 10.0, "student_knn": 0.46, "teacher_knn": 0.46, "health_samples": 500, "total_steps": 200}
+    now = init | {"student_knn": last - 0.01, "teacher_knn": last}
+    assert judge([init | {"step": 0}, now | {"step": 100}, now | {"step": 200}]).state == state
 
 
 @pytest.mark.parametrize(("teacher", "state"), [(0.60, "healthy"), (0.46, "collapsing"), (0.20, "collapsing")])

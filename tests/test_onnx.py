@@ -8,7 +8,7 @@ import torch
 from test_huggingface import LABELS, TRUNK, VISION, ours_of
 
 from d2v.interop import onnx
-from d2v.models.task_models import D2vForSequenceClassification
+from d2v.models.task_models import D2vForCTC, D2vForSequenceClassification
 from scripts import convert
 
 SMALL = {**TRUNK, "depth": 1}
@@ -75,6 +75,61 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
     with pytest.raises(ValueError, match=r"old.onnx is not written: onnxruntime's features differ from torch's by"):
         onnx.export_onnx(MODELS["text"](), tmp_path / "old.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["old.onnx"] and (tmp_path / "old.onnx").read_text() == "old"
+
+
+class WrongSession:
+    """onnxruntime's session, whose first output is changed."""
+
+    def __init__(self, session, wrong):
+        self.session, self.wrong = session, wrong
+
+    def run(self, names, inputs):
+        first, *others = self.session.run(names, inputs)
+        return [self.wrong(first), *others]
+
+
+def blanks(logits):
+    """The highest number in padding, where torch has the lowest."""
+    return np.where(logits < -1e30, np.float32(1e30), logits)
+
+
+def nan_once(logits):
+    logits = logits.copy()
+    logits.flat[-1] = np.nan
+    return logits
+
+
+WRONG = {
+    "shifted": lambda x: x + 1000,
+    "letters in another order": lambda x: np.roll(x, 1, axis=-1),
+    "letters in padding": blanks,
+    "one is no number": nan_once,
+    "fewer rows": lambda x: x[:1],
+}
+
+
+def test_a_wrong_file_of_letters_is_not_written(tmp_path, monkeypatch):
+    """In padding its logits are the lowest number there is, beside which 1000 was nothing."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = ours_of("speech", SMALL, {"blank": 1}, D2vForCTC, {"num_labels": 4}, **SPEECH)
+    export, program = torch.onnx.export, []  # which takes eight seconds: once is enough
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: program[0])
+    session = onnxruntime.InferenceSession
+    with monkeypatch.context() as once:
+        once.setattr(
+            torch.onnx, "export", lambda *args, **kwargs: program.append(export(*args, **kwargs)) or program[0]
+        )
+        assert onnx.export_onnx(model, tmp_path / "right.onnx") < 1e-4
+    for wrong in WRONG.values():
+        monkeypatch.setattr(
+            onnxruntime, "InferenceSession", lambda path, wrong=wrong: WrongSession(session(path), wrong)
+        )
+        with pytest.raises(
+            ValueError, match=r"wrong.onnx is not written: onnxruntime's features differ from torch's by"
+        ):
+            onnx.export_onnx(model, tmp_path / "wrong.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["right.onnx"]
 
 
 @pytest.mark.parametrize("package", ["onnxscript", "onnxruntime"])

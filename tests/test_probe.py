@@ -47,8 +47,8 @@ def test_a_run_is_the_same_to_the_bit_and_its_curve_is_that_of_an_evaluation(mod
     config = tiny.config_of(modality, tmp_path)
     module = tiny.plugins.load("d2v.modalities", modality)
     settings = EvaluateConfig(test_split=SPLITS[modality], max_train=150, max_test=150, k=[5], probe=False)
-    for name, place in (("teacher", "export"), ("student", "export/student")):
-        model = D2vModel.from_pretrained(tmp_path / place)
+    for name, place in tiny.sides(tmp_path).items():
+        model = D2vModel.from_pretrained(place)
         frontend = module.FrontendConfig(**model.config.frontends[modality])
         splits = [
             module.Samples(config.data, frontend, split=s, folder=tmp_path) for s in ("train", SPLITS[modality]) if s

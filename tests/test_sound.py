@@ -193,9 +193,11 @@ def tone(seconds: int, rate: int) -> np.ndarray:
     return np.sin(2 * np.pi * 440 * np.arange(seconds * rate) / rate)
 
 
-def test_rates_that_no_filter_joins_are_refused():
-    with pytest.raises(audio.UnreadableError, match="a sampling rate of 600011 Hz cannot be brought to 8000 Hz"):
-        audio.decode(encoded(noise(0.1), rate=600011), RATE)
+@pytest.mark.parametrize("rate", [600011, 17])
+def test_rates_that_no_filter_joins_are_refused(rate):
+    for read in (audio.decode, audio.length, audio.survey):
+        with pytest.raises(audio.UnreadableError, match=f"a sampling rate of {rate} Hz cannot be brought to 8000 Hz"):
+            read(encoded(noise(0.1), rate=rate), RATE)
 
 
 @pytest.mark.parametrize("given", [8000, 16000, 22050, 44100, 11025, 44101, 4001])

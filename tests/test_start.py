@@ -20,10 +20,10 @@ def encoder_of(objective, side: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-@pytest.mark.parametrize("what", ["run folder", "export", "student"])
+@pytest.mark.parametrize("what", ["run folder", "export", "student", "teacher"])
 def test_an_export_gives_both_sides_its_weights(modality, what, tmp_path):
     run = tiny.finished(modality)
-    place = {"run folder": run, "export": run / "export", "student": run / "export" / "student"}[what]
+    place = {"run folder": run, "export": run / "export", **tiny.sides(run)}[what]
     config = tiny.config_of(modality, tmp_path)
     objective = tiny.objective_of(config, run)
     head = {name: value.clone() for name, value in objective.predictor.state_dict().items()}

@@ -79,13 +79,13 @@ def test_an_export_loads_with_a_new_head_and_comes_back_from_the_auto_classes(mo
 
 
 def test_the_students_folder_of_a_run_loads_too(tmp_path):
-    export = tiny.finished(MODALITIES[0]) / "export"
+    places = tiny.sides(tiny.finished(MODALITIES[0]))
     teacher, student = (
-        D2vForSequenceClassification.from_pretrained(place, num_labels=3) for place in (export, export / "student")
+        D2vForSequenceClassification.from_pretrained(places[side], num_labels=3) for side in ("teacher", "student")
     )
     name = "encoder.trunk.blocks.0.attention.qkv.weight"
     assert not torch.equal(teacher.state_dict()[name], student.state_dict()[name])
-    tiny.assert_same(student.encoder.state_dict(), AutoModel.from_pretrained(export / "student").state_dict())
+    tiny.assert_same(student.encoder.state_dict(), AutoModel.from_pretrained(places["student"]).state_dict())
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

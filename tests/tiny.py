@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -33,7 +33,7 @@ from d2v.config.schema import Config
 from d2v.objectives.common.objective import Objective
 from d2v.training.health import HealthCheck
 from d2v.training.loop import Loop
-from d2v.training.setup import build_objective
+from d2v.training.setup import build_objective, data_parallel
 from scripts import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -212,8 +212,7 @@ def loop_of(
     check = (
         HealthCheck(samples_of(config), limit=config.run.health_samples, label="label", group="") if health else None
     )
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=config.model.trunk.drops_layers)
-    accelerator = Accelerator(kwargs_handlers=[ddp])
+    accelerator = Accelerator(kwargs_handlers=[data_parallel(unused=config.model.trunk.drops_layers)])
     set_seed(config.train.seed, device_specific=True)
     loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=accelerator, health=check)
     loop.plot = lambda: None  # type: ignore[method-assign]  # four seconds of matplotlib
@@ -273,6 +272,15 @@ def finished(modality: str, objective: str = "data2vec") -> Path:
     folder = scratch() / f"finished_{modality}_{objective}"
     pretrain.main(arguments(modality, folder, using(objective), *DROPOUT))
     return folder
+
+
+def sides(run: Path) -> dict[str, Path]:
+    """Where a run's student and teacher are: one in export/, the other in a folder of its name there."""
+    export = run / "export"
+    other = next((name for name in ("student", "teacher") if (export / name).is_dir()), None)
+    if other is None:
+        return {"student": export}
+    return {other: export / other, {"student": "teacher", "teacher": "student"}[other]: export}
 
 
 # pairs of modality and objective; pytest -m slow has those that are not in turn

@@ -1,7 +1,12 @@
 """What every script does with its command line."""
 
+import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
+
+from d2v.files import why_not_written
+from d2v.shown import printable
 
 
 def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], list[str]]:
@@ -19,13 +24,27 @@ def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], l
 def run_cli(main: Callable[[list[str]], None]) -> None:
     """Runs a script's `main` on the command line; --help shows the script's docstring.
 
-    A ValueError becomes one line on stderr and exit code 2.
+    A ValueError becomes one line on stderr and exit code 2, and so does a disk that is full or does not take a file.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print((sys.modules[main.__module__].__doc__ or "").strip())
         return
     try:
         main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("stopped; what was written before is whole", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # what read the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _stop(str(error))
+    except Exception as error:
+        line = why_not_written(error)
+        if line is None:
+            raise
+        _stop(line)
+
+
+def _stop(line: str) -> NoReturn:
+    print(f"error: {printable(line)}", file=sys.stderr)
+    raise SystemExit(2) from None

@@ -7,9 +7,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from d2v import plugins
-from d2v.config.bases import composed, origin
+from d2v.config.bases import composed, merged, origin
 from d2v.config.checks import _check_fields, check_keys
 from d2v.config.differences import changes
+from d2v.config.find import find_config
 from d2v.config.schema import RESULT_SECTIONS, SECTIONS, Config, ModelConfig, RunConfig, TrainConfig
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
 from d2v.files import written
@@ -17,19 +18,26 @@ from d2v.models.transformer import TrunkConfig
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
-    """The Config of a YAML file and `key=value` overrides. ValueError: what is wrong with them, with a suggestion."""
+    """The Config of a YAML file, or of one that d2v brings by its name, and `key=value` overrides.
+
+    ValueError: what is wrong with them, with a suggestion.
+    """
+    path = find_config(path)
     return from_dict(load_values(path, overrides), str(path))
 
 
 def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:
-    """A YAML file with its bases and `key=value` overrides as plain dictionaries.
+    """A YAML file with its bases and overrides, `key=value` or further configs, as plain dictionaries.
 
     ValueError: whatever is wrong with their form.
     """
-    values = OmegaConf.create(composed(Path(path)))
+    values = OmegaConf.create(composed(find_config(path)))
     for override in overrides or []:
         key, equals, value = override.partition("=")
-        if not equals or not key:
+        if not equals:
+            values = OmegaConf.create(merged(OmegaConf.to_container(values), _overlay(override)))  # type: ignore
+            continue
+        if not key:
             raise ValueError(f"argument {override!r} is not key=value")
         if not value:  # what a shell leaves of key=''; YAML would read a null
             override = f"{key}=''"
@@ -42,12 +50,23 @@ def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:
     return plain
 
 
-def from_dict(values: dict, path: str = "config.yaml") -> Config:
-    """The Config of plain dictionaries; `path` is named in errors. ValueError as in load_config."""
+def _overlay(name: str) -> dict:
+    """The values of a further config. ValueError: there is none."""
+    try:
+        return composed(find_config(name))
+    except ValueError as error:
+        raise ValueError(f"argument {name!r} is neither key=value nor a config: {error}") from None
+
+
+def from_dict(values: dict, path: str = "config.yaml", *, ours: bool = True) -> Config:
+    """The Config of plain dictionaries; `path` is named in errors. ValueError as in load_config.
+
+    `ours`: the user has written them; else they came with a model, and modules that they name are not imported.
+    """
     check_keys(values, SECTIONS, "", path)
-    name = modality_of(values, path)
-    modality = plugins.load("d2v.modalities", name)
-    objective = plugins.load("d2v.objectives", (values.get("objective") or {}).get("name", "data2vec"))
+    name, load = modality_of(values, path), plugins.load if ours else plugins.trusted
+    modality = load("d2v.modalities", name)
+    objective = load("d2v.objectives", (values.get("objective") or {}).get("name", "data2vec"))
     parts = {
         "model": {"frontends": {name: modality.FrontendConfig}, "trunk": TrunkConfig},
         "data": modality.DataConfig,

@@ -89,7 +89,10 @@ class RunConfig:
 
     dir: str = setting("", "The folder that a run writes to; required.")
     resume: str = setting(
-        "auto", "auto: go on if the folder has a checkpoint; never: such a folder is an error.", among=("auto", "never")
+        "auto",
+        "auto: go on if the folder has a checkpoint; changed: also with other data than it began with; "
+        "never: such a folder is an error.",
+        among=("auto", "changed", "never"),
     )
     overwrite: bool = setting(
         False, "Results that exist already are replaced: a run starts anew, a table or file of features is made again."
@@ -101,6 +104,9 @@ class RunConfig:
     health_samples: int = setting(512, "Samples of a health check.")
     probe: ProbeConfig = section(ProbeConfig, "k-NN on a labelled set while training.")
     stop_on_collapse: bool = setting(False, "The run stops when its verdict is collapsed.")
+    dry: bool = setting(
+        False, "The data is read and twenty steps are done, to say what the run would take; nothing is written."
+    )
     workers: int = setting(0, "Data loading processes.")
     trackers: list[str] = setting([], "Where else the log goes.", among=("tensorboard", "wandb"))
 

@@ -17,6 +17,7 @@ from d2v.evaluation.config import EmbedConfig
 from d2v.evaluation.feature_table import Shards
 from d2v.evaluation.features import by_length, class_token, frozen, layer_tokens
 from d2v.protocols import Stream
+from d2v.reading import readable_views
 from d2v.types import View
 
 
@@ -39,7 +40,8 @@ def embed(encoder, samples: Stream, config: EmbedConfig, device: str | torch.dev
             pooled, count = _sums(encoder, view.to(device), counted, config)
             np.add.at(sums, indices, pooled.cpu().numpy())
             np.add.at(counts, indices, count.cpu().numpy()[:, None])
-    good = np.flatnonzero(counts)
+    unread = {name for name, _ in bad}  # also of a long one, of which some windows were read
+    good = [index for index in np.flatnonzero(counts) if samples.ids[index] not in unread]
     return Part([samples.ids[index] for index in good], sums[good] / counts[good], bad)
 
 
@@ -66,8 +68,9 @@ Batch = tuple[np.ndarray, View, Tensor | None]  # (B,) indices of the samples, t
 def _views(samples: Stream, config: EmbedConfig, bad: list[tuple[str, str]]) -> Iterator[Batch]:
     """Every sample once: whole ones by length, then those cut into windows; what cannot be read goes to `bad`."""
     cut = np.zeros(len(samples), dtype=bool) if samples.cut is None else samples.cut
-    for indices in by_room(samples.lengths, config.batch_size, np.flatnonzero(~cut)):
-        yield from _read(samples, indices, bad)
+    batches = by_room(samples.lengths, config.batch_size, np.flatnonzero(~cut))
+    for indices, view in readable_views(samples, np.arange(len(samples)), batches, lambda *why: bad.append(why)):
+        yield indices, view, None
     for index in np.flatnonzero(cut):
         try:
             for view, counted in samples.windows(int(index), config.overlap, config.batch_size):
@@ -95,18 +98,6 @@ def by_room(lengths: np.ndarray | None, batch_size: int, indices: np.ndarray) ->
     return np.split(order, borders)
 
 
-def _read(samples: Stream, indices: np.ndarray, bad: list[tuple[str, str]]) -> Iterator[Batch]:
-    """One batch; if it cannot be read, each of its samples alone, which shows the bad one."""
-    try:
-        yield indices, samples.view(indices), None
-    except ValueError as error:
-        if len(indices) == 1:
-            bad.append((samples.ids[indices[0]], str(error)))
-        else:
-            for start in range(len(indices)):
-                yield from _read(samples, indices[start : start + 1], bad)
-
-
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     """These batches, each made by a thread while the one before is in use."""
     with ThreadPoolExecutor(1) as pool:
@@ -120,18 +111,21 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 def embed_all(
     encoder,
     open_part: Callable[[int, int], Stream],
+    inputs_of: Callable[[int, int], str],
     total: int,
     shards: Shards,
     config: EmbedConfig,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Features of `total` samples into `shards`, part by part; parts that are there already stay.
+    """Features of `total` samples into `shards`, part by part; parts of the same inputs that are there already stay.
 
-    `open_part(start, stop)`: those samples.
+    `open_part(start, stop)`: those samples; `inputs_of(start, stop)`: a digest of what they are made of.
     """
     for number, start in enumerate(tqdm(range(0, total, config.chunk), unit="part", disable=None)):
-        if not shards.has(number):
-            shards.add(number, *embed(encoder, open_part(start, min(start + config.chunk, total)), config, device))
+        stop = min(start + config.chunk, total)
+        inputs = inputs_of(start, stop)
+        if not shards.has(number, inputs):
+            shards.add(number, *embed(encoder, open_part(start, stop), config, device), inputs)
 
 
 def fingerprint(encoder: torch.nn.Module) -> str:

@@ -42,14 +42,20 @@ class Shards:
         with written(place) as temporary:
             temporary.write_text(json.dumps(settings))
 
-    def has(self, number: int) -> bool:
-        """Whether a part is there."""
-        return self._path(number).is_file()
+    def has(self, number: int, inputs: str) -> bool:
+        """Whether a part of the same inputs is there, whole."""
+        try:
+            metadata = pq.read_schema(self._path(number)).metadata or {}
+        except (OSError, pa.ArrowInvalid):
+            return False
+        return metadata.get(b"inputs") == inputs.encode()
 
-    def add(self, number: int, ids: list[str], features: np.ndarray, bad: list[tuple[str, str]]) -> None:
-        """One part: ids of n samples, (n, D) float32, and the ids of bad ones with the reason."""
+    def add(self, number: int, ids: list[str], features: np.ndarray, bad: list[tuple[str, str]], inputs: str) -> None:
+        """One part: ids of n samples, (n, D) float32, ids of bad ones with the reason, a digest of its inputs."""
         column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
-        table = pa.table({"id": pa.array(ids, pa.string()), "features": column}, metadata={"bad": json.dumps(bad)})
+        table = pa.table(
+            {"id": pa.array(ids, pa.string()), "features": column}, metadata={"bad": json.dumps(bad), "inputs": inputs}
+        )
         self._record(self._path(number))
         with written(self._path(number)) as temporary:
             pq.write_table(table, temporary)
@@ -86,20 +92,20 @@ class Shards:
     def _join_npy(self, path: Path) -> None:
         paths = self._paths()
         dim = pq.read_schema(paths[0]).field("features").type.list_size
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(self), dim))
-        start = 0
+        shape, start = (len(self), dim), 0
         ids_file = self.out.with_suffix(".ids.json")
         files.record_results([ids_file])
-        with written(ids_file) as place, place.open("w") as ids:
+        # Written, not mapped: a full disk kills whoever writes to mapped memory.
+        with written(ids_file) as place, place.open("w") as ids, path.open("wb") as array:
+            np.lib.format.write_array_header_1_0(array, {"descr": "<f4", "fortran_order": False, "shape": shape})
             for part in paths:
                 table = pq.read_table(part)
                 features = table["features"].combine_chunks().flatten().to_numpy()
-                array[start : start + len(table)] = features.reshape(-1, dim)
+                array.write(np.ascontiguousarray(features, dtype="<f4").tobytes())
                 for row, name in enumerate(table["id"].to_pylist(), start):
                     ids.write(f"{',' if row else '['}\n{json.dumps(name)}")
                 start += len(table)
             ids.write("\n]\n")
-        array.flush()
 
     def _record(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from d2v.models.heads import mean_of_tokens
 from d2v.protocols import Samples
+from d2v.reading import Reader
 from d2v.types import Features, View
 
 
@@ -70,15 +71,34 @@ def pooled_features(
     """Mean over content tokens in eval mode: layer's name (as in layer_tokens) -> (N, D) in the order of `indices`.
 
     `indices` None: all samples. `layer` keeps one layer only; "class" is the class token of the trunk's output in place
-    of a mean. ValueError: the encoder has no such layer.
+    of a mean. ValueError: the encoder has no such layer, or a sample cannot be read.
     """
     indices = np.arange(len(samples)) if indices is None else np.asarray(indices)
+    return readable_features(Reader(), encoder, samples, batch_size, device, indices=indices, layer=layer)[1]
+
+
+def readable_features(
+    reader: Reader,
+    encoder,
+    samples: Samples,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    *,
+    indices: np.ndarray,
+    layer: str = "all",
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The places in `indices` that can be read, sorted, and features of these: see pooled_features.
+
+    ValueError: the encoder has no such layer, or too many samples cannot be read.
+    """
     lengths = None if samples.lengths is None else samples.lengths[indices]
     batches = by_length(lengths, batch_size, np.arange(len(indices)))
+    read: list[np.ndarray] = []
     parts: dict[str, list[np.ndarray]] = {}
     with frozen(encoder):
-        for rows in batches:
-            view = samples.view(indices[rows]).to(device)
+        for places, view in reader.views(samples, indices, batches):
+            read.append(places)
+            view = view.to(device)
             if layer == "class":
                 message = "evaluate.layer is 'class'; this encoder has no class token"
                 pooled = {layer: class_token(encoder(view), message)}
@@ -87,5 +107,6 @@ def pooled_features(
                 pooled = {name: mean_of_tokens(x.float(), view.padding) for name, x in tokens.items()}
             for name, x in pooled.items():
                 parts.setdefault(name, []).append(x.cpu().numpy())
-    order = np.argsort(np.concatenate(batches))
-    return {name: np.concatenate(arrays)[order] for name, arrays in parts.items()}
+    places = np.concatenate(read)
+    order = np.argsort(places)
+    return places[order], {name: np.concatenate(arrays)[order] for name, arrays in parts.items()}

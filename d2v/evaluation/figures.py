@@ -8,6 +8,7 @@ import numpy as np
 
 from d2v import files
 from d2v.pictures import tidy, write_png
+from d2v.shown import in_figure
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
@@ -37,11 +38,11 @@ def lines_figure(curves: Mapping[str, Curve], *, title: str, xlabel: str, ylabel
     axes = figure.add_subplot()
     for name, curve in curves.items():
         style = ":" if "random init" in name else "-"
-        (line,) = axes.plot(curve.x, curve.y, style, marker="o", markersize=3, linewidth=1.4, label=name)
+        (line,) = axes.plot(curve.x, curve.y, style, marker="o", markersize=3, linewidth=1.4, label=in_figure(name))
         if curve.spread is not None:
             low, high = np.array(curve.y) - curve.spread, np.array(curve.y) + curve.spread
             axes.fill_between(curve.x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.set(title=in_figure(title), xlabel=xlabel, ylabel=ylabel)
     if log:
         places = sorted(set().union(*(curve.x for curve in curves.values())))
         axes.set(xscale="log", xticks=places, xticklabels=[f"{x:g}" for x in places])
@@ -62,8 +63,8 @@ def tiles_figure(rows: Sequence[Sequence[np.ndarray]], headings: Sequence[str], 
             axes.imshow(tile, cmap="viridis", interpolation="nearest")
             axes.set_axis_off()
             if number == 0:
-                axes.set_title(heading, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+                axes.set_title(in_figure(heading), fontsize=9)
+    figure.suptitle(in_figure(title), fontsize=10)
     return figure
 
 

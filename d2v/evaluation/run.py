@@ -18,6 +18,7 @@ from d2v.evaluation.table import Row, average, markdown_table
 from d2v.files import check_folder, check_new, record_results, written
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
+from d2v.reading import Reader, named
 
 
 class Splits(NamedTuple):
@@ -25,18 +26,21 @@ class Splits(NamedTuple):
 
     train: EvaluationSplit
     test: EvaluationSplit | None
+    unread: dict[str, str]  # reasons by id
 
     def report_lines(self) -> list[str]:
         """What is said of the data."""
         lines = []
-        for split in self:
+        for split in (self.train, self.test):
             if split is not None:
                 lines += [*split.samples.report.lines(), *split.notes]
+        if self.unread:
+            lines.append(f"left out, cannot be read: {len(self.unread)}: {named(self.unread)}")
         return lines
 
 
-def evaluate(config: Config, models: list[str], *, config_path: str, in_run: bool) -> None:
-    """Scores models, prints what comes out, and writes it to a JSON file.
+def evaluate(config: Config, models: list[str], *, config_path: str, in_run: bool) -> dict[str, Any]:
+    """Scores models, prints what comes out, writes it to a JSON file and returns it.
 
     `in_run`: into run.dir, else beside the first model. ValueError: whatever the user can mend.
     """
@@ -51,11 +55,11 @@ def evaluate(config: Config, models: list[str], *, config_path: str, in_run: boo
         print(f"{path}: {time.perf_counter() - start:.0f} s", flush=True)
     evaluation.show()
     result = {"models": models, "config": config_path, **evaluation.as_dict()}
-    target.parent.mkdir(parents=True, exist_ok=True)
     record_results([target])
     with written(target) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {target}")
+    return result
 
 
 class Evaluation:
@@ -79,9 +83,9 @@ class Evaluation:
         encoder = encoder.to(self.device)
         if self.settings.label:
             self.rows += self._baselines(encoder.config, splits)
-            self.rows += evaluate_encoder(path, encoder, *splits, self.settings, self.device)
+            self.rows += evaluate_encoder(path, encoder, splits.train, splits.test, self.settings, self.device)
         folder = self.folder if first else self.folder / str(len(self.findings) + 1)
-        subject = Subject(path, {path: encoder}, *splits, self.settings, folder, self.device)
+        subject = Subject(path, {path: encoder}, splits.train, splits.test, self.settings, folder, self.device)
         if self.settings.reports and self.settings.random_seeds:
             subject.encoders["random init"] = self._random_init(encoder.config, seed=0)
         self.findings[path] = make_reports(subject, self.settings.reports)
@@ -90,7 +94,7 @@ class Evaluation:
         """The raw input before the first model; random inits before the first of each architecture."""
         rows = []
         if self.settings.raw and not self.architectures:
-            rows.append(evaluate_raw(*splits, self.settings, self.device))
+            rows.append(evaluate_raw(splits.train, splits.test, self.settings, self.device))
         shape = {"frontends": architecture.frontends, "trunk": architecture.trunk}
         if shape in self.architectures:
             return rows
@@ -98,7 +102,7 @@ class Evaluation:
         runs = []
         for seed in range(self.settings.random_seeds):
             encoder = self._random_init(architecture, seed)
-            runs.append(evaluate_encoder("random init", encoder, *splits, self.settings, self.device))
+            runs.append(evaluate_encoder("random init", encoder, splits.train, splits.test, self.settings, self.device))
         return rows + average(f"random init ({len(runs)} seeds)", runs) if runs else rows
 
     def _random_init(self, architecture: D2vConfig, seed: int) -> D2vModel:
@@ -129,7 +133,7 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """For the result's file."""
         assert self.splits is not None
-        train, test = self.splits
+        train, test, _ = self.splits
         reports = {}
         for path, findings in self.findings.items():
             reports[path] = {name: finding.numbers for name, finding in findings.items()}
@@ -170,7 +174,14 @@ def open_splits(encoder: D2vModel, path: str, config: Config) -> Splits:
 
     train = open_samples(settings.train_split)
     test = open_samples(settings.test_split) if settings.test_split else None
-    return Splits(*label_splits(train, test, settings))
+    reader = Reader(data.max_bad_share)
+
+    def read(split: EvaluationSplit) -> EvaluationSplit:
+        return split.some(reader.readable(split.samples, split.indices, settings.batch_size))
+
+    # Found before the first row of the table, so that all rows are of the same samples.
+    near, far = label_splits(train, test, settings)
+    return Splits(read(near), None if far is None else read(far), reader.bad)
 
 
 def result_file(model: str, config: Config, in_run: bool) -> Path:

@@ -20,6 +20,12 @@ class EvaluationSplit(NamedTuple):
     groups: np.ndarray | None  # (N,) integers
     notes: Sequence[str] = ()  # what is said of samples without a label
 
+    def some(self, places: np.ndarray) -> "EvaluationSplit":
+        """Those at some of the N places."""
+        groups = None if self.groups is None else self.groups[places]
+        labels = self.labels[places] if len(self.labels) else self.labels
+        return EvaluationSplit(self.samples, self.indices[places], labels, groups, self.notes)
+
 
 def labelled_data(data: Any, path: Any, label: str) -> Any:
     """The modality's settings of data at `path`, whose classes are those of the column `label`, if it is not empty."""

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from d2v.shown import in_markdown
+
 
 class Row(NamedTuple):
     """One line of the table: percentages by the score's name; means and their spread if of several encoders."""
@@ -38,7 +40,7 @@ def markdown_table(rows: list[Row]) -> str:
         names.update(dict.fromkeys(row.scores))
     cells = [["features", "layer", "dim", *names]]
     for row in rows:
-        cells.append([row.model, row.layer, str(row.dim), *(_cell(row, name) for name in names)])
+        cells.append([in_markdown(row.model), row.layer, str(row.dim), *(_cell(row, name) for name in names)])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for line in cells:

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from d2v import plugins
 from d2v.config.checks import check_keys
+from d2v.config.find import find_config
 from d2v.config.loading import load_values, modality_of, typed
 from d2v.config.schema import ModelConfig, OneModality, RunConfig, TrainConfig
 from d2v.models.transformer import TrunkConfig
@@ -93,6 +94,7 @@ def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledT
     ValueError: whatever is wrong with it, or another modality than `modality`, where that is given.
     """
     values = read_values(argv)
+    argv = [str(find_config(argv[0])), *argv[1:]]  # which is named in errors
     name = modality_of(values, argv[0])
     if modality and name != modality:
         raise ValueError(f"{argv[0]} is a config for {name}; this script fine-tunes {modality}")

@@ -8,12 +8,15 @@ from omegaconf import OmegaConf
 
 from d2v.finetuning.config import FinetuneConfig
 from d2v.interop.fidelity import FREE
+from d2v.interop.pretrained import load_ours, read_config
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.task_models import TaskModel
 from d2v.training.checkpoint import checkpoints_in
 from d2v.training.init_from import read_weights
 from d2v.training.setup import checkpoint_activations
+
+OF_WEIGHTS = ("pooling", "activation", "blank")  # settings of a task that the weights of its head were trained with
 
 
 def adopt(config: FinetuneConfig, folder: Path, say: Callable[[str], None]) -> D2vModel | None:
@@ -68,3 +71,30 @@ def build_model(
         weights = {name: value for name, value in encoder.state_dict().items() if name in names}
         model.encoder.load_state_dict(weights)
     return model
+
+
+def bring_head(model: TaskModel, source: str, say: Callable[[str], None]) -> None:
+    """Fills the head of `model` with that of the fine-tuned model at `source`, if it is for the same names.
+
+    Those are classes or letters; what predicts numbers has none. Says which head it is.
+    """
+    path, kind = Path(source), type(model)
+    folder = path / "export" if (path / "export" / "config.json").is_file() else path
+    if not (folder / "config.json").is_file() or model.config.problem_type == "regression":
+        return
+    if read_config(folder).architectures != [kind.__name__]:
+        return
+    other = load_ours(folder)
+    if other.config.id2label != model.config.id2label:
+        say(f"a new head: that of {source} is for {other.config.num_labels} other names")
+    elif _weights_of(other) != _weights_of(model):
+        say(f"a new head: that of {source} has other settings (task.*)")
+    else:
+        model.get_submodule("head").load_state_dict(other.head.state_dict())
+        say(f"the head of {source}, which is for the same names")
+
+
+def _weights_of(model: TaskModel) -> dict[str, Any]:
+    """The settings of a head without which its weights mean something else."""
+    settings = {name: value for name, value in vars(model.task).items() if name in OF_WEIGHTS}
+    return {name: list(value.shape) for name, value in model.get_submodule("head").state_dict().items()} | settings

@@ -12,6 +12,8 @@ from d2v.types import Loss, View
 class Supervised(Objective):
     """The task model's own loss; what is frozen has no gradient."""
 
+    teacher_sees_batches = False
+
     def __init__(self, model: TaskModel, config: TuneConfig):
         """ValueError: a part to freeze that the encoder does not have."""
         super().__init__(teacher=config.ema_decay > 0, model=model)

@@ -11,6 +11,8 @@ from d2v.files import written
 from d2v.finetuning.validation import BATCH_SIZE, outputs
 from d2v.models.task_models import TaskModel
 from d2v.protocols import Labelled, ScoredSplit
+from d2v.reading import Reader
+from d2v.shown import in_cell, in_markdown
 from d2v.training.curves import plot_confusion
 
 RESULTS = "results.json"
@@ -24,7 +26,7 @@ FILES = (
 
 
 def write_outcome(
-    folder: Path, model_class: type[TaskModel], data: Labelled, step: int, device: torch.device
+    folder: Path, model_class: type[TaskModel], data: Labelled, step: int, reader: Reader, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """Scores of the exported model by split, written and printed.
 
@@ -32,8 +34,8 @@ def write_outcome(
     """
     model = model_class.from_pretrained(folder / "export").to(device)
     scores = {}
-    for name, split in data.splits.items():
-        logits = outputs(model, split, BATCH_SIZE, device)
+    for name, whole in data.splits.items():
+        split, logits = outputs(model, whole, BATCH_SIZE, reader, device)
         rows = data.rows(split, logits)
         scores[name] = data.score(logits, split.labels)
         if data.row_scores:
@@ -56,9 +58,9 @@ def _plot_confusion(split: ScoredSplit, logits: list[np.ndarray], classes: list[
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
     with written(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file)
+        writer.writerow(map(in_cell, rows[0]))
+        writer.writerows(map(in_cell, row.values()) for row in rows)
 
 
 def table_of_runs(folder: Path) -> str:
@@ -75,5 +77,5 @@ def table_of_runs(folder: Path) -> str:
     lines = [f"| run | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for run, scores in scores_of.items():
         cells = [f"{scores[name]:.4g}" if name in scores else "" for name in names]
-        lines.append(f"| {run} | {' | '.join(cells)} |")
+        lines.append(f"| {in_markdown(run)} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -11,15 +11,18 @@ from d2v import files, plugins
 from d2v.config.loading import save_yaml
 from d2v.finetuning import outcome
 from d2v.finetuning.config import RESULT_SECTIONS, FinetuneConfig
-from d2v.finetuning.model import adopt, build_model
+from d2v.finetuning.model import adopt, bring_head, build_model
 from d2v.finetuning.objective import Supervised
 from d2v.finetuning.validation import BATCH_SIZE, Validation
 from d2v.models.task_models import TaskModel
 from d2v.protocols import Labelled, LabelledTask
+from d2v.reading import Reader
+from d2v.training.forecast import where
 from d2v.training.init_from import bring_preparation
 from d2v.training.loop import Loop
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
-from d2v.training.setup import open_accelerator, open_trackers
+from d2v.training.same_data import DataCheck
+from d2v.training.setup import dry_folder, open_accelerator, open_trackers
 
 
 def finetune(config: FinetuneConfig, task: LabelledTask) -> dict[str, dict[str, float]]:
@@ -29,19 +32,30 @@ def finetune(config: FinetuneConfig, task: LabelledTask) -> dict[str, dict[str, 
     sources = {f"data.{name}": getattr(config.data, name) for name in ("path", *prepared)}
     check_apart(folder, sources | {"model": train.init_from})
     accelerator = open_accelerator(train, config.run, unused=True)  # what is frozen, dropped layers, the mask token
-    scores = {}
+    accelerator.print(where(accelerator))
+    with dry_folder(config.run, accelerator):
+        scores = _run(config, task, prepared, accelerator)
+    accelerator.end_training()
+    return scores
+
+
+def _run(
+    config: FinetuneConfig, task: LabelledTask, prepared: Sequence[str], accelerator: Accelerator
+) -> dict[str, dict[str, float]]:
+    """Trains in run.dir, which other processes of the same command read, and the main process writes."""
+    folder, scores = Path(config.run.dir), {}
     with files.locked(folder) if accelerator.is_main_process else nullcontext():
         new = new_run(folder, (*LOOP_FILES, *outcome.FILES), prepared, overwrite=config.run.overwrite)
         with new if accelerator.is_main_process else nullcontext():
             loop, data = assemble(config, task, prepared, accelerator)
         loop()
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not config.run.dry:
             # Nothing chose a model where there is no validation split, or no score that is a number.
             if "config.json" not in files.recorded(folder / "export"):
                 _export(loop.objective.result, folder / "export", config, data)
-            scores = outcome.write_outcome(folder, task.model, data, loop.progress.step, accelerator.device)
+            reader, device = _reader(config, folder), accelerator.device
+            scores = outcome.write_outcome(folder, task.model, data, loop.progress.step, reader, device)
         accelerator.wait_for_everyone()
-    accelerator.end_training()
     return scores
 
 
@@ -61,14 +75,20 @@ def assemble(
         folder.mkdir(parents=True, exist_ok=True)
         data = task.open(config, folder, BadSamples(folder / "bad_samples.jsonl"), accelerator.print)
         check_settings(folder, config.as_dict(), config.run.resume, RESULT_SECTIONS)
+    same_data = DataCheck(accelerator, folder, config.run)
+    same_data(config.data.path, [split for name, split in data.splits.items() if name != "test"] + [data.training])
     open_trackers(accelerator, config)
     set_seed(train.seed)
-    objective = Supervised(build_model(config, task.model, data.head, encoder), train)
+    model = build_model(config, task.model, data.head, encoder)
+    if encoder is not None:
+        bring_head(model, train.init_from, accelerator.print)
+    objective = Supervised(model, train)
     validation = _validation(config, objective, data, folder)
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
         save_yaml(config.as_dict(), folder / "config.yaml")
+        same_data.save()
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     accelerator.print(
         f"from {train.init_from or 'scratch'}: {trained / 1e6:.2f} M trained parameters; "
@@ -105,8 +125,13 @@ def _validation(config: FinetuneConfig, objective: Supervised, data: Labelled, f
         data.score,
         metric=config.train.metric or data.metric,
         batch_size=BATCH_SIZE,
+        reader=_reader(config, folder),
         keep=lambda model: _export(model, folder / "export", config, data),
     )
+
+
+def _reader(config: FinetuneConfig, folder: Path) -> Reader:
+    return Reader(config.data.max_bad_share, BadSamples(folder / "bad_samples.jsonl"))
 
 
 def _export(model: TaskModel, folder: Path, config: FinetuneConfig, data: Labelled) -> None:

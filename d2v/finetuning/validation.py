@@ -14,6 +14,7 @@ from d2v.finetuning.objective import Supervised
 from d2v.finetuning.scores import LOWER_IS_BETTER, better
 from d2v.models.task_models import TaskModel
 from d2v.protocols import Score, ScoredSplit
+from d2v.reading import Reader
 from d2v.training.distributed import all_sum
 
 BATCH_SIZE = 64  # of scoring; changes no result
@@ -21,19 +22,20 @@ BATCH_SIZE = 64  # of scoring; changes no result
 
 @torch.no_grad()
 def outputs(
-    model: TaskModel, split: ScoredSplit, batch_size: int, device: torch.device | str = "cpu"
-) -> list[np.ndarray]:
-    """Logits of each sample of a split in its order, (C,), or (T, V) of its own T tokens.
+    model: TaskModel, split: ScoredSplit, batch_size: int, reader: Reader, device: torch.device | str = "cpu"
+) -> tuple[ScoredSplit, list[np.ndarray]]:
+    """The samples of a split that can be read, and logits of each in their order, (C,), or (T, V) of its own T tokens.
 
-    In evaluation mode, samples of similar length together.
+    In evaluation mode, samples of similar length together. ValueError: too many cannot be read.
     """
     lengths = split.samples.lengths
     order = np.argsort(np.zeros(len(split.indices)) if lengths is None else lengths[split.indices], kind="stable")
     training = model.training
     model.eval()
     logits_of: dict[int, np.ndarray] = {}  # by the place in the split
-    for places in np.split(order, range(batch_size, len(order), batch_size)):
-        view = split.samples.view(split.indices[places]).to(device)
+    batches = np.split(order, range(batch_size, len(order), batch_size))
+    for places, view in reader.views(split.samples, split.indices, batches):
+        view = view.to(device)
         logits = model(view).logits.float().cpu()
         for row, place in enumerate(places):
             kept = logits[row]
@@ -41,7 +43,8 @@ def outputs(
                 kept = kept[~view.padding[row].cpu()]
             logits_of[int(place)] = kept.numpy()
     model.train(training)
-    return [logits_of[place] for place in range(len(order))]
+    read = sorted(logits_of)
+    return split.some(np.array(read, dtype=int)), [logits_of[place] for place in read]
 
 
 class Validation:
@@ -55,10 +58,11 @@ class Validation:
         *,
         metric: str,
         batch_size: int,
+        reader: Reader,
         keep: Callable[[TaskModel], None],
     ):
         self.objective, self.split, self.score = objective, split, score
-        self.metric, self.batch_size, self.keep = metric, batch_size, keep
+        self.metric, self.batch_size, self.reader, self.keep = metric, batch_size, reader, keep
         self.config = objective.config
         self.every = self.config.validate_every or max(1, self.config.steps // 20)
         worst = float("inf") if metric in LOWER_IS_BETTER else float("-inf")
@@ -74,8 +78,8 @@ class Validation:
         objective, scores = self.objective, {}
         value = torch.zeros((), device=accelerator.device)
         if accelerator.is_main_process:
-            logits = outputs(objective.result, self.split, self.batch_size, accelerator.device)
-            scores = self.score(logits, self.split.labels)
+            split, logits = outputs(objective.result, self.split, self.batch_size, self.reader, accelerator.device)
+            scores = self.score(logits, split.labels)
             objective.train()
             if self.metric not in scores:
                 raise ValueError(f"train.metric is {self.metric!r}; the scores of this task are {', '.join(scores)}")

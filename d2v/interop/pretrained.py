@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
+from d2v.interop.renaming import why_unread
 from d2v.models.encoder import D2vModel
 from d2v.models.task_models import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
+
+CUSTOM = "its config.json names code of its own (auto_map), which is not run"
 
 
 def read_config(source: str | Path) -> PreTrainedConfig:
@@ -16,9 +20,11 @@ def read_config(source: str | Path) -> PreTrainedConfig:
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"{source} has no config.json: it is not the folder of a model")
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)  # else a terminal is asked whether to run it
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            reason = CUSTOM
         raise ValueError(
             f"{source} is no folder of a model that can be read, nor to be had from the Hub: {reason}"
         ) from None
@@ -31,11 +37,15 @@ def load_whole(
 
     ValueError: any other.
     """
-    arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
     try:
         model, report = auto.from_pretrained(source, **arguments)
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(f"{source} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    except (SafetensorError, OSError, RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"{source} cannot be loaded: {why_unread(error)}") from None
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(f"{source} cannot be loaded: {CUSTOM}") from None
+        raise
     for problem, names in (
         ("lacks", report["missing_keys"]),
         ("has, and the model does not,", report["unexpected_keys"]),

@@ -5,6 +5,7 @@ key and value apart and we keep one matrix, our prefix ends in `qkv.q.`, `qkv.k.
 """
 
 import logging
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -150,16 +151,24 @@ def read_checkpoint(path: Path) -> dict:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch each have their own for a damaged or a foreign file
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds {foreign[1]}" if foreign else str(error).splitlines()[0]
         raise ValueError(
             f"{path} cannot be read as plain tensors and settings: "
-            f"{reason}. A file that holds other Python objects is refused; "
+            f"{why_unread(error)}. A file that holds other Python objects is refused; "
             "save its 'cfg' as nested dicts and its 'model' as tensors with the software that wrote it"
         ) from None
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a checkpoint's dict")
     return loaded
+
+
+def why_unread(error: Exception) -> str:
+    """What is wrong with a file of weights, in a line, without torch's advice to unpickle whatever it holds."""
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if foreign:
+        return f"it holds {foreign[1]}"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds something else"
+    return " ".join(str(error).split())[:300]
 
 
 class ReferenceSettings(dict):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from d2v.models.heads import perceptron
 from d2v.models.token_conv import convolved
+from d2v.models.transformer import is_plain
 from d2v.settings import check_fields, setting
 from d2v.types import Mask
 
@@ -56,18 +57,22 @@ class ConvLayer(nn.Module):
 
     def __init__(self, in_dim: int, config: DecoderConfig):
         super().__init__()
-        make = nn.Conv1d if config.dims == 1 else nn.Conv2d
+        self.grid = config.dims == 2
+        make = nn.Conv2d if self.grid else nn.Conv1d
         self.conv = make(in_dim, config.dim, config.kernel, padding=config.kernel // 2, groups=config.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, C_in) -> (N, T, C)."""
-        if isinstance(self.conv, nn.Conv1d):
-            return convolved(self.conv, x)
+        if not self.grid:
+            return convolved(self.conv, x)  # type: ignore[arg-type]
         side = math.isqrt(x.shape[1])
         # channels last in memory, and so are the weights: a tenth faster
         grid = x.unflatten(1, (side, side)).movedim(-1, 1)  # (N, C_in, side, side)
-        weight = self.conv.weight.contiguous(memory_format=torch.channels_last)
-        y = F.conv2d(grid, weight, self.conv.bias, padding=self.conv.padding, groups=self.conv.groups)
+        if is_plain(self.conv, nn.Conv2d):
+            weight = self.conv.weight.contiguous(memory_format=torch.channels_last)
+            y = F.conv2d(grid, weight, self.conv.bias, padding=self.conv.padding, groups=self.conv.groups)
+        else:
+            y = self.conv(grid)
         y = y[..., :side, :side]  # an even kernel gives one row and one column too many
         y = y.flatten(2).transpose(1, 2)
         return F.gelu(F.layer_norm(y, y.shape[-1:]))

@@ -3,6 +3,8 @@
 B samples, M masks per sample, N = B * M rows, T content tokens, K visible tokens, E extra tokens, D width, H heads.
 """
 
+import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,18 +14,39 @@ from transformers.initialization import guard_torch_init_functions
 
 from d2v import plugins
 from d2v.models.configuration import D2vConfig
-from d2v.models.transformer import Trunk, TrunkConfig, attention_bias
+from d2v.models.states import watched
+from d2v.models.transformer import Attention, Trunk, TrunkConfig, attention_bias
 from d2v.protocols import Frontend
 from d2v.types import Features, Mask, View
 
+ATTENTION = ("sdpa", "eager")  # what attn_implementation may be; the first where nothing is said
 
-class D2vModel(PreTrainedModel):
-    """The encoder: embed, hide, add positions, take what is kept, run the blocks."""
+
+class D2vPreTrainedModel(PreTrainedModel):
+    """What transformers asks of the encoder and of the task models alike."""
 
     config_class = D2vConfig
     base_model_prefix = "encoder"
     supports_gradient_checkpointing = True
+    _supports_sdpa = True
     _no_split_modules = ("PostNormBlock", "PreNormBlock")
+
+    def set_attn_implementation(self, attn_implementation: Any, *_: Any, **__: Any) -> None:
+        """sdpa: torch's fused attention; eager: matrix products and a softmax. ValueError: another."""
+        self.config._attn_implementation_internal = self._check_and_adjust_attn_implementation(attn_implementation)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.eager = self.config._attn_implementation == "eager"
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: Any, *_: Any, **__: Any) -> str:
+        """In place of transformers' own, which sends users of other implementations to the Hub."""
+        if attn_implementation not in (None, *ATTENTION):
+            raise ValueError(f"attn_implementation is {attn_implementation!r}; this model has {', '.join(ATTENTION)}")
+        return attn_implementation or ATTENTION[0]
+
+
+class D2vModel(D2vPreTrainedModel):
+    """The encoder: embed, hide, add positions, take what is kept, run the blocks."""
 
     def __init__(self, config: D2vConfig):
         """ValueError: no frontend, an unknown modality, a field that the modality or the trunk does not have."""
@@ -32,9 +55,13 @@ class D2vModel(PreTrainedModel):
             raise ValueError("a D2vConfig needs at least one frontend, e.g. frontends={'<modality>': {...}}")
         trunk = build_config(TrunkConfig, config.trunk, "trunk")
         self.frontends = nn.ModuleDict()
+        self.input_names = {}
         for name, fields in config.frontends.items():
-            self.frontends[_key(name)] = _frontend(name, fields, trunk)
+            frontend = _frontend(name, fields, trunk)
+            self.frontends[_key(name)] = frontend
+            self.input_names[name] = tuple(inspect.signature(frontend.embed).parameters)
         self.trunk = Trunk(trunk)
+        self.set_attn_implementation(self.config._attn_implementation)
         self.main_input_name = next(frontend.main_input for frontend in self.frontends.values())  # pipelines ask for it
         self.post_init()
 
@@ -55,14 +82,33 @@ class D2vModel(PreTrainedModel):
             raise ValueError(f"this model reads {', '.join(self.config.frontends)}, not {modality!r}")
         return self.frontends[_key(modality)]
 
-    def view(self, **inputs: Tensor) -> View:
-        """The View of raw inputs given by Hugging Face's names. ValueError: no frontend takes them."""
+    def view(self, first: View | Tensor | None = None, /, **inputs: Tensor | None) -> View:
+        """The View of raw inputs given by Hugging Face's names, or of one tensor without a name; a View stays as it is.
+
+        What is None was not given. ValueError: no frontend takes them.
+        """
+        given = {name: value for name, value in inputs.items() if value is not None}
+        if isinstance(first, Tensor):
+            if len(self.config.frontends) > 1:
+                raise ValueError(
+                    f"this model reads {', '.join(self.config.frontends)}: name the tensor, {self._takes()}"
+                )
+            given = {self.main_input_name: first, **given}
+        elif first is not None:
+            if given:
+                raise ValueError(f"a View holds all inputs; beside it there is {', '.join(given)}")
+            return first
         for name in self.config.frontends:
             frontend = self.frontend(name)
-            if frontend.main_input in inputs:
-                return View(name, inputs, frontend.padding(**inputs))
-        names = ", ".join(frontend.main_input for frontend in self.frontends.values())
-        raise ValueError(f"this model takes {names}; it was given {', '.join(inputs) or 'nothing'}")
+            if frontend.main_input in given:
+                unknown = [other for other in given if other not in self.input_names[name]]
+                if unknown:
+                    raise ValueError(f"{unknown[0]} is no input of this model: {', '.join(self.input_names[name])}")
+                return View(name, given, frontend.padding(**given))
+        raise ValueError(f"this model takes {self._takes()}; it was given {', '.join(given) or 'nothing'}")
+
+    def _takes(self) -> str:
+        return ", ".join(frontend.main_input for frontend in self.frontends.values())
 
     def embed(self, view: View) -> Tensor:
         """Local features before anything is hidden, (B, T, D)."""
@@ -70,23 +116,57 @@ class D2vModel(PreTrainedModel):
 
     def forward(
         self,
-        view: View | None = None,
-        mask: Mask | None = None,
+        view: View | Tensor | None = None,
+        mask: Mask | Tensor | None = None,
         *,
         tokens: Tensor | None = None,
         layers: str = "none",
         first: int = 0,
         only: Tensor | None = None,
-        **inputs: Tensor,
-    ) -> Features:
-        """Features of a view, or of raw inputs (`pixel_values=...`).
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Features of a view, or of raw inputs by Hugging Face's names (`pixel_values=...`; `input_ids,
+        attention_mask`).
 
-        `tokens` (B, T, D) replace `embed`, `layers` and `only`: see Trunk. ValueError: `only` (N, T) together with
-        `mask.keep`, which leaves other tokens.
+        `tokens` (B, T, D) replace `embed`, `layers` and `only`: see Trunk. return_dict=False: see Features.to_tuple.
+        ValueError: `only` (N, T) together with `mask.keep`, which leaves other tokens; inputs that no frontend takes.
         """
+        return_dict = inputs.pop("return_dict", None)
+        if isinstance(mask, Tensor):
+            mask, inputs["attention_mask"] = None, mask
+        view = self.view(view, **inputs)
+        hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        run = partial(self._features, view, mask, tokens=tokens, layers=layers, first=first, only=only)
+        if not hidden and not attentions:
+            features = run()
+        else:
+            with watched(self.trunk) as states:
+                features = run()
+            num_extra = 0 if features.extra is None else features.extra.shape[1]
+            ends = tuple(state[:, num_extra:] for state in states.hidden) or (features.x,)
+            features = features._replace(
+                hidden_states=ends if hidden else None, attentions=states.attentions if attentions else None
+            )
+        if self.config.return_dict if return_dict is None else return_dict:
+            return features
+        return features.to_tuple()
+
+    def _features(
+        self,
+        view: View,
+        mask: Mask | None,
+        *,
+        tokens: Tensor | None,
+        layers: str,
+        first: int,
+        only: Tensor | None,
+    ) -> Features:
+        """As forward. ValueError: `only` together with `mask.keep`."""
         if only is not None and mask is not None and mask.keep is not None:
             raise ValueError("only= picks from all tokens, mask.keep leaves some out: give one of them")
-        view = self.view(**inputs) if view is None else view
         frontend: Frontend = self.frontend(view.modality)
         x = self.embed(view) if tokens is None else tokens  # (B, T, D)
         padding, keep = view.padding, None if mask is None else mask.keep
@@ -132,9 +212,10 @@ def _kept(x: Tensor | None, keep: Tensor) -> Tensor | None:
     return x.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, keep.shape)
 
 
-def _frontend(name: str, fields: dict, trunk: TrunkConfig) -> nn.Module:
-    """A modality's frontend. ValueError: a setting that it does not have, or a trunk behind a whole encoder."""
-    modality = plugins.load("d2v.modalities", name)
+def _frontend(name: str, fields: dict, trunk: TrunkConfig) -> Any:
+    """A modality's frontend. ValueError: a setting that it does not have, a trunk behind a whole encoder, or a modality
+    that is neither d2v's nor imported."""
+    modality = plugins.trusted("d2v.modalities", name)
     config = build_config(modality.FrontendConfig, fields, name)
     frontend = modality.Frontend(config, trunk.dim, trunk.num_heads)
     if frontend.is_encoder and (trunk.depth or trunk.input_norm):

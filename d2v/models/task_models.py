@@ -8,12 +8,13 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, initialization
+from transformers import initialization
 from transformers.initialization import guard_torch_init_functions
 from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput, SequenceClassifierOutput
+from transformers.utils.generic import can_return_tuple
 
 from d2v.models.configuration import D2vConfig
-from d2v.models.encoder import D2vModel, build_config
+from d2v.models.encoder import D2vModel, D2vPreTrainedModel, build_config
 from d2v.models.heads import ACTIVATIONS, ClassificationHead, mean_of_tokens
 from d2v.models.losses import ctc, supervised
 from d2v.settings import check_fields, setting
@@ -66,14 +67,14 @@ class CTCConfig:
         check_fields(self, "task")
 
 
-class TaskModel(PreTrainedModel):
-    """What the task models share: the encoder, the task's settings, and how a view that hides something is read."""
+class TaskModel(D2vPreTrainedModel):
+    """What the task models share: the encoder, the task's settings, inputs and outputs by Hugging Face's names, and how
+    a view that hides something is read."""
 
-    config_class = D2vConfig
-    base_model_prefix = "encoder"
-    supports_gradient_checkpointing = True
+    # A Trainer then asks for the mean of a batch: it would count labels, which are letters where the loss counts clips.
+    accepts_loss_kwargs = False
     task_class: ClassVar[type]
-    _no_split_modules = D2vModel._no_split_modules
+    output_class: ClassVar[type]
 
     def __init__(self, config: D2vConfig):
         """ValueError: as D2vModel; a task setting that this model does not have."""
@@ -94,12 +95,50 @@ class TaskModel(PreTrainedModel):
         """Fills the weights of a new head."""
         raise NotImplementedError
 
-    def encode(self, view: View, *, first: bool = False) -> Features:
+    @can_return_tuple
+    def forward(
+        self,
+        view: View | Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Logits of a view, or of raw inputs by Hugging Face's names, and the loss where there are labels.
+
+        The names of the inputs that modalities here have are spelt out for programs that read the signature (Trainer
+        drops columns that are not in it); `inputs` are those of others. Labels: see `loss`. ValueError: inputs that no
+        frontend takes.
+        """
+        inputs |= {"pixel_values": pixel_values, "input_values": input_values, "input_ids": input_ids}
+        view = self.encoder.view(view, **inputs, attention_mask=attention_mask)
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        logits, features = self.predict(view, **asked)
+        labels = view.labels if labels is None else labels
+        loss = None if labels is None else torch.div(*self.loss(logits, labels, view.padding))
+        return self.output_class(
+            loss=loss, logits=logits, hidden_states=features.hidden_states, attentions=features.attentions
+        )
+
+    def predict(self, view: View, **asked: Any) -> tuple[Tensor, Features]:
+        """Logits of a view, and the features that they were read from; `asked`: as for D2vModel."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Sum and count of the loss of logits and labels."""
+        raise NotImplementedError
+
+    def encode(self, view: View, *, first: bool = False, **asked: Any) -> Features:
         """Features of a view; what its mask hides stays in the sequence, as the mask token, zeros or noise, and hidden
         channels are zero.
 
         `first`: of the first content token alone, (B, D), for which the last block need not compute its second half for
-        the others.
+        the others. `asked`: as for D2vModel.
         """
         x = self.encoder.embed(view)  # (B, T, D)
         if view.mask is not None:
@@ -110,14 +149,13 @@ class TaskModel(PreTrainedModel):
                 x = self.encoder.frontend(view.modality).hide(x, hidden, **view.inputs)
             x = x if channels is None else x.masked_fill(channels[:, None], 0)
         is_first = torch.arange(x.shape[1], device=x.device).eq(0).expand(x.shape[:2])  # (B, T)
-        return self.encoder(view, tokens=x, only=is_first if first else None)
+        return self.encoder(view, tokens=x, only=is_first if first else None, return_dict=True, **asked)
 
 
 class Classifier(TaskModel):
     """One prediction a sample: encode, pool, classify."""
 
     task_class = ClassifierConfig
-    output_class: ClassVar[type]
     # fc_norm takes its place
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"trunk\.final_norm\."]
 
@@ -147,25 +185,23 @@ class Classifier(TaskModel):
         """N(0, 0.02), the last layer's scaled by task.init_scale."""
         self.head.init_weights(self.task.init_scale)
 
-    def forward(self, view: View | None = None, labels: Tensor | None = None, **inputs: Tensor) -> Any:
-        """Logits (B, C) of a view, or of raw inputs (`pixel_values=...`), and the loss where there are labels: see
-        losses.supervised."""
-        view = self.encoder.view(**inputs) if view is None else view
-        logits = self.head(self.pooled(view))  # (B, C)
-        labels = view.labels if labels is None else labels
-        loss = None if labels is None else torch.div(*self.loss(logits, labels))
-        return self.output_class(loss=loss, logits=logits)
+    def predict(self, view: View, **asked: Any) -> tuple[Tensor, Features]:
+        """Logits (B, C)."""
+        every = any(asked.values()) or self.config.output_hidden_states  # states of all tokens
+        features = self.encode(view, first=self.task.pooling == "first" and not every, **asked)
+        return self.head(self.pooled(features, view.padding)), features
 
-    def pooled(self, view: View) -> Tensor:
+    def pooled(self, features: Features, padding: Tensor | None) -> Tensor:
         """What the head reads, (B, D)."""
-        features = self.encode(view, first=self.task.pooling == "first")
         if self.task.pooling == "mean":
-            return mean_of_tokens(features.x, view.padding)
-        return features.x if self.task.pooling == "first" else cast(Tensor, features.extra)[:, 0]
+            return mean_of_tokens(features.x, padding)
+        if self.task.pooling == "class":
+            return cast(Tensor, features.extra)[:, 0]
+        return features.x if features.x.ndim == 2 else features.x[:, 0]
 
     def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sum and count of the loss of config.problem_type, which is inferred from num_labels and the labels where it
-        is None."""
+        """Sum and count of the loss (losses.supervised) of config.problem_type, which is inferred from num_labels and
+        the labels where it is None."""
         return supervised(logits, labels, self.config.problem_type or self._inferred(labels))
 
     def _inferred(self, labels: Tensor) -> str:
@@ -190,6 +226,7 @@ class D2vForCTC(TaskModel):
     """A letter, or the blank, for each token: encode, classify."""
 
     task_class = CTCConfig
+    output_class = CausalLMOutput
 
     def __init__(self, config: D2vConfig):
         """ValueError: as TaskModel; a blank that is no letter."""
@@ -206,22 +243,17 @@ class D2vForCTC(TaskModel):
         start[self.task.blank] = self.task.blank_bias
         initialization.copy_(self.head.out.bias, start)
 
-    def forward(self, view: View | None = None, labels: Tensor | None = None, **inputs: Tensor) -> CausalLMOutput:
-        """Logits (B, T, V) of a view, or of raw inputs; in padding all is blank.
-
-        Labels (B, L) token ids, then -100: the loss is per sequence.
-        """
-        view = self.encoder.view(**inputs) if view is None else view
-        logits = self.head(self.encode(view).x)  # (B, T, V)
+    def predict(self, view: View, **asked: Any) -> tuple[Tensor, Features]:
+        """Logits (B, T, V); in padding all is blank."""
+        features = self.encode(view, **asked)
+        logits = self.head(features.x)  # (B, T, V)
         if view.padding is not None:
             others = torch.arange(logits.shape[-1], device=logits.device) != self.task.blank  # (V,)
             logits = logits.masked_fill(view.padding[..., None] & others, torch.finfo(logits.dtype).min)
-        labels = view.labels if labels is None else labels
-        loss = None if labels is None else torch.div(*self.loss(logits, labels, view.padding))
-        return CausalLMOutput(loss=loss, logits=logits)  # type: ignore[arg-type]
+        return logits, features
 
     def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sum and count, see losses.ctc."""
+        """Sum and count of the loss (losses.ctc) of labels (B, L), token ids and then -100: per sequence."""
         num_tokens = torch.full((len(logits),), logits.shape[1], device=logits.device)  # (B,)
         if padding is not None:
             num_tokens = (~padding).sum(dim=1)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.models import cpu
+from d2v.models.transformer import is_plain
 
 
 def convolved(conv: nn.Conv1d, x: Tensor) -> Tensor:
@@ -19,6 +20,6 @@ def convolved(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
 def convolve(conv: nn.Conv1d, x: Tensor) -> Tensor:
     """`conv` over tokens, (N, T, C_in) -> (N, T', C)."""
-    if x.device.type == "cpu" and conv.kernel_size[0] >= cpu.LONG_KERNEL:
+    if x.device.type == "cpu" and is_plain(conv, nn.Conv1d) and conv.kernel_size[0] >= cpu.LONG_KERNEL:
         return cpu.convolve_as_pixels(conv, x)
     return conv(x.transpose(1, 2)).transpose(1, 2)

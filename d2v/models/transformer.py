@@ -74,12 +74,22 @@ class TrunkConfig:
         return max(self.layer_drop, self.prenet_layer_drop or 0) > 0
 
 
+def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether `layer` is a `kind` and nothing waits for its call, so that its weights may be used in place of it.
+
+    An adapter (LoRA) takes a layer's place, a hook listens to it, offloaded weights bring a forward of their own.
+    """
+    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
+    return type(layer) is kind and not any(hooks) and "forward" not in layer.__dict__
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one matrix for query, key and value."""
 
     def __init__(self, dim: int, num_heads: int, *, bias: str, dropout: float):
         super().__init__()
         self.num_heads, self.dropout, self.bias = num_heads, dropout, bias
+        self.eager = False  # True: by plain operators, see D2vPreTrainedModel
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias == "qkv")
         if bias == "qv":  # a key bias moves all logits of a query alike: softmax does not see it
             self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
@@ -91,8 +101,11 @@ class Attention(nn.Module):
         if bias is not None and bias.dtype != torch.bool:
             bias = bias.to(q.dtype)
         dropout = self.dropout if self.training else 0.0
-        attend = attend_with_dropout if dropout and x.device.type == "cpu" else F.scaled_dot_product_attention
-        out = attend(q, k, v, bias, dropout)
+        if self.eager:
+            out = F.dropout(attention_weights(q, k, bias), dropout).to(v.dtype) @ v
+        else:
+            attend = attend_with_dropout if dropout and x.device.type == "cpu" else F.scaled_dot_product_attention
+            out = attend(q, k, v, bias, dropout)
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
     def weights(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -104,10 +117,15 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, (N, H, T, D / H) each."""
         N, T, D = x.shape  # noqa: N806
-        qkv_bias = self.qkv.bias
-        if self.bias == "qv":
-            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, qkv_bias)  # (N, T, 3D)
+        if self.bias != "qv":
+            qkv = self.qkv(x)  # (N, T, 3D)
+        else:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+            if is_plain(self.qkv, nn.Linear):
+                qkv = F.linear(x, self.qkv.weight, bias)
+            else:
+                qkv = self.qkv(x)
+                qkv = qkv + bias.to(qkv.dtype)
         return qkv.view(N, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
 
 
@@ -177,7 +195,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         x = self.fc1(x)
-        if self.training and self.dropout.p:
+        if (self.training and self.dropout.p) or not is_plain(self.fc2, nn.Linear):
             return self.fc2(self.dropout(F.gelu(x)))
         return gelu_linear(x, self.fc2.weight, self.fc2.bias)
 

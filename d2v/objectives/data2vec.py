@@ -96,6 +96,12 @@ class Data2Vec(Objective):
             raise ValueError(
                 "data2vec predicts what is hidden of one view; data.views makes views in which nothing is: leave it out"
             )
+        others = views[1:]  # of text, what the reference's teacher reads in place of the same tokens
+        if len(others) > 1 or any(view.mask is not None or view.indices is not None for view in others):
+            raise ValueError(
+                f"data2vec predicts what is hidden of one view, and its targets are of the same places; data.views and "
+                f"data.local_views make {len(views)}: name one there, or none"
+            )
         masks = [view.mask for view in views if view.mask is not None]
         if any(mask.keep is not None for mask in masks):
             raise ValueError(

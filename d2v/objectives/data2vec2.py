@@ -95,7 +95,12 @@ class Data2Vec2(Objective):
             self.decoder.init_head(trunk.init_std)
 
     def check(self, views: list[View]) -> None:
-        """ValueError: masks without `keep`."""
+        """ValueError: more than one view, or masks without `keep`."""
+        if len(views) > 1:
+            raise ValueError(
+                f"data2vec2 predicts what is hidden of one view; data.views and data.local_views make {len(views)}: "
+                "name one there, or none"
+            )
         if any(view.mask is None or view.mask.keep is None for view in views):
             raise ValueError(
                 "data2vec2 encodes what is visible: "

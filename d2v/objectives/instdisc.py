@@ -52,6 +52,7 @@ class Config:
 class InstDisc(MultiView):
     """Student encoder and a linear head, the bank, and the constant that makes exponentials probabilities."""
 
+    exact_views = True
     normaliser: Tensor  # () Z of equation 8, 0 until the first batch has estimated it
 
     def __init__(self, encoder: D2vModel, config: Config):
@@ -121,7 +122,7 @@ class InstDisc(MultiView):
         if not self.config.negatives:
             return torch.arange(self.config.num_samples, device=indices.device)
         shape, device = (len(indices) * world_size(), self.config.negatives), indices.device
-        generator = generator_of_step(self.step, device)
+        generator = generator_of_step(self.step, device, self.seed)
         drawn = torch.randint(
             self.config.num_samples, shape, generator=generator, device=device
         )  # for the global batch

@@ -98,7 +98,7 @@ class MoCo(MultiView):
         first, second = views
         pairs = [(second, first), (first, second)] if self.config.symmetric else [(first, second)]  # query, key
         device = self.queue.rows.device
-        generator, total, keys = generator_of_step(self.step, device), torch.zeros((), device=device), []
+        generator, total, keys = generator_of_step(self.step, device, self.seed), torch.zeros((), device=device), []
         for query_view, key_view in pairs:
             query = unit(embedding(self.student, query_view))  # (B, P)
             keys.append(self.keys(key_view, generator))

@@ -115,6 +115,10 @@ class SwAV(MultiView):
             for rows, new in zip(self.queue, embeddings, strict=True):
                 rows.copy_(torch.cat([gather(new), rows])[: len(rows)])
 
+    def remembered(self) -> list[Tensor]:
+        """The prototypes too, which begin_step makes unit vectors."""
+        return [*super().remembered(), self.prototypes.weight.detach()]
+
     def adjust_gradients(self, step: int, steps: int) -> None:
         """At first the prototypes have none."""
         if step < round(self.config.frozen_share * steps):

@@ -1,53 +1,82 @@
-"""Checkpoints that are whole or not there: written aside, sealed with a manifest, then renamed."""
+"""Checkpoints that are whole or not there: written aside, sealed with a manifest, then renamed.
+
+Nothing in them is unpickled but tensors, numbers and the state of numpy's generator: whoever can write to a run's
+folder could otherwise run code.
+"""
 
 import json
+import re
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from accelerate.checkpointing import load_accelerator_state
+from accelerate.utils import load as load_plain  # tensors, numbers, numpy arrays; all else is an error
 
 from d2v import files
 from d2v.training.distributed import first_error
 
-MANIFEST = "manifest.json"
+MANIFEST, PROGRESS = "manifest.json", "progress.json"
+FORMER_PROGRESS = "custom_checkpoint_0.pkl"  # of runs that were made before PROGRESS was
 DIGITS = "[0-9]" * 8  # of a checkpoint's name
 
 
+@dataclass
 class Progress:
-    """The number of completed optimizer steps, saved with the rest."""
+    """The number of completed optimizer steps."""
 
-    def __init__(self):
-        self.step = 0
-
-    def state_dict(self) -> dict:
-        """For accelerate."""
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict) -> None:
-        """For accelerate."""
-        self.step = state["step"]
+    step: int = 0
 
 
 def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
-    """Writes folder/<step> and removes all but the last `keep`; every process calls it."""
+    """Writes folder/<step> and removes all but the last `keep`; every process calls it.
+
+    ValueError: a disk does not take it; the former ones stay.
+    """
     final, temporary = folder / f"{step:08d}", folder / f".{step:08d}.tmp"
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f".{DIGITS}.tmp"):  # of a run that was killed while it saved
             shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
+    _together(partial(accelerator.save_state, str(temporary)), temporary, accelerator)
+    _together(partial(_seal, accelerator, temporary, step), temporary, accelerator)
     if accelerator.is_main_process:
-        manifest = {name: _fingerprint(temporary / name) for name in sorted(files.files_in(temporary))}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         _remove(final)
         temporary.rename(final)
         for old in checkpoints_in(folder)[:-keep]:
             _remove(old)
     accelerator.wait_for_everyone()
+
+
+def _together(write: Callable[[], Any], temporary: Path, accelerator: Accelerator) -> None:
+    """Calls `write` on every process. ValueError, on all: a disk did not take it; what was written of it is gone."""
+    fault = None
+    try:
+        with files.writing(temporary):
+            write()
+    except ValueError as error:
+        fault = str(error)
+    fault = first_error(fault)
+    if fault is not None:
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise ValueError(fault)
+
+
+def _seal(accelerator: Accelerator, temporary: Path, step: int) -> None:
+    """Adds the step and the manifest."""
+    if accelerator.is_main_process:
+        progress = {"step": step, "processes": accelerator.num_processes}
+        (temporary / PROGRESS).write_text(json.dumps(progress))
+        manifest = {name: _fingerprint(temporary / name) for name in sorted(files.files_in(temporary))}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -74,13 +103,14 @@ def _remove(checkpoint: Path) -> None:
 def restore(accelerator: Accelerator, folder: Path, say: Callable[[str], None]) -> Path | None:
     """Loads the newest whole checkpoint and returns it; None if there is none.
 
-    ValueError: there are some, and all are damaged.
+    ValueError: there are some, and all are damaged, or of a model of another shape.
     """
     checkpoints = checkpoints_in(folder)
     for checkpoint in reversed(checkpoints):
         fault = first_error(damage(checkpoint))
         if fault is None:
-            accelerator.load_state(str(checkpoint))
+            fault = first_error(_load(accelerator, checkpoint))
+        if fault is None:
             return checkpoint
         say(f"checkpoint {checkpoint} is damaged ({fault}); trying the one before")
     if checkpoints:
@@ -91,12 +121,53 @@ def restore(accelerator: Accelerator, folder: Path, say: Callable[[str], None]) 
     return None
 
 
+def _load(accelerator: Accelerator, checkpoint: Path) -> str | None:
+    """Fills what is trained, and all random states; what is wrong with a file, if one cannot be read.
+
+    ValueError: the weights are of a model of another shape.
+    """
+    random_states = checkpoint / f"random_states_{accelerator.process_index}.pkl"
+    try:
+        step_of(checkpoint)
+        if random_states.is_file():  # a process more than the run had so far keeps its own
+            load_plain(random_states)  # accelerate passes over one that cannot be read
+        # What accelerator.load_state does, but that unpickles whatever FORMER_PROGRESS holds.
+        load_accelerator_state(
+            str(checkpoint),
+            accelerator._models,
+            accelerator._optimizers,
+            schedulers=[],
+            dataloaders=[],
+            process_index=accelerator.process_index,
+            scaler=accelerator.scaler,
+            map_location="on_device" if accelerator.num_processes > 1 else "cpu",
+        )
+    except OSError:
+        raise
+    except Exception as error:  # pickle, zip, torch and safetensors each have their own
+        mismatch = re.search("size mismatch for .*", str(error))
+        if mismatch:
+            raise ValueError(f"{checkpoint} is of another model ({mismatch[0]}); choose another run.dir") from None
+        # Of torch's message only the kind: it advises to unpickle whatever the file holds.
+        return f"a file is not what was written: {type(error).__name__}"
+    return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """How many optimizer steps a checkpoint is after. Any error: its file holds something else."""
+    if (checkpoint / PROGRESS).is_file():
+        return int(json.loads((checkpoint / PROGRESS).read_text())["step"])
+    return int(load_plain(checkpoint / FORMER_PROGRESS)["step"])
+
+
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files; None if they are those that were written."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
     except (OSError, ValueError):
         return f"{MANIFEST} is missing or cannot be read"
+    if not _is_manifest(manifest):
+        return f"{MANIFEST} does not say of each file its size and checksum"
     for name, (size, checksum) in manifest.items():
         path = checkpoint / name
         if not path.is_file():
@@ -105,7 +176,26 @@ def damage(checkpoint: Path) -> str | None:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
         if _fingerprint(path)[1] != checksum:
             return f"{name} has changed since it was written"
-    return None
+    try:
+        unnamed = [name for name in _required(checkpoint, manifest) if name not in manifest]
+    except (ValueError, TypeError, KeyError):
+        return f"{PROGRESS} cannot be read"
+    return f"{MANIFEST} does not name {', '.join(unnamed)}" if unnamed else None
+
+
+def _required(checkpoint: Path, manifest: dict) -> list[str]:
+    """The files that a checkpoint has whatever is trained. Any error: its progress cannot be read."""
+    processes = 1
+    if PROGRESS in manifest:
+        processes = json.loads((checkpoint / PROGRESS).read_text())["processes"]
+    states = [f"random_states_{process}.pkl" for process in range(processes)]
+    progress = FORMER_PROGRESS if FORMER_PROGRESS in manifest else PROGRESS
+    return ["model.safetensors", "optimizer.bin", progress, *states]
+
+
+def _is_manifest(content: Any) -> bool:
+    """Whether it is a dict from names to pairs."""
+    return isinstance(content, dict) and all(isinstance(pair, list) and len(pair) == 2 for pair in content.values())
 
 
 def _fingerprint(path: Path) -> list[int]:

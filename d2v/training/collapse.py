@@ -87,8 +87,8 @@ def knn_votes(
     """Scores of each class by weighted cosine k-NN: (Q, D), (G, D), (G,) integers from 0 -> (Q, C).
 
     The score of a class is the sum of exp(cosine / temperature) over those of the k nearest that have it (InstDisc,
-    arXiv 1805.01978). `same(rows of queries)` -> (rows, G) bool marks what may not be a neighbour: the query itself,
-    or samples of its speaker. Evaluations and health checks both vote by this.
+    arXiv 1805.01978), as a share of the nearest one's. `same(rows of queries)` -> (rows, G) bool marks what may not be
+    a neighbour: the query itself, or samples of its speaker. Evaluations and health checks both vote by this.
     """
     queries, bank = F.normalize(queries.float(), dim=1), F.normalize(bank.float(), dim=1)
     one_hot = F.one_hot(labels.long()).float()  # (G, C)
@@ -99,7 +99,9 @@ def knn_votes(
             # Weight exp(-inf) = 0, should fewer than k be left.
             similarity = similarity.masked_fill(same(rows), -math.inf)
         top, nearest = similarity.topk(min(k, len(bank)), dim=1)  # (rows, k)
-        scores.append(((top / temperature).exp().unsqueeze(2) * one_hot[nearest]).sum(dim=1))
+        # Weights by those of the nearest: no temperature makes them overflow. None may be left: then 0, as before.
+        weights = ((top - top[:, :1].clamp(min=-1)) / temperature).exp()  # (rows, k)
+        scores.append((weights.unsqueeze(2) * one_hot[nearest]).sum(dim=1))
     return torch.cat(scores)
 
 

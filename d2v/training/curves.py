@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from d2v.pictures import tidy, write_png
+from d2v.shown import in_figure
 
 if TYPE_CHECKING:  # matplotlib takes a second to import, and training does not need it
     from matplotlib.figure import Figure
 
-COLOURS = {"student": "#0072b2", "teacher": "#d55e00", "local": "#777777", "target": "#d55e00", "prediction": "#0072b2"}
+COLOURS = {
+    "student": "#0072b2",
+    "teacher": "#d55e00",
+    "local": "#777777",
+    "target": "#d55e00",
+    "prediction": "#0072b2",
+    "random init": "#bbbbbb",
+}
 
 
 class Panel(NamedTuple):
@@ -81,8 +89,9 @@ def confusion_figure(labels: np.ndarray, predicted: np.ndarray, classes: Sequenc
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     places = range(len(classes)) if len(classes) <= 80 else []
     axes.set(title="Confusion matrix", xlabel="predicted", ylabel="true class", xticks=places, yticks=places)
-    axes.set_xticklabels([classes[place] for place in places], rotation=90, fontsize=7)
-    axes.set_yticklabels([classes[place] for place in places], fontsize=7)
+    names = [in_figure(classes[place]) for place in places]
+    axes.set_xticklabels(names, rotation=90, fontsize=7)
+    axes.set_yticklabels(names, fontsize=7)
     if len(classes) <= 20:
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"
@@ -114,7 +123,7 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "") -> "Fig
         if len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend(frameon=False, fontsize=8)
     if title:
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(in_figure(title), fontsize=12)
     return figure
 
 
@@ -157,8 +166,8 @@ def spectrum_figure(spectra: Mapping[str, Any], title: str) -> "Figure":
         if not len(positive):
             raise ValueError(f"spectrum {name!r} has no positive value: these features are constant")
         places = np.arange(1, len(positive) + 1)
-        axes.plot(places, np.log10(positive), linewidth=1.5, label=name, color=COLOURS.get(name))
-    axes.set(title=title, xlabel="index, largest first", ylabel="log10 of the singular value")
+        axes.plot(places, np.log10(positive), linewidth=1.5, label=in_figure(name), color=COLOURS.get(name))
+    axes.set(title=in_figure(title), xlabel="index, largest first", ylabel="log10 of the singular value")
     tidy(axes)
     axes.legend(frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""Writes what `from_pretrained` loads: the teacher, beside it the student, and a short model card with numbers."""
+"""Writes what `from_pretrained` loads: the better of student and teacher, the other beside it, and a card."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,16 +7,23 @@ from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
 from d2v.files import replaced
 from d2v.objectives.common.objective import Objective
+from d2v.shown import in_markdown
 from d2v.training.verdict import Verdict
 
 
 def export(
-    objective: Objective, folder: Path, config: Config, save_preprocessor: Callable[[Path], None], card: str
+    objective: Objective, folder: Path, config: Config, save_preprocessor: Callable[[Path], None], card: str, best: str
 ) -> None:
-    """Replaces `folder` by a new export, whole or not at all: the teacher, and in its folder `student` the student."""
+    """Replaces `folder` by a new export, whole or not at all: the `best` of student and teacher.
+
+    The other one lies beside it, in a folder of its name; without a teacher there is none.
+    """
     with replaced(folder) as draft:
-        student, teacher = objective.encoders
-        for name, encoder, place in (("teacher", teacher, draft), ("student", student, draft / "student")):
+        encoders = dict(zip(("student", "teacher"), objective.encoders, strict=True))
+        if not len(objective.teacher):
+            del encoders["teacher"]
+        for name, encoder in encoders.items():
+            place = draft if name == best else draft / name
             encoder.save_pretrained(place)
             save_preprocessor(place)
             (place / "README.md").write_text(card.replace("{which}", name))
@@ -25,17 +32,7 @@ def export(
 
 def model_card(config: Config, records: list[dict], verdict: Verdict, report: list[str], parameters: int) -> str:
     """Markdown: how to load it, what it was trained on, and the numbers of the run."""
-    last: dict[str, float] = {}
-    for record in records:
-        last |= record
-    init = next((record for record in records if record["step"] == 0), {})
-    rows = []
-    for name in sorted(last):
-        if name.startswith(("student", "teacher", "local")):
-            rows.append(f"| {name} | {_number(init.get(name))} | {_number(last[name])} |")
-    for name in ("loss", "target_std", "prediction_std", "hidden_share", "grad_norm"):
-        if name in last:
-            rows.append(f"| {name} | | {_number(last[name])} |")
+    steps = records[-1]["step"] if records else 0
     text = [
         "---",
         "library_name: d2v",
@@ -43,8 +40,8 @@ def model_card(config: Config, records: list[dict], verdict: Verdict, report: li
         "---",
         f"# {config.modality} encoder ({{which}}), {config.objective.name}",
         "",
-        f"{parameters / 1e6:.1f} M parameters, {last.get('step', 0)} steps of {config.train.batch_size} samples.",
-        f"Verdict: {verdict.state}; {verdict.reason}",
+        f"{parameters / 1e6:.1f} M parameters, {steps} steps of {config.train.batch_size} samples.",
+        f"Verdict: {verdict.state}; {in_markdown(verdict.reason)}",
         "",
         "```python",
         "import d2v",
@@ -55,14 +52,30 @@ def model_card(config: Config, records: list[dict], verdict: Verdict, report: li
         "",
         "Data:",
         "",
-        *[f"- {line}" for line in report],
+        *[f"- {in_markdown(line)}" for line in report],
         "",
         "| measured | random init | end |",
         "|---|---|---|",
-        *rows,
+        *[f"| {' | '.join(row)} |" for row in measured(records)],
         "",
     ]
     return "\n".join(text)
+
+
+def measured(records: list[dict]) -> list[tuple[str, str, str]]:
+    """What a run measured: name, at the random init, at the end."""
+    last: dict[str, float] = {}
+    for record in records:
+        last |= record
+    init = next((record for record in records if record["step"] == 0), {})
+    rows = []
+    for name in sorted(last):
+        if name.startswith(("student", "teacher", "local")):
+            rows.append((name, _number(init.get(name)), _number(last[name])))
+    for name in ("loss", "target_std", "prediction_std", "hidden_share", "grad_norm"):
+        if name in last:
+            rows.append((name, "", _number(last[name])))
+    return rows
 
 
 def _number(value: float | None) -> str:

@@ -1,22 +1,37 @@
 """Health checks during a run: spread, rank and neighbours of pooled features, without touching the training."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from d2v.evaluation.class_names import class_names, complete, in_order, numbered
-from d2v.evaluation.features import pooled_features
+from d2v.evaluation.features import readable_features
 from d2v.models.encoder import D2vModel
 from d2v.protocols import Samples
+from d2v.reading import Reader
 from d2v.training.collapse import health, knn_leave_one_out
 
 
 class HealthCheck:
     """A fixed set of samples, with labels and groups where the data has them."""
 
-    def __init__(self, samples: Samples, *, limit: int, label: str, group: str, batch_size: int = 64):
-        """`limit` samples at equal distances; ValueError: the group column does not exist."""
-        self.samples, self.batch_size = samples, batch_size
+    def __init__(
+        self,
+        samples: Samples,
+        *,
+        limit: int,
+        label: str,
+        group: str,
+        batch_size: int = 64,
+        reader: Reader | None = None,
+    ):
+        """`limit` samples at equal distances; `reader` says what becomes of unreadable ones, None: they are an error.
+
+        ValueError: the group column does not exist.
+        """
+        self.samples, self.batch_size, self.reader = samples, batch_size, reader or Reader()
         self.indices = np.unique(np.linspace(0, len(samples) - 1, min(limit, len(samples))).astype(int))
         self.labels = _codes(samples, label, self.indices, required=False)
         self.groups = _codes(samples, group, self.indices, required=True) if group else None
@@ -25,8 +40,10 @@ class HealthCheck:
         self, student: D2vModel, teacher: D2vModel, device: torch.device
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Metrics of the last block of both and of the student's local features, and these features, (N, D) by name."""
-        of_student = pooled_features(student, self.samples, self.batch_size, device, indices=self.indices)
-        of_teacher = pooled_features(teacher, self.samples, self.batch_size, device, indices=self.indices, layer="last")
+        read, places = partial(readable_features, self.reader), {}
+        settings: tuple = (self.samples, self.batch_size, device)
+        places["student"], of_student = read(student, *settings, indices=self.indices)
+        places["teacher"], of_teacher = read(teacher, *settings, indices=self.indices, layer="last")
         arrays = {"student": of_student["last"], "teacher": of_teacher["last"], "local": of_student["local"]}
         features = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if not all(bool(x.isfinite().all()) for x in features.values()):
@@ -34,7 +51,8 @@ class HealthCheck:
         metrics = health(features)
         if self.labels is not None:
             for name in ("student", "teacher"):
-                metrics[f"{name}_knn"] = knn_leave_one_out(features[name], self.labels, groups=self.groups)
+                groups = None if self.groups is None else self.groups[places[name]]
+                metrics[f"{name}_knn"] = knn_leave_one_out(features[name], self.labels[places[name]], groups=groups)
         return metrics, features
 
 

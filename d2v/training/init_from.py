@@ -86,7 +86,7 @@ def read_weights(path: Path, setting: str = "train.init_from") -> Weights:
     folder = path / "export" if (path / "export" / "config.json").is_file() else path
     if (folder / "config.json").is_file():
         try:
-            encoder = load_whole(AutoModel, folder, local_files_only=True)
+            encoder = load_whole(AutoModel, folder, lambda name: name.startswith("head."), local_files_only=True)
         except ValueError as error:
             raise ValueError(f"{setting}: {error}") from None
         if not isinstance(encoder, D2vModel):

@@ -4,6 +4,8 @@ A batch is a function of (step, part): parts are processes times micro-batches.
 """
 
 import contextlib
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +24,13 @@ from d2v.training import checkpoint
 from d2v.training.collapse import singular_values
 from d2v.training.curves import plot_curves, plot_spectrum
 from d2v.training.distributed import all_sum
+from d2v.training.forecast import Forecast
 from d2v.training.health import HealthCheck
 from d2v.training.online_probe import OnlineProbe
-from d2v.training.optim import make_optimizer, scale_and_clip, skip_unless
+from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
 from d2v.training.run_log import History, Meter, Step
 from d2v.training.schedules import SCHEDULES, cosine_between
+from d2v.training.stopping import Stopping, ignore_signals
 from d2v.training.verdict import Verdict, judge
 from d2v.types import View
 
@@ -75,20 +79,24 @@ class Loop:
         self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.progress = checkpoint.Progress()
-        accelerator.register_for_checkpointing(self.progress)
         self.micro_batches = MicroBatches(
             batches, accelerator.process_index, accelerator.num_processes, train.accumulate
         )
         self.meter = Meter(self.folder / "bad_steps.jsonl", train.max_bad_steps)
         self.features: dict[str, Tensor] = {}
+        self.at_init: Tensor | None = None  # spectrum of the student's features, if this process saw step 0
         self.verdict = Verdict("too early", "no step yet")
+        self.was_finished = False  # when it was called
+        self.waited = 0.0  # seconds that the last step waited for data
 
     def __call__(self) -> Verdict:
         """Trains from where the run folder stands to train.steps.
 
-        ValueError: damaged checkpoints, or too many non-finite steps in a row.
+        SystemExit: Ctrl-C or SIGTERM asked for it; the run is saved. ValueError: damaged checkpoints, or too many
+        non-finite steps in a row.
         """
         self._resume()
+        self.meter.start = time.perf_counter()
         batches = self._batches()
         bar = tqdm(
             total=self.train.steps,
@@ -98,32 +106,60 @@ class Loop:
             unit="step",
         )
         self.model.train()
+        with Stopping(self.accelerator) as stopping:
+            self._train(batches, bar, stopping)
+        bar.close()
+        if not (self.was_finished or self.run.dry):
+            self.plot()
+        return self.verdict
+
+    def _train(self, batches: Iterator[tuple[list[View], list[str], float]], bar: tqdm, stopping: Stopping) -> None:
+        """Steps, each followed by what is due after it."""
+        forecast = Forecast(self.train.steps - self.progress.step, self.accelerator.device)
         while self.progress.step < self.train.steps and not self._stopped():
+            start = time.perf_counter()
             self._step(batches)
+            if forecast.add(start, self.waited):
+                self._say(forecast.line(self.objective, self.optimizer.optimizer, self.folder, self.run.keep))
+                if self.run.dry:
+                    return
             bar.update()
             step, last_step = self.progress.step, self.progress.step == self.train.steps
-            if step % self.run.log_every == 0 or last_step:
+            at_log_line = step % self.run.log_every == 0 or last_step
+            if at_log_line:
                 self._log(bar)
-            if step % self._every(self.run.probe.every) == 0 or last_step:
-                self._run_probe()
-            if step % self._every(self.run.health_every) == 0 or last_step:
-                self._check_health()
-                if self.run.stop_on_collapse and self._collapsed():
-                    self._say(f"stopping at step {step}: {self.verdict.reason}")
-                    break
-            if self.validation is not None and (self.validation.due(step) or last_step):
-                self.history.add({"step": step, **self.validation(step, self.accelerator)})
-            if step % self.run.save_every == 0 or last_step or self._stopped():
+            with self._aside(bar):
+                collapsed = self._measure(step, last_step)
+                if self.validation is not None and (self.validation.due(step) or last_step):
+                    self.history.add({"step": step, **self.validation(step, self.accelerator)})
+            asked = not last_step and stopping.is_asked(at_log_line=at_log_line)
+            if step % self.run.save_every == 0 or last_step or self._stopped() or collapsed or asked:
                 checkpoint.save(self.accelerator, self.folder / "checkpoints", step, self.run.keep)
-        bar.close()
-        self.plot()
-        return self.verdict
+            if collapsed:
+                self._say(f"stopping at step {step}: {self.verdict.reason}")
+                return
+            if asked:
+                bar.close()
+                command = shlex.join(sys.orig_argv)
+                self._say(f"stopped at step {step}, saved in {self.folder / 'checkpoints'}; go on by: {command}")
+                raise SystemExit(stopping.exit_code)
+
+    def _measure(self, step: int, last_step: bool) -> bool:
+        """The probe and the health check, where they are due; whether the run is to stop because it collapsed."""
+        if step % self._every(self.run.probe.every) == 0 or last_step:
+            self._run_probe()
+        if step % self._every(self.run.health_every) == 0 or last_step:
+            self._check_health()
+            return self.run.stop_on_collapse and self._collapsed()
+        return False
 
     def _resume(self) -> None:
         """Takes up weights, records and verdict where the run folder stands; at step 0 measures the random init."""
         last = checkpoint.restore(self.accelerator, self.folder / "checkpoints", self._say)
         if last is not None:
+            self.progress.step = checkpoint.step_of(last)
             self._say(f"resuming from step {self.progress.step} ({last})")
+        self.was_finished = self.progress.step >= self.train.steps
         self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
         if self.health is not None and self.history.records:
             self.verdict = judge(self.history.records)
@@ -137,20 +173,24 @@ class Loop:
         Losses are sums: what they are divided by is the count of predictions of all processes and micro-batches.
         """
         train, world, step = self.train, self.accelerator.num_processes, self.progress.step
+        before = [x.clone() for x in self.objective.remembered()]
         lr = self._set_rates(step)
         self.objective.begin_step(step, train.steps)
         sums = torch.zeros(2, device=self.accelerator.device)
         guess = torch.ones((), device=self.accelerator.device)
         ids: list[str] = []
+        self.waited = 0.0
         for micro in range(train.accumulate):
             views, names, waited = next(batches)
             ids += names
+            self.waited += waited
             last = micro == train.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self.model(views)
                 if micro == 0:
                     # Keeps fp16 gradients near 1; exact only without accumulation, hence the correction below.
                     guess = all_sum(loss.count.float()) * train.accumulate / world
+                    guess = torch.where(guess > 0, guess, 1.0)  # no prediction in these micro-batches
                 self.accelerator.backward(loss.total / guess)
             sums += torch.stack([loss.total.detach().float(), loss.count.float()])
             self.meter.add_micro(loss.metrics, waited, _num_samples(views))
@@ -158,16 +198,32 @@ class Loop:
         self.accelerator.unscale_gradients()
         self.objective.adjust_gradients(step, train.steps)
         norm = scale_and_clip(self.parameters, world * guess / count, train.clip, each=train.clip_each)
-        finite = torch.isfinite(norm) & torch.isfinite(total)
-        if self.accelerator.scaler is None:  # fp16's scaler tells the optimizer itself
+        finite = torch.isfinite(norm) & torch.isfinite(total)  # without predictions the norm is 0 times infinity
+        bad = ~finite & ~self._backs_off(total, count)
+        self._take_if(finite)
+        put_back_unless(finite, self.objective.remembered(), before)
+        rates = {"lr": lr}
+        if len(self.objective.teacher):
+            rates["ema_decay"] = self.objective.ema_decay(step + 1, train.steps)
+            if train.update_teacher:
+                self.objective.update_teacher(rates["ema_decay"], finite)
+        self.progress.step += 1
+        self.meter.add_step(Step(step, total / count, norm, finite, bad, count, ids, rates))
+
+    def _take_if(self, finite: Tensor) -> None:
+        """The optimizer's step, which changes nothing unless `finite` ()."""
+        if self.accelerator.scaler is None:
             skip_unless(finite, self.optimizer.optimizer)
+        elif not finite:  # fp16's scaler, which has looked at the gradients before, waits for the device anyway
+            self.optimizer.zero_grad()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        decay = self.objective.ema_decay(step + 1, train.steps)
-        if train.update_teacher:
-            self.objective.update_teacher(decay)
-        self.progress.step += 1
-        self.meter.add_step(Step(step, total / count, norm, finite, ids, {"lr": lr, "ema_decay": decay}))
+
+    def _backs_off(self, total: Tensor, count: Tensor) -> Tensor:
+        """Whether gradients that are not finite are of fp16's scale alone, which falls until they are, () bool."""
+        scaler = self.accelerator.scaler
+        can_fall = scaler is not None and scaler.get_scale() > 1
+        return torch.isfinite(total) & (count > 0) & can_fall
 
     def _set_rates(self, step: int) -> float:
         """Gives each parameter group its learning rate and weight decay; the learning rate of most."""
@@ -195,6 +251,7 @@ class Loop:
             batch_size=None,
             sampler=numbers,
             num_workers=self.run.workers,
+            worker_init_fn=ignore_signals,
             collate_fn=_as_is,
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),  # of its own: the global one belongs to dropout
@@ -202,7 +259,10 @@ class Loop:
         source = iter(loader)
         while True:
             start = time.perf_counter()
-            views, ids = next(source)
+            try:
+                views, ids = next(source)
+            except ValueError as error:
+                raise ValueError(_message(error)) from error
             views = [View(*view).to(self.accelerator.device) for view in views]
             yield views, ids, time.perf_counter() - start
 
@@ -222,10 +282,22 @@ class Loop:
         if error:
             raise ValueError(error)
 
+    @contextlib.contextmanager
+    def _aside(self, bar: tqdm) -> Iterator[None]:
+        """What is measured in between is no training: neither samples per second nor the time to go count it."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.meter.start += seconds
+        if not bar.disable:
+            bar.start_t += seconds
+
     def _check_health(self) -> None:
         """Measures on the main process; the model's mode and all random states stay as they are."""
         if self.health is not None and self.accelerator.is_main_process:
             metrics, self.features = self.health(*self.objective.encoders, self.accelerator.device)
+            if self.progress.step == 0 and self.features:
+                self.at_init = singular_values(self.features["student"])
             self.history.add({"step": self.progress.step, "total_steps": self.train.steps, **metrics})
             self.verdict = judge(self.history.records)
             self.accelerator.log(metrics, step=self.progress.step)
@@ -255,12 +327,20 @@ class Loop:
         if self.accelerator.is_main_process:
             plot_curves(self.history.records, self.folder / "curves.png")
             spectra = {name: singular_values(x) for name, x in self.features.items()}
+            if self.at_init is not None and spectra:
+                spectra["random init"] = self.at_init
             drawn = {name: values for name, values in spectra.items() if values.any()}  # constant features have none
             if drawn:
                 plot_spectrum(drawn, self.folder / "spectrum.png")
 
     def _say(self, text: str) -> None:
         self.accelerator.print(text)
+
+
+def _message(error: ValueError) -> str:
+    """Its last line: one of a data loading process begins with a traceback."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[-1].removeprefix("ValueError: ")
 
 
 def _as_is(sample: Any) -> Any:

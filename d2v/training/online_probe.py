@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from d2v.evaluation.config import EvaluateConfig
-from d2v.evaluation.features import pooled_features
+from d2v.evaluation.features import readable_features
 from d2v.evaluation.scoring import evaluate_features
 from d2v.evaluation.splits import EvaluationSplit, label_splits
 from d2v.protocols import Samples
+from d2v.reading import Reader
 from d2v.settings import check_fields, setting
 
 
@@ -35,8 +36,12 @@ class ProbeConfig:
 class OnlineProbe:
     """k-NN accuracy of student and teacher during training, on samples that are chosen once for the whole run."""
 
-    def __init__(self, train: Samples, test: Samples | None, config: ProbeConfig):
-        """ValueError: labels that are missing, of one class only, or in the test split alone."""
+    def __init__(self, train: Samples, test: Samples | None, config: ProbeConfig, reader: Reader | None = None):
+        """`reader` says what becomes of unreadable samples, None: they are an error.
+
+        ValueError: labels that are missing, of one class only, or in the test split alone.
+        """
+        self.reader = reader or Reader()
         self.settings = EvaluateConfig(
             train_split=config.train_split,
             test_split=config.test_split,
@@ -60,14 +65,17 @@ class OnlineProbe:
 
     def _accuracy(self, encoder, device: torch.device) -> float | None:
         """Of one encoder; None if a feature is not finite."""
-        train = self._pooled(encoder, self.train, device)
-        test = None if self.test is None else self._pooled(encoder, self.test, device)
-        if not np.isfinite(train).all() or (test is not None and not np.isfinite(test).all()):
+        near, train = self._pooled(encoder, self.train, device)
+        far, test = (None, None) if self.test is None else self._pooled(encoder, self.test, device)
+        if not np.isfinite(near).all() or (far is not None and not np.isfinite(far).all()):
             return None
-        (score,) = evaluate_features(train, test, self.train, self.test, self.settings, device).values()
+        (score,) = evaluate_features(near, far, train, test, self.settings, device).values()
         return score / 100
 
-    def _pooled(self, encoder, split: EvaluationSplit, device: torch.device) -> np.ndarray:
-        """(N, D) of the last layer."""
+    def _pooled(self, encoder, split: EvaluationSplit, device: torch.device) -> tuple[np.ndarray, EvaluationSplit]:
+        """(N, D) of the last layer, and the samples that could be read."""
         size = self.settings.batch_size
-        return pooled_features(encoder, split.samples, size, device, indices=split.indices, layer="last")["last"]
+        places, features = readable_features(
+            self.reader, encoder, split.samples, size, device, indices=split.indices, layer="last"
+        )
+        return features["last"], split.some(places)

@@ -46,11 +46,33 @@ def make_optimizer(objective: Objective, train: OptimizerSettings) -> torch.opti
             _clear_momentum(optimizer)
         return optimizer
     adapted = [{**group, "always_adapt": group["decays"]} for group in groups]
-    return Lars(adapted, lr=train.lr, momentum=train.momentum, trust_coeff=0.001)
+    optimizer = SkippableLars(adapted, lr=train.lr, momentum=train.momentum, trust_coeff=0.001)
+    if train.momentum:
+        _clear_momentum(optimizer)
+    return optimizer
 
 
-def _clear_momentum(optimizer: torch.optim.SGD) -> None:
-    """torch fills it in the first step, and leaves it as memory was if that one is skipped."""
+class SkippableLars(Lars):
+    """LARS whose step changes nothing where `found_inf` () is 1, as torch's fused optimizers do."""
+
+    found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One step of all parameters that have a gradient."""
+        changed = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    changed += [parameter, *self.state[parameter].values()]
+        before = [x.clone() for x in changed]
+        super().step(closure)
+        if self.found_inf is not None:
+            put_back_unless(self.found_inf == 0, changed, before)
+
+
+def _clear_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """It is filled in the first step, and stays as memory was if that one is skipped."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -125,15 +147,13 @@ def scale_and_clip(parameters: list[nn.Parameter], scale: Tensor, max_norm: floa
     return norm
 
 
-@torch.no_grad()
 def skip_unless(finite: Tensor, optimizer: Any) -> None:
-    """The next step of AdamW and SGD changes nothing unless `finite` ().
-
-    LARS, which cannot be told, follows its momentum and its decay.
-    """
+    """The next step of an optimizer of make_optimizer changes nothing unless `finite` ()."""
     optimizer.found_inf = (~finite).float()
-    if isinstance(optimizer, Lars):
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.copy_(torch.where(finite, parameter.grad, 0.0))
+
+
+@torch.no_grad()
+def put_back_unless(finite: Tensor, tensors: list[Tensor], before: list[Tensor]) -> None:
+    """Each of `tensors` becomes what it was `before` unless `finite` (); nobody waits for the device."""
+    for x, old in zip(tensors, before, strict=True):
+        x.copy_(torch.where(finite, x, old))

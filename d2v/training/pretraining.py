@@ -3,25 +3,32 @@
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from omegaconf import OmegaConf
 
 from d2v import files, plugins
 from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
 from d2v.evaluation.splits import labelled_data
 from d2v.objectives.common.objective import Objective
+from d2v.protocols import ScoredSplit
+from d2v.reading import Limit, Reader
 from d2v.training.checkpoint import checkpoints_in
-from d2v.training.export import export, model_card
+from d2v.training.export import export, measured, model_card
+from d2v.training.forecast import where
 from d2v.training.health import HealthCheck
 from d2v.training.init_from import bring_preparation, start_from
 from d2v.training.loop import Loop
 from d2v.training.online_probe import OnlineProbe
+from d2v.training.page import Summary, write_page
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
-from d2v.training.setup import build_objective, open_accelerator, open_trackers
-from d2v.training.verdict import Verdict
+from d2v.training.same_data import DataCheck
+from d2v.training.setup import build_objective, dry_folder, open_accelerator, open_trackers
+from d2v.training.verdict import Verdict, better
 
-FILES = (*LOOP_FILES, "spectrum.png")
+FILES = (*LOOP_FILES, "spectrum.png", "report.html")
 
 
 def pretrain(config: Config) -> None:
@@ -32,14 +39,27 @@ def pretrain(config: Config) -> None:
     modality = plugins.load("d2v.modalities", config.modality)
     check_apart(folder, _sources(config, modality))
     accelerator = open_accelerator(config.train, config.run, unused=config.model.trunk.drops_layers)
+    accelerator.print(where(accelerator))
+    with dry_folder(config.run, accelerator):
+        _run(config, modality, accelerator)
+    accelerator.end_training()
+
+
+def _run(config: Config, modality, accelerator: Accelerator) -> None:
+    """Trains in run.dir, which other processes of the same command read, and the main process writes."""
+    folder = Path(config.run.dir)
     with files.locked(folder) if accelerator.is_main_process else nullcontext():
         new = new_run(folder, FILES, modality.PREPARED, overwrite=config.run.overwrite)
         with new if accelerator.is_main_process else nullcontext():
             loop, report = assemble(config, modality, accelerator)
         verdict = loop()
-        if accelerator.is_main_process:
-            _finish(config, modality, loop, verdict, report)
-    accelerator.end_training()
+        if not accelerator.is_main_process or config.run.dry:
+            return
+        if loop.was_finished and files.is_whole(folder / "export"):
+            print(f"{folder} holds this run, finished: nothing is changed")
+        else:
+            _write_results(config, modality, loop, verdict, report)
+        _say_how_it_stands(folder, verdict)
 
 
 def _sources(config: Config, modality) -> dict:
@@ -67,6 +87,9 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
     report = samples.report.lines()
     accelerator.print("\n".join(report))
+    numbers = vars(config.objective).get("num_samples") is not None
+    same_data = DataCheck(accelerator, folder, run, remembers=config.objective.name if numbers else "")
+    same_data(config.data.path, [ScoredSplit(samples, np.arange(len(samples)), ())])
     open_trackers(accelerator, config)
 
     set_seed(train.seed)
@@ -78,15 +101,18 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     accelerator.print(f"encoder: {size}; {train.steps} steps of {train.batch_size} samples")
 
     bad_log = BadSamples(folder / "bad_samples.jsonl")
-    batches = modality.batches(samples, config.data, config.frontend, train.batch_size, train.seed, bad_log)
+    limited = Limit(bad_log, config.data.max_bad_share, len(samples))
+    batches = modality.batches(samples, config.data, config.frontend, train.batch_size, train.seed, limited)
     health = probe = None
     if accelerator.is_main_process:
-        health = health_check(config, modality, samples, folder)
-        probe = online_probe(config, modality, folder) if run.probe.path else None
+        reader = Reader(config.data.max_bad_share, bad_log)
+        health = health_check(config, modality, samples, folder, reader)
+        probe = online_probe(config, modality, folder, reader) if run.probe.path else None
     objective.check(batches(0, 0, train.batch_size)[0])  # of one sample
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
         save_yaml(config.as_dict(), folder / "config.yaml")
+        same_data.save()
     return Loop(objective, batches, train=train, run=run, accelerator=accelerator, health=health, probe=probe), report
 
 
@@ -95,7 +121,7 @@ def num_parameters(objective: Objective) -> int:
     return sum(p.numel() for p in objective.student["encoder"].parameters())
 
 
-def health_check(config: Config, modality, samples, folder: Path) -> HealthCheck:
+def health_check(config: Config, modality, samples, folder: Path, reader: Reader) -> HealthCheck:
     """On the training samples, or on evaluate.path where that names labelled data."""
     evaluate = config.evaluate
     if evaluate.path:
@@ -112,10 +138,11 @@ def health_check(config: Config, modality, samples, folder: Path) -> HealthCheck
         label=evaluate.label,
         group=evaluate.group,
         batch_size=evaluate.batch_size,
+        reader=reader,
     )
 
 
-def online_probe(config: Config, modality, folder: Path) -> OnlineProbe:
+def online_probe(config: Config, modality, folder: Path, reader: Reader) -> OnlineProbe:
     """k-NN on run.probe.path. ValueError: no usable samples or labels there."""
     probe = config.run.probe
     data = labelled_data(config.data, probe.path, probe.label)
@@ -123,18 +150,51 @@ def online_probe(config: Config, modality, folder: Path) -> OnlineProbe:
     def samples(split: str):
         return modality.Samples(data, config.frontend, split=split, folder=folder)
 
-    return OnlineProbe(samples(probe.train_split), samples(probe.test_split) if probe.test_split else None, probe)
+    test = samples(probe.test_split) if probe.test_split else None
+    return OnlineProbe(samples(probe.train_split), test, probe, reader)
 
 
-def _finish(config: Config, modality, loop: Loop, verdict: Verdict, report: list[str]) -> None:
-    """Exports the encoder and says how the run stands."""
+def _write_results(config: Config, modality, loop: Loop, verdict: Verdict, report: list[str]) -> None:
+    """Exports the encoder, and writes the page."""
     folder = Path(config.run.dir)
 
     def save_preprocessor(place: Path) -> None:
         modality.save_preprocessor(place, folder, config.data, config.frontend)
 
+    best = better(loop.history.records) if len(loop.objective.teacher) else "student"
     card = model_card(config, loop.history.records, verdict, report, num_parameters(loop.objective))
-    export(loop.objective, folder / "export", config, save_preprocessor, card)
+    export(loop.objective, folder / "export", config, save_preprocessor, card, best)
+    _write_page(config, loop, verdict, report)
+
+
+def _say_how_it_stands(folder: Path, verdict: Verdict) -> None:
     advice = f" Advice: {verdict.advice}." if verdict.advice else ""
     print(f"verdict: {verdict.state}: {verdict.reason}.{advice}")
-    print(f"encoder in {folder / 'export'}, curves in {folder / 'curves.png'}")
+    other = next((name for name in ("student", "teacher") if (folder / "export" / name).is_dir()), "")
+    which = f" (the {'teacher' if other == 'student' else 'student'}; the {other} is in {folder / 'export' / other})"
+    print(f"encoder in {folder / 'export'}{which if other else ''}")
+    print(f"report in {folder / 'report.html'}, curves in {folder / 'curves.png'}")
+
+
+def _write_page(config: Config, loop: Loop, verdict: Verdict, report: list[str]) -> None:
+    """The run as a page for a person."""
+    folder, health = Path(config.run.dir), loop.health
+    if health is None:
+        return
+    steps = f"{loop.progress.step} of {config.train.steps} steps"
+    data = config.data.path if isinstance(config.data.path, str) else "..."
+    summary = Summary(
+        title=f"{config.objective.name} on {config.modality}: {folder.name}, {steps}",
+        state=verdict.state,
+        reason=verdict.reason,
+        advice=verdict.advice,
+        numbers=measured(loop.history.records),
+        report=report,
+        settings=OmegaConf.to_yaml(OmegaConf.create(config.as_dict())),
+        commands=[
+            f"d2v embed {folder}/config.yaml model={folder}/export data.path={data} out=features.parquet",
+            f"d2v evaluate {folder}/config.yaml model={folder}/export data.path={data}",
+            f"d2v convert {folder}/export encoder.onnx",
+        ],
+    )
+    write_page(folder, summary, health.samples, health.indices, loop.features.get("student"))

@@ -16,7 +16,14 @@ from d2v.config.schema import RESULT_SECTIONS
 from d2v.training.checkpoint import MANIFEST, checkpoints_in, files_of
 
 CONFIG = "config.yaml"
-LOOP_FILES = (CONFIG, "metrics.jsonl", "bad_steps.jsonl", "bad_samples.jsonl", "curves.png")  # of every run
+LOOP_FILES = (
+    CONFIG,
+    "samples.json",
+    "metrics.jsonl",
+    "bad_steps.jsonl",
+    "bad_samples.jsonl",
+    "curves.png",
+)  # of every run
 EXPORT = "export"
 # Where a run that is being replaced waits, whole, until the new one stands; MOVING: part of it, on its way.
 ASIDE, MOVING = ".former.d2v-tmp", ".former-part.d2v-tmp"
@@ -205,5 +212,4 @@ class BadSamples:
         self.path = path
 
     def __call__(self, sample: str, reason: str) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"sample": sample, "reason": reason}) + "\n")
+        files.append(self.path, json.dumps({"sample": sample, "reason": reason}))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from d2v.files import written
+from d2v.files import append, written
 from d2v.training.distributed import all_sum, mean_of_metrics
 
 
@@ -19,8 +19,10 @@ class Step(NamedTuple):
     loss: Tensor  # (), of one prediction
     norm: Tensor  # (), of the gradient before clipping
     finite: Tensor  # () bool: the step was taken
+    bad: Tensor  # () bool: it was not, and not for fp16's scale alone
+    count: Tensor  # () predictions
     samples: list[str]
-    rates: dict[str, float]  # learning rate and EMA decay
+    rates: dict[str, float]  # learning rate and, where there is a teacher, its EMA decay
 
 
 class LogLine(NamedTuple):
@@ -40,15 +42,17 @@ class Meter:
         self._clear()
 
     def _clear(self) -> None:
-        self.metrics: dict[str, Tensor] = {}
+        self.metrics: dict[str, tuple] = {}  # the sum over micro-batches, and over how many
         self.steps: list[Step] = []
-        self.micro, self.waited, self.samples, self.start = 0, 0.0, 0, time.perf_counter()
+        self.waited, self.samples, self.start = 0.0, 0, time.perf_counter()
 
     def add_micro(self, metrics: dict[str, Tensor], waited: float, samples: int) -> None:
         """One micro-batch."""
         for name, value in metrics.items():
-            self.metrics[name] = self.metrics[name] + value.detach() if name in self.metrics else value.detach()
-        self.micro += 1
+            value = value.detach()
+            finite = value.isfinite()  # a micro-batch without predictions has no spread
+            total, number = self.metrics.get(name, (0.0, 0.0))
+            self.metrics[name] = (total + torch.where(finite, value, 0.0), number + finite.float())
         self.waited += waited
         self.samples += samples
 
@@ -61,10 +65,10 @@ class Meter:
         loss = torch.stack([step.loss for step in self.steps]).cpu()
         norm = torch.stack([step.norm for step in self.steps]).cpu()
         finite = torch.stack([step.finite for step in self.steps]).cpu()
-        error = self._count_bad(loss.tolist(), norm.tolist(), finite.tolist(), write)
+        error = self._count_bad(loss.tolist(), norm.tolist(), write)
         good = finite if finite.any() else torch.ones_like(finite)
         record = {"loss": loss[good].mean().item(), "grad_norm": norm[good].mean().item()}
-        metrics = mean_of_metrics({name: value / self.micro for name, value in self.metrics.items()})
+        metrics = mean_of_metrics({name: total / number for name, (total, number) in self.metrics.items()})
         record |= {name: value.item() for name, value in metrics.items()}
         record |= self.steps[-1].rates
         record["skipped"] = float((~finite).sum())
@@ -74,22 +78,44 @@ class Meter:
         self._clear()
         return LogLine(record, speed, error)
 
-    def _count_bad(self, losses: list[float], norms: list[float], finite: list[bool], write: bool) -> str | None:
+    def _count_bad(self, losses: list[float], norms: list[float], write: bool) -> str | None:
         """Writes down the steps that were not finite; what must stop the run if there are too many in a row."""
         error = None
-        for step, loss, norm, good in zip(self.steps, losses, norms, finite, strict=True):
-            self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
-            if not good and write:
-                entry = {"step": step.number, "loss": loss, "grad_norm": norm, "samples": step.samples}
-                with self.bad_steps.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
+        finite = torch.stack([step.finite for step in self.steps]).tolist()
+        bad = torch.stack([step.bad for step in self.steps]).tolist()
+        counts = torch.stack([step.count for step in self.steps]).tolist()
+        for number, step in enumerate(self.steps):
+            if finite[number]:
+                self.bad_in_a_row = 0
+            if not bad[number]:
+                continue
+            self.bad_in_a_row += 1
+            if write:
+                entry = {
+                    "step": step.number,
+                    "loss": losses[number],
+                    "grad_norm": norms[number],
+                    "predictions": int(counts[number]),
+                    "samples": step.samples,
+                }
+                append(self.bad_steps, json.dumps(entry))
             if self.bad_in_a_row >= self.max_bad_steps:
+                what = (
+                    "gave a loss or gradient that is not finite"
+                    if counts[number]
+                    else "had nothing to predict (no token is hidden)"
+                )
                 error = (
-                    f"{self.bad_in_a_row} steps in a row, up to step {step.number}, gave a loss or gradient that is "
-                    f"not finite; samples: {self.bad_steps}. Lower train.lr, lengthen train.warmup_steps, or mend "
-                    f"those samples (train.max_bad_steps={self.max_bad_steps})"
+                    f"{self.bad_in_a_row} steps in a row, up to step {step.number}, {what}; "
+                    f"samples: {self.bad_steps}. {self._advice(bool(counts[number]))} "
+                    f"(train.max_bad_steps={self.max_bad_steps})"
                 )
         return error
+
+    def _advice(self, predicts: bool) -> str:
+        if predicts:
+            return "Lower train.lr, lengthen train.warmup_steps, or mend those samples"
+        return "Hide more tokens (the settings of masks in data), or leave out those samples"
 
 
 class History:
@@ -111,8 +137,7 @@ class History:
         """One more record."""
         self.records.append(record)
         if self.write:
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append(self.path, json.dumps(record))
 
 
 def _parse(line: str) -> dict | None:

@@ -1,10 +1,17 @@
 """How a run starts: its processes, its trackers and a new objective."""
 
 import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
 from transformers.utils.logging import disable_progress_bar
 
 from d2v import plugins
@@ -21,15 +28,61 @@ def open_accelerator(train: TrainConfig, run: RunConfig, *, unused: bool) -> Acc
     """The processes of a run, whose loop shows the only bar. `unused`: some steps give some parameters no gradient."""
     datasets.disable_progress_bars()
     disable_progress_bar()
+    _check_launch()
+    several_on_cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
     accelerator = Accelerator(
+        cpu=several_on_cpu,
         mixed_precision=train.mixed_precision,
         log_with=run.trackers or None,
         project_dir=run.dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        kwargs_handlers=[data_parallel(unused=unused)],
     )
+    asked = int(os.environ.get("WORLD_SIZE", 1))
+    if asked != accelerator.num_processes:
+        raise ValueError(
+            f"WORLD_SIZE is {asked}, but {accelerator.num_processes} of them train together; start as many as "
+            "there are devices, by accelerate launch or torchrun"
+        )
     if accelerator.device.type == "cpu":
         keep_freed_memory()  # here alone a run chooses it
     return accelerator
+
+
+def _check_launch() -> None:
+    """ValueError: accelerate launch was asked for several processes on the CPU, of which it starts one, silently."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if on_cpu and by_accelerate and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "accelerate launch --cpu was asked for several processes and has started one, as it does without mpirun; "
+            "give --num_processes 1, or: torchrun --nproc_per_node 2 -m d2v pretrain CONFIG ..."
+        )
+
+
+@contextmanager
+def dry_folder(run: RunConfig, accelerator: Accelerator) -> Iterator[None]:
+    """Within it a run with run.dry writes to a folder that then goes."""
+    if not run.dry:
+        yield
+        return
+    wanted, places = run.dir, [tempfile.mkdtemp() if accelerator.is_main_process else None]
+    broadcast_object_list(places)
+    run.dir = str(places[0])
+    try:
+        yield
+    finally:
+        run.dir = wanted
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(str(places[0]), ignore_errors=True)
+
+
+def data_parallel(*, unused: bool) -> DistributedDataParallelKwargs:
+    """How processes share a model; `unused`: some steps give some parameters no gradient.
+
+    Buffers are not sent around: what a method remembers changes equally everywhere, from gathered rows.
+    """
+    return DistributedDataParallelKwargs(find_unused_parameters=unused, broadcast_buffers=False)
 
 
 def open_trackers(accelerator: Accelerator, config: OneModality) -> None:
@@ -53,7 +106,9 @@ def build_objective(config: Config, num_samples: int) -> Objective:
     settings = config.objective
     if vars(settings).get("num_samples") == 0:
         settings = dataclasses.replace(settings, num_samples=num_samples)
-    return plugins.load("d2v.objectives", settings.name).build(encoder, settings)
+    objective = plugins.load("d2v.objectives", settings.name).build(encoder, settings)
+    objective.seed = config.train.seed
+    return objective
 
 
 def checkpoint_activations(encoder: D2vModel, wanted: bool) -> None:

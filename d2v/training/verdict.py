@@ -8,6 +8,7 @@ random init, do.
 import math
 from typing import Literal, NamedTuple
 
+MIN_STEPS = 100  # before which a run that shows no clear gain is not called healthy, however short it is
 EARLY = 0.1  # share of the steps before which nothing is judged but a loss that is not finite: warm-up
 MIN_TARGET_STD, MIN_PREDICTION_STD = 0.1, 0.01  # fairseq's stop conditions
 MIN_SPREAD = 0.05  # of embeddings; 1 where their directions are even
@@ -85,10 +86,32 @@ def judge(history: list[dict]) -> Verdict:
     rank = run.checks[-1].rank
     if state != "healthy" and not learns and rank < LOW_RANK * run.init.rank:
         reason = f"{_kind(rank)}; {reason}"
-    growth = _relative_loss_ratio(run)
-    if state == "healthy" and not learns and growth > 2:
-        state, reason = "collapsing", f"loss is {growth:.1f} times that of the first steps; {reason}"
-    return Verdict(state, reason, "" if state == "healthy" else _advice(run))
+    if state == "healthy" and not learns:
+        state, reason = _doubts(run, reason)
+    return Verdict(state, reason, "" if state in ("healthy", "too early") else _advice(run))
+
+
+def better(records: list[dict]) -> str:
+    """Which of "student" and "teacher" a run recommends: by k-NN, or the effective rank of features without labels.
+
+    By the last check that has both; where they are equal it is the teacher, as published.
+    """
+    for record in reversed(records):
+        for name in ("knn", "rank"):
+            student, teacher = record.get(f"student_{name}"), record.get(f"teacher_{name}")
+            if student is not None and teacher is not None:
+                return "student" if student > teacher else "teacher"
+    return "teacher"
+
+
+def _doubts(run: Course, reason: str) -> tuple[State, str]:
+    """What becomes of `healthy` where no clear gain speaks for it, and why."""
+    growth, steps = _relative_loss_ratio(run), run.records[-1]["step"]
+    if growth > 2:
+        return "collapsing", f"loss is {growth:.1f} times that of the first steps; {reason}"
+    if steps < MIN_STEPS:
+        return "too early", f"{steps} steps show nothing yet; {reason}"
+    return "healthy", reason
 
 
 def read_course(history: list[dict]) -> Course:
@@ -124,6 +147,8 @@ def _state(init: Check, checks: list[Check], gain: float | None, progress: float
         return "collapsing"
     if gain is not None and gain < -CLEAR_GAIN and progress > KNN_STEPS:
         return "collapsing"
+    if progress > KNN_STEPS and _is_worse(init, last):
+        return "collapsing"
     # Late collapse: more than half of what had been gained is gone again, though k-NN still stands above the init.
     labelled = [check for check in checks if check.student_knn is not None]
     best = max(labelled, key=lambda check: check.student_knn or 0.0, default=last)
@@ -144,6 +169,15 @@ def knn_gain(before: Check, after: Check) -> float | None:
         if gain > CLEAR_GAIN:
             return gain
     return _in_standard_errors(before.student_knn, after.student_knn, after.num_samples)
+
+
+def _is_worse(init: Check, last: Check) -> bool:
+    """Whether even the better of student and teacher, which is exported, is below its random init by its error."""
+    gains = []
+    for before, after in ((init.student_knn, last.student_knn), (init.teacher_knn, last.teacher_knn)):
+        if before is not None and after is not None:
+            gains.append(_in_standard_errors(before, after, last.num_samples))
+    return bool(gains) and max(gains) < -1
 
 
 def _in_standard_errors(before: float, after: float, num_samples: int) -> float:

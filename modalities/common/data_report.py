@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from d2v.evaluation.class_names import in_order, names_of
+from d2v.shown import printable
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Report:
         if self.classes is not None:
             counts = [f"{name} {count}" for name, count in self.classes.items()]
             text.append(f"classes: {len(counts)}: {', '.join(counts[:20])}{', ...' if len(counts) > 20 else ''}")
-        return text + self.notes
+        return [printable(line) for line in text + self.notes]
 
     def check(self, max_bad_share: float, where: Any) -> None:
         """ValueError: nothing is usable, or the share of unreadable and too short samples exceeds `max_bad_share`."""

@@ -224,6 +224,7 @@ def labelled(opened: Opened, batches: Batches, save_preprocessor: Callable[[Path
     names = opened.names
     return Labelled(
         batches=batches,
+        training=ScoredSplit(opened.train, opened.indices, np.asarray(opened.labels)[opened.indices]),
         splits=opened.splits,
         head=_head(names),
         score=_score_numbers if names is None else _score_classes,

@@ -178,13 +178,11 @@ def decode_mask(path: Path, wanted: tuple[int, int]) -> Image.Image:
     try:
         with Image.open(_file(path)) as image:
             image.load()
-            if image.mode not in ("L", "P"):
-                raise ValueError(
-                    f"mask {path} is of mode {image.mode}; class numbers are grey (L) or a palette's (P) of 8 bits"
-                )
-            mask = Image.fromarray(np.array(image))
-    except OSError as error:
+            mode, mask = image.mode, Image.fromarray(np.array(image))
+    except UNREADABLE as error:
         raise ValueError(f"mask {path} cannot be read: {type(error).__name__}: {error}") from None
+    if mode not in ("L", "P"):
+        raise ValueError(f"mask {path} is of mode {mode}; class numbers are grey (L) or a palette's (P) of 8 bits")
     if size(mask) != wanted:
         raise ValueError(f"mask {path} has {mask.width} x {mask.height} pixels, its image {wanted[1]} x {wanted[0]}")
     return mask
@@ -286,6 +284,17 @@ def evaluation(image: Any, image_size: int, eval_crop: float, interpolation: v2.
     image = F.resize(image, [round(image_size / eval_crop)], interpolation=interpolation, antialias=True)
     height, width = size(image)
     return F.crop(image, (height - image_size) // 2, (width - image_size) // 2, image_size, image_size)
+
+
+def shown(image: Image.Image | Tensor) -> Image.Image:
+    """An image for a person: tensors of other than three channels as their first in grey, floats from least to most."""
+    if isinstance(image, Image.Image):
+        return image
+    array = image if len(image) == 3 else image[0]
+    if array.dtype != torch.uint8:
+        low, high = array.amin(), array.amax()
+        array = ((array - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
+    return F.to_pil_image(array.as_subclass(Tensor))
 
 
 def pool(pixels: Tensor, side: int = 8) -> Tensor:

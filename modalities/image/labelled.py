@@ -24,6 +24,7 @@ from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.modalities.image.samples import Samples, save_preprocessor
 from d2v.models.task_models import D2vForImageClassification
 from d2v.protocols import BadLog, Labelled, LabelledTask
+from d2v.reading import Limit
 from d2v.types import View
 
 
@@ -123,5 +124,6 @@ def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], N
     opened = labels.open_splits(data, train.seed, make)
     for note in opened.notes:
         say(note)
-    batches = LabelledBatches(opened, data, frontend, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log)
+    limit = Limit(bad_log, data.max_bad_share, len(opened.indices))
+    batches = LabelledBatches(opened, data, frontend, batch_size=train.batch_size, seed=train.seed, bad_log=limit)
     return labels.labelled(opened, batches, lambda place: save_preprocessor(place, folder, data, frontend))

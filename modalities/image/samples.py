@@ -148,6 +148,13 @@ class Samples:
         """Pixels of the evaluation view averaged to 8 x 8, (B, C * 64)."""
         return augment.pool(self.view(indices).inputs["pixel_values"]).numpy()
 
+    def picture(self, index: int) -> Image.Image:
+        """The image as it is read, of many channels the first in grey. ValueError: it can no longer be read."""
+        try:
+            return augment.shown(self.image(index))
+        except augment.UNREADABLE as error:
+            raise ValueError(_reason(error)) from error
+
     def _source(self, row: int) -> bytes | Path:
         (cell,) = self._media[row].values()
         return augment.encoded(cell)

@@ -54,6 +54,16 @@ class Found(NamedTuple):
     variance: float
 
 
+class _Bytes(io.BytesIO):
+    """Stays where it is rather than go before its beginning: errors inside of libsndfile's reading are printed."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
+
+
 class _Sound(soundfile.SoundFile):
     """Read from first to last: soundfile's own seek after each read fails at the end of a stream of unknown length."""
 
@@ -122,9 +132,12 @@ def survey(media: bytes | Path, rate: int, part: Part = WHOLE) -> Found:
             end += len(block)
             energy += np.square(block, dtype=np.float64).sum(axis=0)
             of_mean += float(np.square(block.mean(axis=1), dtype=np.float64).sum())
-            low, high = np.minimum(low, block.min(axis=0)), np.maximum(high, block.max(axis=0))
+            low = np.minimum(low, block.min(axis=0, initial=np.inf))
+            high = np.maximum(high, block.max(axis=0, initial=-np.inf))
         _check_end(sound, media, part, last, end)
         resampler = _resampler(sound.samplerate, rate)
+    if end == first:
+        raise UnreadableError("no samples")
     if (low == high).all():
         raise UnreadableError("no sound: all samples are equal")
     channel = int(energy.argmax()) if of_mean < CANCELLED * energy.mean() else None
@@ -233,7 +246,7 @@ def _opened(media: bytes | Path) -> Iterator[_Sound]:
 
 def _file(media: bytes | Path) -> io.BytesIO | str:
     if isinstance(media, bytes):
-        return io.BytesIO(media)
+        return _Bytes(media)
     if not media.is_file():  # libsndfile says "System error", and waits for a pipe
         raise UnreadableError("no ordinary file" if media.exists() else "no such file")
     return str(media)
@@ -251,7 +264,7 @@ def _with_length(media: bytes | Path) -> io.BytesIO:
         place = _empty_chunk(data)
         if place is not None:
             data[4:8] = data[place + 4 : place + 8] = b"\xff" * 4
-    return io.BytesIO(bytes(data))
+    return _Bytes(bytes(data))
 
 
 def _empty_chunk(data: bytearray) -> int | None:

@@ -11,6 +11,7 @@ from d2v.modalities.speech.samples import Samples, save_preprocessor
 from d2v.modalities.speech.tuning import LabelledBatches, check_start
 from d2v.models.task_models import D2vForCTC, D2vForSequenceClassification
 from d2v.protocols import Labelled, LabelledTask
+from d2v.reading import Limit
 
 
 def labelled_task(data: dict) -> LabelledTask:
@@ -34,7 +35,8 @@ def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], sa
     for note in opened.notes:
         say(note)
     dim = config.model.trunk.dim
+    limit = Limit(bad_log, data.max_bad_share, len(opened.indices))
     batches = LabelledBatches(
-        opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log
+        opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=limit
     )
     return labels.labelled(opened, batches, lambda place: save_preprocessor(place, folder, data, frontend))

@@ -5,7 +5,7 @@ S audio samples.
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from scipy.signal import firwin, resample_poly
 from torchaudio.functional import resample
 
 LARGEST_KERNEL = 2**20  # numbers of torchaudio's kernel: 80 x 475 from 44.1 to 8 kHz, 8000 x 44175 from 44.101 kHz
-LARGEST_FACTOR = 500_000  # of rates without a common divisor; the filter has 32 times as many numbers
+LARGEST_FACTOR = 200_000  # of rates without a common divisor; the filter has 32 times as many numbers
+SLOWEST = 100  # times below the wanted rate: an hour would become gigabytes
 ZEROS = 16  # of the filter on either side
 WIDTH, ROLLOFF = 6, 0.99  # torchaudio's defaults, on which depends how far its kernel reaches
 
@@ -22,14 +23,14 @@ class Resampler:
     """From `given` to `wanted` samples a second: blocks of `down` samples become `up`."""
 
     def __init__(self, given: int, wanted: int):
-        """ValueError: two rates that would need a filter of gigabytes."""
+        """ValueError: two rates that would need gigabytes."""
         common = math.gcd(given, wanted)
         self.given, self.wanted = given, wanted
         self.up, self.down = wanted // common, given // common
         largest = max(self.up, self.down)
         reach = math.ceil(WIDTH * self.down / (min(self.up, self.down) * ROLLOFF))
         self._poly = self.up * (self.down + 2 * reach) > LARGEST_KERNEL
-        if self._poly and largest > LARGEST_FACTOR:
+        if wanted > SLOWEST * given or (self._poly and largest > LARGEST_FACTOR):
             raise ValueError(f"a sampling rate of {given} Hz cannot be brought to {wanted} Hz")
         if self._poly:
             reach = math.ceil(ZEROS * largest / self.up)
@@ -60,6 +61,6 @@ class Resampler:
         return self(read(first, last))[start - skipped : stop - skipped]
 
 
-@cache
+@lru_cache(8)  # of 50 MB at most
 def _low_pass(largest: int) -> np.ndarray:
     return firwin(2 * ZEROS * largest + 1, 0.95 / largest, window=("kaiser", 8.0))

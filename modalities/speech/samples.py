@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import Wav2Vec2FeatureExtractor
 
@@ -79,6 +80,7 @@ class Samples:
         # Both only save time: short clips, decoded, and what a pass over a long clip found, by row.
         self._cache: dict[int, np.ndarray] | None = {} if rows is None else None
         self._found: dict[int, audio.Found] = {}
+        self._budget, self._kept = config.cache_hours * 3600 * frontend.sample_rate, 0  # samples that the cache holds
         self._longest = round(config.max_seconds * self.rate)
         self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
         ids = tables.identifiers(dataset, config.path, split, first)
@@ -168,6 +170,13 @@ class Samples:
         (cell,) = self._media[row].values()
         return audio.encoded(cell)
 
+    def picture(self, index: int) -> Image.Image:
+        """The log-mel spectrogram, low tones below. ValueError: the clip can no longer be read."""
+        wave = torch.from_numpy(self.wave(index)[: self._longest])[None]
+        mel = LogMel(self.rate, 40, 25.0, 10.0, low=60.0)(wave / wave.std().clamp(min=1e-6))[0].T.flip(0)  # (40, F)
+        grey = ((mel - mel.amin()) / (mel.amax() - mel.amin()).clamp(min=1e-6) * 255).to(torch.uint8)
+        return Image.fromarray(grey.numpy()).resize((192, 80))
+
     def _part(self, row: int) -> audio.Part:
         """Which part of its recording a row is."""
         return audio.WHOLE if self._segments is None else audio.Part(*self._segments[row].tolist())
@@ -186,13 +195,13 @@ class Samples:
         except ValueError as error:
             return str(error)
         cache = self._cache
-        if cache is not None:
+        if cache is not None and self._kept < self._budget:  # threads decode ahead of what _scan has counted
             cache[row] = wave
+            self._kept += len(wave)
         return len(wave)
 
     def _scan(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Usable rows and their lengths; fills the report."""
-        budget = self.config.cache_hours * 3600 * self.rate  # samples
         shortest = max(round(self.config.min_seconds * self.rate), receptive_field(self.frontend, MIN_TOKENS))
         rows, sizes, total = [], [], 0
         with ThreadPoolExecutor() as pool:  # libsndfile decodes outside of Python's lock
@@ -207,7 +216,7 @@ class Samples:
                 rows.append(row)
                 sizes.append(measured)
                 total += measured
-                if total > budget:
+                if total > self._budget:
                     self._cache = None
         return np.array(rows, dtype=np.int64), np.array(sizes, dtype=np.int64)
 

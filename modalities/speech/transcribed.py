@@ -17,6 +17,8 @@ from d2v.modalities.speech.letters import SPACE, Vocabulary, normalise, tokens_n
 from d2v.modalities.speech.samples import Samples, feature_extractor
 from d2v.modalities.speech.tuning import LabelledBatches, check_start
 from d2v.protocols import Labelled, ScoredSplit
+from d2v.reading import Limit
+from d2v.shown import printable
 from d2v.types import View
 
 
@@ -133,25 +135,27 @@ def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], sa
     transcripts, indices, parts = labels.divide(data, train.seed, make, group=data.group)
     trained = [transcripts.texts[index] for index in indices]
     vocabulary = Vocabulary(trained)
-    say(f"letters: {len(vocabulary) - 3}: {' '.join(vocabulary.letters[3:])}")
+    say(printable(f"letters: {len(vocabulary) - 3}: {' '.join(vocabulary.letters[3:])}"))
     splits = {}
     for name, (scored, places) in parts.items():
         splits[name] = ScoredSplit(scored, places, [scored.texts[place] for place in places])
         warning = check_letters(name, splits[name].labels, vocabulary, data.max_bad_share)
         if warning:
-            say(warning)
+            say(printable(warning))
     search = beam.build(data.decode, vocabulary, trained) if data.decode.beam else None
     codes = [vocabulary.encode(text) for text in transcripts.texts]
     opened = labels.Opened(transcripts, indices, codes, None, splits)
     dim = config.model.trunk.dim
+    limit = Limit(bad_log, data.max_bad_share, len(opened.indices))
     letters = vocabulary.letters
 
     batches = LabelledBatches(
-        opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=bad_log
+        opened, data, frontend, dim=dim, batch_size=train.batch_size, seed=train.seed, bad_log=limit
     )
     processor = Wav2Vec2Processor(feature_extractor(data, frontend), vocabulary.tokenizer())
     return Labelled(
         batches=batches,
+        training=ScoredSplit(transcripts, indices, trained),
         splits=splits,
         head={
             "id2label": dict(enumerate(letters)),

@@ -51,22 +51,26 @@ class FrontendConfig:
         "start instead of places.",
         least=0,
     )
+    reference_padded_input: bool = setting(
+        False, "data2vec 2.0's quirk: the first block reads padded tokens as the norm of embedding_norm leaves them."
+    )
 
     def __post_init__(self):
-        """ValueError: a value out of range, or dropout without the norm that it follows."""
+        """ValueError: a value out of range, or what belongs to the norm of the embeddings without it."""
         check_fields(self, "model.frontends.text")
         if self.embedding_dropout and not self.embedding_norm:
             raise ValueError(
                 f"frontend embedding_dropout={self.embedding_dropout} needs embedding_norm=true; "
                 "else it is model.trunk.input_dropout"
             )
+        if self.reference_padded_input and not self.embedding_norm:
+            raise ValueError("frontend reference_padded_input=true is of data2vec 2.0: it needs embedding_norm=true")
 
 
 class Frontend(nn.Module):
     """Token embeddings without scaling, and a table of positions."""
 
     main_input: ClassVar[str] = "input_ids"
-    zero_padding: ClassVar[bool] = True
     is_encoder: ClassVar[bool] = False
     grid: ClassVar[None] = None  # tokens are a sequence
     positions_read_tokens: ClassVar[bool] = False
@@ -80,6 +84,7 @@ class Frontend(nn.Module):
                 f"[0, vocab_size), vocab_size is {config.vocab_size}; `prepare` takes them from the tokenizer"
             )
         self.config = config
+        self.zero_padding = not config.reference_padded_input
         self.tokens = nn.Embedding(config.vocab_size, dim, padding_idx=config.pad_token_id)
         self.position_table = nn.Embedding(
             config.max_positions + config.position_offset + 1, dim, padding_idx=config.position_offset

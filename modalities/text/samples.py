@@ -49,8 +49,8 @@ class Samples:
             )
         self.config, self.frontend, self.split = config, frontend, split
         self.dataset, first = (self.open(config, split), 0) if rows is None else rows
-        column = corpora.text_column(self.dataset, config.path, config.text)
-        self.corpus = corpora.tokenize(self.dataset, column, tokenizer)
+        self._column = corpora.text_column(self.dataset, config.path, config.text)
+        self.corpus = corpora.tokenize(self.dataset, self._column, tokenizer)
         self.ordinary = np.array(tokenizers.ordinary_ids(tokenizer))
         every_id = tables.identifiers(self.dataset, config.path, split, first)
         self.ids = [every_id[row] for row in self.corpus.rows]
@@ -92,6 +92,10 @@ class Samples:
         for count, index in zip(counts, indices, strict=True):
             np.add.at(count, self.row(index)[1:-1], 1)
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+    def picture(self, index: int) -> str:
+        """The text as it is in the data."""
+        return str(self.dataset[int(self.corpus.rows[index])][self._column])
 
     def row(self, index: int) -> np.ndarray:
         """<s> ... </s>, cut to block_size."""

@@ -61,12 +61,13 @@ def load(name: str) -> PreTrainedTokenizerFast:
     if names and "tokenizer_config.json" not in names:
         return adapt(_bare(name, folder, names), {})
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder if names else name)
+        tokenizer = AutoTokenizer.from_pretrained(folder if names else name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         where = f"a folder (looked for {folder.absolute()})" if not names else "readable"
-        raise ValueError(
-            f"data.tokenizer {name!r} is not {where}, nor to be had from the Hub: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        if "trust_remote_code" in str(error):
+            reason = "its tokenizer_config.json names code of its own (auto_map), which is not run"
+        raise ValueError(f"data.tokenizer {name!r} is not {where}, nor to be had from the Hub: {reason}") from error
     if not tokenizer.is_fast:
         raise ValueError(
             f"data.tokenizer {name!r} is a {type(tokenizer).__name__}, which has no fast version; give one that has"
@@ -128,11 +129,16 @@ def adapt(backend: Tokenizer, given: dict[str, str]) -> PreTrainedTokenizerFast:
 
 def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes folder/tokenizer whole or not at all: several processes may prepare the same run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".tokenizer-", dir=folder))
-    tokenizer.save_pretrained(draft)
-    files.record(draft, files.files_in(draft))
-    draft.chmod(0o755)
+    with files.writing(folder / "tokenizer"):
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".tokenizer-", dir=folder))
+        try:
+            tokenizer.save_pretrained(draft)
+            files.record(draft, files.files_in(draft))
+            draft.chmod(0o755)
+        except BaseException:
+            shutil.rmtree(draft)
+            raise
     try:
         draft.rename(folder / "tokenizer")
     except OSError:

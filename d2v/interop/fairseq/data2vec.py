@@ -62,10 +62,10 @@ def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) 
     of 1.0).
 
     `reference_quirks` computes what the reference computes where that is not the paper's sense: instance norm, the
-    position layers and 2.0's decoder count padded frames. (The bug of its text teacher, fairseq issue 4881, is in what
-    its task hands to the model: give a second view to reproduce it, as the text modality's `reference_teacher_input`
-    does.) ValueError: another architecture or setting, or the first key that is missing, left over, or of another
-    shape; nothing is half loaded.
+    position layers and 2.0's decoder count padded frames, and 2.0's blocks read padded tokens that nothing has zeroed.
+    (The bug of its text teacher, fairseq issue 4881, is in what its task hands to the model: give a second view to
+    reproduce it, as the text modality's `reference_teacher_input` does.) ValueError: another architecture or setting,
+    or the first key that is missing, left over, or of another shape; nothing is half loaded.
     """
     checkpoint = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(Path(checkpoint))
     checkpoint = without(

@@ -395,4 +395,5 @@ def _text(encoder: dict, depth: int, state: dict, quirks: bool) -> dict[str, Any
         "max_positions": positions - 2,
         "embedding_norm": True,
         "embedding_dropout": encoder.get("dropout", 0.1),
+        "reference_padded_input": quirks,
     }

@@ -20,6 +20,9 @@ class Objective(nn.Module):
 
     # parts beside the student whose learning rate stays at its peak (prefixes of names)
     constant_rate: ClassVar[tuple[str, ...]] = ()
+    # the teacher's batch norms normalise by the batches that it sees; false: it sees none in training
+    teacher_sees_batches: ClassVar[bool] = True
+    seed = 0  # what is drawn in a step is a function of it and the step
 
     def __init__(self, copied: tuple[str, ...] = (), *, teacher: bool = True, **averaged: nn.Module):
         """ValueError: a prefix in `copied` that no parameter has."""
@@ -59,6 +62,10 @@ class Objective(nn.Module):
     def begin_step(self, step: int, steps: int) -> None:
         """What a method changes before optimizer step `step` (0 is the first) of `steps`."""
 
+    def remembered(self) -> list[Tensor]:
+        """What a step changes beside the optimizer and the teacher: it is put back after one that is not taken."""
+        return list(self.buffers())
+
     def adjust_gradients(self, step: int, steps: int) -> None:
         """What a method changes in the gradients of step `step`, before they are clipped."""
 
@@ -74,10 +81,11 @@ class Objective(nn.Module):
         return 1.0
 
     @torch.no_grad()
-    def update_teacher(self, decay: float) -> None:
+    def update_teacher(self, decay: float, taken: Tensor | None = None) -> None:
         """teacher <- decay * teacher + (1 - decay) * student, in the parameters' float32.
 
-        Shared parts and all buffers are copied. Not the statistics of batch norms: the teacher's are its own.
+        Shared parts and all buffers are copied. Not the statistics of batch norms: the teacher's are its own, if it
+        sees batches. `taken` () bool: false, and it stays, as the student does in a step that is not taken.
         """
         averaged: tuple[list[Tensor], list[Tensor]] = ([], [])  # the teacher's, the student's
         copied: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -86,14 +94,20 @@ class Objective(nn.Module):
             pair = copied if self.is_copied(name) else averaged
             pair[0].append(parameter)
             pair[1].append(student[name])
-        norms = tuple(f"{name}." for name, module in self.teacher.named_modules() if isinstance(module, _BatchNorm))
+        norms: tuple[str, ...] = ()
+        if self.teacher_sees_batches:
+            modules = self.teacher.named_modules()
+            norms = tuple(f"{name}." for name, module in modules if isinstance(module, _BatchNorm))
         buffers = dict(self.student.named_buffers())
         for name, buffer in self.teacher.named_buffers():
             if not name.startswith(norms):
                 copied[0].append(buffer)
                 copied[1].append(buffers[name])
-        if averaged[0]:
+        if averaged[0] and taken is None:
             torch._foreach_lerp_(averaged[0], averaged[1], 1 - decay)
+        elif averaged[0]:
+            weight = torch.where(taken, 1 - decay, 0.0)  # on the device: nobody waits for it
+            torch._foreach_lerp_(averaged[0], averaged[1], [weight] * len(averaged[0]))
         if copied[0]:
             torch._foreach_copy_(copied[0], copied[1])
 

@@ -99,4 +99,4 @@ def channel_std(x: Tensor, reduce: Callable[[Tensor], Tensor] = all_sum) -> Tens
     count = reduce(torch.tensor(float(len(x)), device=x.device))
     mean = reduce(x.sum(dim=0)) / count  # (D,)
     squares = reduce((x - mean).square().sum(dim=0))  # (D,)
-    return (squares / (count - 1) + 1e-6).sqrt().mean()
+    return (squares / (count - 1).clamp(min=0) + 1e-6).sqrt().mean()

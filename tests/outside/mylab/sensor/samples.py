@@ -83,6 +83,10 @@ class Samples:
         """Whole signals, padded."""
         return collate([self.signal(int(index)) for index in indices], self.frontend)
 
+    def picture(self, index: int) -> str:
+        """Its first numbers."""
+        return " ".join(f"{number:.2f}" for number in self.signal(index)[:8])
+
     def windows(self, index: int, overlap: float, batch_size: int) -> Iterator[tuple[View, Tensor]]:
         """Nothing is ever cut."""
         raise ValueError("a signal is read whole")

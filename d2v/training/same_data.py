@@ -1,0 +1,175 @@
+"""Whether the data of a run that goes on is the data that it began with; the run's folder keeps what tells.
+
+Of each sample its id, the size of its file and a checksum from the file's middle; where it has no file, its length.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from d2v.config.schema import RunConfig
+from d2v.files import written
+from d2v.protocols import ScoredSplit
+from d2v.training.checkpoint import checkpoints_in
+from d2v.training.distributed import first_error
+
+FILE = "samples.json"
+MOST_READ = 100_000  # samples whose files are looked into; of more, sizes must do
+MOST_NAMED = 1_000_000  # samples whose names are kept; of more, a digest must do
+MIDDLE = 1 << 16  # bytes of a file that its checksum is of
+TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".json", ".txt", ".arrow")
+
+
+class DataCheck:
+    """What a run's samples are, beside what they were when it began."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path, run: RunConfig, *, remembers: str = ""):
+        """`remembers`: the method, if it keeps something of each sample by its number."""
+        self.accelerator, self.folder, self.run, self.remembers = accelerator, folder, run, remembers
+        self.marks: dict[str, Any] = {}
+
+    def __call__(self, path: Any, splits: Iterable[ScoredSplit]) -> None:
+        """Compares the samples of `path`, on the main process. ValueError, on all: they have changed, and may not."""
+        error = None
+        if self.accelerator.is_main_process:
+            self.marks = marks_of(path, splits)
+            error = self._error()
+        error = first_error(error)
+        if error is not None:
+            raise ValueError(error)
+
+    def _error(self) -> str | None:
+        file = self.folder / FILE
+        if not checkpoints_in(self.folder / "checkpoints") or not file.is_file():  # new, or of a former version
+            return None
+        try:
+            changed = difference(json.loads(file.read_text()), self.marks)
+        except (ValueError, KeyError, TypeError, zlib.error) as error:
+            changed = f"{file} cannot be read ({type(error).__name__}), so that nobody knows what the data was"
+        if not changed:
+            return None
+        if self.remembers:
+            return (
+                f"{self.folder}: {changed}, and {self.remembers} remembers each sample by its number: its run can only "
+                "go on with the data that it began with; bring that back, or choose another run.dir"
+            )
+        if self.run.resume == "changed":
+            self.accelerator.print(f"{changed}; the run goes on with them (run.resume=changed)")
+            return None
+        return (
+            f"{self.folder} holds a run that began with other data: {changed}; bring that back, choose another "
+            "run.dir, or go on with what is there now by run.resume=changed"
+        )
+
+    def save(self) -> None:
+        """Writes down what the samples are."""
+        with written(self.folder / FILE) as draft:
+            draft.write_text(json.dumps(self.marks, indent=1) + "\n")
+
+
+def marks_of(path: Any, splits: Iterable[ScoredSplit]) -> dict[str, Any]:
+    """How many samples there are, a digest, the marks of each by its id, packed, and of the tables that hold them."""
+    root = _root(path)
+    marks: list[tuple[str, str]] = []
+    tables: dict[str, str] = {}
+    for samples, indices, labels in splits:
+        chosen = [samples.ids[index] for index in indices]
+        with ThreadPoolExecutor() as pool:
+            of_files = list(pool.map(partial(_mark, root, looks_inside=len(samples.ids) <= MOST_READ), chosen))
+        if not any(of_files):
+            tables = table_marks(path)
+        for place, (index, name, mark) in enumerate(zip(indices, chosen, of_files, strict=True)):
+            if not mark and samples.lengths is not None:
+                mark = str(samples.lengths[index])
+            label = f"{zlib.crc32(str(labels[place]).encode()):08x} " if len(labels) else ""
+            marks.append((name, label + mark))
+    plain = json.dumps(marks).encode()
+    digest = hashlib.sha256(plain + json.dumps(tables).encode()).hexdigest()
+    packed = base64.b85encode(zlib.compress(plain)).decode() if len(marks) <= MOST_NAMED else None
+    return {"count": len(marks), "digest": digest, "tables": tables, "samples": packed}
+
+
+def _mark(root: Path, name: str, *, looks_inside: bool) -> str:
+    """The size of a file below `root`, and, if wanted, a checksum of its middle; "" if there is no such file."""
+    file = root / name
+    try:
+        if not file.is_file():
+            return ""
+        size = file.stat().st_size
+        if not looks_inside:
+            return str(size)
+        with file.open("rb") as content:
+            content.seek(max(0, (size - MIDDLE) // 2))
+            return f"{size} {zlib.crc32(content.read(MIDDLE)):08x}"
+    except (OSError, ValueError):  # a name that no file can have
+        return ""
+
+
+def _root(path: Any) -> Path:
+    return Path(path).expanduser().absolute() if isinstance(path, str | os.PathLike) else Path()
+
+
+def table_marks(path: Any) -> dict[str, str]:
+    """Marks of the files that may hold samples which are no files themselves, by name; `path`: as data.path."""
+    if not isinstance(path, str | os.PathLike):
+        marks = {}
+        for number, one in enumerate(path):
+            marks |= {f"{number}:{name}": mark for name, mark in table_marks(one).items()}
+        return marks
+    root = _root(path)
+    if root.is_file():
+        return {root.name: _mark(root, "", looks_inside=True)}
+    marks = {}
+    for file in sorted(root.rglob("*")) if root.is_dir() else []:
+        if file.suffix.lower() in TABLES and file.is_file():
+            marks[file.relative_to(root).as_posix()] = _mark(root, str(file), looks_inside=True)
+    return marks
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What has changed between two results of `marks_of`, with the first names; "" if nothing has."""
+    if old["digest"] == new["digest"]:
+        return ""
+    if old["samples"] is None or new["samples"] is None:
+        return f"its {old['count']} samples changed: there are {new['count']} now, or some are others"
+    before, after = _unpacked(old), _unpacked(new)
+    kinds = {
+        "added": [name for name in after if name not in before],
+        "removed": [name for name in before if name not in after],
+        "changed": [name for name in after if name in before and not _alike(before[name], after[name])],
+    }
+    number = sum(map(len, kinds.values()))
+    if number:
+        return f"{number} of {old['count']} samples changed: {_listed(kinds)}"
+    tables = {**old["tables"], **new["tables"]}
+    names = [name for name in tables if old["tables"].get(name) != new["tables"].get(name)]
+    if names:
+        return f"the data changed: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+    return "" if list(before) == list(after) else "the order of the samples changed"
+
+
+def _unpacked(marks: dict[str, Any]) -> dict[str, str]:
+    return dict(json.loads(zlib.decompress(base64.b85decode(marks["samples"]))))
+
+
+def _alike(one: str, other: str) -> bool:
+    """Sizes alone tell where one of two marks has no checksum."""
+    return all(a == b for a, b in zip(one.split(), other.split(), strict=False))
+
+
+def _listed(kinds: dict[str, list[str]]) -> str:
+    """The first three names of each kind."""
+    named, total = [], 0
+    for kind, names in kinds.items():
+        named += [f"{kind} {name}" for name in names[:3]]
+        total += len(names)
+    return ", ".join(named) + (", ..." if total > len(named) else "")

@@ -1,0 +1,210 @@
+"""A run that goes on notices that its data is no longer what it began with, names what changed, and asks."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import tiny
+from PIL import Image
+
+from d2v.files import recorded
+from scripts import finetune_image, pretrain
+
+QUICK = ("train.steps=2", "train.warmup_steps=0", "run.save_every=1", "run.health_samples=8")
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Four seconds of matplotlib."""
+    monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
+    monkeypatch.setattr("d2v.finetuning.outcome.plot_confusion", lambda *_: None)
+
+
+def image(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def folder(place: Path, count: int = 12) -> Path:
+    for number in range(count):
+        image(place / f"{number:03}.png", number)
+    return place
+
+
+def command(tmp_path: Path, *more: str, modality: str = "image") -> list[str]:
+    return tiny.arguments(modality, tmp_path / "run", *QUICK, f"data.path={tmp_path / 'data'}", *more)
+
+
+def add_thirty(data: Path) -> None:
+    for number in range(30):
+        image(data / f"new{number:02}.png", 100 + number)
+
+
+def swap_one(data: Path) -> None:
+    (data / "003.png").unlink()
+    image(data / "new.png", 100)
+
+
+def another_of_equal_size(data: Path) -> None:
+    content = bytearray((data / "003.png").read_bytes())
+    image(data / "other.png", 100)
+    other = (data / "other.png").read_bytes()
+    (data / "other.png").unlink()
+    size = min(len(content), len(other))
+    content[:] = other[:size] + bytes(len(content) - size)  # bytes behind a PNG's end are not read
+    (data / "003.png").write_bytes(content)
+
+
+def another(data: Path) -> None:
+    Image.fromarray(np.full((8, 8), 9, dtype=np.uint8)).save(data / "003.png")
+
+
+CHANGES = [
+    (add_thirty, "30 of 12 samples changed: added new00.png, added new01.png, added new02.png, ..."),
+    (swap_one, "2 of 12 samples changed: added new.png, removed 003.png"),
+    (another, "1 of 12 samples changed: changed 003.png"),
+    (another_of_equal_size, "1 of 12 samples changed: changed 003.png"),
+    (lambda data: (data / "004.png").unlink(), "1 of 12 samples changed: removed 004.png"),
+]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run on twelve images, made once."""
+    place = tmp_path_factory.mktemp("begun")
+    folder(place / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
+        pretrain.main(command(place))
+    return place
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_a_run_is_not_continued_on_other_data(change, message, begun, tmp_path, capsys):
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(begun), str(tmp_path)))
+    pretrain.main(command(tmp_path))  # a copy of the same is the same, though its files are newer
+    change(tmp_path / "data")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError) as raised:
+        pretrain.main(command(tmp_path))
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert str(tmp_path / "run") in str(raised.value) and "run.resume=changed" in str(raised.value)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    capsys.readouterr()
+    pretrain.main(command(tmp_path, "run.resume=changed"))
+    assert f"{message}; the run goes on with them" in (printed := capsys.readouterr().out)
+    assert "resuming from step 2" in printed
+    pretrain.main(command(tmp_path))  # which is what it now goes on with
+
+
+def test_what_tells_is_a_small_file_of_the_runs_own(begun):
+    assert "samples.json" in recorded(begun / "run")
+    kept = json.loads((begun / "run" / "samples.json").read_text())
+    assert kept["count"] == 12 and len((begun / "run" / "samples.json").read_bytes()) < 1000
+
+
+def test_a_run_of_a_former_version_goes_on_and_is_held_to_its_data_from_then_on(begun, tmp_path):
+    shutil.copytree(begun / "run", tmp_path / "run")
+    folder(tmp_path / "data")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(begun), str(tmp_path)))
+    (tmp_path / "run" / "samples.json").unlink()
+    pretrain.main(command(tmp_path))
+    swap_one(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"added new.png, removed 003.png"):
+        pretrain.main(command(tmp_path))
+    (tmp_path / "run" / "samples.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"samples.json cannot be read \(KeyError\)"):
+        pretrain.main(command(tmp_path))
+
+
+def test_a_method_that_remembers_samples_by_number_never_goes_on_with_others(tmp_path):
+    folder(tmp_path / "data")
+    line = command(tmp_path, tiny.using("instdisc"), "objective.negatives=8")
+    pretrain.main(line)
+    add_thirty(tmp_path / "data")
+    for more in ((), ("run.resume=changed",)):
+        with pytest.raises(ValueError, match=r"30 of 12 samples changed.*instdisc remembers each sample") as raised:
+            pretrain.main([*line, *more])
+        assert "\n" not in str(raised.value)
+    (tmp_path / "run" / "samples.json").unlink()  # as of a former version
+    with pytest.raises(ValueError, match=r"is of another model \(size mismatch for bank.rows.*choose another run.dir"):
+        pretrain.main(line)
+
+
+def test_clips_of_equal_length_and_lines_of_a_table_are_told_apart(tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for number in range(8):
+        soundfile.write(tmp_path / "data" / f"{number}.wav", 0.1 * generator.normal(size=8000).clip(-4, 4), 8000)
+    line = command(tmp_path, "evaluate.group=''", modality="speech")
+    pretrain.main(line)
+    soundfile.write(tmp_path / "data" / "5.wav", 0.1 * generator.normal(size=8000).clip(-4, 4), 8000)
+    with pytest.raises(ValueError, match=r"1 of 8 samples changed: changed 5.wav"):
+        pretrain.main(line)
+
+    def write_lines(seed: int) -> None:
+        drawn = np.random.default_rng(seed)
+        lines = [" ".join(f"word{n}" for n in drawn.integers(0, 10, size=12)) for _ in range(40)]
+        (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n")
+
+    write_lines(0)
+    line = tiny.arguments(
+        "text", tmp_path / "text", *QUICK, f"data.path={tmp_path / 'lines.txt'}", "data.vocab_size=300"
+    )
+    pretrain.main(line)
+    write_lines(1)
+    with pytest.raises(ValueError, match=r"run.resume=changed") as raised:
+        pretrain.main(line)
+    assert "samples changed: changed train:" in str(raised.value) or "lines.txt" in str(raised.value)
+
+
+def finetuning(tmp_path: Path, *more: str) -> list[str]:
+    trunk = ("model.trunk.dim=32", "model.trunk.depth=2", "model.trunk.num_heads=2", "model.trunk.mlp_dim=64")
+    frontend = (f"model.frontends.image.{setting}" for setting in ("image_size=8", "patch_size=2", "channels=1"))
+    data = ("split=train", "test_split=''", "validation_share=0.25", "mean=[0.3]", "std=[0.38]", "flip=0")
+    train = ("train.steps=2", "train.warmup_steps=0", "train.batch_size=4", "run.save_every=1")
+    config = str(tiny.ROOT / "configs" / "image" / "finetune_tiny.yaml")
+    places = (f"run.dir={tmp_path / 'run'}", f"data.path={tmp_path / 'data'}")
+    return [config, *trunk, *frontend, *(f"data.{setting}" for setting in data), *train, *places, *more]
+
+
+@pytest.mark.parametrize("what", ["a file", "a label"])
+def test_finetuning_notices_too(what, tmp_path, capsys):
+    for name in ("cat", "dog"):
+        folder(tmp_path / "data" / name)
+    finetune_image.main(finetuning(tmp_path))
+    (tmp_path / "run" / "results.json").unlink()  # as if it had been killed before its end
+    if what == "a file":
+        image(tmp_path / "data" / "cat" / "004.png", 77)
+        message = "1 of 24 samples changed: changed cat/004.png"
+    else:
+        (tmp_path / "data" / "cat" / "004.png").rename(tmp_path / "data" / "dog" / "104.png")
+        message = "2 of 24 samples changed: added dog/104.png, removed cat/004.png"
+    with pytest.raises(ValueError, match=message):
+        finetune_image.main(finetuning(tmp_path))
+    capsys.readouterr()
+    assert finetune_image.main(finetuning(tmp_path, "run.resume=changed"))
+    assert message in capsys.readouterr().out
+
+
+def refused(line: list[str]) -> None:
+    """One of two processes, which must both come to the same end."""
+    try:
+        tiny.run(line)
+    except ValueError as error:
+        raise SystemExit(7 if "added new.png, removed 003.png" in str(error) else 1) from None
+
+
+def test_two_processes_refuse_together(begun, tmp_path):
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(begun), str(tmp_path)))
+    swap_one(tmp_path / "data")
+    assert tiny.wait(tiny.start(refused, command(tmp_path), world=2), timeout=60) == [7, 7]

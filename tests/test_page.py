@@ -1,0 +1,131 @@
+"""report.html of a run: everything is in it, nothing is fetched, nothing of the user's becomes markup."""
+
+import base64
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from d2v.training.page import Summary, nearest, write_page
+
+PICTURE = re.compile(r'src="data:image/png;base64,([^"]+)"')
+VOID = {"meta", "img", "br"}
+
+
+class Balanced(HTMLParser):
+    """Tags that are open, and the names of all that were."""
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def pictures(page: str) -> list[np.ndarray]:
+    """The pixels of all pictures in a page."""
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(code)))) for code in PICTURE.findall(page)]
+
+
+class Odd:
+    """Samples whose names and texts are markup."""
+
+    ids: ClassVar = ["<script>alert(1)</script>", 'a"onerror="x', "{brace}", "&amp;", "e", "f", "broken"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def picture(self, index: int):
+        if index == 6:
+            raise ValueError("cannot identify <image> file")
+        return "<b>bold</b> </pre>" if index % 2 else Image.fromarray(np.eye(9, dtype=np.uint8) * (9 * index + 20))
+
+
+def summary(**changed) -> Summary:
+    given = {
+        "title": "<i>run</i>", "state": "healthy", "reason": "rank < 3 & more", "advice": "",
+        "numbers": [("<u>", "", "1")],
+        "report": ["image: 7 of 7 <usable>"], "settings": "run: {dir: </pre><script>}", "commands": ["d2v embed a<b"],
+    }  # fmt: skip
+    return Summary(**(given | changed))
+
+
+def test_names_and_texts_do_not_reach_markup(tmp_path: Path):
+    write_page(tmp_path, summary(), Odd(), list(range(7)), torch.randn(7, 4))
+    page = (tmp_path / "report.html").read_text("utf-8")
+    parser = Balanced()
+    parser.feed(page)
+    assert not parser.open and not {"script", "b", "i", "u", "image", "usable"} & parser.seen
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page and "cannot identify &lt;image&gt; file" in page
+
+
+def test_neighbours_are_by_the_cosine_without_the_mean_and_the_query_comes_first():
+    features = torch.randn(20, 5) + 9
+    rows = nearest(features, [3, 7], 4)
+    centred = features - features.mean(dim=0)
+    for query, row in zip([3, 7], rows, strict=True):
+        cosines = torch.cosine_similarity(centred[query], centred, dim=1)
+        assert row[0] == query and row[1:] == [n for n in cosines.argsort(descending=True).tolist() if n != query][:4]
+
+
+def test_features_that_are_not_finite_leave_the_rows_of_neighbours_out(tmp_path: Path):
+    write_page(tmp_path, summary(state="collapsed", advice="lower train.lr"), Odd(), [], None)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "Nearest samples" not in page and "lower train.lr" in page
+
+
+@pytest.fixture(scope="module", params=tiny.MODALITIES)
+def run(request) -> Path:
+    """The folder of a whole run."""
+    return tiny.finished(request.param)
+
+
+def test_the_page_of_a_run_is_whole_and_fetches_nothing(run: Path):
+    page = (run / "report.html").read_text("utf-8")
+    for part in ("Numbers", "Data", "Nearest samples", "Go on", "Settings", "d2v embed", "too early"):
+        assert part in page
+    assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in re.sub(PICTURE, "", page)
+    assert ("<h2>Curves</h2>" in page) == (run / "curves.png").is_file()
+    drawn = pictures(page)
+    assert all(pixels.std() > 0 for pixels in drawn)
+    if "text" not in run.name:
+        assert len(drawn) >= 12 + 4 * 6  # samples, and queries with their neighbours
+    else:
+        assert page.count('class="text"') == 12 + 4 * 6
+
+
+def test_a_finished_command_repeated_changes_nothing(run: Path, capsys: pytest.CaptureFixture):
+    modality = run.name.split("_")[1]
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    tiny.pretrain.main(tiny.arguments(modality, run, tiny.using("data2vec"), *tiny.DROPOUT))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    said = capsys.readouterr().out
+    assert "holds this run, finished: nothing is changed" in said and "verdict: too early" in said
+
+
+def test_a_browser_shows_the_page(run: Path, tmp_path: Path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs Chromium, such as Debian's package")
+    shot = tmp_path / "shot.png"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,1600", f"--screenshot={shot}"]
+    subprocess.run([browser, *options, (run / "report.html").as_uri()], check=True, capture_output=True, timeout=120)
+    with Image.open(shot) as image:
+        pixels = np.asarray(image.convert("L"))
+    assert pixels.std() > 5 and (pixels < 128).mean() > 0.005

@@ -1,0 +1,113 @@
+"""Ctrl-C and SIGTERM: the step is finished and saved, one line says how to go on; a second Ctrl-C stops at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from d2v.config.cli import run_cli
+from d2v.training import checkpoint
+from d2v.training.loop import Loop
+
+LONG = ("train.steps=100000", "run.save_every=100000", "run.health_every=100000", "run.log_every=5")
+
+
+def started(folder: Path, *more: str, world: int = 1) -> list[subprocess.Popen]:
+    """`python -m d2v pretrain ...` in other processes, once they have trained for some steps."""
+    command = [sys.executable, "-m", "d2v", "pretrain", *tiny.arguments("image", folder, *LONG, *more)]
+    processes = []
+    for rank in range(world):
+        group = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": world,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": 29411,
+        }
+        environment = os.environ | ({key: str(value) for key, value in group.items()} if world > 1 else {})
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
+    end = time.monotonic() + 200
+    while not (folder / "metrics.jsonl").is_file() or '"loss"' not in (folder / "metrics.jsonl").read_text():
+        assert time.monotonic() < end and processes[0].poll() is None, processes[0].communicate()
+        time.sleep(0.1)
+    return processes
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(sent: int, code: int, tmp_path: Path):
+    (process,) = started(tmp_path, *(["run.workers=1"] if sent == signal.SIGINT else []))
+    os.killpg(process.pid, sent)  # as a terminal or a scheduler does: data loading processes get it too
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code and "Traceback" not in err
+    (saved,) = checkpoint.checkpoints_in(tmp_path / "checkpoints")
+    last = out.strip().splitlines()[-1]
+    assert last.startswith(f"stopped at step {int(saved.name)}, saved in {tmp_path / 'checkpoints'}; go on by: ")
+    assert "-m d2v pretrain" in last and f"run.dir={tmp_path}" in last
+    assert checkpoint.damage(saved) is None
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path):
+    (process,) = started(tmp_path)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.001)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in err
+
+
+def test_two_processes_stop_at_the_same_step(tmp_path: Path):
+    processes = started(tmp_path, world=2)
+    os.kill(processes[1].pid, signal.SIGTERM)  # one of them hears it
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143]
+    (saved,) = checkpoint.checkpoints_in(tmp_path / "checkpoints")
+    assert int(saved.name) % 5 == 0 and f"stopped at step {int(saved.name)}" in outputs[0][0]
+
+
+def test_after_a_stop_the_losses_are_those_of_a_run_that_was_never_stopped(tmp_path: Path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    tiny.run(tiny.arguments("image", whole, *tiny.DROPOUT))
+    step = Loop._step
+
+    def interrupted(self: Loop, batches) -> None:
+        step(self, batches)
+        if self.progress.step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Loop, "_step", interrupted)
+    with pytest.raises(SystemExit) as end:
+        tiny.run(tiny.arguments("image", stopped, *tiny.DROPOUT))
+    assert end.value.code == 130
+    monkeypatch.setattr(Loop, "_step", step)
+    tiny.run(tiny.arguments("image", stopped, *tiny.DROPOUT))
+    assert tiny.losses(stopped) == tiny.losses(whole)
+    tiny.assert_same(tiny.checkpoint_tensors(stopped, 20), tiny.checkpoint_tensors(whole, 20))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_that_stops_on_collapse_saves_first(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(Loop, "_collapsed", lambda self: True)
+    tiny.run(tiny.arguments("image", tmp_path, "run.stop_on_collapse=true"))
+    assert [path.name for path in checkpoint.checkpoints_in(tmp_path / "checkpoints")] == ["00000010"]
+
+
+def test_ctrl_c_before_the_first_step_is_one_line(monkeypatch, capsys):
+    def main(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["pretrain"])
+    with pytest.raises(SystemExit) as end:
+        run_cli(main)
+    assert end.value.code == 130 and capsys.readouterr().err == "stopped; what was written before is whole\n"
+
+
+def test_a_reader_that_has_enough_is_no_error(root: Path):
+    command = f"{sys.executable} -m d2v configs | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr and done.stdout.startswith("data/")
