@@ -19,7 +19,11 @@ BadLog = Callable[[str, str], None]  # notes the id of a sample that could not b
 
 
 class Frontend(Protocol):
-    """From raw inputs to tokens: a torch module made by `Frontend(config, dim, num_heads)`."""
+    """From raw inputs to tokens: a torch module made by `Frontend(config, dim, num_heads)`.
+
+    One whose config has an image_size also has `resize_from(other)`, which fills its weights with those of a frontend
+    of another size.
+    """
 
     main_input: ClassVar[str]  # Hugging Face's name of the input that says which frontend is meant, e.g. pixel_values
     zero_padding: ClassVar[bool]  # tokens of padding become zero before positions are added
@@ -96,7 +100,7 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def column(self, name: str) -> np.ndarray:
-        """(n,) values of a column of the data. ValueError: there is none of that name."""
+        """(n,) values of a column of the data, None where one is missing. ValueError: there is none of that name."""
         ...
 
     def view(self, indices: Iterable[int]) -> View:
@@ -228,10 +232,11 @@ class Modality(Protocol):
 
     @staticmethod
     def inherit(data: Any, source: Path, former: dict | None) -> None:
-        """Fills settings of `data` that weights depend on from where the weights of train.init_from come from.
+        """Fills settings of `data` that a model's weights depend on with what the one in `source` was fed by.
 
-        `former`: the section data of the run that is resumed, since `source` may be gone.
-        ValueError: it does not have them.
+        `source` is a run's folder, an export, a folder of transformers, a Hub name or a checkpoint's file. Whether the
+        user gave another value is the caller's to check: d2v/training/inherited.py. `former`: the section data of the
+        run that is resumed, whose `source` may be gone. ValueError: it does not have them.
         """
         ...
 

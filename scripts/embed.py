@@ -2,10 +2,10 @@
 
 d2v embed CONFIG model=PATH data.path=FOLDER out=features.parquet [embed.layers=[last] ...]
 
-`model` is a folder that `save_pretrained` wrote (a run's export/) or a name on the Hub; CONFIG names the modality and
-how its data is read. Columns are id (the path below data.path, or split and row) and features. Parts are kept in
-out.parts/ until the end: the same command goes on from them, and makes those again whose files have changed since.
-Samples that cannot be read are left out, counted and named.
+`model` is a run's folder, its export/ or one of its checkpoints, a folder of transformers or a name on the Hub; it
+brings its size and how it was fed. CONFIG names the modality and how its data is found. Columns are id (the path below
+data.path, or split and row) and features. Parts are kept in out.parts/ until the end: the same command goes on from
+them, and makes those again whose files have changed since. Samples that cannot be read are left out, counted and named.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from d2v.config.cli import run_cli, take_arguments
 from d2v.config.loading import load_config
 from d2v.evaluation.embedding import embed_all, fingerprint
 from d2v.evaluation.feature_table import Shards
-from d2v.evaluation.load_encoder import open_encoder
+from d2v.evaluation.load_encoder import open_model
 from d2v.files import check_new, locked
 from d2v.modalities.common.part_inputs import PartInputs
 from d2v.protocols import Rows
@@ -32,10 +32,10 @@ def main(argv: list[str]) -> None:
         raise ValueError("usage: d2v embed CONFIG model=PATH data.path=FOLDER out=FILE.parquet [key=value ...]")
     config, out = load_config(rest[0], rest[1:]), Path(given["out"])
     check_new(out, config.run.overwrite)
-    modality, data = plugins.load("d2v.modalities", config.modality), config.data
+    modality = plugins.load("d2v.modalities", config.modality)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = open_encoder(given["model"], config.modality, quirks=False).to(device)
-    frontend = modality.FrontendConfig(**encoder.config.frontends[config.modality])
+    encoder, data, frontend, folder = open_model(config, given["model"], print, quirks=False)
+    encoder = encoder.to(device)
     rows = modality.Samples.open(data, data.split)
 
     data_settings = {key: value for key, value in dataclasses.asdict(data).items() if key != "max_bad_share"}
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         "weights": fingerprint(encoder),
         "rows": len(rows),
         "data": data_settings,
-        "frontend": dataclasses.asdict(frontend),
+        "frontend": dataclasses.asdict(frontend),  # images may be read at another size
         "embed": dataclasses.asdict(config.embed),
     }
     with locked(out.with_name(f"{out.name}.parts")):
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
 
         def part(start: int, stop: int):
             chosen = Rows(rows.select(range(start, stop)), start)
-            samples = modality.Samples(data, frontend, split=data.split, folder=Path(given["model"]), rows=chosen)
+            samples = modality.Samples(data, frontend, split=data.split, folder=folder, rows=chosen)
             if start == 0 and samples.report.notes:
                 print(*samples.report.notes, sep="\n", flush=True)
             return samples

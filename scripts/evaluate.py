@@ -2,10 +2,11 @@
 
 d2v evaluate image/data2vec_tiny model=runs/photos/export data.path=photos/ [...]
 
-`model` is a folder that `save_pretrained` wrote (a run's export/) or a name on the Hub; several are separated by
-commas. The table is printed and written to evaluation/ beside the first model, or to evaluation/ in run.dir where that
-is given as an argument. Reports (evaluate.reports=[knn_sweep,few_labels,...]: the files of d2v/evaluation/reports)
-leave their pictures in a folder of the same name.
+`model` is a run's folder, its export/ or one of its checkpoints, a folder of transformers or a name on the Hub, and
+brings its size and how it was fed; several are separated by commas. The table is printed and written to evaluation/
+beside the first model, or to evaluation/ in run.dir where that is given as an argument. Reports
+(evaluate.reports=[knn_sweep,few_labels,...]: the files of d2v/evaluation/reports) leave their pictures in a folder of
+the same name.
 """
 
 from typing import Any

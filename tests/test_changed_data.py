@@ -11,6 +11,7 @@ import tiny
 from PIL import Image
 
 from d2v.files import recorded
+from d2v.training.same_data import table_marks
 from scripts import finetune_image, pretrain
 
 QUICK = ("train.steps=2", "train.warmup_steps=0", "run.save_every=1", "run.health_samples=8")
@@ -208,3 +209,18 @@ def test_two_processes_refuse_together(begun, tmp_path):
     config.write_text(config.read_text().replace(str(begun), str(tmp_path)))
     swap_one(tmp_path / "data")
     assert tiny.wait(tiny.start(refused, command(tmp_path), world=2), timeout=60) == [7, 7]
+
+
+def test_tables_are_marked_wherever_a_path_leads(tmp_path):
+    for name in ("a.csv", "b.csv", "notes.md"):
+        (tmp_path / "data" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_text(name)
+    places = (
+        tmp_path / "data",
+        tmp_path / "data" / "*.csv",
+        [tmp_path / "data" / "a.csv", tmp_path / "data" / "b.csv"],
+    )
+    before = [table_marks(place) for place in places]
+    assert [len(marks) for marks in before] == [2, 2, 2] and table_marks("demo") == {}
+    (tmp_path / "data" / "b.csv").write_text("c.csv")  # of the same size
+    assert all(table_marks(place) != marks for place, marks in zip(places, before, strict=True))

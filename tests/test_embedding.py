@@ -247,6 +247,24 @@ def run(model: Path, modality: str, path: Path, out: Path, *more: str) -> None:
     script.main([str(config), f"model={model}", f"data.path={path}", f"out={out}", *more])
 
 
+def test_a_table_in_the_folder_of_the_images_is_no_data_the_next_time(models, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    for split in ("Training", "Testing"):
+        for number in range(3):
+            (photos / split).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (28, 28), 40 * number).save(photos / split / f"{number}.png")
+    (photos / "song.aac").write_bytes(b"x")
+    ids = [f"Training/{number}.png" for number in range(3)]
+    for more in ((), ("run.overwrite=true",)):
+        out = photos / "features.parquet"
+        run(models["image"], "image", photos, out, "data.split=train", "embed.chunk=2", *more)
+        printed = capsys.readouterr().out
+        assert pq.read_table(out)["id"].to_pylist() == ids
+        line = f"split 'train' of {photos} is {photos}/Training: 3 of 6 files"
+        assert printed.count(line) == 1 and printed.count("not read: 1 .aac (song.aac; convert to wav or flac)") == 1
+        assert "features.parquet;" not in printed
+
+
 def test_a_folder_becomes_a_table_and_a_killed_run_goes_on(models, tmp_path, capsys, monkeypatch):
     path = write_clips(tmp_path / "clips", [0.4, 1.1, 0.7, 2.6, 0.5, 0.6, 0.9, 0.3, 0.8, 1.2])
     (path / "03b.wav").write_bytes(b"no audio")

@@ -44,6 +44,7 @@ class TinySamples:
     """
 
     raw_name = "mean frame"
+    classes = None
 
     def __init__(self, count: int, seed: int, labels: int = 3, speakers: int = 4, signal: float = 4.0):
         generator = np.random.default_rng(seed)

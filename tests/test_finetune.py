@@ -387,7 +387,7 @@ def tables(tmp_path_factory):
             ("data.label=share", "data.test_split=''"),
             r"data.label 'share' holds fractions such as 0.14.*set data.regression=true",
         ),
-        ("text", ("data.label=hole", "data.test_split=''"), "data.label is 'hole': 1 of 20 samples have no 'hole'"),
+        ("text", ("data.label=hole", "data.test_split=''"), "data.label 'hole' has one value, 'yes'"),
         (
             "text",
             ("data.label=answer", "data.regression=true"),

@@ -44,6 +44,8 @@ def arguments(folder, *more: str, config: str = "finetune_tiny") -> list[str]:
         *TRUNK,
         *SHORT,
         f"data.path={vowels()}",
+        "data.group=speaker",
+        "data.test_split=test",
         f"run.dir={folder}",
         *more,
     ]

@@ -285,6 +285,12 @@ def test_every_kind_of_sound_is_read_or_named(tmp_path):
     ]
 
 
+def test_a_pipe_without_extension_is_waited_for_by_nobody(tmp_path):
+    pictures(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe")
+    assert images(tmp_path) == ["a.png"]
+
+
 def test_a_folder_of_what_cannot_be_read_says_what_to_do(tmp_path):
     fill(tmp_path, "a.aac", "b.aac")
     with pytest.raises(

@@ -1,6 +1,7 @@
 """Recordings are read to their end, whatever their header says, at any rate, by pieces where they are long."""
 
 import io
+import json
 import resource
 import struct
 from pathlib import Path
@@ -8,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import tiny
 import torch
 from transformers import AutoFeatureExtractor
 
 from d2v.modalities import speech
 from d2v.modalities.speech import audio
+from d2v.modalities.speech.config import TranscribedConfig
 from d2v.modalities.speech.resampling import Resampler
+from d2v.modalities.speech.transcribed import Transcripts
+from scripts import embed
 
 RATE = 8000
 MEL = {"kind": "mel", "sample_rate": RATE, "mel_bins": 20, "conv_dim": 16, "pos_kernel": 5, "pos_depth": 2}
@@ -336,6 +341,27 @@ def test_a_row_is_its_own_part_of_a_recording(tmp_path, check_files):
     assert isinstance(long.clip(0), audio.Long) and long.lengths.tolist() == [320000, 440000]
     np.testing.assert_allclose(long.clip(0)[1000:2000], whole[81000:82000], atol=1e-5)
     np.testing.assert_allclose(long.clip(1)[-1000:-100], whole[-1000:-100], atol=1e-5)
+
+
+def test_parts_of_a_recording_are_embedded_and_transcribed(tmp_path):
+    rows = "file,start,end,text,label\n" + "".join(
+        f"session.flac,{5 * n},{5 * n + 2 + n / 10},word {n % 3},{n % 2}\n" for n in range(12)
+    )
+    found = a_session(tmp_path, rows)
+    model = tiny.finished("speech") / "export"
+    settings = [f"data.path={tmp_path / 'rows.csv'}", "evaluate.group=''"]
+    embed.main([str(tiny.ROOT / "configs/speech/demo.yaml"), f"model={model}", *settings, f"out={tmp_path / 'x.npy'}"])
+    features = np.load(tmp_path / "x.npy")
+    ids = json.loads((tmp_path / "x.ids.json").read_text())
+    assert len(features) == 12 and sorted(ids) == sorted(found.ids)
+    assert len({row.tobytes() for row in features}) == 12
+    data = TranscribedConfig(path=str(tmp_path / "rows.csv"), max_seconds=2.85)
+    transcripts = Transcripts(samples(tmp_path / "rows.csv", max_seconds=2.85), data, training=False)
+    assert transcripts.lengths.tolist() == [800 * (20 + n) for n in range(9)]
+    assert [why for _, why in transcripts.report.too_long] == [
+        f"{2 + n / 10:.1f} s, data.max_seconds is 2.85" for n in (9, 10, 11)
+    ]
+    assert transcripts.report.amount == f"{sum(2 + n / 10 for n in range(9)) / 3600:.2f} hours"
 
 
 @pytest.mark.parametrize("check_files", [True, False])

@@ -236,10 +236,10 @@ def test_utf16_without_a_mark_is_no_text(tmp_path):
 
 
 def test_labels_that_are_no_utf8_are_named_where_they_are_asked_for(tmp_path):
-    (tmp_path / "a.csv").write_bytes(b"text,label\na b,caf\xe9\nc d,caf\xe8\n")
-    dataset = texts(tmp_path / "a.csv")
-    with pytest.raises(ValueError, match="'label' of train:0 is 'caf\ufffd': not UTF-8"):
-        tables.values(dataset, "label", np.arange(2), ["train:0", "train:1"])
+    (tmp_path / "a.csv").write_bytes(b"text,label\na b,caf\xe9\nc d,caf\xe8\ne f,tea\n")
+    samples = Columns(texts(tmp_path / "a.csv"))  # pretraining needs no labels
+    with pytest.raises(ValueError, match="'label' holds 'caf\ufffd': not UTF-8; save the table as UTF-8"):
+        labels.learn(samples, "label", numbers=False)
 
 
 # JSON.
@@ -288,6 +288,10 @@ def test_json_as_a_list_of_objects_or_columns(tmp_path, value):
         ("a.jsonl", '{"text": "a"}\n["b"]\n', r"a\.jsonl, line 2 is no JSON object, as .*: \[\"b\"\]"),
         ("a.json", '{"text": ["a", "b"], "label": ["x"]}', r"a\.json holds neither a list of JSON objects nor columns"),
         ("a.json", "[1, 2]", r"a\.json holds neither a list"),
+        ("a.json", '{"a": ' * 5000, r"a\.json, line 1 is no JSON: maximum recursion depth"),
+        ("a.jsonl", '{"a": ' * 5000, r"a\.jsonl, line 1 is no JSON: maximum recursion depth"),
+        ("a.jsonl", "\n", r"a\.jsonl holds no JSON object with a name in it"),
+        ("a.json", "[{}]", r"a\.json holds no JSON object with a name in it"),
     ],
 )
 def test_lines_that_are_no_json_are_errors_with_their_number(tmp_path, name, text, message):
@@ -341,6 +345,17 @@ def test_paths_are_relative_to_the_table_from_any_working_directory(tmp_path, mo
         samples = heard(str(path), tmp_path)
         assert samples.ids == ["clips/a.wav"]
         np.testing.assert_array_equal(samples.wave(0), wanted)
+
+
+def test_paths_in_cells_of_json_are_relative_to_the_table(tmp_path, monkeypatch):
+    wave = tone(tmp_path / "data" / "a.wav")
+    tone(tmp_path / "elsewhere" / "a.wav", pitch=3000)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for cell in ({"path": "a.wav"}, {"path": "a.wav", "bytes": None}, {"path": "a.wav", "array": None}):
+        (tmp_path / "data" / "l.jsonl").write_text(json.dumps({"audio": cell}))
+        samples = heard(str(tmp_path / "data" / "l.jsonl"), tmp_path)
+        np.testing.assert_array_equal(samples.wave(0), wave)
+        assert samples.ids == ["a.wav"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -572,6 +587,9 @@ def test_the_column_of_words_holds_the_text(tmp_path):
     (tmp_path / "a.csv").write_text("sentence,title\nhello there,one\n")
     with pytest.raises(ValueError, match="no column holds text; the columns are sentence, title"):
         tables.media_column(texts(tmp_path / "a.csv"), "text")
+    (tmp_path / "a.csv").write_text("label\n1\n2.5\n")
+    with pytest.raises(ValueError, match="no column holds text; the columns are label"):
+        tables.media_column(texts(tmp_path / "a.csv"), "text")
 
 
 # Several data sets as one.
@@ -629,3 +647,36 @@ def test_segments_of_one_part_stay_beside_whole_recordings(tmp_path):
     samples = heard([str(table), str(tmp_path / "two")], tmp_path)
     assert samples.lengths.tolist() == [16000, 16000, 8000]
     assert [Path(name).name for name in samples.ids] == ["talk.wav[0.0-1.0]", "talk.wav[1.0-2.0]", "b.wav"]
+
+
+@pytest.mark.parametrize("cut", ["train", "train[1:]"])
+def test_cells_of_paths_in_parquet_are_relative_to_its_folder(tmp_path, monkeypatch, cut):
+    for part, shade in (("x", 1), ("y", 2)):
+        picture(tmp_path / "data" / part / "p" / "a.png", shade)
+        picture(tmp_path / "elsewhere" / "p" / "a.png", 99)
+        embedded = {"bytes": (tmp_path / "data" / part / "p" / "a.png").read_bytes(), "path": "a.png"}
+        features = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+        cells = {"image": [embedded, {"bytes": None, "path": "p/a.png"}]}
+        dataset = datasets.Dataset.from_dict(cells, features=features).cast_column(
+            "image", datasets.Image(decode=False)
+        )
+        dataset.to_parquet(tmp_path / "data" / part / "train.parquet", batch_size=1)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    path = str(tmp_path / "data" / "*" / "*.parquet")
+    dataset = open_source(path, cut, IMAGES, "image")
+    found = pictures(path, tmp_path)
+    assert isinstance(dataset.features["image"], datasets.Image) and len(dataset) == 4 - (cut != "train")
+    assert [int(np.asarray(found.image(row))[0, 0]) for row in range(4)] == [1, 1, 2, 2]
+    assert found.ids == ["train:0", "x/p/a.png", "train:2", "y/p/a.png"]
+
+
+def test_paths_of_a_hub_data_set_that_brings_no_files_are_an_error(tmp_path, monkeypatch):
+    table = table_of(tmp_path / "t.parquet", {"path": ["clips/a.wav"]})
+    made = datasets.load_dataset_builder("parquet", data_files=[str(table)])
+    made.download_and_prepare()
+    made.config.data_files = {"train": ["hf://datasets/someone/data@main/t.parquet"]}
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: made)
+    with pytest.raises(
+        ValueError, match=r"'someone/data' .* names files by paths, such as 'clips/a\.wav', and has none"
+    ):
+        open_source("someone/data", "train", AUDIO, "audio")

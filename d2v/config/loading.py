@@ -12,6 +12,7 @@ from d2v.config.bases import DEFAULT_OBJECTIVE, composed, merged, origin
 from d2v.config.checks import check_keys
 from d2v.config.differences import changes
 from d2v.config.find import find_config
+from d2v.config.given import given
 from d2v.config.schema import RESULT_SECTIONS, SECTIONS, Config, ModelConfig, RunConfig, TrainConfig
 from d2v.config.written import Argument, in_home, read, section_of
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
@@ -26,7 +27,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     ValueError: what is wrong with them, with a suggestion.
     """
     path = find_config(path)
-    return from_dict(load_values(path, overrides), str(path))
+    config = from_dict(load_values(path, overrides), str(path))
+    config.given = given(path, overrides or [])
+    return config
 
 
 def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:

@@ -4,7 +4,9 @@ Sections say what they may change: model, data, objective and train the result; 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
@@ -69,7 +71,8 @@ class TrainConfig:
     max_bad_steps: int = setting(10, "The run stops after so many non-finite steps in a row.", least=1)
     init_from: str = setting(
         "",
-        "An export, a run folder or a fairseq checkpoint to go on from; optimizer, step and rates start anew.",
+        "An export, a run folder, a checkpoint in one, a folder of transformers or a fairseq checkpoint to go on from, "
+        "which brings its architecture; optimizer, step and rates start anew.",
         place=True,
     )
     update_teacher: bool = setting(True, "false: a teacher frozen at its random init, the control of an experiment.")
@@ -137,6 +140,7 @@ class OneModality:
 
     model: ModelConfig
     run: RunConfig
+    given: Mapping[str, str] = MappingProxyType({})  # no setting: where settings were given, see d2v/config/given.py
 
     @property
     def modality(self) -> str:

@@ -1,43 +1,75 @@
-"""An encoder from a folder or the Hub, ours or a stock one, checked against the config that it is to be used with."""
+"""An encoder from a run, a folder or the Hub, ours or a stock one, with the data as it was fed."""
 
+import copy
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedConfig
 
 from d2v import plugins
+from d2v.config.schema import Config
 from d2v.interop.fidelity import QUIRKS
-from d2v.interop.huggingface import from_transformers
-from d2v.interop.pretrained import load_whole, read_config
+from d2v.interop.pretrained import read_config
 from d2v.models.configuration import D2vConfig
-from d2v.models.encoder import D2vModel
+from d2v.models.encoder import D2vModel, with_frontend
+from d2v.training.inherited import Origin, Say, resized, take_architecture, take_data
+from d2v.training.weights import checkpoint_of, folder_of_model, home, is_checkpoint, read_encoder, read_weights
+
+
+class Opened(NamedTuple):
+    """An encoder, and how samples are read for it."""
+
+    encoder: D2vModel
+    data: Any  # the modality's settings
+    frontend: Any  # its FrontendConfig
+    folder: Path  # where its tokenizer is, if it needs one
+
+
+def open_model(config: Config, path: str, say: Say, *, quirks: bool = True) -> Opened:
+    """What `model=path` names, for this config's data: see d2v/training/inherited.py.
+
+    `quirks`: see open_encoder. ValueError: as there; another value of what the model brings was given.
+    """
+    own = copy.deepcopy(config)  # another model may have been fed otherwise
+    origin, name = Origin("model", path), config.modality
+    encoder = open_encoder(path, name, quirks=quirks)
+    sizes = take_architecture(own, encoder.config, origin, say, resizable=True)
+    encoder = resized(encoder, name, sizes, origin, say)
+    take_data(own, origin, say)
+    frontend = plugins.load("d2v.modalities", name).FrontendConfig(**encoder.config.frontends[name])
+    return Opened(encoder, own.data, frontend, home(Path(path)))
 
 
 def open_encoder(path: str, modality: str, *, quirks: bool = True) -> D2vModel:
-    """The encoder of `model=path`, which must read `modality`.
+    """The encoder of `model=path`, which must read `modality`; of a checkpoint the teacher.
 
     Of a task model without its head; a stock one of transformers becomes ours. `quirks` false: without those of the
     reference's that make a sample's features depend on the padding beside it. ValueError: no whole model there, or it
     reads another modality.
     """
-    if Path(path).exists() and not (Path(path) / "config.json").is_file():
-        raise ValueError(f"model={path} is no folder with a config.json; give a run's export/ folder")
+    place = folder_of_model(Path(path))
+    if place.exists() and not is_checkpoint(place) and not (place / "config.json").is_file():
+        raise ValueError(
+            f"model={path} is no folder with a config.json; give a run's export/ folder{checkpoint_of(place)}"
+        )
     try:
-        config = read_config(path)
-        if not isinstance(config, D2vConfig):
-            model = from_transformers(path)
-            encoder = model if isinstance(model, D2vModel) else model.base_model
-            _check_modality(encoder.config, modality)
-            return encoder
-        _check_modality(config, modality)
-        if not quirks:
-            known = {field.name for field in fields(plugins.load("d2v.modalities", modality).FrontendConfig)}
-            config.frontends[modality] |= dict.fromkeys(QUIRKS & known, False)
-        return load_whole(D2vModel, path, lambda name: not name.startswith(("frontends.", "trunk.")), config=config)
+        if is_checkpoint(place):
+            encoder = read_weights(place, "model").encoder
+        else:
+            source = str(place) if place.exists() else path  # a name on the Hub
+            config = read_config(source)
+            _check_modality(config, modality)
+            encoder = read_encoder(source, config)
+        _check_modality(encoder.config, modality)
     except ValueError as error:
         raise ValueError(f"model={path}: {error}") from None
+    known = {field.name for field in fields(plugins.load("d2v.modalities", modality).FrontendConfig)}
+    quirky = {name: False for name in QUIRKS & known if encoder.config.frontends[modality].get(name)}
+    return encoder if quirks or not quirky else with_frontend(encoder, modality, quirky)
 
 
-def _check_modality(config: D2vConfig, modality: str) -> None:
-    if not config.frontends:
-        raise ValueError("no encoder of d2v: its config.json names no frontends")
-    if modality not in config.frontends:
+def _check_modality(config: PreTrainedConfig, modality: str) -> None:
+    """ValueError: one of our models that reads another modality."""
+    if isinstance(config, D2vConfig) and config.frontends and modality not in config.frontends:
         raise ValueError(f"reads {', '.join(config.frontends)}, but the config is for {modality}")

@@ -10,15 +10,16 @@ import torch
 
 from d2v import plugins
 from d2v.config.schema import Config
-from d2v.evaluation.load_encoder import open_encoder
+from d2v.evaluation.load_encoder import Opened, open_model
 from d2v.evaluation.report import Finding, Subject, make_reports
 from d2v.evaluation.scoring import evaluate_encoder, evaluate_raw
-from d2v.evaluation.splits import EvaluationSplit, label_splits
+from d2v.evaluation.splits import EvaluationSplit, label_splits, labelled_data
 from d2v.evaluation.table import Row, average, markdown_table
 from d2v.files import check_folder, check_new, record_results, written
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.reading import Reader, named
+from d2v.training.weights import folder_of_model, home, is_checkpoint
 
 
 class Splits(NamedTuple):
@@ -30,11 +31,12 @@ class Splits(NamedTuple):
 
     def report_lines(self) -> list[str]:
         """What is said of the data."""
-        lines = self.train.samples.report.lines()
-        if self.test is not None:
-            lines = [*lines, *self.test.samples.report.lines()]
+        lines = []
+        for split in (self.train, self.test):
+            if split is not None:
+                lines += [*split.samples.report.lines(), *split.notes]
         if self.unread:
-            lines = [*lines, f"left out, cannot be read: {len(self.unread)}: {named(self.unread)}"]
+            lines.append(f"left out, cannot be read: {len(self.unread)}: {named(self.unread)}")
         return lines
 
 
@@ -74,12 +76,12 @@ class Evaluation:
 
     def add(self, path: str) -> None:
         """Scores a model and makes its reports."""
-        encoder = open_encoder(path, self.config.modality)
-        self.splits = splits = open_splits(encoder, path, self.config)
+        opened = open_model(self.config, path, print)
+        self.splits = splits = open_splits(opened, self.config)
         first = not self.findings
         if first:
             print(*splits.report_lines(), sep="\n", flush=True)
-        encoder = encoder.to(self.device)
+        encoder = opened.encoder.to(self.device)
         if self.settings.label:
             self.rows += self._baselines(encoder.config, splits)
             self.rows += evaluate_encoder(path, encoder, splits.train, splits.test, self.settings, self.device)
@@ -138,7 +140,7 @@ class Evaluation:
             reports[path] = {name: finding.numbers for name, finding in findings.items()}
         return {
             "evaluate": dataclasses.asdict(self.settings),
-            "data": str(_data(self.config).path),
+            "data": str(_labelled(self.config)),
             "train_samples": len(train.indices),
             "test_samples": 0 if test is None else len(test.indices),
             "rows": [row._asdict() for row in self.rows],
@@ -154,20 +156,20 @@ def _check_reports(config: Config) -> None:
         raise ValueError("evaluate.label is '' and evaluate.reports names no report: there is nothing to score")
 
 
-def _data(config: Config) -> Any:
-    """The modality's settings of the labelled data."""
-    return dataclasses.replace(config.data, path=config.evaluate.path or config.data.path)
+def _labelled(config: Config) -> Any:
+    """Where the labelled data is."""
+    return config.evaluate.path or config.data.path
 
 
-def open_splits(encoder: D2vModel, path: str, config: Config) -> Splits:
-    """Samples as this model reads them: with its own frontend's settings and tokenizer."""
-    modality, settings, data = plugins.load("d2v.modalities", config.modality), config.evaluate, _data(config)
-    frontend = modality.FrontendConfig(**encoder.config.frontends[config.modality])
+def open_splits(opened: Opened, config: Config) -> Splits:
+    """Samples as this model reads them: with its own frontend's settings and tokenizer, as it was fed."""
+    modality, settings = plugins.load("d2v.modalities", config.modality), config.evaluate
+    data = labelled_data(opened.data, _labelled(config), config.evaluate.label)
     if not data.path:
         raise ValueError("no data: give data.path=... or evaluate.path=...")
 
     def open_samples(split: str):
-        samples = modality.Samples(data, frontend, split=split, folder=Path(path))
+        samples = modality.Samples(data, opened.frontend, split=split, folder=opened.folder)
         samples.report.check(data.max_bad_share, f"split {split!r} of {data.path}")
         return samples
 
@@ -185,8 +187,11 @@ def open_splits(encoder: D2vModel, path: str, config: Config) -> Splits:
 
 def result_file(model: str, config: Config, in_run: bool) -> Path:
     """Where the result goes: evaluation/ in run.dir, beside the model, or in this folder for a name on the Hub."""
-    name = "_".join([Path(model).name, f"layer-{config.evaluate.layer}", *config.evaluate.reports]) + ".json"
+    path = folder_of_model(Path(model))
+    name = "_".join([path.name, f"layer-{config.evaluate.layer}", *config.evaluate.reports]) + ".json"
     if in_run:
         return Path(config.run.dir) / "evaluation" / name
-    place = Path(model).resolve().parent if Path(model).exists() else Path()
+    if is_checkpoint(path):
+        return home(path) / "evaluation" / name
+    place = path.resolve().parent if path.exists() else Path()
     return place / "evaluation" / name

@@ -6,6 +6,7 @@ from typing import Any
 from d2v import plugins
 from d2v.config.checks import check_keys
 from d2v.config.find import find_config
+from d2v.config.given import given
 from d2v.config.loading import load_values, modality_of, typed
 from d2v.config.schema import ModelConfig, OneModality, RunConfig, TrainConfig
 from d2v.config.written import section_of, unquoted
@@ -67,8 +68,8 @@ class FinetuneConfig(OneModality):
     run: RunConfig
 
 
-def read_values(argv: list[str]) -> dict:
-    """The settings of `CONFIG [model=PATH] key=value ...` as plain dictionaries.
+def read_values(argv: list[str]) -> tuple[dict, list[str]]:
+    """The settings of `CONFIG [model=PATH] key=value ...` as plain dictionaries, and its overrides.
 
     ValueError: whatever is wrong with their form.
     """
@@ -83,7 +84,7 @@ def read_values(argv: list[str]) -> dict:
         overrides.append(f"train.init_from={value}" if key == "model" else argument)
     values = load_values(argv[0], overrides)
     check_keys(values, SECTIONS, "", argv[0])
-    return values
+    return values, overrides
 
 
 def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledTask]:
@@ -91,7 +92,7 @@ def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledT
 
     ValueError: whatever is wrong with it, or another modality than `modality`, where that is given.
     """
-    values = read_values(argv)
+    values, overrides = read_values(argv)
     argv = [str(find_config(argv[0])), *argv[1:]]  # which is named in errors
     name = modality_of(values, argv[0])
     if modality and name != modality:
@@ -108,6 +109,7 @@ def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledT
     }
     built = typed(parts, values, "", argv[0])
     config = FinetuneConfig(**{**built, "model": ModelConfig(**built["model"])})
+    config.given = given(argv[0], overrides)
     if not config.run.dir:
         raise ValueError("run.dir is required: the folder that this run writes to, e.g. run.dir=runs/first")
     for name in OF_PRETRAINING:

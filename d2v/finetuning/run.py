@@ -72,7 +72,7 @@ def assemble(
         if accelerator.is_main_process:
             make_room(folder, prepared)
         encoder = adopt(config, folder, accelerator.print)
-        bring_preparation(config, folder)
+        bring_preparation(config, folder, accelerator.print, "model")
         folder.mkdir(parents=True, exist_ok=True)
         data = task.open(config, folder, BadSamples(folder / "bad_samples.jsonl"), accelerator.print)
         check_settings(folder, config.as_dict(), config.run.resume, RESULT_SECTIONS)

@@ -3,6 +3,7 @@
 B samples, M masks per sample, N = B * M rows, T content tokens, K visible tokens, E extra tokens, D width, H heads.
 """
 
+import copy
 import inspect
 from functools import partial
 from typing import Any
@@ -196,6 +197,25 @@ class D2vModel(D2vPreTrainedModel):
             return Features(x, results)
         content = [result[:, num_extra:] for result in results]
         return Features(x[:, num_extra:], content, x[:, :num_extra] if num_extra else None)
+
+
+def with_frontend(encoder: D2vModel, modality: str, settings: dict[str, Any]) -> D2vModel:
+    """A copy, of which the frontend of a modality has other settings: those that change no weight, and `image_size`.
+
+    ValueError, RuntimeError: there is no such frontend, or the weights cannot be made to fit.
+    """
+    config: Any = copy.deepcopy(encoder.config)
+    config.frontends[modality] |= settings
+    with torch.random.fork_rng(devices=[]):  # a run in progress would miss the numbers that building draws
+        other = D2vModel(config)
+    other.trunk.load_state_dict(encoder.trunk.state_dict())
+    for name in config.frontends:
+        new, old = other.frontend(name), encoder.frontend(name)
+        if "image_size" in settings and name == modality:
+            new.resize_from(old)
+        else:
+            new.load_state_dict(old.state_dict())
+    return other.to(dtype=encoder.dtype).train(encoder.training)
 
 
 def _repeated(x: Tensor | None, num_rows: int) -> Tensor | None:

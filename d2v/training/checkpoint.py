@@ -140,7 +140,7 @@ def _load(accelerator: Accelerator, checkpoint: Path) -> str | None:
             dataloaders=[],
             process_index=accelerator.process_index,
             scaler=accelerator.scaler,
-            map_location="on_device" if accelerator.num_processes > 1 else "cpu",
+            map_location="on_device" if accelerator.multi_device else "cpu",
         )
     except OSError:
         raise

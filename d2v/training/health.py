@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d2v.evaluation.class_names import class_names, complete, in_order, numbered
 from d2v.evaluation.features import readable_features
 from d2v.models.encoder import D2vModel
 from d2v.protocols import Samples
@@ -34,6 +35,7 @@ class HealthCheck:
         self.indices = np.unique(np.linspace(0, len(samples) - 1, min(limit, len(samples))).astype(int))
         self.labels = _codes(samples, label, self.indices, required=False)
         self.groups = _codes(samples, group, self.indices, required=True) if group else None
+        self.read = self.indices  # the samples that the last check could read, for the student
 
     def __call__(
         self, student: D2vModel, teacher: D2vModel, device: torch.device
@@ -43,6 +45,7 @@ class HealthCheck:
         settings: tuple = (self.samples, self.batch_size, device)
         places["student"], of_student = read(student, *settings, indices=self.indices)
         places["teacher"], of_teacher = read(teacher, *settings, indices=self.indices, layer="last")
+        self.read = self.indices[places["student"]]
         arrays = {"student": of_student["last"], "teacher": of_teacher["last"], "local": of_student["local"]}
         features = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if not all(bool(x.isfinite().all()) for x in features.values()):
@@ -58,10 +61,15 @@ class HealthCheck:
 def _codes(samples: Samples, name: str, indices: np.ndarray, *, required: bool) -> Tensor | None:
     """A column as integers; None where it does not exist, is not complete, or has one value only."""
     try:
-        values = samples.column(name)[indices]
+        if required:
+            codes = np.unique(complete(samples, name)[indices], return_inverse=True)[1]
+        else:
+            every = class_names(samples, name)
+            names = [every[index] for index in indices]
+            codes = numbered(names, in_order(names, samples.classes))
     except ValueError as error:
         if required:
             raise ValueError(f"evaluate.group is {name!r}: {error}; evaluate.group='' takes none") from None
         return None
-    unique, codes = np.unique(values, return_inverse=True)
-    return torch.from_numpy(codes) if 1 < len(unique) < len(values) else None
+    complete_and_telling = codes.min() >= 0 and 0 < codes.max() < len(codes) - 1
+    return torch.from_numpy(codes) if complete_and_telling else None

@@ -1,107 +1,93 @@
 """`train.init_from`: a run that starts with weights that were trained before, all of them or none."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
-from transformers import AutoModel
 
-from d2v import plugins
-from d2v.config.schema import Config
-from d2v.interop.fairseq import load_fairseq
+from d2v.config.schema import Config, OneModality
 from d2v.interop.fidelity import FREE
-from d2v.interop.pretrained import load_whole
+from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.objectives.common.objective import Objective
-
-ENCODERS = ("student.encoder.", "teacher.encoder.")  # how the names of their weights begin
-
-
-class Weights(NamedTuple):
-    """What a place holds: an encoder, tensors by an objective's names, and the objective if there is one."""
-
-    encoder: D2vModel
-    state: dict[str, Tensor]
-    objective: Objective | None
+from d2v.training.inherited import Origin, Say, former_run, resized, resumes, take_architecture, take_data
+from d2v.training.weights import ENCODERS, STUDENT, Weights, read_weights
 
 
-def start_from(objective: Objective, path: str | Path, config: Config) -> list[str]:
-    """Fills student and teacher from an export, a run folder, or a fairseq checkpoint.
+def adopt(config: OneModality, path: str, folder: Path, say: Say, *, setting: str, resizable: bool) -> Weights | None:
+    """What a run starts from, whose architecture becomes the config's; see d2v/training/inherited.py.
+
+    `resizable`: the command line may give another size of its inputs. None: the run in `folder` is resumed. ValueError:
+    it cannot be had, reads another modality, or the command line gives another architecture.
+    """
+    origin, weights = Origin(setting, path), None
+    model: Any
+    if resumes(folder):  # it has its own copy, and what it started from may be gone
+        former = former_run(folder)
+        assert former is not None
+        model = D2vConfig(former["model"]["frontends"], former["model"]["trunk"])
+    else:
+        weights = read_weights(Path(path), setting)
+        model = weights.encoder.config
+    name = config.modality
+    if name not in model.frontends:
+        purpose = "this script fine-tunes" if resizable else "this config trains"
+        raise ValueError(f"{origin} reads {', '.join(model.frontends)}; {purpose} {name}")
+    sizes = take_architecture(config, model, origin, say, resumed=weights is None, resizable=resizable)
+    if weights is None:
+        return None
+    return weights._replace(encoder=resized(weights.encoder, name, sizes, origin, say))
+
+
+def start_from(objective: Objective, path: str | Path, config: Config, source: Weights | None = None) -> list[str]:
+    """Fills student and teacher from what d2v/training/weights.py reads; `source`: it is read already.
 
     Says what came and what starts anew. An export gives both the same weights; a checkpoint of the same method gives
     the teacher its own and brings the predictor or decoder. ValueError: no such file, another architecture, or the
     first weight that is missing, left over or of another shape; nothing is half loaded.
     """
     path = Path(path)
-    source = read_weights(path)
+    source = read_weights(path) if source is None else source
     _check_architecture(source.encoder, config, path)
     heads = {name for name in objective.state_dict() if not name.startswith(ENCODERS)}
-    brought = heads if _brings_heads(source, objective, heads) else set()
-    state = {name: value for name, value in source.state.items() if name.startswith(ENCODERS) or name in brought}
+    brought = heads if _brings_heads(source, objective, config.objective, heads) else set()
+    sides = ENCODERS if len(objective.teacher) else (STUDENT,)
+    state = {name: value for name, value in source.state.items() if name.startswith(sides) or name in brought}
     _check_weights(objective, state, heads, path)
     weights = objective.state_dict()
     with torch.no_grad():
         for name, value in state.items():
             weights[name].copy_(value)
     return [
-        f"starts from {path}: {', '.join(['student', 'teacher', *_parts(brought)])}",
+        f"starts from {path}: {', '.join([*(side.partition('.')[0] for side in sides), *_parts(brought)])}",
         f"starts anew: {', '.join([*_parts(heads - brought), 'optimizer, step, learning rate and EMA decay'])}",
     ]
 
 
 def _parts(names: set[str]) -> list[str]:
-    """The parts of an objective that weights lie in, sorted."""
-    return sorted({name.partition(".")[0] for name in names})
+    """The parts of an objective, beside its encoders, that weights lie in, sorted."""
+    inner = {name.removeprefix("student.").removeprefix("teacher.") for name in names}
+    return sorted({name.partition(".")[0] for name in inner})
 
 
-def _brings_heads(source: Weights, objective: Objective, heads: set[str]) -> bool:
+def _brings_heads(source: Weights, objective: Objective, settings: Any, heads: set[str]) -> bool:
     """Whether all of the objective's heads are there, from the same method with the same decoder."""
-    if type(source.objective) is not type(objective):
+    if source.objective is None or source.objective.name != settings.name:
         return False
-    decoders = [vars(one.config).get("decoder") for one in (source.objective, objective)]
+    decoders = [vars(one).get("decoder") for one in (source.objective, settings)]
     if decoders[0] != decoders[1] or not heads <= source.state.keys():
         return False
     weights = objective.state_dict()
     return all(source.state[name].shape == weights[name].shape for name in heads)
 
 
-def bring_preparation(config: Any, folder: Path) -> None:
-    """Weights of train.init_from are of what was prepared with them (tokens): fills such settings of data.
-
-    ValueError: they cannot be had.
-    """
-    if config.train.init_from:
-        saved = folder / "config.yaml"
-        former = OmegaConf.to_container(OmegaConf.load(saved).data) if saved.is_file() else None
-        plugins.load("d2v.modalities", config.modality).inherit(config.data, Path(config.train.init_from), former)
-
-
-def read_weights(path: Path, setting: str = "train.init_from") -> Weights:
-    """The weights of an export, a run folder or a fairseq checkpoint.
-
-    ValueError: they cannot be had; the message begins with `setting`.
-    """
-    folder = path / "export" if (path / "export" / "config.json").is_file() else path
-    if (folder / "config.json").is_file():
-        try:
-            encoder = load_whole(AutoModel, folder, lambda name: name.startswith("head."), local_files_only=True)
-        except ValueError as error:
-            raise ValueError(f"{setting}: {error}") from None
-        if not isinstance(encoder, D2vModel):
-            raise ValueError(f"{setting}: {folder} holds a {type(encoder).__name__}, not a d2v encoder")
-        weights = encoder.state_dict()
-        state = {}
-        for prefix in ENCODERS:
-            state |= {f"{prefix}{name}": value for name, value in weights.items()}
-        return Weights(encoder, state, None)
-    if path.is_file():
-        objective = load_fairseq(path)
-        encoder = objective.student["encoder"]
-        assert isinstance(encoder, D2vModel)
-        return Weights(encoder, objective.state_dict(), objective)
-    raise ValueError(f"{setting} is {path}: no export or run folder (with config.json) and no checkpoint file")
+def bring_preparation(config: OneModality, folder: Path, say: Say = print, setting: str = "train.init_from") -> None:
+    """Weights of train.init_from are of what they were fed by: see take_data. ValueError: as there."""
+    source = config.train.init_from  # type: ignore[attr-defined]
+    if source:
+        former = former_run(folder)
+        take_data(config, Origin(setting, source), say, None if former is None else former["data"])
 
 
 def _check_architecture(encoder: D2vModel, config: Config, path: Path) -> None:

@@ -1,6 +1,5 @@
 """One run of pretraining, from a config to an exported encoder; what a script does is parse, build, call."""
 
-import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,14 +11,14 @@ from omegaconf import OmegaConf
 from d2v import files, plugins
 from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
+from d2v.evaluation.splits import labelled_data
 from d2v.objectives.common.objective import Objective
 from d2v.protocols import ScoredSplit
 from d2v.reading import Limit, Reader
-from d2v.training.checkpoint import checkpoints_in
 from d2v.training.export import export, measured, model_card
 from d2v.training.forecast import where
 from d2v.training.health import HealthCheck
-from d2v.training.init_from import bring_preparation, start_from
+from d2v.training.init_from import adopt, bring_preparation, start_from
 from d2v.training.loop import Loop
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.page import Summary, write_page
@@ -81,7 +80,12 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     """
     folder, train, run = Path(config.run.dir), config.train, config.run
     with accelerator.main_process_first():
-        bring_preparation(config, folder)
+        source = None
+        if train.init_from:
+            source = adopt(
+                config, train.init_from, folder, accelerator.print, setting="train.init_from", resizable=False
+            )
+        bring_preparation(config, folder, accelerator.print)
         folder.mkdir(parents=True, exist_ok=True)
         modality.prepare(config.data, config.frontend, folder, train.seed)
         check_settings(folder, config.as_dict(), run.resume)
@@ -96,8 +100,8 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
 
     set_seed(train.seed)
     objective = build_objective(config, len(samples))
-    if train.init_from and not checkpoints_in(folder / "checkpoints"):
-        accelerator.print("\n".join(start_from(objective, train.init_from, config)))
+    if source is not None:
+        accelerator.print("\n".join(start_from(objective, train.init_from, config, source)))
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
     size = f"{num_parameters(objective) / 1e6:.2f} M parameters"
     accelerator.print(f"encoder: {size}; {train.steps} steps of {train.batch_size} samples")
@@ -129,7 +133,7 @@ def health_check(config: Config, modality, samples, folder: Path, reader: Reader
     """On the training samples, or on evaluate.path where that names labelled data."""
     evaluate = config.evaluate
     if evaluate.path:
-        data = dataclasses.replace(config.data, path=evaluate.path)
+        data = labelled_data(config.data, evaluate.path, evaluate.label)
         try:
             samples = modality.Samples(data, config.frontend, split=evaluate.train_split, folder=folder)
         except ValueError as error:  # which names data.path, where the data is that was asked for
@@ -149,7 +153,7 @@ def health_check(config: Config, modality, samples, folder: Path, reader: Reader
 def online_probe(config: Config, modality, folder: Path, reader: Reader) -> OnlineProbe:
     """k-NN on run.probe.path. ValueError: no usable samples or labels there."""
     probe = config.run.probe
-    data = dataclasses.replace(config.data, path=probe.path)
+    data = labelled_data(config.data, probe.path, probe.label)
 
     def samples(split: str):
         return modality.Samples(data, config.frontend, split=split, folder=folder)
@@ -201,4 +205,4 @@ def _write_page(config: Config, loop: Loop, verdict: Verdict, report: list[str])
             f"d2v convert {folder}/export encoder.onnx",
         ],
     )
-    write_page(folder, summary, health.samples, health.indices, loop.features.get("student"))
+    write_page(folder, summary, health.samples, health.read, loop.features.get("student"))

@@ -126,10 +126,11 @@ def table_marks(path: Any) -> dict[str, str]:
             marks |= {f"{number}:{name}": mark for name, mark in table_marks(one).items()}
         return marks
     root = _root(path)
-    if root.is_file():
-        return {root.name: _mark(root, "", looks_inside=True)}
+    if not root.is_dir():
+        found = [root] if root.exists() else sorted(Path(root.anchor).glob(str(root.relative_to(root.anchor))))
+        return {file.name: _mark(root, str(file), looks_inside=True) for file in found}
     marks = {}
-    for file in sorted(root.rglob("*")) if root.is_dir() else []:
+    for file in sorted(root.rglob("*")):
         if file.suffix.lower() in TABLES and file.is_file():
             marks[file.relative_to(root).as_posix()] = _mark(root, str(file), looks_inside=True)
     return marks

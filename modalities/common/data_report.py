@@ -1,8 +1,13 @@
 """What a scan of the data met with, for a person and as a limit."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from d2v.evaluation.class_names import in_order, names_of
 from d2v.shown import printable
 
 
@@ -20,6 +25,21 @@ class Report:
     remarks: dict[str, list[str]] = field(default_factory=dict)  # what is said of usable samples -> their ids
     amount: str = ""  # "0.55 hours", "3.1M tokens"
     notes: list[str] = field(default_factory=list)  # how the samples were chosen, and what was left out
+
+    def count_classes(self, cells: np.ndarray, classes: Sequence[str] | None, column: str) -> None:
+        """Counts the usable samples of each class, `classes` by number if these are known, or notes why it does not."""
+        try:
+            names = names_of(cells, classes, column)
+        except ValueError as error:
+            self.notes.append(f"classes are not counted: data.label {error}")
+            return
+        counts = Counter(names)
+        without = counts.pop(None, 0)
+        if without:
+            self.notes.append(f"without a class: {without} of {len(names)} samples (data.label {column!r})")
+        others = in_order(set(counts).difference(classes or ()))
+        if counts:
+            self.classes = {name: counts[name] for name in [*(classes or ()), *others]}
 
     def lines(self) -> list[str]:
         """The report for a person: one line each, the first five bad names of a kind."""

@@ -47,6 +47,8 @@ def _is_image(path: Path) -> bool:
     from PIL import Image, UnidentifiedImageError  # only images need it
 
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with Image.open(path, formats=SNIFFED):
             return True
     except Image.DecompressionBombError:

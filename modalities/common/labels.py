@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from d2v.evaluation.class_names import complete, in_order, left_out, names_of, numbered
 from d2v.finetuning.scores import classification, regression
-from d2v.modalities.common.tables import in_order, number, written
+from d2v.modalities.common.tables import number
 from d2v.protocols import Batches, Labelled, ScoredSplit
 from d2v.settings import setting
 
@@ -44,6 +45,7 @@ class Opened(NamedTuple):
     labels: Sequence[Any]  # of each of `train`: classes, numbers, or codes of letters
     names: list[str] | None
     splits: dict[str, ScoredSplit]
+    notes: Sequence[str] = ()  # what is said of samples without a label, which are left out
 
 
 def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str = "") -> Opened:
@@ -53,11 +55,26 @@ def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str 
     """
     train, indices, parts = divide(data, seed, make, group=group)
     names, labels = learn(train, data.label, numbers=data.regression)
+    trained, notes = _with_label(train, indices, labels, data.label, "train")
     splits = {}
     for name, (samples, rows) in parts.items():
         known = labels if samples is train else encode(samples, data.label, names, getattr(data, f"{name}_split"))
+        rows, more = _with_label(samples, rows, known, data.label, name)
         splits[name] = ScoredSplit(samples, rows, known[rows])
-    return Opened(train, indices, labels, names, splits)
+        notes += more
+    return Opened(train, trained, labels, names, splits, notes)
+
+
+def _with_label(
+    samples: Any, rows: np.ndarray, labels: np.ndarray, column: str, split: str
+) -> tuple[np.ndarray, list[str]]:
+    """The rows whose label is neither -1 nor NaN, and what is said of the others. ValueError: no row has one."""
+    has = np.isfinite(labels[rows]) if labels.dtype.kind == "f" else labels[rows] >= 0
+    if has.all():
+        return rows, []
+    ids = [samples.ids[row] for row in rows]
+    marked = [True if one else None for one in has]
+    return rows[has], left_out(marked, ids, f"data.label {column!r}", f"the {split} split")
 
 
 def divide(
@@ -75,7 +92,7 @@ def divide(
         samples = make(data.validation_split)
         parts["validation"] = samples, np.arange(len(samples))
     elif data.validation_share:
-        groups = _column(train, group, "group") if group else None
+        groups = _complete(train, group) if group else None
         held = _held_out(np.random.default_rng((seed, HELD_OUT)), len(train), data.validation_share, groups)
         indices = np.setdiff1d(indices, held)
         parts["validation"] = train, held
@@ -83,9 +100,9 @@ def divide(
         samples = make(data.test_split)
         parts["test"] = samples, np.arange(len(samples))
     if group:
-        trained = _column(train, group, "group")[indices]
+        trained = _complete(train, group)[indices]
         for name, (samples, rows) in parts.items():
-            kept = rows[~np.isin(_column(samples, group, "group")[rows], trained)]
+            kept = rows[~np.isin(_complete(samples, group)[rows], trained)]
             if not len(kept):
                 raise ValueError(
                     f"data.group {group!r}: the {name} split has no sample of a group that is not trained on"
@@ -109,78 +126,97 @@ def _held_out(generator: np.random.Generator, count: int, share: float, groups: 
 
 
 def learn(samples: Any, column: str, *, numbers: bool) -> tuple[list[str] | None, np.ndarray]:
-    """Class names and the class of each sample, or None and its number.
+    """Class names and the class of each sample, -1 for none, or None and its number, NaN for none.
 
     ValueError: no such column, or nothing to be learned from it.
     """
-    values = _column(samples, column)
     if numbers:
-        return None, _numbers(values, column, "train")
-    amounts = np.array([number(value) for value in values.tolist()])
-    fractions = values[amounts != np.round(amounts)]
-    if len(fractions) and (values.dtype.kind == "f" or np.isfinite(amounts).all()):
-        fraction = fractions[0]
-        raise ValueError(f"data.label {column!r} holds fractions such as {fraction}; set data.regression=true")
-    names = _names(values, samples.classes)
-    known = samples.classes or in_order(set(names))
-    if len(set(names)) < 2:
-        raise ValueError(f"data.label {column!r} has one value, {names[0]!r}; there is nothing to tell apart")
-    if len(set(names)) == len(names):
+        return None, _numbers(_column(samples, column), column, "train")
+    names = _names(samples, column, "train", None)
+    without = names.count(None)
+    known = samples.classes or in_order(names)
+    different = set(names) - {None}
+    if not different:
+        left_out(names, samples.ids, f"data.label {column!r}", "the train split")
+    if len(different) < 2:
+        raise ValueError(f"data.label {column!r} has one value, {min(different)!r}; there is nothing to tell apart")
+    _check_whole(different, column)
+    if len(different) == len(names) - without:
         raise ValueError(
-            f"data.label {column!r} has another value for each of {len(names)} samples, such as {names[0]!r}; "
-            "is it the class?"
+            f"data.label {column!r} has another value for each of {len(different)} samples, such as "
+            f"{next(name for name in names if name)!r}; is it the class?"
         )
     return known, _codes(names, known, column, "train")
+
+
+def _check_whole(names: set[str | None], column: str) -> None:
+    """ValueError: all names are numbers, and some are fractions, as cells of a csv file are before they are read so."""
+    numbers = {name: number(name) for name in names}
+    fractions = sorted(str(name) for name, value in numbers.items() if value % 1)
+    if fractions and all(np.isfinite(value) for value in numbers.values()):
+        raise ValueError(f"data.label {column!r} holds fractions such as {fractions[0]}; set data.regression=true")
 
 
 def encode(samples: Any, column: str, names: list[str] | None, split: str) -> np.ndarray:
     """The classes of another split by the names of the training split, or its numbers if those are None.
 
-    ValueError: no such column, or a value that is no class.
+    -1 and NaN: no label. ValueError: no such column, or a value that is no class.
     """
-    values = _column(samples, column)
     if names is None:
-        return _numbers(values, column, split)
-    return _codes(_names(values, samples.classes), names, column, split)
+        return _numbers(_column(samples, column), column, split)
+    return _codes(_names(samples, column, split, names), names, column, split)
 
 
-def _column(samples: Any, column: str, setting: str = "label") -> np.ndarray:
+def _column(samples: Any, column: str) -> np.ndarray:
     try:
         return samples.column(column)
     except ValueError as error:
-        raise ValueError(f"data.{setting} is {column!r}: {error}") from None
+        raise ValueError(f"data.label is {column!r}: {error}") from None
+
+
+def _complete(samples: Any, column: str) -> np.ndarray:
+    try:
+        return complete(samples, column)
+    except ValueError as error:
+        raise ValueError(f"data.group is {column!r}: {error}") from None
 
 
 def _numbers(values: np.ndarray, column: str, split: str) -> np.ndarray:
-    numbers = values
-    if values.dtype.kind not in "biuf":
-        numbers = np.array([number(value) for value in values.tolist()])
-    numbers = numbers.astype(np.float32)
-    if not np.isfinite(numbers).all():
-        bad = values[~np.isfinite(numbers)][0]
-        raise ValueError(
-            f"data.label {column!r} of split {split!r} does not hold numbers, as data.regression=true needs: {bad!r}"
-        )
+    """As float32, NaN for empty cells."""
+    if values.dtype.kind in "biu":
+        return values.astype(np.float32)
+    numbers = np.full(len(values), np.nan, dtype=np.float32)
+    for place, value in enumerate(values.tolist()):
+        if value is None or value != value or (isinstance(value, str) and not value.strip()):
+            continue
+        numbers[place] = number(value)
+        if not np.isfinite(numbers[place]):
+            raise ValueError(
+                f"data.label {column!r} of split {split!r} does not hold numbers, as data.regression=true needs: "
+                f"{value!r}"
+            )
     return numbers
 
 
-def _names(values: np.ndarray, classes: list[str] | None) -> list[str]:
-    """The name of each value: numbers of a column that knows its classes are places among them."""
-    if classes is None or values.dtype.kind not in "iu":
-        return [written(value) for value in values.tolist()]
-    return [classes[value] if 0 <= value < len(classes) else str(value) for value in values]
+def _names(samples: Any, column: str, split: str, known: list[str] | None) -> list[str | None]:
+    """The class of each sample by name. ValueError: no such column, or cells that are no classes."""
+    cells = _column(samples, column)
+    try:
+        return names_of(cells, samples.classes, column, known)
+    except ValueError as error:
+        advice = "; set data.regression=true" if cells.dtype.kind == "f" else ""
+        raise ValueError(f"data.label {error} in split {split!r}{advice}") from None
 
 
-def _codes(names: list[str], known: list[str], column: str, split: str) -> np.ndarray:
-    code = {name: number for number, name in enumerate(known)}
-    unseen = sorted({name for name in names if name not in code})
+def _codes(names: list[str | None], known: list[str], column: str, split: str) -> np.ndarray:
+    unseen = in_order(set(names).difference(known))
     if unseen:
         few = ", ".join(map(repr, unseen[:5]))
         raise ValueError(
             f"data.label {column!r} of split {split!r} holds {few}, unseen in training; "
             f"its classes are {', '.join(known[:20])}"
         )
-    return np.array([code[name] for name in names], dtype=np.int64)
+    return numbered(names, known)
 
 
 def labelled(opened: Opened, batches: Batches, save_preprocessor: Callable[[Path], None]) -> Labelled:

@@ -8,7 +8,7 @@ import datasets
 import pyarrow as pa
 
 from d2v.modalities.common import table_files
-from d2v.modalities.common.folders import holds, is_ignored, is_text
+from d2v.modalities.common.folders import below, holds, is_ignored, is_text
 from d2v.modalities.common.splits import is_split, same_split
 
 
@@ -24,7 +24,7 @@ def media_files(files: list[Path], root: Path, split: str, extensions: Sequence[
         metadata = _metadata(files, root.parent)
     if metadata is not None:
         return datasets.Dataset(metadata)
-    parts = [file.relative_to(root).parts for file in files]
+    parts = [below(file, root) for file in files]
     if any(len(part) < 2 for part in parts):
         return datasets.Dataset.from_dict(columns)
     label = [part[0] for part in parts]

@@ -18,13 +18,14 @@ from d2v.modalities.common import table_files
 from d2v.modalities.common.encodings import encoding_of
 from d2v.modalities.common.folders import is_ignored, walk, with_names
 from d2v.modalities.common.joining import join
-from d2v.modalities.common.kinds import AUDIO, CURES, IMAGES, TABLES, TEXTS, UNNAMED, extension, is_of, summary
+from d2v.modalities.common.kinds import AUDIO, CURES, IMAGES, TABLES, TEXTS, UNNAMED, extension, is_of, named, summary
 from d2v.modalities.common.media import media_files
 from d2v.modalities.common.splits import choose
 from d2v.modalities.common.tables import KNOWN, file_paths, media_column, name_rows, with_folders
 
 __all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source"]
 EXPRESSION = re.compile(r"[\w.]+(\[[^]]*\])?(\+[\w.]+(\[[^]]*\])?)*")  # train[:100]+test
+METADATA = ("metadata.csv", "metadata.jsonl")
 DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", "requirements")  # about data
 
 
@@ -79,7 +80,7 @@ def notes(dataset: datasets.Dataset) -> list[str]:
 
 
 def _with_notes(dataset: datasets.Dataset, said: list[str]) -> datasets.Dataset:
-    dataset.info.description = "\n".join(said)
+    dataset.info.description = "\n".join(" ".join(note.split()) for note in said)  # names of files may hold line ends
     return dataset
 
 
@@ -115,10 +116,17 @@ def _open_files(
     tables = _tables(files)
     if not wanted or (tables and all(file.stem.lower() in DOCUMENTS for file in wanted)):
         wanted = tables
+    gone: list[Path] = []
+    if extensions == TEXTS or wanted is tables:  # of media, what cannot be read is counted one by one
+        gone = [file for file in wanted if not file.is_file()]
+        if gone:
+            wanted = [file for file in wanted if file not in gone]
+            said = [*said, f"skipped: {len(gone)} that are no files ({named(gone)})"]
     if not wanted:
         raise ValueError(f"data.path {root} has no {what} files: {_there_is(files, extensions, what, said)}")
-    others = sorted(set(files).difference(wanted, _metadata(files)))
-    left = [file for file in others if file.suffix in TEXTS or file.stem.lower() not in DOCUMENTS]
+    others = set(files).difference(wanted, _metadata(files))
+    left = [file for file in sorted(others) if file.suffix in TEXTS or file.stem.lower() not in DOCUMENTS]
+    left = [file for file in left if file not in gone]
     parts = []
     for one in split.split("+") if EXPRESSION.fullmatch(split) else [split]:
         name = one.partition("[")[0] if one.endswith("]") else one
@@ -133,9 +141,11 @@ def _open_files(
 
 def _tables(files: list[Path]) -> list[Path]:
     """The tables of the one kind that is meant: the first of TABLES that there is."""
-    others = set(files).difference(_metadata(files))
+    by_suffix: dict[str, list[Path]] = {}
+    for file in files:
+        by_suffix.setdefault(file.suffix.lower(), []).append(file)
     for suffix in TABLES:
-        some = [file for file in files if file.suffix.lower() == suffix and file in others]
+        some = [file for file in by_suffix.get(suffix, []) if file.name not in METADATA]
         if some:
             return some
     return []
@@ -143,7 +153,7 @@ def _tables(files: list[Path]) -> list[Path]:
 
 def _metadata(files: list[Path]) -> list[Path]:
     """What describes media files beside it."""
-    return [file for file in files if file.name in ("metadata.csv", "metadata.jsonl")]
+    return [file for file in files if file.name in METADATA]
 
 
 def _cut(dataset: datasets.Dataset, name: str, part: str) -> datasets.Dataset:
@@ -219,7 +229,7 @@ def _with_absolute_paths(dataset: datasets.Dataset, where: str, what: str, files
         folders[name] = []
         for file in map(Path, some):
             if file.suffix.lower() != ".parquet" or not file.is_file():
-                raise ValueError(f"{where} names files by paths, such as {paths[0]!r}, and does not bring them")
+                raise ValueError(f"{where} names files by paths, such as {next(filter(None, paths))!r}, and has none")
             folders[name] += [file.parent] * pq.read_metadata(file).num_rows
     places = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(some) for name, some in folders.items()})
     of_rows = itertools.chain(*(folders[part.splitname][part.from_ : part.to] for part in places))

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from d2v.modalities.common.folders import below
 from d2v.modalities.common.kinds import TABLES, TEXTS, extension, named
 
 FAMILIES = (  # names that mean one split, as `datasets` knows them
@@ -60,7 +61,7 @@ def choose(files: Sequence[Path], root: Path, split: str, asked: str) -> Chosen:
     chosen = [file for file in files if file in members]
     if len(files) > 1:
         notes.append(_said(split, chosen, files, here, by_name))
-    folders = {here / file.relative_to(here).parts[0] for file in chosen}
+    folders = {here / below(file, here)[0] for file in chosen}
     only = next(iter(folders)) if len(folders) == 1 else here
     return Chosen(chosen, only if only not in members else here, notes)
 
@@ -72,13 +73,13 @@ def _divided(files: Sequence[Path], root: Path, split: str) -> tuple[dict[str, l
     here = root
     while True:
         by_name = _grouped(files, here, split)
-        first = {file.relative_to(here).parts[0] for file in files}
+        first = {below(file, here)[0] for file in files}
         if by_name or len(first) > 1 or here / next(iter(first)) in files:
             break
         here = here / next(iter(first))
     if not by_name:
         return {}, root, []
-    folders = {file.relative_to(here).parts[0] for file in files if file.parent != here}
+    folders = {below(file, here)[0] for file in files if file.parent != here}
     others = folders - set(by_name)
     (name, *more) = by_name
     is_asked_for = name == split and split not in [family[0] for family in FAMILIES]
@@ -102,7 +103,7 @@ def _grouped(files: Sequence[Path], here: Path, split: str) -> dict[str, list[Pa
 
 def _names(file: Path, here: Path) -> list[str]:
     """What may name a file's split, outermost first."""
-    *folders, _ = file.relative_to(here).parts
+    *folders, _ = below(file, here)
     stem = SHARD.sub("", file.stem)
     if extension(file) in TABLES:
         return [*folders, stem]
@@ -128,7 +129,7 @@ def _in_order(names: dict[str, list[Path]], files: Sequence[Path]) -> list[str]:
 def _said(split: str, chosen: list[Path], files: Sequence[Path], here: Path, by_name: dict[str, list[Path]]) -> str:
     """What the choice was, and the files that no split takes."""
     left = set(files).difference(*by_name.values())
-    places = {str(_named_place(file, here, by_name)) for file in chosen}
+    places = {str(here.joinpath(*place)) for place in {_named_place(file, here, by_name) for file in chosen}}
     line = f"split {split!r} of {here} is {_few(places)}: {len(chosen)} of {len(files)} files"
     if not left:
         return line
@@ -138,12 +139,13 @@ def _said(split: str, chosen: list[Path], files: Sequence[Path], here: Path, by_
     )
 
 
-def _named_place(file: Path, here: Path, names: Collection[str]) -> Path:
-    """The outermost folder of a file's path that carries one of the names, or the file."""
-    for folder in reversed(file.parents):
-        if folder.is_relative_to(here) and folder != here and folder.name in names:
-            return folder
-    return file
+def _named_place(file: Path, here: Path, names: Collection[str]) -> tuple[str, ...]:
+    """The outermost folder of a file's path that carries one of the names, or the file, in parts below `here`."""
+    parts = below(file, here)
+    for place, name in enumerate(parts[:-1], 1):
+        if name in names:
+            return parts[:place]
+    return parts
 
 
 def _few(places: set[str]) -> str:

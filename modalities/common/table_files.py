@@ -28,7 +28,10 @@ def read(path: Path) -> pa.Table:
     """
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".json"):
-        return _objects(path, whole=suffix == ".json")
+        table = _objects(path, whole=suffix == ".json")
+        if not table.column_names:
+            raise ValueError(f"{path} holds no JSON object with a name in it")
+        return table
     if suffix == ".csv":
         return _delimited(path, _delimiter(path))
     manifest = _manifest(path)
@@ -138,6 +141,8 @@ def _manifest(path: Path) -> pa.Table | None:
         if first or len(second) != 2 or not second[1].isdecimal():
             return None
         folder = path.parent / root
+        if not folder.is_dir() and "/" not in root:  # a name of a column, then
+            return None
         if not folder.is_dir():
             raise ValueError(f"{path}: its first line names the folder {root!r}, which does not exist")
         files, frames = [], []
@@ -162,7 +167,7 @@ def _objects(path: Path, *, whole: bool) -> pa.Table:
             text = file.read()
         try:
             return _of_value(path, json.loads(text))
-        except json.JSONDecodeError:  # lines of objects are called .json too
+        except (json.JSONDecodeError, RecursionError):  # lines of objects are called .json too
             pass
     columns: dict[str, list[pa.Array]] = {}
     rows, done = _lines(path), 0
@@ -183,7 +188,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
             if not isinstance(row, dict):
                 raise ValueError(f'{path}, line {number} is no JSON object, as {{"text": ...}} is: {line.strip()[:60]}')

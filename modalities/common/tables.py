@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from d2v.evaluation.class_names import in_order, names_of
 
 PATH_COLUMNS = ("file", "path", "file_name", "filename", "file_path", "audio_filepath")
 KNOWN = {  # names of columns by which the first line of a table is known for one, of what is looked for
@@ -51,7 +53,7 @@ def media_column(dataset: datasets.Dataset, kind: str) -> str:
         structs = [name for name, feature in features.items() if isinstance(feature, dict) and {*inner} & {*feature}]
         candidates = structs + [name for name in PATH_COLUMNS if name in strings]
     else:
-        worded = [name for name in strings if len(strings) == 1 or _has_words(dataset.data.column(name))]
+        worded = [name for name in strings if _has_words(dataset.data.column(name))]
         candidates = worded if len(worded) == 1 else []
     if not candidates:
         raise ValueError(
@@ -76,15 +78,29 @@ def column_names(dataset: datasets.Dataset) -> list[str]:
 def file_paths(dataset: datasets.Dataset, name: str) -> list[str | None] | None:
     """Where the files of a column of media lie, None for a cell without one; None if all cells hold the media."""
     if is_string(dataset.features[name]):
-        return list(dataset[name])
+        return cells_of(dataset, name)
     column = _column(dataset, name)
-    if not pa.types.is_struct(column.type) or {"bytes", "path"} - {field.name for field in column.type}:
-        return None
-    held = pc.struct_field(column, "bytes")
-    if held.null_count == 0:
+    held = _held(column)
+    if held is None or pc.all(held).as_py():
         return None
     paths = pc.struct_field(column, "path").to_pylist()
-    return [path if empty else None for path, empty in zip(paths, held.is_null().to_pylist(), strict=True)]
+    return [None if is_held else path for path, is_held in zip(paths, held.to_pylist(), strict=True)]
+
+
+def _held(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Which cells hold the media itself; None: no cell names a file."""
+    fields = {field.name for field in column.type} if pa.types.is_struct(column.type) else set()
+    if "path" not in fields:
+        return None
+    held = pa.chunked_array([pa.array(np.zeros(len(column), dtype=bool))])
+    for name in fields & {"bytes", "array"}:
+        held = pc.or_(held, pc.is_valid(pc.struct_field(column, name)))
+    return held
+
+
+def cells_of(dataset: datasets.Dataset, name: str) -> list[Any]:
+    """A column; at once, as a million rows one by one take ten times as long."""
+    return _column(dataset, name).to_pylist()
 
 
 def _column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
@@ -139,7 +155,7 @@ def name_rows(dataset: datasets.Dataset, path: Any, split: str, kind: str) -> da
     parts = segments(dataset) if kind == "audio" else None
     paths = None if media is None else file_paths(dataset, media)
     if paths is None and "file" in dataset.column_names and is_string(dataset.features["file"]):
-        media, paths = "file", list(dataset["file"])
+        media, paths = "file", cells_of(dataset, "file")
     if paths is None and parts is None:
         return dataset
     paths = [None] * len(dataset) if paths is None else paths
@@ -197,10 +213,10 @@ def _root(path: Any) -> str:
 def identifiers(dataset: datasets.Dataset, path: Any, split: str, first: int = 0) -> list[str]:
     """A stable name per row: the path below `path` for files, else "<split>:<row>", counted from `first`."""
     if NAMES in dataset.column_names:
-        return list(dataset[NAMES])
+        return cells_of(dataset, NAMES)
     if "file" not in dataset.column_names or not is_string(dataset.features["file"]):
         return [f"{split}:{first + row}" for row in range(len(dataset))]
-    return [name or f"{split}:{first + row}" for row, name in enumerate(_relative(dataset["file"], path))]
+    return [name or f"{split}:{first + row}" for row, name in enumerate(_relative(cells_of(dataset, "file"), path))]
 
 
 def values(
@@ -208,38 +224,40 @@ def values(
 ) -> np.ndarray:
     """The column `name` of `rows`, whose names are `ids`; `empty` in place of missing values.
 
-    ValueError: no such column, or rows without a value, or one of bytes that are no text, and no `empty`.
+    ValueError: no such column, or rows without a value and no `empty`.
     """
     if name not in dataset.column_names:
         raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(column_names(dataset))}")
-    cells = list(dataset.select_columns([name]).select(rows)[name])
-    if empty is None:
-        missing = [sample for sample, cell in zip(ids, cells, strict=True) if cell is None]
-        if missing:
-            raise ValueError(f"{len(missing)} of {len(cells)} samples have no {name!r}, the first is {missing[0]}")
-        for sample, cell in zip(ids, cells, strict=True):
-            if isinstance(cell, str) and "\ufffd" in cell:  # what a reader puts in place of bytes that are none
-                raise ValueError(f"{name!r} of {sample} is {cell!r}: not UTF-8; save the table as UTF-8")
+    cells = cells_of(dataset.select(rows), name)
+    missing = [sample for sample, cell in zip(ids, cells, strict=True) if cell is None]
+    if missing and empty is None:
+        raise ValueError(f"{len(missing)} of {len(cells)} samples have no {name!r}, the first is {missing[0]}")
     return np.asarray([empty if cell is None else cell for cell in cells])
 
 
+def cells(dataset: datasets.Dataset, name: str, rows: np.ndarray) -> np.ndarray:
+    """The column `name` of `rows`; as objects if some are None, or lists or structs. ValueError: no such column."""
+    if name not in dataset.column_names:
+        raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(column_names(dataset))}")
+    found = cells_of(dataset.select(rows), name)
+    if not any(cell is None or isinstance(cell, list | dict) for cell in found):
+        return np.asarray(found)
+    array = np.empty(len(found), dtype=object)
+    for place, cell in enumerate(found):
+        array[place] = cell
+    return array
+
+
 def classes(dataset: datasets.Dataset, name: str) -> list[str] | None:
-    """Class names of a column: in the order of its integer labels, or its strings, sorted; None if it knows none."""
+    """Class names of a column: in the order of its integer labels, or its strings in order; None if it knows none."""
     feature = dataset.features.get(name)
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
     if is_string(feature):
-        return in_order({cell for cell in dataset[name] if cell is not None})
+        cells = _column(dataset, name).unique().drop_null().to_pylist()
+        text = [cell for cell in cells if "\ufffd" not in cell]  # who asks for classes hears of others, pretraining not
+        return in_order(names_of(text, None, name))
     return None
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    """Names sorted: as numbers, if all of them are."""
-    names = sorted(names)
-    numbers = [number(name) for name in names]
-    if any(map(math.isnan, numbers)):
-        return names
-    return [name for _, name in sorted(zip(numbers, names, strict=True))]
 
 
 def written(value: Any) -> str:
@@ -274,7 +292,7 @@ def segments(dataset: datasets.Dataset) -> np.ndarray | None:
 
 def _seconds(dataset: datasets.Dataset, name: str) -> np.ndarray:
     """A column as seconds, (rows,), NaN where it is empty. ValueError: a cell that is none."""
-    cells = list(dataset[name])
+    cells = cells_of(dataset, name)
     seconds = np.array([number(cell) for cell in cells])
     for row in np.flatnonzero(~((seconds >= 0) & (seconds < np.inf))):
         if cells[row] is not None:
@@ -298,7 +316,5 @@ def _holds_bytes(dataset: datasets.Dataset, name: str) -> bool:
     """Whether cells of a column are media, not paths to files."""
     if is_string(dataset.features[name]):
         return False
-    column = dataset.data.column(name)
-    if not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0:
-        return True
-    return pc.struct_field(column, "bytes").null_count < len(column)
+    held = _held(dataset.data.column(name))
+    return held is None or pc.any(held).as_py()

@@ -137,6 +137,21 @@ def resized(positions: Tensor, old: int, new: int) -> Tensor:
     return F.interpolate(image, scale_factor=(new + 0.1) / old, mode="bicubic")[0].flatten(1).T
 
 
+def _resampled(table: Tensor, grid: tuple[int, int], num_extra: int) -> Tensor:
+    """A table of positions (1, E + T, D) for another grid, by a bicubic filter as in timm."""
+    from timm.layers import resample_abs_pos_embed  # seconds that those who need none need not wait
+
+    return resample_abs_pos_embed(table, list(grid), num_prefix_tokens=int(num_extra))
+
+
+def _rescaled(tables: Tensor, grid: tuple[int, int], shape: torch.Size) -> Tensor:
+    """Tables of relative biases, (offsets, H) or one a block, for another grid: `shape`, interpolated as in BEiT."""
+    from timm.layers import resize_rel_pos_bias_table
+
+    flat = tables.view(-1, *tables.shape[-2:])
+    return torch.stack([resize_rel_pos_bias_table(table, grid, shape[-2:]) for table in flat]).view(shape)
+
+
 class Frontend(nn.Module):
     """Patch embedding of square images of one size; while it is trained, of other sizes too (multi-crop)."""
 
@@ -197,6 +212,24 @@ class Frontend(nn.Module):
             nn.init.uniform_(self.patch_embed.bias, -bound, bound)
         if self.bias_table is not None:
             nn.init.zeros_(self.bias_table)
+
+    @torch.no_grad()
+    def resize_from(self, other: "Frontend") -> None:
+        """Fills its weights with those of a frontend for images of another size.
+
+        A table of positions is resized by a bicubic filter, relative biases as BEiT does it; sincos is computed anew.
+        """
+        state, own = other.state_dict(), self.state_dict()
+        if self.position_table is not None:
+            state["position_table"] = _resampled(
+                state["position_table"][None], self.grid, self.class_token is not None
+            )[0]
+        if self.bias_table is not None:
+            state["bias_table"] = _rescaled(state["bias_table"], self.grid, self.bias_table.shape)
+        inner = "backbone.pos_embed"  # of a ViT
+        if inner in state and state[inner].shape != own[inner].shape:
+            state[inner] = _resampled(state[inner], self.grid, self.backbone.num_prefix_tokens)
+        self.load_state_dict(state)
 
     def _make_backbone(self) -> nn.Module:
         config = self.config

@@ -122,6 +122,8 @@ def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], N
         return samples
 
     opened = labels.open_splits(data, train.seed, make)
+    for note in opened.notes:
+        say(note)
     limit = Limit(bad_log, data.max_bad_share, len(opened.indices))
     batches = LabelledBatches(opened, data, frontend, batch_size=train.batch_size, seed=train.seed, bad_log=limit)
     return labels.labelled(opened, batches, lambda place: save_preprocessor(place, folder, data, frontend))

@@ -4,7 +4,7 @@ B samples of a batch, C channels, S image size.
 """
 
 import io
-from collections import Counter
+import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Any
 import datasets
 import numpy as np
 from PIL import Image
-from transformers import ViTImageProcessor
+from transformers import AutoImageProcessor, ViTImageProcessor
 
-from d2v.modalities.common import sources, tables
+from d2v.modalities.common import feeding, sources, tables
 from d2v.modalities.common.data_report import Report, UnreadableError
 from d2v.modalities.image import augment, masks, views
 from d2v.modalities.image.config import DataConfig, ReadConfig, check_reading
@@ -23,6 +23,7 @@ from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.protocols import Rows
 from d2v.types import View
 
+log = logging.getLogger(__name__)
 ONE_COLOUR, MORE_PAGES = "of one colour", "of several pages or frames (the first is read)"
 QUEUED = 4096  # rows that a scan hands out at once: a pool queues all that it is given
 
@@ -94,7 +95,8 @@ class Samples:
         self._rows = np.flatnonzero(self._scan(ids))
         self.ids = [ids[row] for row in self._rows]
         self.report.usable = len(self._rows)
-        self.report.classes = self._count_classes()
+        if config.label in dataset.column_names:
+            self.report.count_classes(self.column(config.label), self.classes, config.label)
         if rows is None:
             self.report.check(config.max_bad_share, config.path)
 
@@ -109,8 +111,8 @@ class Samples:
             raise UnreadableError(_reason(error)) from error
 
     def column(self, name: str) -> np.ndarray:
-        """Values of a data column per usable sample. ValueError: there is none of that name."""
-        return tables.values(self._dataset, name, self._rows, self.ids)
+        """Values of a data column per usable sample, None for missing ones. ValueError: there is none of that name."""
+        return tables.cells(self._dataset, name, self._rows)
 
     def view(self, indices: Iterable[int]) -> View:
         """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S).
@@ -192,25 +194,17 @@ class Samples:
                         self.report.remarks.setdefault(remark, []).append(ids[row])
         return usable
 
-    def _count_classes(self) -> dict[str, int] | None:
-        """Usable samples per class; None without labels, or where some have none."""
-        name = self.config.label
-        if name not in self._dataset.column_names:
-            return None
-        values = list(self._dataset.select_columns([name]).select(self._rows)[name])
-        counts = Counter(values)
-        if self.classes is None:
-            return None if None in counts else {str(value): counts[value] for value in sorted(counts)}
-        by_code = isinstance(self._dataset.features[name], datasets.ClassLabel)
-        return {value: counts[code if by_code else value] for code, value in enumerate(self.classes)}
-
 
 def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, frontend: FrontendConfig) -> None:
-    """Writes preprocessor_config.json: the evaluation transform, for `AutoImageProcessor.from_pretrained(folder)`."""
+    """Writes preprocessor_config.json: the evaluation transform, for `AutoImageProcessor.from_pretrained(folder)`.
+
+    Of other than 1 or 3 channels it takes arrays with channels first, unless input_data_format says otherwise.
+    """
+    array = {} if frontend.channels in (1, 3) else {"input_data_format": "channels_first"}
     ViTImageProcessor(
         size={"shortest_edge": round(frontend.image_size / data.eval_crop)},
         do_center_crop=True,
@@ -219,8 +213,48 @@ def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, fron
         image_mean=list(data.mean),
         image_std=list(data.std),
         do_convert_rgb=frontend.channels == 3,
+        crop_pct=data.eval_crop,  # which sizes, that are whole numbers, do not say exactly
+        **array,
     ).save_pretrained(folder)
 
 
 def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
-    """Nothing of the data is learned that weights depend on."""
+    """Weights are of pixels as they were scaled and cropped: fills mean, std and eval_crop, where `source` says them.
+
+    ValueError: its preprocessor cannot be read.
+    """
+    trained = former or feeding.of_run(source) or _of_preprocessor(source, data)
+    for name in ("mean", "std"):
+        if name in trained and not _same(vars(data)[name], trained[name]):
+            setattr(data, name, trained[name])
+    data.eval_crop = trained.get("eval_crop", data.eval_crop)
+
+
+def _same(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether two lists, each of one value or one per channel, say the same."""
+    count = max(len(first), len(second))
+    return list(first) * (count // len(first)) == list(second) * (count // len(second))
+
+
+def _of_preprocessor(source: Path, data: ReadConfig) -> dict[str, Any]:
+    """What the image processor of an export or of a stock model does, as our settings.
+
+    Says what our evaluation transform does otherwise.
+    """
+    found = feeding.preprocessor(AutoImageProcessor, source)
+    if found is None:
+        return {}
+    scale = 255 * found.rescale_factor if found.do_rescale else 255  # of our pixels, which lie between 0 and 1
+    mean, std = (found.image_mean, found.image_std) if found.do_normalize else ([0.0], [1.0])
+    trained: dict[str, Any] = {"mean": [value / scale for value in mean], "std": [value / scale for value in std]}
+    if not found.do_resize:
+        return trained
+    side = found.size.shortest_edge or found.size.height
+    cut = found.crop_size.height if found.do_center_crop else side
+    exact = vars(found).get("crop_pct") or cut / side
+    trained["eval_crop"] = data.eval_crop if round(cut / data.eval_crop) == side else min(1.0, exact)
+    if not found.size.shortest_edge:
+        log.warning("%s squeezes images that are no squares; d2v keeps their middle", source)
+    if found.resample != Image.Resampling.BICUBIC:
+        log.warning("%s resizes by %s; d2v is bicubic", source, Image.Resampling(found.resample).name.lower())
+    return trained

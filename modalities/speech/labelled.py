@@ -8,7 +8,7 @@ from d2v.modalities.common import labels
 from d2v.modalities.speech import transcribed
 from d2v.modalities.speech.config import LabelledConfig, TranscribedConfig
 from d2v.modalities.speech.samples import Samples, save_preprocessor
-from d2v.modalities.speech.tuning import LabelledBatches, check_start
+from d2v.modalities.speech.tuning import LabelledBatches
 from d2v.models.task_models import D2vForCTC, D2vForSequenceClassification
 from d2v.protocols import Labelled, LabelledTask
 from d2v.reading import Limit
@@ -22,9 +22,8 @@ def labelled_task(data: dict) -> LabelledTask:
 
 
 def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
-    """The batches and splits of a run. ValueError: as Samples, check_start and labels.open_splits."""
+    """The batches and splits of a run. ValueError: as Samples and labels.open_splits."""
     data, frontend, train = config.data, config.frontend, config.train
-    check_start(data, train.init_from)
 
     def make(split: str) -> Samples:
         samples = Samples(data, frontend, split=split, folder=folder)
@@ -32,6 +31,8 @@ def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], sa
         return samples
 
     opened = labels.open_splits(data, train.seed, make, group=data.group)
+    for note in opened.notes:
+        say(note)
     dim = config.model.trunk.dim
     limit = Limit(bad_log, data.max_bad_share, len(opened.indices))
     batches = LabelledBatches(

@@ -3,7 +3,6 @@
 B samples of a batch, S audio samples, T tokens.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import Wav2Vec2FeatureExtractor
+from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
 
-from d2v.modalities.common import sources, tables
+from d2v.modalities.common import feeding, sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.windows import Window, counted, cut
 from d2v.modalities.speech import audio, synth
@@ -91,7 +90,8 @@ class Samples:
         self.ids = [ids[row] for row in self._rows]
         self.report.usable = len(self._rows)
         self.report.amount = f"{self.lengths.sum() / self.rate / 3600:.2f} hours"
-        self.report.classes = self._count_classes()
+        if config.label in dataset.column_names:
+            self.report.count_classes(self.column(config.label), self.classes, config.label)
         if rows is None:
             self.report.check(config.max_bad_share, config.path)
 
@@ -125,10 +125,12 @@ class Samples:
         return audio.normalise(wave) if self.config.normalize else wave
 
     def column(self, name: str, *, empty: Any = None) -> np.ndarray:
-        """Values of a data column per usable sample; `empty`: what stands for a missing one.
+        """Values of a data column per usable sample; `empty`: what stands for a missing one in place of None.
 
-        ValueError: no such column, or a missing value.
+        ValueError: no such column.
         """
+        if empty is None:
+            return tables.cells(self._dataset, name, self._rows)
         return tables.values(self._dataset, name, self._rows, self.ids, empty=empty)
 
     def view(self, indices: Iterable[int]) -> View:
@@ -218,18 +220,6 @@ class Samples:
                     self._cache = None
         return np.array(rows, dtype=np.int64), np.array(sizes, dtype=np.int64)
 
-    def _count_classes(self) -> dict[str, int] | None:
-        """Usable samples per class; None without labels, or where some have none."""
-        name = self.config.label
-        if name not in self._dataset.column_names:
-            return None
-        counts = Counter(self._dataset.select_columns([name]).select(self._rows)[name])
-        if self.classes is None:
-            return None if None in counts else {str(value): counts[value] for value in sorted(counts)}
-        if isinstance(self._dataset.features[name], datasets.ClassLabel):  # the column holds codes
-            return {value: counts[code] for code, value in enumerate(self.classes)}
-        return {value: counts[value] for value in self.classes}
-
 
 def _mean_spectrum(wave: np.ndarray | audio.Long, mel: LogMel) -> np.ndarray:
     """Of a clip, (M,), a minute of a long one in memory at a time."""
@@ -275,4 +265,12 @@ def feature_extractor(data: ReadConfig, frontend: FrontendConfig) -> Wav2Vec2Fea
 
 
 def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
-    """Nothing of the data is learned that weights depend on."""
+    """Weights are of waves as they were scaled: fills normalize, where `source` says it.
+
+    ValueError: its preprocessor cannot be read.
+    """
+    trained = former or feeding.of_run(source) or feeding.of_fairseq(source)
+    if "normalize" not in trained:
+        found = feeding.preprocessor(AutoFeatureExtractor, source)
+        trained = {} if found is None else {"normalize": found.do_normalize}
+    data.normalize = bool(trained.get("normalize", data.normalize))

@@ -15,7 +15,7 @@ from d2v.modalities.speech.config import TranscribedConfig
 from d2v.modalities.speech.frontend import lengths
 from d2v.modalities.speech.letters import SPACE, Vocabulary, normalise, tokens_needed
 from d2v.modalities.speech.samples import Samples, feature_extractor
-from d2v.modalities.speech.tuning import LabelledBatches, check_start
+from d2v.modalities.speech.tuning import LabelledBatches
 from d2v.protocols import Labelled, ScoredSplit
 from d2v.reading import Limit
 from d2v.shown import printable
@@ -117,10 +117,9 @@ def beam_scores(rows: list[dict]) -> dict[str, float]:
 def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:
     """The batches and splits of a run.
 
-    ValueError: as Samples, Transcripts, check_start, check_letters, labels.divide and beam.build.
+    ValueError: as Samples, Transcripts, check_letters, labels.divide and beam.build.
     """
     data, frontend, train = config.data, config.frontend, config.train
-    check_start(data, train.init_from)
     if config.task.blank:
         raise ValueError(
             f"task.blank is {config.task.blank}; the vocabulary that is made of the transcripts has the blank at 0"

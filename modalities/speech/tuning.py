@@ -3,9 +3,7 @@
 B samples of a batch, T tokens, D model width, L letters.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,16 +96,3 @@ def stacked(targets: Sequence[Any]) -> Tensor:
     if np.ndim(targets[0]) == 0:
         return torch.from_numpy(np.asarray(targets))
     return pad_sequence([torch.from_numpy(target) for target in targets], batch_first=True, padding_value=-100)
-
-
-def check_start(data: TuningConfig, init_from: str) -> None:
-    """ValueError: an export, if it is (still) there, whose encoder was trained on otherwise normalised waveforms."""
-    for place in (Path(init_from) / "export", Path(init_from)):
-        file = place / "preprocessor_config.json"
-        if init_from and file.is_file():
-            trained = json.loads(file.read_text())["do_normalize"]
-            if trained != data.normalize:
-                raise ValueError(
-                    f"data.normalize is {data.normalize}; the encoder of {init_from} was trained with {trained}"
-                )
-            return

@@ -4,7 +4,6 @@ R usable rows, S tokens in all of them with one </s> after each row.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -131,6 +130,8 @@ def _fault(text: Any) -> str | None:
         return "empty cell"
     if not isinstance(text, str):
         return f"{type(text).__name__} instead of text"
+    if "\0" in text:
+        return "no text: it holds zero bytes; save it as UTF-8"
     return "not UTF-8" if "\ufffd" in text else None  # what a reader puts in place of bytes that are none
 
 
@@ -141,25 +142,18 @@ def classes(dataset: datasets.Dataset, label: str) -> list[str] | None:
 
 def report(corpus: Corpus, dataset: datasets.Dataset, ids: list[str], label: str) -> Report:
     """How many rows are usable, which are not and why, and the classes where the data has `label`."""
-    return Report(
+    found = Report(
         "text",
         corpus.num_rows,
         len(corpus.rows),
         unreadable=[(ids[row], reason) for row, reason in corpus.unreadable],
         too_short=[(ids[row], reason) for row, reason in corpus.too_short],
-        classes=_count(corpus, dataset, label) if label in dataset.column_names else None,
         amount=f"{_short(len(corpus.tokens))} tokens",
         notes=sources.notes(dataset),
     )
-
-
-def _count(corpus: Corpus, dataset: datasets.Dataset, label: str) -> dict[str, int]:
-    """Usable rows of each class; those without one come last."""
-    feature = dataset.features[label]
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    counts = Counter(dataset.select_columns([label]).select(corpus.rows)[label])
-    in_order = sorted(counts, key=lambda value: (value is None, value))
-    return {str(names[value] if names else value): counts[value] for value in in_order}
+    if label in dataset.column_names:
+        found.count_classes(tables.cells(dataset, label, corpus.rows), classes(dataset, label), label)
+    return found
 
 
 def _short(number: int) -> str:

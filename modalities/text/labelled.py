@@ -61,8 +61,8 @@ class LabelledSamples:
         return len(self.ids)
 
     def column(self, name: str) -> np.ndarray:
-        """Values of a column per usable row. ValueError: no such column."""
-        return tables.values(self.dataset, name, self._rows, self.ids)
+        """Values of a column per usable row, None for missing ones. ValueError: no such column."""
+        return tables.cells(self.dataset, name, self._rows)
 
     def view(self, indices: Sequence[int], length: int = 0) -> View:
         """Rows padded to the longest or to `length`; the longer text of a pair that exceeds block_size is cut first."""
@@ -124,5 +124,7 @@ def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], sa
         return samples
 
     opened = labels.open_splits(data, train.seed, make)
+    for note in opened.notes:
+        say(note)
     batches = LabelledBatches(opened, train.batch_size, train.seed)
     return labels.labelled(opened, batches, lambda place: save_preprocessor(place, folder, data, frontend))

@@ -41,7 +41,7 @@ class Samples:
         rows: Rows | None = None,
     ):
         """ValueError: no data, no tokenizer in `folder`, or one that does not fit the model. `rows`: these only."""
-        tokenizer = tokenizers.read(folder)
+        tokenizer = tokenizers.of(folder, config.tokenizer)
         if len(tokenizer) > frontend.vocab_size:
             raise ValueError(
                 f"the tokenizer of {folder} has {len(tokenizer)} tokens, "
@@ -66,8 +66,8 @@ class Samples:
         return len(self.ids)
 
     def column(self, name: str) -> np.ndarray:
-        """Values of a column per usable row. ValueError: no such column."""
-        return tables.values(self.dataset, name, self.corpus.rows, self.ids)
+        """Values of a column per usable row, None for missing ones. ValueError: no such column."""
+        return tables.cells(self.dataset, name, self.corpus.rows)
 
     def view(self, indices: Sequence[int]) -> View:
         """Rows as <s> ... </s>, cut to block_size, nothing hidden."""
@@ -172,17 +172,20 @@ def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, fron
 
 
 def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
-    """Weights are of their tokens: fills data.tokenizer, unless it is given. ValueError: `source` brings none."""
-    if data.tokenizer:
-        return
+    """Weights are of their tokens, and of so many: fills tokenizer, and block_size where it is above the model's.
+
+    A tokenizer that is given and equal stays. ValueError: `source` brings none, and none is given.
+    """
     if former is not None:
-        data.tokenizer = former["tokenizer"]
+        data.tokenizer, data.block_size = former["tokenizer"], former["block_size"]
         return
-    for place in (source / "export", source, source / "tokenizer"):
-        if (place / "tokenizer.json").is_file():
-            data.tokenizer = str(place)
-            return
-    raise ValueError(
-        f"train.init_from: {source} brings no tokenizer; name the one that it was trained with, "
-        "data.tokenizer=FOLDER or a Hub name"
-    )
+    place = tokenizers.of_model(source)
+    if place is None and not data.tokenizer:
+        raise ValueError(
+            f"{source} brings no tokenizer; name the one that it was trained with, data.tokenizer=FOLDER or a Hub name"
+        )
+    if place is None:
+        return
+    if not data.tokenizer or not tokenizers.same(data.tokenizer, place):
+        data.tokenizer = place
+    data.block_size = min(data.block_size, tokenizers.longest(place))

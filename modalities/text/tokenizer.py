@@ -3,19 +3,28 @@
 Always a fast one that puts <s> before and </s> after, with pad and mask tokens.
 """
 
+import json
 import os
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, BertWordPieceTokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, BertWordPieceTokenizer, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils.hub import cached_file
 
 from d2v import files
+from d2v.config.bases import read_yaml
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# Bytes of a word that merges are learned from at a time: the trainer's time grows with the square of a word's length
+LONG_WORD = Regex(r"[\s\S]{1000}")
+# files that make a tokenizer
+WHOLE: tuple[set[str], ...] = ({FILES[0]}, {"vocab.json", "merges.txt"}, {"vocab.txt"})
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3 of a trained tokenizer, as RoBERTa has them; <mask> is last
 # What may serve as each special token, best first. Missing ones are added in the order of the keys: <mask> last.
 NAMES = {
@@ -44,7 +53,10 @@ def train(lines: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
         initial_alphabet=alphabet,
         show_progress=False,
     )
+    own = backend.pre_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence([own, pre_tokenizers.Split(LONG_WORD, "isolated")])
     backend.train_from_iterator(lines, trainer)
+    backend.pre_tokenizer = own
     return adapt(backend, {})
 
 
@@ -169,6 +181,41 @@ def read(folder: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(place)
 
 
+def of(folder: Path, name: str | None) -> PreTrainedTokenizerFast:
+    """The tokenizer of a run or export, or else the one of this name. ValueError: there is neither."""
+    return load(name) if name and find(folder) is None else read(folder)
+
+
+def of_model(source: Path) -> str | None:
+    """What `load` takes for the tokenizer of a run, an export, a folder of transformers or a Hub name; None: none."""
+    for place in (source / "export", source, source / "tokenizer"):
+        names = {file.name for file in place.iterdir()} if place.is_dir() else set()
+        if any(files_of_one <= names for files_of_one in WHOLE):
+            return str(place)
+    if source.exists() or len(source.parts) > 2 or source.is_absolute():
+        return None
+    try:
+        return str(source) if cached_file(str(source), FILES[0]) else None
+    except OSError:
+        return None
+
+
+def same(name: str, place: str) -> bool:
+    """Whether two tokenizers turn text into the same ids. ValueError: `name` is none."""
+    run = Path(place).parent if Path(place).name in ("student", "tokenizer") else Path(place)
+    for saved in (run / "pretraining.yaml", run / "config.yaml"):  # it may have been named so, and not be at hand
+        if saved.is_file() and (read_yaml(saved).get("data") or {}).get("tokenizer") == name:
+            return True
+    return load(name).backend_tokenizer.to_str() == load(place).backend_tokenizer.to_str()
+
+
+def longest(place: str) -> int:
+    """The most tokens that the model of a tokenizer reads; a very large number where the tokenizer does not say."""
+    config = Path(place) / FILES[1]
+    found = json.loads(config.read_text()).get("model_max_length") if config.is_file() else None
+    return int(found) if found else sys.maxsize
+
+
 def copy(source: Path, target: Path) -> None:
     """Copies the tokenizer files of a run or export into `target` itself. ValueError: `source` has none."""
     place = find(source)
@@ -180,10 +227,30 @@ def copy(source: Path, target: Path) -> None:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, lines: list[str]) -> list[list[int]]:
-    """Ids of each line without special tokens, on all cores."""
+    """Ids of each line without special tokens, on all cores; the name of a special token in a line, <s>, is text."""
     # said aloud, it does not warn when workers fork later; they never tokenize
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(lines, add_special_tokens=False)]
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    try:
+        encoded = [encoding.ids for encoding in backend.encode_batch_fast(lines, add_special_tokens=False)]
+        special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        for row, ids in enumerate(encoded):
+            if not special.isdisjoint(ids):  # a vocabulary whose own pieces they are
+                encoded[row] = _apart(tokenizer, lines[row], special)
+    finally:
+        backend.encode_special_tokens = False
+    return encoded
+
+
+def _apart(tokenizer: PreTrainedTokenizerFast, line: str, special: set[int]) -> list[int]:
+    """Ids of a line in which the names of special tokens are cut behind their first letter."""
+    names = "|".join(re.escape(name) for name in tokenizer.all_special_tokens)
+    pieces = re.split(f"(?<=(?=(?:{names})).)", line)
+    ids: list[int] = []
+    for encoding in tokenizer.backend_tokenizer.encode_batch_fast(pieces, add_special_tokens=False):
+        ids += [number for number in encoding.ids if number not in special]
+    return ids
 
 
 def ordinary_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:

@@ -15,7 +15,7 @@ from d2v import plugins
 from d2v.files import written
 from d2v.interop.fairseq import beit
 from d2v.interop.fairseq import data2vec2 as fairseq2
-from d2v.interop.fairseq.settings import conv_layers, spec_of, targets, targets_of
+from d2v.interop.fairseq.settings import conv_layers, read_task, spec_of, targets, targets_of, task_of
 from d2v.interop.fidelity import check_same
 from d2v.interop.renaming import (
     Names,
@@ -84,12 +84,15 @@ def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) 
     model, state = plain(settings_at(cfg, "model", "cfg")), dict(checkpoint["model"])
     kind = model.get("_name") or _guess(state)
     if kind == "data2vec_multi":
-        return fairseq2.load(model, state, reference_quirks)
-    if kind not in REQUIRED:
+        objective = fairseq2.load(model, state, reference_quirks)
+    elif kind in REQUIRED:
+        require(model, REQUIRED[kind])
+        convert = {"data2vec_audio": _speech, "data2vec_text": _text}[kind]
+        objective = convert(model, state, reference_quirks)
+    else:
         raise ValueError(f"cfg.model._name is {kind!r}; this reads {', '.join(REQUIRED)}, data2vec_multi")
-    require(model, REQUIRED[kind])
-    convert = {"data2vec_audio": _speech, "data2vec_text": _text}[kind]
-    return convert(model, state, reference_quirks)
+    read_task(objective, cfg.get("task"))
+    return objective
 
 
 def save_fairseq(objective: Objective, path: str | Path) -> None:
@@ -240,7 +243,7 @@ def save(objective: Data2Vec) -> dict:
     settings = (_text_settings if modality == "text" else _speech_settings)(objective)
     common = {**targets_of(objective.config), **settings}
     return {
-        "cfg": {"model": common, "task": {}},
+        "cfg": {"model": common, "task": task_of(encoder.frontends[modality].config)},
         "model": {**student, "encoder._ema" if modality == "text" else "_ema": teacher},
     }
 

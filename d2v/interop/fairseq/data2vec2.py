@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from d2v import plugins
-from d2v.interop.fairseq.settings import conv_layers, spec_of, targets, targets_of
+from d2v.interop.fairseq.settings import conv_layers, spec_of, targets, targets_of, task_of
 from d2v.interop.renaming import Names, Prefixes, encoder_of, fill_objective, original, require, settings_at, without
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
@@ -118,7 +118,8 @@ def save(objective: Data2Vec2) -> dict:
         if key in state:
             layers = encoder.frontends[modality].config.alibi_layers
             state[key] = state[key].view(layers, 1, -1, 1, 1)
-    return {"cfg": {"model": _settings_of(objective), "task": {}}, "model": {**student, "_ema": teacher}}
+    task = task_of(encoder.frontends[modality].config)
+    return {"cfg": {"model": _settings_of(objective), "task": task}, "model": {**student, "_ema": teacher}}
 
 
 def _settings_of(objective: Data2Vec2) -> dict[str, Any]:
@@ -290,9 +291,8 @@ def _build(modality: str, cfg: dict, encoder: dict, state: dict, quirks: bool) -
         prenet_layer_drop=encoder.get("prenet_layerdrop", 0.0),
         drop_path=cfg.get("end_drop_path_rate", 0.0),
     )
-    frontend = {"image": _image, "speech": _speech, "text": _text}[modality](
-        encoder, prenet + cfg["depth"], state, quirks
-    )
+    settings_of = {"image": _image, "speech": _speech, "text": _text}[modality]
+    frontend = settings_of(encoder, prenet + cfg["depth"], state, quirks)
     config = plugins.load("d2v.modalities", modality).FrontendConfig(**frontend)
     local = encoder.get("ema_local_encoder", False)
     parts = {

@@ -55,6 +55,20 @@ def targets_of(config: Any) -> dict[str, Any]:
     return settings
 
 
+def read_task(objective: Any, task: Any) -> None:
+    """The sample rate of the reference's task becomes that of both sides' frontends of waveforms."""
+    rate = task.get("sample_rate") if isinstance(task, dict) else None
+    for encoder in {id(encoder): encoder for encoder in objective.encoders}.values():
+        for name, frontend in encoder.frontends.items():
+            if rate and "sample_rate" in vars(frontend.config):
+                frontend.config.sample_rate = encoder.config.frontends[name]["sample_rate"] = int(rate)
+
+
+def task_of(frontend: Any) -> dict[str, Any]:
+    """The inverse of `read_task`, of a frontend's config."""
+    return {"sample_rate": frontend.sample_rate} if "sample_rate" in vars(frontend) else {}
+
+
 def conv_layers(text: str, name: str) -> tuple[int, list[int], list[int]]:
     """Width, kernels and strides of a convolutional stack.
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import transformers
 from torch import Tensor
+from transformers.utils.hub import cached_file
 
 from d2v.interop.huggingface import shared
 from d2v.interop.huggingface.shared import Head, Kind
@@ -11,6 +12,7 @@ from d2v.interop.renaming import Prefixes
 from d2v.models.task_models import D2vForCTC, D2vForSequenceClassification
 
 MODALITY = "speech"
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 MODEL = transformers.Data2VecAudioModel
 HEADS = {
     transformers.Data2VecAudioForCTC: Head(
@@ -88,6 +90,18 @@ def write_settings(ours: dict[str, Any]) -> dict[str, Any]:
     return {**widths, **masks}
 
 
+def read_beside(source: str) -> dict[str, Any]:
+    """The sample rate, which a stock config does not have. ValueError: the preprocessor cannot be read."""
+    try:
+        found = [cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in PREPROCESSORS]
+        if not any(found):
+            return {}
+        return {"frontend.sample_rate": transformers.AutoFeatureExtractor.from_pretrained(source).sampling_rate}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{source}: {PREPROCESSORS[0]} cannot be read: {reason}") from None
+
+
 def names(ours: dict[str, Any]) -> Prefixes:
     """Theirs -> ours."""
     prefixes = shared.blocks(
@@ -131,4 +145,5 @@ KIND = Kind(
     names=names,
     to_our_tensors=shared.unchanged,
     to_their_tensors=shared.unchanged,
+    read_beside=read_beside,
 )

@@ -49,7 +49,7 @@ OF_A_FILE = {"architectures", "dtype", "transformers_version", "_name_or_path", 
 def from_transformers(source: str | Path | PreTrainedModel, reference_quirks: bool = False) -> PreTrainedModel:
     """The D2vModel or task model of a stock model, or of the folder or Hub name of one.
 
-    A head without a counterpart is left out.
+    A head without a counterpart is left out. What a preprocessor in the folder says of the model counts.
 
     `reference_quirks`: speech in padded batches as transformers computes it, where position layers read padded frames;
     a clip alone is the same. ValueError: no such folder or name, another architecture or setting, or the first weight
@@ -63,6 +63,7 @@ def from_transformers(source: str | Path | PreTrainedModel, reference_quirks: bo
     head = kind.heads.get(type(theirs))
     tower = theirs.base_model.state_dict()
     ours = _read(kind, head, theirs.config, tower)
+    ours |= {} if isinstance(source, PreTrainedModel) else kind.read_beside(str(source))
     if reference_quirks and kind is audio.KIND:
         ours["frontend.reference_padding"] = True
     labels = _labels(head, theirs.config)

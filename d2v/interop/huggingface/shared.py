@@ -58,6 +58,12 @@ class Kind:
     # tensors and our settings -> what tensors need beside a new name
     to_our_tensors: Callable[[dict[str, Tensor], dict[str, Any]], dict[str, Tensor]]
     to_their_tensors: Callable[[dict[str, Tensor], dict[str, Any]], dict[str, Tensor]]
+    read_beside: Callable[[str], dict[str, Any]]  # a folder or Hub name -> our settings that a preprocessor there says
+
+
+def nothing_beside(source: str) -> dict[str, Any]:
+    """Of a kind whose preprocessor says nothing of the model."""
+    return {}
 
 
 def unchanged(state: dict[str, Tensor], ours: dict[str, Any]) -> dict[str, Tensor]:

@@ -153,4 +153,5 @@ KIND = Kind(
     names=names,
     to_our_tensors=to_our_tensors,
     to_their_tensors=to_their_tensors,
+    read_beside=shared.nothing_beside,
 )

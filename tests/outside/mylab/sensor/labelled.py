@@ -29,6 +29,8 @@ def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], N
         return samples
 
     opened = labels.open_splits(data, config.train.seed, make)
+    for note in opened.notes:
+        say(note)
     sampler = sampling.Sampler(len(opened.indices), config.train.batch_size, config.train.seed)
 
     def batches(step: int, part: int, parts: int) -> tuple[list[View], list[str]]:

@@ -1,0 +1,37 @@
+"""Where a setting was given: in a YAML file or one of its bases, or on the command line; a default is nobody's."""
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from d2v.config.bases import chain
+from d2v.config.differences import flattened
+from d2v.config.find import find_config
+
+COMMAND_LINE = "the command line"
+
+
+def given(path: str | Path, overrides: list[str]) -> dict[str, str]:
+    """The place of each setting that was given, by its dotted name: the file whose value counts, or COMMAND_LINE.
+
+    `overrides`: `key=value`, or further configs.
+    """
+    places = _in_files(path)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            places |= _in_files(override)
+        elif value.lstrip().startswith("{"):  # several at once
+            values = flattened(OmegaConf.to_container(OmegaConf.from_dotlist([override])))
+            places |= dict.fromkeys(values, COMMAND_LINE)
+        else:
+            places[key] = COMMAND_LINE
+    return places
+
+
+def _in_files(path: str | Path) -> dict[str, str]:
+    """The file of each setting of a config, with its bases."""
+    places: dict[str, str] = {}
+    for file, values in reversed(chain(find_config(path))):
+        places |= dict.fromkeys(flattened(values), str(file))
+    return places

@@ -1,0 +1,142 @@
+"""Text files and tokens as users have them: encodings, names of special tokens in a text, words without an end."""
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from d2v.modalities import text
+from d2v.modalities.common import sources
+from d2v.modalities.common.sources import TEXTS, open_source
+from d2v.modalities.text import tokenizer as tokenizers
+
+LINES = [
+    f"The {a} {b} {c} the sea, {n} times."
+    for n, (a, b, c) in enumerate([("ship", "is", "on"), ("café", "faces", "über")] * 20)
+]
+ZEROS = "no text: it holds zero bytes; save it as UTF-8"
+LITERALS = "<s> and </s>, <mask> <pad><unk> [CLS] [SEP]</s>"
+
+
+def samples(path: Path, folder: Path, **settings) -> text.Samples:
+    data = text.DataConfig(path=str(path), **{"block_size": 64, "vocab_size": 300, **settings})
+    frontend = text.FrontendConfig(max_positions=64)
+    text.prepare(data, frontend, folder, seed=0)
+    return text.Samples(data, frontend, split="train", folder=folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_marks_of_byte_order_are_honoured(tmp_path, encoding):
+    (tmp_path / "a.txt").write_text("\n".join(LINES), encoding=encoding)
+    assert list(open_source(str(tmp_path), "train", TEXTS, "text")["text"]) == LINES
+    found = samples(tmp_path, tmp_path / "run")
+    assert found.report.usable == len(LINES) and found.report.unreadable == []
+    (tmp_path / "b.txt").write_text("plain\n", encoding="utf-8")
+    (tmp_path / "c.txt").write_bytes("\ufeffzuletzt ü\n".encode("utf-16-be"))
+    assert list(open_source(str(tmp_path), "train", TEXTS, "text")["text"]) == [*LINES, "plain", "zuletzt ü"]
+
+
+def test_bytes_that_are_no_text_are_bad_rows(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\n".join(LINES).encode() + b"\nbinary \0\0 rest of it\n")
+    found = samples(tmp_path, tmp_path / "run").report
+    assert found.usable == len(LINES) and [why for _, why in found.unreadable] == [ZEROS]
+    (tmp_path / "a.txt").write_bytes("\n".join(LINES).encode("utf-16-le"))  # no mark says so
+    with pytest.raises(ValueError, match=rf"none of the \d+ text samples of .* is usable: train:0: {ZEROS}"):
+        samples(tmp_path, tmp_path / "run")
+
+
+def test_what_is_no_file_is_named_and_skipped(tmp_path):
+    (tmp_path / "a.txt").write_text("a line\n")
+    os.mkfifo(tmp_path / "b.txt")
+    (tmp_path / "c.txt").symlink_to(tmp_path / "gone.txt")
+    dataset = open_source(str(tmp_path), "train", TEXTS, "text")
+    assert list(dataset["text"]) == ["a line"]
+    assert sources.notes(dataset) == ["skipped: 2 that are no files (b.txt, c.txt)"]
+
+
+def special_ids(tokenizer) -> set[int]:
+    return {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id}
+
+
+def test_names_of_special_tokens_are_text_to_a_trained_tokenizer(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join([*LINES, *[LITERALS] * 50]))
+    found = samples(tmp_path, tmp_path / "run")
+    tokenizer = tokenizers.read(tmp_path / "run")
+    assert not special_ids(tokenizer) & set(found.corpus.tokens[:-1].tolist()) - {tokenizer.eos_token_id}
+    assert (found.corpus.tokens == tokenizer.eos_token_id).sum() == len(LINES) + 50  # one behind each row
+    (ids,) = tokenizers.encode(tokenizer, [LITERALS])
+    assert tokenizer.decode(ids) == LITERALS and not special_ids(tokenizer) & set(ids)
+    assert tokenizer("<mask>").input_ids.count(tokenizer.mask_token_id) == 1  # as everybody writes it elsewhere
+
+
+def unigram() -> Tokenizer:
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("<mask>", 0.0)]
+    pieces += [(letter, -5.0) for letter in "▁<>/spadmkunTheit.,[]CLSEP"]
+    backend = Tokenizer(models.Unigram([*dict(pieces).items()], unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    return backend
+
+
+def words() -> Tokenizer:
+    names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "the", "<", "s", ">"]
+    backend = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return backend
+
+
+@pytest.mark.parametrize("make", [unigram, words])
+def test_names_of_special_tokens_are_text_to_a_loaded_tokenizer(tmp_path, make):
+    (tmp_path / "own").mkdir()
+    make().save(str(tmp_path / "own" / "tokenizer.json"))
+    tokenizer = tokenizers.load(str(tmp_path / "own"))
+    for line in (LITERALS, "<s>", "</s>", "the <s> the", "<s></s><mask>", "<<s>>"):
+        (ids,) = tokenizers.encode(tokenizer, [line])
+        assert ids and not special_ids(tokenizer) & set(ids), line
+    if make is unigram:
+        letters = tokenizer.convert_ids_to_tokens(tokenizers.encode(tokenizer, ["the <s>"])[0])
+        assert "".join(letters).replace("▁", "") == "the<s>"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert-base-uncased"])
+def test_names_of_special_tokens_are_text_to_published_tokenizers(shared, name):
+    tokenizer = tokenizers.load(str(shared / "data/tokenizers" / name))
+    (ids,) = tokenizers.encode(tokenizer, [f"{LITERALS} <|endoftext|> [MASK] [PAD]"])
+    assert not special_ids(tokenizer) & set(ids)
+
+
+def test_a_megabyte_without_blanks_is_tokenized_in_seconds(tmp_path):
+    letters = random.Random(0).choices("ACGT", k=1_000_000)
+    (tmp_path / "dna.txt").write_text("".join(letters) + "\n" + "\n".join(LINES))
+    start = time.perf_counter()
+    found = samples(tmp_path, tmp_path / "run", vocab_size=1000)
+    assert time.perf_counter() - start < 60  # 399 s before
+    tokenizer = tokenizers.read(tmp_path / "run")
+    assert len(tokenizer) == 1000 and tokenizer.decode(found.corpus.tokens[: found.corpus.offsets[1] - 1]) == "".join(
+        letters
+    )
+
+
+def test_ordinary_text_has_the_tokens_that_it_had(tmp_path):
+    """Cutting words of a thousand bytes changes neither merges nor what the tokenizer's file says."""
+    lines = [*LINES, "x" * 999, "é" * 400, "a " * 5000]
+    trained = tokenizers.train(lines, 400)
+    backend = tokenizers._byte_level(models.BPE())
+    backend.train_from_iterator(
+        lines,
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=399,
+            min_frequency=2,
+            special_tokens=list(tokenizers.SPECIALS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    plain = tokenizers.adapt(backend, {})
+    assert json.loads(trained.backend_tokenizer.to_str()) == json.loads(plain.backend_tokenizer.to_str())
+    ids = [plain.backend_tokenizer.encode(line, add_special_tokens=False).ids for line in lines]
+    assert tokenizers.encode(trained, lines) == ids and all(np.array(row).max() < 400 for row in ids)
