@@ -242,7 +242,7 @@ def _one_line(function) -> None:
         (embed.main, [DEMO, "model=x", "out=y.parquet", "embed=3"], "embed must hold keys of EmbedConfig"),
         (evaluate.main, [DEMO, "model=x", "evaluate.k=3"], "evaluate.k: it is '3'; it must be a list of whole numbers"),
         (evaluate.main, [DEMO, "model=x", "evaluate.temperature=0"], "evaluate.temperature is 0.0"),
-        (convert.main, ["~nobody/x"], "usage: convert.py"),
+        (convert.main, ["~nobody/x"], "usage: d2v convert"),
     ],
 )
 def test_every_script_says_what_is_wrong_with_its_settings(main, arguments, message, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def test_every_config_loads_and_does_two_steps_when_made_tiny(path, tmp_path):
         ("train=3", r"train must hold keys"),
         ("model=3", r"model"),
         ("model.frontends.other={}", r"model.frontends must name one modality"),
-        ("train.steps", r"argument 'train.steps' is not key=value"),
+        ("train.steps", r"argument 'train.steps' is neither key=value nor a config"),
         ("=3", r"argument '=3' is not key=value"),
         ("train.betas=[0.9", r"argument 'train.betas=\[0.9'"),
         ("train.steps=0", r"train.steps is 0; it must be at least 1"),

@@ -135,7 +135,10 @@ def test_settings_of_fine_tuning_of_another_choice_are_refused(modality, argumen
         finetuning.load([str(path), "data.path=x", "run.dir=y", argument])
 
 
-@pytest.mark.parametrize("path", sorted((tiny.ROOT / "configs").glob("*/[a-z]*.yaml")), ids=lambda path: path.stem)
+RECIPES = [path for name in tiny.MODALITIES for path in sorted((tiny.ROOT / "configs" / name).glob("[a-z]*.yaml"))]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_sets_what_is_read_alone(path):
     if "finetune" in path.stem:
         assert finetuning.load([str(path), "data.path=x", "run.dir=y"])
@@ -306,7 +309,8 @@ def changes(modality: str, given: list[str], key: str, values: list, first: tupl
         if found != first:
             return True
         accepted += 1
-    return accepted == 0 and any(key.rpartition(".")[2] in refusal for refusal in refusals)
+    word = key.rpartition(".")[2].partition("_")[0]  # local_views is refused by what local_size must be
+    return accepted == 0 and any(word in refusal for refusal in refusals)
 
 
 @pytest.fixture
