@@ -395,7 +395,7 @@ def tables(tmp_path_factory):
         ),
         (
             "text",
-            ("data.label=answer",),
+            ("data.label=answer", "data.test_split=test"),
             "data.label 'answer' of split 'test' holds 'maybe', unseen in training; its classes are no, yes",
         ),
         (
