@@ -15,6 +15,11 @@ from torch import Tensor
 
 from d2v.types import View
 
+
+class NoSplitError(ValueError):
+    """The data has no split of the name that was asked for."""
+
+
 BadLog = Callable[[str, str], None]  # notes the id of a sample that could not be read, and why
 
 

@@ -236,7 +236,7 @@ def test_names_that_are_no_models_and_wrong_arguments(theirs, tmp_path):
     ):
         convert.main(["no/such", str(tmp_path / "ours")])
     for arguments in ([], [str(theirs)], [str(theirs), str(tmp_path / "ours"), "run.overwritten=true"]):
-        with pytest.raises(ValueError, match=r"usage: convert\.py SOURCE TARGET"):
+        with pytest.raises(ValueError, match=r"usage: d2v convert SOURCE TARGET"):
             convert.main(arguments)
 
 

@@ -344,7 +344,7 @@ def test_errors_of_a_command(models, tmp_path):
             r"data.max_bad_share is 0.1; the others are kept in",
         ),
         ((f"out={tmp_path}/a.csv",), "a.csv must end in .parquet or .npy"),
-        (("out=",), "usage: embed.py CONFIG model=PATH"),
+        (("out=",), "usage: d2v embed CONFIG model=PATH"),
         ((f"model={models['text']}",), "reads text, but the config is for speech"),
         ((f"model={tmp_path}/folder",), "is no folder with a config.json"),
         ((f"data.path={tmp_path}/nowhere",), "nowhere' does not exist"),

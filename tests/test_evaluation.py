@@ -1,5 +1,6 @@
 """k-NN, probes and pooling against slow oracles; the evaluation can fail; the script from a folder to a table."""
 
+import itertools
 import json
 import runpy
 import sys
@@ -7,7 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -18,6 +21,7 @@ from d2v.evaluation.scoring import evaluate_encoder, evaluate_features, evaluate
 from d2v.evaluation.splits import EvaluationSplit, label_splits
 from d2v.evaluation.table import Row, average, markdown_table
 from d2v.types import Features, View
+from scripts import evaluate as script
 
 
 class TinyEncoder(nn.Module):
@@ -208,7 +212,11 @@ def test_label_splits_number_the_classes_of_train():
     [
         ({"label": "constant"}, 3, r"evaluate.label='constant' has one value"),
         ({"group": "constant"}, 3, r"evaluate.group='constant' has one value"),
-        ({}, 4, r"1 classes of split 'test' are not in 'train' \(three\); check evaluate.train_split"),
+        (
+            {"test_split": "test"},
+            4,
+            r"1 classes of split 'test' are not in 'train' \(three\); check evaluate.train_split",
+        ),
         ({"max_train": 8}, 4, r"are not in 'train' .*; raise evaluate.max_train"),
     ],
 )
@@ -384,7 +392,7 @@ def test_script_writes_to_a_run_folder_that_is_given(evaluate, photos, tmp_path)
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("model=", "usage: evaluate.py CONFIG model=PATH"),
+        ("model=", "usage: d2v evaluate CONFIG model=PATH"),
         ("model=nowhere/export", "nowhere/export is no folder of a model that can be read, nor to be had from the Hub"),
         ("model=scripts", "no folder with a config.json"),
         ("model={model} evaluate.layer=7", "evaluate.layer is '7'; this encoder has local, 1, 2, last"),
@@ -442,7 +450,7 @@ def test_script_without_labels_makes_reports_alone(evaluate, photos, tmp_path):
     )
     for reports, message in (
         ("[nothing]", "d2v.evaluation.reports has no 'nothing'"),
-        ("[geometry]", "geometry needs labels"),
+        ("[layer_curve]", "layer_curve needs labels"),
         ("[dense]", "needs evaluate.masks"),
     ):
         result = evaluate(*command, f"evaluate.reports={reports}")
@@ -458,3 +466,34 @@ def test_script_names_labels_that_only_the_test_split_has(evaluate, photos, tmp_
     result = evaluate(photos.config, f"model={photos.model}", f"data.path={tmp_path}", f"run.dir={tmp_path}/run")
     assert result.code == 2 and "1 classes of split 'test' are not in 'train'" in result.err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_plain_folder_is_scored_within_train_and_a_divided_one_by_its_test_split(divided, tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    splits = ("train", "test") if divided else ("",)
+    for split, name, number in itertools.product(splits, "ab", range(8)):
+        place = tmp_path / "photos" / split / name
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 120 + 100 * (name == "a"), (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    model = tiny.finished("image") / "export"
+    settings = ["evaluate.random_seeds=1", "evaluate.probe_steps=2", "evaluate.k=[3]", f"run.dir={tmp_path / 'run'}"]
+    result = script.main(["image/demo", f"model={model}", f"data.path={tmp_path / 'photos'}", *settings])
+    assert (result["train_samples"], result["test_samples"]) == (16, 16 * divided)
+    assert ("there is no split 'test': scored within train" in capsys.readouterr().out) != divided
+
+
+def test_data_without_labels_gets_the_report_that_needs_none(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        pixels = generator.integers(0, 255, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    model = tiny.finished("image") / "export"
+    settings = [f"data.path={tmp_path / 'photos'}", f"run.dir={tmp_path / 'run'}", "evaluate.random_seeds=1"]
+    result = script.main(["image/demo", f"model={model}", *settings])
+    assert not result["rows"] and "geometry" in result["reports"][str(model)]
+    assert "there is no column 'label': the report geometry" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"evaluate\.label is 'kind'|no column 'kind'"):
+        script.main(["image/demo", f"model={model}", *settings, "evaluate.label=kind", "run.overwrite=true"])

@@ -396,7 +396,7 @@ def test_errors(subject):
         match=r"d2v.evaluation.reports has no 'knn_sweeep'; it has attention, dense, .*or give the dotted name",
     ):
         make_reports(subject, ["knn_sweeep"])
-    for name in ("knn_sweep", "logistic", "few_labels", "geometry", "layer_curve"):
+    for name in ("knn_sweep", "logistic", "few_labels", "layer_curve"):
         with pytest.raises(ValueError, match=f"evaluate.reports: {name} needs labels; evaluate.label is ''"):
             make_reports(replace_config(subject, label=""), [name])
     subject.test = None

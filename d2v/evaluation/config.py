@@ -7,6 +7,7 @@ from typing import Any
 from d2v.settings import check_fields, check_values, setting
 
 POOLS = ("mean", "class", "first")
+AUTO, LABEL = "auto", "label"  # the defaults of evaluate.test_split and evaluate.label
 LAYERS = ("last", "local", "all", "class")  # of evaluate.layer, beside the numbers of blocks
 
 
@@ -17,7 +18,9 @@ class EvaluateConfig:
     path: Any = setting("", "Where the labelled data is; empty: data.path.", place=True)
     train_split: str = setting("train", "The split that neighbours and probes learn from.")
     test_split: str = setting(
-        "test", "The split that is scored; empty: within train, where neighbours leave one out and probes run in folds."
+        AUTO,
+        "The split that is scored; auto: test, where the data has one, else as if empty; empty: within train, where "
+        "neighbours leave one out and probes run in folds.",
     )
     max_train: int = setting(0, "This many samples of train, drawn with seed; 0: all.", least=0)
     max_test: int = setting(0, "This many samples of test, drawn with seed; 0: all.", least=0)
@@ -26,7 +29,11 @@ class EvaluateConfig:
         "last: the trunk's output; local: what enters the trunk; 1 to depth: a block's end; all: each of these; "
         "class: the class token.",
     )
-    label: str = setting("label", "The column to be predicted; empty: none, for reports that need no classes.")
+    label: str = setting(
+        LABEL,
+        "The column to be predicted; where the data has no column of the default's name, and where this is empty, "
+        "nothing is scored, for reports that need no classes.",
+    )
     group: str = setting(
         "",
         "A column, e.g. the speaker; adds scores within train where neighbours and probes see other groups only.",

@@ -10,6 +10,7 @@ import torch
 
 from d2v import plugins
 from d2v.config.schema import Config
+from d2v.evaluation.config import AUTO, LABEL, EvaluateConfig
 from d2v.evaluation.load_encoder import Opened, open_model
 from d2v.evaluation.report import Finding, Subject, make_reports
 from d2v.evaluation.scoring import evaluate_encoder, evaluate_raw
@@ -18,6 +19,7 @@ from d2v.evaluation.table import Row, average, markdown_table
 from d2v.files import check_folder, check_new, record_results, written
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
+from d2v.protocols import NoSplitError, Samples
 from d2v.reading import Reader, named
 from d2v.training.weights import folder_of_model, home, is_checkpoint
 
@@ -28,6 +30,8 @@ class Splits(NamedTuple):
     train: EvaluationSplit
     test: EvaluationSplit | None
     unread: dict[str, str]  # reasons by id
+    settings: EvaluateConfig  # with what stands for "auto", and without a label that the data has not
+    notes: list[str]  # which of these were settled, and how
 
     def report_lines(self) -> list[str]:
         """What is said of the data."""
@@ -37,7 +41,7 @@ class Splits(NamedTuple):
                 lines += [*split.samples.report.lines(), *split.notes]
         if self.unread:
             lines.append(f"left out, cannot be read: {len(self.unread)}: {named(self.unread)}")
-        return lines
+        return lines + self.notes
 
 
 def evaluate(config: Config, models: list[str], *, config_path: str, in_run: bool) -> dict[str, Any]:
@@ -78,6 +82,7 @@ class Evaluation:
         """Scores a model and makes its reports."""
         opened = open_model(self.config, path, print)
         self.splits = splits = open_splits(opened, self.config)
+        self.settings = splits.settings
         first = not self.findings
         if first:
             print(*splits.report_lines(), sep="\n", flush=True)
@@ -134,7 +139,7 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """For the result's file."""
         assert self.splits is not None
-        train, test, _ = self.splits
+        train, test = self.splits.train, self.splits.test
         reports = {}
         for path, findings in self.findings.items():
             reports[path] = {name: finding.numbers for name, finding in findings.items()}
@@ -173,8 +178,18 @@ def open_splits(opened: Opened, config: Config) -> Splits:
         samples.report.check(data.max_bad_share, f"split {split!r} of {data.path}")
         return samples
 
-    train = open_samples(settings.train_split)
-    test = open_samples(settings.test_split) if settings.test_split else None
+    train, test, notes = open_samples(settings.train_split), None, []
+    if settings.test_split == AUTO:
+        try:
+            test = open_samples("test")
+        except NoSplitError:
+            notes.append("there is no split 'test': scored within train, where neighbours leave one out")
+        settings = dataclasses.replace(settings, test_split="" if test is None else "test")
+    elif settings.test_split:
+        test = open_samples(settings.test_split)
+    if settings.label == LABEL and not _has_column(train, LABEL):
+        notes.append("there is no column 'label': the report geometry, which needs no labels, is made")
+        settings = dataclasses.replace(settings, label="", reports=settings.reports or ["geometry"])
     reader = Reader(data.max_bad_share)
 
     def read(split: EvaluationSplit) -> EvaluationSplit:
@@ -182,7 +197,15 @@ def open_splits(opened: Opened, config: Config) -> Splits:
 
     # Found before the first row of the table, so that all rows are of the same samples.
     near, far = label_splits(train, test, settings)
-    return Splits(read(near), None if far is None else read(far), reader.bad)
+    return Splits(read(near), None if far is None else read(far), reader.bad, settings, notes)
+
+
+def _has_column(samples: Samples, name: str) -> bool:
+    try:
+        samples.column(name)
+    except ValueError:
+        return False
+    return True
 
 
 def result_file(model: str, config: Config, in_run: bool) -> Path:

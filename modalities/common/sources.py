@@ -22,6 +22,7 @@ from d2v.modalities.common.kinds import AUDIO, CURES, IMAGES, TABLES, TEXTS, UNN
 from d2v.modalities.common.media import media_files
 from d2v.modalities.common.splits import choose
 from d2v.modalities.common.tables import KNOWN, file_paths, media_column, name_rows, with_folders
+from d2v.protocols import NoSplitError
 
 __all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source"]
 EXPRESSION = re.compile(r"[\w.]+(\[[^]]*\])?(\+[\w.]+(\[[^]]*\])?)*")  # train[:100]+test
@@ -247,7 +248,7 @@ def _open_described(folder: Path, split: str, what: str, known: Sequence[str]) -
     for one in split.split("+"):
         name = one.partition("[")[0]
         if name not in files:
-            raise ValueError(f"data.split {split!r}: {where} has the splits {', '.join(files)}")
+            raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(files)}")
         parts.append(_cut(_open_tables([*map(Path, files[name])], name, what, known), name, one))
     return join(parts, split, what)
 
@@ -261,7 +262,7 @@ def _load(split: str, where: str, what: str, *args: Any, **options: Any) -> data
         builder.download_and_prepare()
     splits = list(builder.info.splits or ())
     if not {part.partition("[")[0] for part in split.split("+")} <= set(splits):  # train.clean.100+train.clean.360
-        raise ValueError(f"data.split {split!r}: {where} has the splits {', '.join(splits)}")
+        raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(splits)}")
     dataset: Any = builder.as_dataset(split=split)
     for name, feature in dataset.features.items():
         if isinstance(feature, datasets.Image | datasets.Audio):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from d2v.modalities.common.folders import below
 from d2v.modalities.common.kinds import TABLES, TEXTS, extension, named
+from d2v.protocols import NoSplitError
 
 FAMILIES = (  # names that mean one split, as `datasets` knows them
     ("train", "training"),
@@ -50,11 +51,11 @@ def choose(files: Sequence[Path], root: Path, split: str, asked: str) -> Chosen:
     if not by_name:
         if same_split("train", split) or same_split(root.name, split):
             return Chosen(list(files), root, notes)
-        raise ValueError(f"data.split {asked!r}: {root} has no splits: all of it is 'train'")
+        raise NoSplitError(f"data.split {asked!r}: {root} has no splits: all of it is 'train'")
     wanted = _meant(by_name, split)
     if not wanted:
         listed = ", ".join(_in_order(by_name, files))
-        raise ValueError(f"data.split {asked!r}: {root} has the splits {listed}")
+        raise NoSplitError(f"data.split {asked!r}: {root} has the splits {listed}")
     if len({name.lower() for name in wanted}) > 1:
         raise ValueError(f"data.split {asked!r}: {root} has {' and '.join(sorted(wanted))}; name one of them")
     members = {file for name in wanted for file in by_name[name]}

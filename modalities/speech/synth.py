@@ -11,6 +11,8 @@ import numpy as np
 import soundfile
 from scipy.signal import lfilter
 
+from d2v.protocols import NoSplitError
+
 RATE = 8000
 FRAME = 160  # samples for which the formants stand still
 VOWELS = {
@@ -39,7 +41,7 @@ CLIPS = {"train": 420, "test": 120}
 def dataset(split: str) -> datasets.Dataset:
     """Columns audio (WAV bytes), label and text (the word), speaker. ValueError: another split than train, test."""
     if split not in CLIPS:
-        raise ValueError(f"data.split {split!r}: the demo has the splits {', '.join(CLIPS)}")
+        raise NoSplitError(f"data.split {split!r}: the demo has the splits {', '.join(CLIPS)}")
     voices = list(VOICES[split])
     rows = {"audio": [], "label": [], "text": [], "speaker": []}
     for number in range(CLIPS[split]):

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from d2v.modalities.common import sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.text import tokenizer as tokenizers
+from d2v.protocols import NoSplitError
 
 DEMO = "demo"
 DEMO_TOPICS, DEMO_LENGTH, DEMO_SPLITS = 10, 200, ("train", "test")
@@ -59,7 +60,7 @@ def demo(split: str) -> datasets.Dataset:
     from pydoc_data.topics import topics
 
     if split not in DEMO_SPLITS:
-        raise ValueError(f"data.split {split!r}: the demo has the splits {', '.join(DEMO_SPLITS)}")
+        raise NoSplitError(f"data.split {split!r}: the demo has the splits {', '.join(DEMO_SPLITS)}")
     # some topics contain others: a paragraph belongs to the smallest, so that no two splits share one
     owner: dict[str, str] = {}
     for topic in sorted(topics, key=lambda name: (len(topics[name]), name)):

@@ -15,17 +15,17 @@ MAX_PAIRED = 4096  # samples: uniformity reads all their pairs
 def report(subject: Subject) -> Finding:
     """Of train's features, for each encoder.
 
-    Positive pairs of the alignment are samples of one class: nothing is augmented here.
+    Positive pairs of the alignment are samples of one class, as nothing is augmented here; without labels there are
+    none, and it is left out.
     """
-    labels = subject.labels("geometry")
     features = {name: torch.from_numpy(np.ascontiguousarray(near)) for name, (near, _) in subject.features.items()}
     some = np.unique(np.linspace(0, len(subject.train.indices) - 1, MAX_PAIRED).astype(int))
-    first, second = pairs(labels, np.random.default_rng(subject.config.seed))
+    first, second = pairs(subject.train.labels, np.random.default_rng(subject.config.seed))
     numbers, lines = {}, []
     for name, x in features.items():
         unit = F.normalize(x.float(), dim=1)
-        measured = {
-            "alignment": float(alignment(unit[first], unit[second])),
+        measured = {"alignment": float(alignment(unit[first], unit[second]))} if len(first) else {}
+        measured |= {
             "uniformity": float(uniformity(unit[some])),
             "rankme": rankme(x),
             "effective_rank": effective_rank(x),
@@ -33,8 +33,8 @@ def report(subject: Subject) -> Finding:
         numbers[name] = measured
         lines.append(
             f"{name}: RankMe {measured['rankme']:.1f}, effective rank {measured['effective_rank']:.1f} "
-            f"(of {x.shape[1]}, {len(x)} samples); alignment of a class {measured['alignment']:.3f}, "
-            f"uniformity {measured['uniformity']:.3f}"
+            f"(of {x.shape[1]}, {len(x)} samples); uniformity {measured['uniformity']:.3f}"
+            + (f", alignment of a class {measured['alignment']:.3f}" if len(first) else "")
         )
     spectra = {name: singular_values(x) for name, x in features.items()}
     drawn = {name: values for name, values in spectra.items() if values.any()}
