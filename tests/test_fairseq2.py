@@ -554,7 +554,9 @@ def small2(frontend):
             r"objective.shared=\['trunk.input_norm'\]: it reads back as \[\]",
         ),
         (
-            lambda: small("speech", {**WAVES, "mask_token": False}, feed_tokens=True),
+            lambda: small(
+                "speech", {**WAVES, "mask_token": False}, feed_tokens=True, shared=["frontends.speech.extractor"]
+            ),
             "this objective: .* frontends.speech.mask_token",
         ),
         (

@@ -1,7 +1,5 @@
 """The class token as the features of an evaluation; means over tokens are in test_evaluation.py."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,21 @@ from d2v.models.encoder import D2vModel
 from d2v.types import View
 
 PICTURES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-SAMPLES = SimpleNamespace(lengths=None, view=lambda indices: View("image", {"pixel_values": PICTURES[indices]}))
+
+
+class Pictures:
+    """Samples that are PICTURES."""
+
+    lengths = None
+
+    def __len__(self) -> int:
+        return len(PICTURES)
+
+    def view(self, indices) -> View:
+        return View("image", {"pixel_values": PICTURES[indices]})
+
+
+SAMPLES = Pictures()
 
 
 def encoder(class_token: bool) -> D2vModel:

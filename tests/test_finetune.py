@@ -44,7 +44,12 @@ DEMO = {
         *(f"model.frontends.image.{setting}" for setting in ("image_size=8", "patch_size=2", "channels=1")),
         *(f"data.{setting}" for setting in ("split=train", "test_split=test", "mean=[0.3]", "std=[0.38]", "flip=0")),
     ),
-    "text": ("data.vocab_size=400", "data.block_size=24", "model.frontends.text.max_positions=128"),
+    "text": (
+        "data.vocab_size=400",
+        "data.block_size=24",
+        "model.frontends.text.max_positions=128",
+        "data.test_split=test",
+    ),
 }
 
 

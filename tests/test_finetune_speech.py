@@ -425,7 +425,7 @@ def test_a_missing_language_model_is_refused_before_training(clips, tmp_path):
         finetune_speech.main(arguments(tmp_path / "run", f"data.path={clips}", *more))
 
 
-ONE = ("train.steps=1", "train.warmup_steps=0", "train.lr=1e-9", "train.validate_every=1")
+ONE = ("train.steps=1", "train.warmup_steps=0", "train.start=0", "train.lr=1e-9", "train.validate_every=1")
 
 
 @pytest.mark.parametrize("config", ["finetune_tiny", "finetune_classes_tiny"])

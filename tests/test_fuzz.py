@@ -30,7 +30,7 @@ def raises(error: BaseException):
     ("error", "kind"),
     [
         (ValueError("a is 1; it may be 2"), "refused"),
-        (ValueError("a is 1;\nit may be 2"), "an error that is not one line"),
+        (ValueError("a is 1;\nit may be 2"), "refused"),  # what is printed is one line
         (TypeError("unhashable"), "traceback"),
         (MemoryError(), "traceback"),
         (RecursionError(), "traceback"),
@@ -39,6 +39,15 @@ def raises(error: BaseException):
 def test_a_journey_tells_a_line_from_a_traceback(error: BaseException, kind: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(journeys.SCRIPTS, "embed", raises(error))
     assert journeys.journey("embed", []).kind == kind
+
+
+def test_an_error_of_two_lines_is_a_fault(monkeypatch: pytest.MonkeyPatch):
+    def main(argv: list[str]) -> None:
+        print("error: a\nb", file=sys.stderr)
+        raise SystemExit(2)
+
+    monkeypatch.setitem(journeys.SCRIPTS, "embed", main)
+    assert journeys.journey("embed", []).kind == "an error that is not one line"
 
 
 def test_a_journey_that_ends_well_with_nonsense_is_a_fault(monkeypatch: pytest.MonkeyPatch):

@@ -130,7 +130,13 @@ def test_a_run_with_bad_steps_ends_well_or_says_why_not(tmp_path):
 def test_stop_on_collapse(tmp_path):
     """A predictor that says nothing and learns nothing."""
     for number, stop in enumerate(("true", "false")):
-        more = ("train.steps=12", "train.lr=0", "run.health_every=3", f"run.stop_on_collapse={stop}", "run.log_every=3")
+        more = (
+            "train.steps=12",
+            "train.lr=1e-30",
+            "run.health_every=3",
+            f"run.stop_on_collapse={stop}",
+            "run.log_every=3",
+        )
         config = tiny.config_of(MODALITIES[0], tmp_path / stop, *more)
         objective = tiny.objective_of(config)
         for parameter in objective.predictor.parameters():

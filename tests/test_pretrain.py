@@ -40,7 +40,8 @@ def test_a_run_folder_is_complete(modality, objective):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged = {key for record in records for key in record}
     of_masks = set() if tiny.compares_views(objective) else {"target_std", "prediction_std", "hidden_share"}
-    assert {"loss", "grad_norm", "lr", "ema_decay", "skipped", "samples_per_second"} | of_masks <= logged
+    assert {"loss", "grad_norm", "lr", "skipped", "samples_per_second"} | of_masks <= logged
+    assert ("ema_decay" in logged) == ("teacher" in tiny.sides(folder))
     assert {"student_rank", "teacher_rank", "local_rank", "student_knn", "health_samples"} <= logged
     assert sorted(tiny.losses(folder)) == list(range(1, 21)) and records[0]["step"] == 0
     assert not [path for path in folder.rglob("*") if path.name.endswith((".tmp", ".old"))]

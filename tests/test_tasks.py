@@ -214,7 +214,9 @@ def test_the_blanks_bias_is_of_new_heads_alone(tmp_path):
 @torch.no_grad()
 def test_hidden_tokens_are_the_mask_token_zeros_or_noise_and_hidden_channels_zero(tmp_path):
     for more, noise in (("mask_token=true", 0.0), ("mask_token=false", 0.0), ("mask_token=false", 0.01)):
-        encoder, view = encoder_and_view("speech", tmp_path, f"model.frontends.speech.{more}", "objective.shared=[]")
+        encoder, view = encoder_and_view(
+            "speech", tmp_path, f"model.frontends.speech.{more}", "objective.shared=[]", "objective.feed_tokens=false"
+        )
         task = {"mask_noise": noise}
         model = D2vForCTC(
             D2vConfig(frontends=encoder.config.frontends, trunk=encoder.config.trunk, num_labels=6, task=task)

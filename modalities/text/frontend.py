@@ -31,9 +31,9 @@ class FrontendConfig:
     max_positions: int = setting(
         512, "The most tokens that the model reads at once, with <s> and </s>.", least=1, limit=1_000_000
     )
-    bos_token_id: int = setting(0, "Id of <s>; taken from the tokenizer.", least=-1, limit=10_000_000)
+    bos_token_id: int | None = setting(0, "Id of <s>; taken from the tokenizer.", least=-1, limit=10_000_000)
     pad_token_id: int = setting(1, "Id of <pad>; taken from the tokenizer.", least=-1, limit=10_000_000)
-    eos_token_id: int = setting(2, "Id of </s>; taken from the tokenizer.", least=-1, limit=10_000_000)
+    eos_token_id: int | None = setting(2, "Id of </s>; taken from the tokenizer.", least=-1, limit=10_000_000)
     mask_token_id: int = setting(-1, "Id of <mask>; taken from the tokenizer.", least=-1, limit=10_000_000)
     position_offset: int = setting(
         1,

@@ -33,7 +33,7 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.transformer import TrunkConfig
 from d2v.objectives.common.objective import Objective
-from d2v.objectives.data2vec import Data2Vec
+from d2v.objectives.data2vec import OF_TOKENS, Data2Vec
 from d2v.objectives.data2vec2 import Data2Vec2
 
 # what a setting of the reference must be, because nothing else was ever published with data2vec
@@ -55,6 +55,13 @@ REQUIRED = {
         "transformer.no_scale_embedding": True,
     },
 }
+
+
+def _targets(cfg: dict, quirks: bool) -> dict[str, Any]:
+    """The targets' settings; the quirk of norms over padding only where a norm reads the other tokens."""
+    found = targets(cfg, "ffn")
+    of_tokens = {*found["layer_norms"], *found["final_norms"]} & {*OF_TOKENS}
+    return {**found, "norm_over_padding": quirks and bool(of_tokens)}
 
 
 def load_fairseq(checkpoint: str | Path | dict, reference_quirks: bool = False) -> Objective:
@@ -168,7 +175,7 @@ def _speech(cfg: dict, state: dict, quirks: bool) -> Objective:
         "speech",
         frontend,
         trunk,
-        {**targets(cfg, "ffn"), "shared": shared, "feed_tokens": True, "norm_over_padding": quirks},
+        {**_targets(cfg, quirks), "shared": shared, "feed_tokens": True},
     )
     teacher = state.pop("_ema", None)
     state = {re.sub(r"^final_proj\.0\.", "final_proj.", key): value for key, value in state.items()}
@@ -209,10 +216,9 @@ def _text(cfg: dict, state: dict, quirks: bool) -> Objective:
         frontend,
         trunk,
         {
-            **targets(cfg, "ffn"),
+            **_targets(cfg, quirks),
             "head_layers": int(cfg.get("head_layers", 1)),
             "shared": shared,
-            "norm_over_padding": quirks,
         },
     )
     teacher = state.pop("encoder._ema", None)
