@@ -51,7 +51,7 @@ class Worker:
     def start(self) -> None:
         """A new process."""
         self.connection, theirs = multiprocessing.Pipe()
-        self.process = multiprocessing.Process(target=work, args=(theirs, self.template), daemon=True)
+        self.process = multiprocessing.Process(target=work, args=(theirs, self.template))
         self.process.start()
         theirs.close()
         self.task: Any = None
