@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from d2v.config.cli import run_cli
 from d2v.training import checkpoint
@@ -111,3 +112,32 @@ def test_a_reader_that_has_enough_is_no_error(root: Path):
     command = f"{sys.executable} -m d2v configs | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr and done.stdout.startswith("data/")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a total capacity of ..."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_full_memory_is_one_line_with_what_takes_less(error: Exception, monkeypatch, capsys):
+    def main(argv: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["pretrain"])
+    with pytest.raises(SystemExit) as end:
+        run_cli(main)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: not enough memory: ") and said.count("\n") == 1
+    assert "train.accumulate" in said and "train.checkpoint_activations=true" in said
+
+
+def test_other_errors_keep_their_trace(monkeypatch):
+    def main(argv: list[str]) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(sys, "argv", ["pretrain"])
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run_cli(main)

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import torch
+
 from d2v.config.written import in_home
 from d2v.files import why_not_written
 from d2v.shown import printable
@@ -25,7 +27,7 @@ def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], l
 def run_cli(main: Callable[[list[str]], None]) -> None:
     """Runs a script's `main` on the command line; --help shows the script's docstring.
 
-    A ValueError becomes one line on stderr and exit code 2, and so does a disk that is full or does not take a file.
+    A ValueError becomes one line on stderr and exit code 2, and so do memory and disks that are full.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print((sys.modules[main.__module__].__doc__ or "").strip())
@@ -40,10 +42,23 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
     except ValueError as error:
         _stop(str(error))
     except Exception as error:
-        line = why_not_written(error)
+        line = why_not_written(error) or _why_no_memory(error)
         if line is None:
             raise
         _stop(line)
+
+
+def _why_no_memory(error: Exception) -> str | None:
+    """What to do where memory, a GPU's or the machine's, did not suffice; None for other errors."""
+    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if not is_memory:
+        return None
+    said = str(error).partition("DefaultCPUAllocator: ")[2] or str(error) or "an array was too large"
+    return (
+        f"not enough memory: {said.splitlines()[0].rstrip('.')}. A smaller train.batch_size (evaluate.batch_size, "
+        "embed.batch_size), a larger train.accumulate, train.checkpoint_activations=true or "
+        "train.mixed_precision=bf16 take less"
+    )
 
 
 def _stop(line: str) -> NoReturn:

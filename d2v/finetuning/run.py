@@ -123,7 +123,7 @@ def _validation(config: FinetuneConfig, objective: Supervised, data: Labelled, f
                     f"train.{name} is {value!r}, but there is no validation split: see data.validation_split"
                 )
         return None
-    return Validation(
+    validation = Validation(
         objective,
         data.splits["validation"],
         data.score,
@@ -132,6 +132,9 @@ def _validation(config: FinetuneConfig, objective: Supervised, data: Labelled, f
         reader=_reader(config, folder),
         keep=lambda model: _export(model, folder / "export", config, data),
     )
+    if config.train.metric:
+        validation.check_metric()
+    return validation
 
 
 def _reader(config: FinetuneConfig, folder: Path) -> Reader:

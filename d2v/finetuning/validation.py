@@ -4,7 +4,7 @@ The best score and its step are buffers of the objective, so that a resumed run 
 never interrupted. N samples, T tokens, C classes, V letters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -47,6 +47,10 @@ def outputs(
     return split.some(np.array(read, dtype=int)), [logits_of[place] for place in read]
 
 
+def _unknown(metric: str, scores: Iterable[str]) -> str:
+    return f"train.metric is {metric!r}; the scores of this task are {', '.join(scores)}"
+
+
 class Validation:
     """Scores the objective's result; `keep` saves it when it is the best so far."""
 
@@ -73,6 +77,13 @@ class Validation:
         """Whether this step ends with a validation."""
         return step % self.every == 0
 
+    def check_metric(self) -> None:
+        """Before the first step, by a few samples. ValueError: train.metric is none of the scores."""
+        few = self.split.some(np.arange(min(8, len(self.split.indices))))
+        split, logits = outputs(self.objective.result, few, self.batch_size, self.reader)
+        if len(logits) > 1 and self.metric not in (scores := self.score(logits, split.labels)):
+            raise ValueError(_unknown(self.metric, scores))
+
     def __call__(self, step: int, accelerator: Accelerator) -> dict[str, float]:
         """The scores as "validation_<name>", measured on the main process. ValueError: train.metric is none of them."""
         objective, scores = self.objective, {}
@@ -82,7 +93,7 @@ class Validation:
             scores = self.score(logits, split.labels)
             objective.train()
             if self.metric not in scores:
-                raise ValueError(f"train.metric is {self.metric!r}; the scores of this task are {', '.join(scores)}")
+                raise ValueError(_unknown(self.metric, scores))
             value.fill_(scores[self.metric])
         score = float(all_sum(value))
         if better(self.metric, score, float(objective.best_score)):

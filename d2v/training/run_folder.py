@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
-
 from d2v import files
+from d2v.config.bases import read_yaml
 from d2v.config.loading import differences
 from d2v.config.schema import RESULT_SECTIONS
 from d2v.training.checkpoint import MANIFEST, checkpoints_in, files_of
@@ -46,7 +44,7 @@ def check_settings(folder: Path, config: dict, resume: str, sections: tuple[str,
     """ValueError: the folder holds a run of another config, or checkpoints that run.resume=never forbids to use."""
     path = folder / CONFIG
     if path.is_file():
-        changed = differences(OmegaConf.to_container(OmegaConf.load(path)), config, sections)  # type: ignore[arg-type]
+        changed = differences(read_yaml(path), config, sections)
         if changed:
             raise ValueError(
                 f"{folder} holds a run of another config ({'; '.join(changed[:8])}); choose another run.dir, "
@@ -195,10 +193,10 @@ def _is_a_run(folder: Path) -> bool:
     if not (folder / CONFIG).is_file():
         return False
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-    except (YAMLError, ValueError, OSError):
+        config = read_yaml(folder / CONFIG)
+    except (ValueError, OSError):
         return False
-    if not isinstance(config, dict) or not {"model", "data", "train", "run"} <= config.keys():
+    if not {"model", "data", "train", "run"} <= config.keys():
         return False
     checkpoints = any((path / MANIFEST).is_file() for path in checkpoints_in(folder / "checkpoints"))
     exported = any((folder / "export" / name).is_file() for name in ("pretraining.yaml", "finetuning.yaml"))

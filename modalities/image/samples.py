@@ -233,6 +233,8 @@ def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
 def _same(first: Sequence[float], second: Sequence[float]) -> bool:
     """Whether two lists, each of one value or one per channel, say the same."""
     count = max(len(first), len(second))
+    if not first or not second:
+        return False
     return list(first) * (count // len(first)) == list(second) * (count // len(second))
 
 
