@@ -331,3 +331,13 @@ def test_an_averaged_model_takes_the_statistics_of_batch_norms(tmp_path, monkeyp
     saved = tiny.load(tmp_path / "run" / "checkpoints" / "00000060" / "model.safetensors")
     names = [name for name in saved if name.startswith("teacher") and "running" in name]
     assert names and all(torch.equal(saved[name], saved[name.replace("teacher", "student", 1)]) for name in names)
+
+
+def test_a_run_of_which_no_step_was_finite_is_an_error_however_short_it_is(tmp_path):
+    """max_bad_steps is ten; a run of two steps ended well, with a verdict that blamed the rate."""
+    config = tiny.config_of("image", tmp_path, "train.steps=2")
+    objective = tiny.objective_of(config)
+    with torch.no_grad():
+        next(iter(objective.student["encoder"].parameters())).fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"no step of this run was finite; samples: .*bad_steps\.jsonl"):
+        tiny.loop_of(config, objective=objective)()

@@ -36,7 +36,7 @@ class TrunkConfig:
         0.0, "Where the scales of a block's outputs start; 0: there are none.", least=0, limit=1000
     )
     qkv_bias: str = setting("qkv", "Which projections have a bias.", among=("qkv", "qv", "none"))
-    norm_eps: float = setting(1e-5, "Added to the variance in every norm.", least=0, limit=1)
+    norm_eps: float = setting(1e-5, "Added to the variance in every norm.", above=0, limit=1)
     input_norm: bool = setting(True, "A norm (and dropout) before the first block.")
     final_norm: bool = setting(False, "A norm after the last block.")
     prenet_depth: int = setting(

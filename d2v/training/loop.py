@@ -110,6 +110,7 @@ class Loop:
             self._train(batches, bar, stopping)
         bar.close()
         if not (self.was_finished or self.run.dry):
+            self.meter.check_any_taken()
             self.plot()
         return self.verdict
 

@@ -39,6 +39,7 @@ class Meter:
     def __init__(self, bad_steps: Path, max_bad_steps: int):
         self.bad_steps, self.max_bad_steps = bad_steps, max_bad_steps
         self.bad_in_a_row = 0
+        self.any_steps = self.any_taken = False  # whether there was a step so far, and one that was finite
         self._clear()
 
     def _clear(self) -> None:
@@ -85,8 +86,10 @@ class Meter:
         bad = torch.stack([step.bad for step in self.steps]).tolist()
         counts = torch.stack([step.count for step in self.steps]).tolist()
         for number, step in enumerate(self.steps):
+            self.any_steps = True
             if finite[number]:
                 self.bad_in_a_row = 0
+                self.any_taken = True
             if not bad[number]:
                 continue
             self.bad_in_a_row += 1
@@ -111,6 +114,11 @@ class Meter:
                     f"(train.max_bad_steps={self.max_bad_steps})"
                 )
         return error
+
+    def check_any_taken(self) -> None:
+        """ValueError: the run is at its end, and none of its steps was finite."""
+        if self.any_steps and not self.any_taken:
+            raise ValueError(f"no step of this run was finite; samples: {self.bad_steps}. {self._advice(True)}")
 
     def _advice(self, predicts: bool) -> str:
         if predicts:

@@ -197,7 +197,9 @@ def on_run(template: Template, generator: np.random.Generator, folder: Path) -> 
         shutil.rmtree(run / "checkpoints" / "00000002")
     path, said = damage_one(run, generator)
     arguments = pretraining(template, modality, run)
-    return f"resume {modality} {path}: {said}", journey("pretrain", arguments, lambda printed: wrong_run(run, printed))
+    return f"resume {modality} {path}: {said}", journey(
+        "pretrain", arguments, lambda printed: wrong_run(run, printed, whole=False)
+    )
 
 
 def damage_one(folder: Path, generator: np.random.Generator) -> tuple[Path, str]:

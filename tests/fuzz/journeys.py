@@ -178,11 +178,11 @@ def journey(script: str, arguments: list[str], check: Callable[[str], str | None
     return Outcome("silent nonsense", f"{wrong}\n{out.getvalue()[-1000:]}") if wrong else Outcome("ran", "")
 
 
-def wrong_run(folder: Path, printed: str) -> str | None:
-    """What is wrong with a run of pretraining or fine-tuning that ended well."""
+def wrong_run(folder: Path, printed: str, *, whole: bool = True) -> str | None:
+    """What is wrong with a run of pretraining or fine-tuning that ended well; `whole`: its records were not damaged."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]
-    if not losses:
+    if not losses and whole:
         return "a run without a loss"
     if not all(map(math.isfinite, losses)):
         return f"a run that ended well with the losses {losses}"
