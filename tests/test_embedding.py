@@ -5,6 +5,7 @@ Independent of what is beside them, windows against the whole, one file out what
 
 import json
 import os
+import shutil
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from d2v.modalities.common import windows
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from scripts import embed as script
+from scripts import evaluate
 
 CONV = {
     "kind": "waveform",
@@ -414,3 +416,18 @@ def run_until_second_part(*command) -> None:
 
     Shards.add = dying  # type: ignore[method-assign]
     run(*command)
+
+
+def test_a_model_whose_weights_are_not_finite_gives_no_table(tmp_path):
+    """Neither features nor scores of NaN are passed on."""
+    run = tiny.finished("image")
+    model = D2vModel.from_pretrained(run / "export")
+    with torch.no_grad():
+        model.trunk.blocks[0].mlp.fc2.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    shutil.copy(run / "export" / "preprocessor_config.json", tmp_path / "broken")
+    command = ["image/demo", f"model={tmp_path / 'broken'}"]
+    with pytest.raises(ValueError, match=r"its features are not finite: is the model damaged\?"):
+        script.main([*command, f"out={tmp_path / 'f.parquet'}"])
+    with pytest.raises(ValueError, match="features are not finite: the model is damaged, or its run diverged"):
+        evaluate.main([*command, f"run.dir={tmp_path / 'run'}", "evaluate.raw=false", "evaluate.random_seeds=0"])

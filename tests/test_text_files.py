@@ -140,3 +140,20 @@ def test_ordinary_text_has_the_tokens_that_it_had(tmp_path):
     assert json.loads(trained.backend_tokenizer.to_str()) == json.loads(plain.backend_tokenizer.to_str())
     ids = [plain.backend_tokenizer.encode(line, add_special_tokens=False).ids for line in lines]
     assert tokenizers.encode(trained, lines) == ids and all(np.array(row).max() < 400 for row in ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("tokenizer.json", '{"version": "1.0", "version": "1.0"}', "cannot be read"),
+        ("tokenizer_config.json", "{}", "has no bos_token: its tokenizer_config.json is damaged or incomplete"),
+    ],
+)
+def test_a_damaged_tokenizer_of_an_export_is_one_line(name: str, text: str, said: str, tmp_path: Path):
+    tokenizer = tokenizers.train(["one two three"] * 20, 300)
+    tokenizers.save(tokenizer, tmp_path)
+    place = tokenizers.find(tmp_path)
+    (place / name).write_text(text)
+    with pytest.raises(ValueError, match="the tokenizer in") as error:
+        tokenizers.read(tmp_path)
+    assert said in str(error.value) and "\n" not in str(error.value)

@@ -40,6 +40,8 @@ def embed(encoder, samples: Stream, config: EmbedConfig, device: str | torch.dev
             pooled, count = _sums(encoder, view.to(device), counted, config)
             np.add.at(sums, indices, pooled.cpu().numpy())
             np.add.at(counts, indices, count.cpu().numpy()[:, None])
+    for index in np.flatnonzero((counts[:, 0] > 0) & ~np.isfinite(sums).all(axis=1)):
+        bad.append((samples.ids[index], "its features are not finite: is the model damaged?"))
     unread = {name for name, _ in bad}  # also of a long one, of which some windows were read
     good = [index for index in np.flatnonzero(counts) if samples.ids[index] not in unread]
     return Part([samples.ids[index] for index in good], sums[good] / counts[good], bad)

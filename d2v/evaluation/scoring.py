@@ -22,7 +22,13 @@ def evaluate_features(
     config: EvaluateConfig,
     device: str | torch.device = "cpu",
 ) -> dict[str, float]:
-    """Percentages by name for features (N, D) of the two splits; `test` None: scores within train only."""
+    """Percentages by name for features (N, D) of the two splits; `test` None: scores within train only.
+
+    ValueError: features that are not finite.
+    """
+    for x in (train_x, test_x):
+        if x is not None and not np.isfinite(x).all():
+            raise ValueError("features are not finite: the model is damaged, or its run diverged")
     scores = {}
     if test is not None and test_x is not None:
         scores |= _scores_of_test(train_x, test_x, train, test, config, device)

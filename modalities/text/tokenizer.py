@@ -172,13 +172,20 @@ def find(folder: Path) -> Path | None:
 
 
 def read(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a run or export. ValueError: there is none."""
+    """The tokenizer of a run or export. ValueError: there is none, or it is damaged."""
     place = find(folder)
     if place is None:
         raise ValueError(
             f"{folder} has no tokenizer: looked for {folder / 'tokenizer' / FILES[0]} and {folder / FILES[0]}"
         )
-    return PreTrainedTokenizerFast.from_pretrained(place)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(place)
+    except Exception as error:  # of damaged files whatever transformers and tokenizers raise
+        raise ValueError(f"the tokenizer in {place} cannot be read: {_first_line(error)}") from error
+    for name in ("bos", "eos", "pad", "mask"):
+        if getattr(tokenizer, f"{name}_token_id") is None:
+            raise ValueError(f"the tokenizer in {place} has no {name}_token: its {FILES[1]} is damaged or incomplete")
+    return tokenizer
 
 
 def of(folder: Path, name: str | None) -> PreTrainedTokenizerFast:
