@@ -218,6 +218,11 @@ WHY = {  # settings that may be changed without a trace in three steps on clean 
     "model.trunk.prenet_depth": "forbids targets of these blocks",
     "model.frontends.speech.reference_padding": "of padding behind the shorter of two clips",
     "model.frontends.speech.reference_padded_input": "of padding behind the shorter of two clips",
+    "data.max_seconds": "of long clips, which the demo does not have",
+    "data.min_masks": "of short clips and a small share",
+    "data.vocab_size": "of more text than the demo has",
+    "model.frontends.text.reference_padded_input": "of padding, which packed blocks do not have",
+    "objective.start_temperature": "of a warm-up, of which three steps have nothing",
     "train.mixed_precision": "hardware",
     "train.checkpoint_activations": "memory against time",
     "train.max_bad_steps": "of steps that are not finite",
@@ -267,6 +272,7 @@ def outcome(config: Config) -> tuple:
     """What three steps leave: records, weights, and what is said of the data."""
     config.run.dir = tempfile.mkdtemp(dir=tiny.scratch())
     loop = tiny.loop_of(config)
+    loop.objective.check(loop.micro_batches.batches(0, 0, config.train.batch_size)[0])
     loop()
     checksum = hashlib.sha256()
     for name, tensor in sorted(loop.objective.state_dict().items()):
@@ -343,7 +349,7 @@ def test_every_setting_of_a_method_changes_it_or_is_refused(objective, unsaved):
 def test_reasons_are_of_settings_that_exist():
     known = set()
     for modality in tiny.MODALITIES:
-        for objective in ("data2vec", "data2vec2", "mocov3"):
+        for objective in ("data2vec", "data2vec2", "mocov3", "dino"):
             config = tiny.config_of(modality, "unused", tiny.using(objective))
             for where, settings in (
                 (f"model.frontends.{modality}", config.frontend),

@@ -38,7 +38,7 @@ class MultiView(Objective):
                     if name == "mask_token":
                         parameter.requires_grad_(False)
         super().__init__(teacher=teacher, encoder=group_batch_norms(encoder, groups), **averaged)
-        self.groups = groups
+        self.groups, self.hides = groups, hides
 
     def check(self, views: list[View]) -> None:
         """ValueError: too few views, or some that the method does not read."""
@@ -53,6 +53,8 @@ class MultiView(Objective):
                 f"{config.name} compares {config.num_views} views of a sample; data.views makes {len(views)}: "
                 "name as many there"
             )
+        if not self.hides and any(view.mask is not None for view in views):
+            raise ValueError(f"{config.name} reads views whole, and data.mask_views=true hides tokens: leave it out")
 
     def check_batch(self, batch_size: int, parts: int) -> None:
         """ValueError: batches that processes or groups do not share evenly, are too small, or are cut into
