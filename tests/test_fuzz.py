@@ -32,7 +32,8 @@ def raises(error: BaseException):
         (ValueError("a is 1; it may be 2"), "refused"),
         (ValueError("a is 1;\nit may be 2"), "refused"),  # what is printed is one line
         (TypeError("unhashable"), "traceback"),
-        (MemoryError(), "traceback"),
+        (MemoryError(), "refused"),  # one line with what takes less
+        (KeyError("a"), "traceback"),
         (RecursionError(), "traceback"),
     ],
 )

@@ -341,3 +341,11 @@ def test_a_run_of_which_no_step_was_finite_is_an_error_however_short_it_is(tmp_p
         next(iter(objective.student["encoder"].parameters())).fill_(float("nan"))
     with pytest.raises(ValueError, match=r"no step of this run was finite; samples: .*bad_steps\.jsonl"):
         tiny.loop_of(config, objective=objective)()
+
+
+def test_masks_that_a_method_would_not_read_are_refused(tmp_path):
+    command = tiny.arguments("text", tmp_path / "run", tiny.using("byol"), "data.mask_views=true")
+    with pytest.raises(
+        ValueError, match=r"byol reads views whole, and data\.mask_views=true hides tokens: leave it out"
+    ):
+        pretrain.main(command)

@@ -116,6 +116,7 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
         probe = online_probe(config, modality, folder, reader) if run.probe.path else None
     views = batches(0, 0, train.batch_size)[0]  # of one sample
     objective.check(views)
+    objective.check_masks(views)
     check_batch(config, views, accelerator.num_processes * train.accumulate, accelerator.device)
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.

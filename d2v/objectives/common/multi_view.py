@@ -53,8 +53,12 @@ class MultiView(Objective):
                 f"{config.name} compares {config.num_views} views of a sample; data.views makes {len(views)}: "
                 "name as many there"
             )
+
+    def check_masks(self, views: list[View]) -> None:
+        """ValueError: masks that the method would not read."""
         if not self.hides and any(view.mask is not None for view in views):
-            raise ValueError(f"{config.name} reads views whole, and data.mask_views=true hides tokens: leave it out")
+            name = self.config.name
+            raise ValueError(f"{name} reads views whole, and data.mask_views=true hides tokens: leave it out")
 
     def check_batch(self, batch_size: int, parts: int) -> None:
         """ValueError: batches that processes or groups do not share evenly, are too small, or are cut into

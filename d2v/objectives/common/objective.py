@@ -55,6 +55,9 @@ class Objective(nn.Module):
     def check(self, views: list[View]) -> None:
         """ValueError: batches of this form cannot be trained on; asked once, before a run begins."""
 
+    def check_masks(self, views: list[View]) -> None:
+        """ValueError: a run's batches carry masks that the method would not read; asked with `check`."""
+
     def check_batch(self, batch_size: int, parts: int) -> None:
         """ValueError: the method cannot be trained on global batches of this size, cut into so many parts (processes
         times micro-batches)."""
