@@ -228,6 +228,20 @@ def default_of(one: Field) -> Any:
     return one.default_factory() if one.default_factory is not MISSING else one.default
 
 
+def defaults_of(settings: Any) -> Any:
+    """A dataclass of settings, or dictionaries of them, as dictionaries that hold the defaults of all its fields."""
+    if isinstance(settings, dict):
+        return {name: defaults_of(value) for name, value in settings.items()}
+    found = {}
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if is_dataclass(value) or (isinstance(value, dict) and any(map(is_dataclass, value.values()))):
+            found[one.name] = defaults_of(value)
+        elif default_of(one) is not MISSING:
+            found[one.name] = default_of(one)
+    return found
+
+
 def undocumented(kind: type) -> list[str]:
     """Fields of a dataclass of settings, and of those that it holds, that have no sentence."""
     found = []

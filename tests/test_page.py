@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from PIL import Image
 
 from d2v.training.page import Summary, nearest, write_page
@@ -129,3 +130,19 @@ def test_a_browser_shows_the_page(run: Path, tmp_path: Path):
     with Image.open(shot) as image:
         pixels = np.asarray(image.convert("L"))
     assert pixels.std() > 5 and (pixels < 128).mean() > 0.005
+
+
+def test_a_setting_that_is_newer_than_a_run_had_its_default(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """A run of an earlier version goes on, unless the new setting is given another value."""
+    folder, modality = tmp_path / "run", run.name.split("_")[1]
+    shutil.copytree(run, folder)
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    del values["model"]["frontends"][modality]["init_std" if modality != "speech" else "reference_padding"]
+    del values["train"]["decay_all"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    command = tiny.arguments(modality, folder, tiny.using("data2vec"), *tiny.DROPOUT)
+    if modality != "image":  # whose demo gives init_std another value than the default
+        tiny.pretrain.main(command)
+        assert "finished: nothing is changed" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"holds a run of another config \(.*train\.decay_all: False -> True"):
+        tiny.pretrain.main([*command, "train.decay_all=true"])

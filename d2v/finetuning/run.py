@@ -75,7 +75,7 @@ def assemble(
         bring_preparation(config, folder, accelerator.print, "model")
         folder.mkdir(parents=True, exist_ok=True)
         data = task.open(config, folder, BadSamples(folder / "bad_samples.jsonl"), accelerator.print)
-        check_settings(folder, config.as_dict(), config.run.resume, RESULT_SECTIONS)
+        check_settings(folder, config, config.run.resume, RESULT_SECTIONS)
     check_memory(
         config, lambda config: Supervised(build_model(config, task.model, data.head, None), train), accelerator.device
     )

@@ -88,7 +88,7 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
         bring_preparation(config, folder, accelerator.print)
         folder.mkdir(parents=True, exist_ok=True)
         modality.prepare(config.data, config.frontend, folder, train.seed)
-        check_settings(folder, config.as_dict(), run.resume)
+        check_settings(folder, config, run.resume)
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
     report = samples.report.lines()
     accelerator.print("\n".join(report))

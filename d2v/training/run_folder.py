@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from d2v import files
-from d2v.config.bases import read_yaml
+from d2v.config.bases import merged, read_yaml
 from d2v.config.loading import differences
-from d2v.config.schema import RESULT_SECTIONS
+from d2v.config.schema import RESULT_SECTIONS, OneModality
+from d2v.settings import defaults_of
 from d2v.training.checkpoint import MANIFEST, checkpoints_in, files_of
 
 CONFIG = "config.yaml"
@@ -40,11 +41,14 @@ EXPORTED = {
 }
 
 
-def check_settings(folder: Path, config: dict, resume: str, sections: tuple[str, ...] = RESULT_SECTIONS) -> None:
-    """ValueError: the folder holds a run of another config, or checkpoints that run.resume=never forbids to use."""
+def check_settings(folder: Path, config: OneModality, resume: str, sections: tuple[str, ...] = RESULT_SECTIONS) -> None:
+    """A setting that did not exist when the run began had the value that is its default now.
+
+    ValueError: the folder holds a run of another config, or checkpoints that run.resume=never forbids to use.
+    """
     path = folder / CONFIG
     if path.is_file():
-        changed = differences(read_yaml(path), config, sections)
+        changed = differences(merged(defaults_of(config), read_yaml(path)), config.as_dict(), sections)
         if changed:
             raise ValueError(
                 f"{folder} holds a run of another config ({'; '.join(changed[:8])}); choose another run.dir, "
