@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from d2v.config.bases import chain
 from d2v.config.differences import flattened
 from d2v.config.find import find_config
+from d2v.config.written import Argument, section_of
 
 COMMAND_LINE = "the command line"
 
@@ -21,11 +20,9 @@ def given(path: str | Path, overrides: list[str]) -> dict[str, str]:
         key, equals, value = override.partition("=")
         if not equals:
             places |= _in_files(override)
-        elif value.lstrip().startswith("{"):  # several at once
-            values = flattened(OmegaConf.to_container(OmegaConf.from_dotlist([override])))
-            places |= dict.fromkeys(values, COMMAND_LINE)
         else:
-            places[key] = COMMAND_LINE
+            section = section_of(Argument(value))  # a dict: several at once
+            places |= dict.fromkeys(flattened(section, key) if section else [key], COMMAND_LINE)
     return places
 
 

@@ -4,9 +4,6 @@ from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf._utils import get_omega_conf_dumper
-
 from d2v import plugins
 from d2v.config.bases import DEFAULT_OBJECTIVE, composed, merged, origin
 from d2v.config.checks import check_keys
@@ -14,7 +11,7 @@ from d2v.config.differences import changes
 from d2v.config.find import find_config
 from d2v.config.given import given
 from d2v.config.schema import RESULT_SECTIONS, SECTIONS, Config, ModelConfig, RunConfig, TrainConfig
-from d2v.config.written import Argument, in_home, read, section_of
+from d2v.config.written import Argument, dumped, in_home, read, section_of
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
 from d2v.files import written
 from d2v.models.transformer import TrunkConfig
@@ -116,8 +113,7 @@ def modality_of(values: dict, path: str) -> str:
 def save_yaml(values: dict, path: Path) -> None:
     """Plain dictionaries as YAML, whole or not at all."""
     with written(path) as temporary:
-        text = yaml.dump(values, Dumper=get_omega_conf_dumper(), allow_unicode=True, sort_keys=False)
-        temporary.write_text(text, "utf-8")
+        temporary.write_text(dumped(values), "utf-8")
 
 
 def differences(old: dict, new: dict, sections: tuple[str, ...] = RESULT_SECTIONS) -> list[str]:

@@ -1,21 +1,23 @@
-"""What is written in YAML and on the command line, read by the type that a setting declares.
+"""What is written in YAML and on the command line, read by the type that a setting declares; and written as YAML.
 
 A text is taken as it is written: 0123, on and `a: b` are names where a name is asked for.
 """
 
 import contextlib
 import os
+import re
 import types
 import typing
 from typing import Any
 
 import yaml
-from omegaconf._utils import get_yaml_loader
 
 from d2v.settings import shortened, type_name
 
 MOST_BRACKETS = 1000  # settings have a few
 NULLS = ("null", "Null", "NULL", "~")
+FLOAT, TIMESTAMP = "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"
+EXPONENT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")  # 1e3, which YAML 1.1 takes for a text
 
 
 class Argument(str):
@@ -34,8 +36,31 @@ class Real(float):
     written: str
 
 
-class Loader(get_yaml_loader()):  # type: ignore[misc]
-    """OmegaConf's, with 1e3 as a number and an error for a key that comes twice; numbers remember how they look."""
+class Loader(yaml.SafeLoader):
+    """With 1e3 as a number, no dates, and an error for a key that comes twice; numbers remember how they look."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """ValueError: a key that comes twice."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"found duplicate key {key}{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+class Dumper(yaml.SafeDumper):
+    """Puts in quotes what the Loader would read as something else."""
+
+
+for _kind in (Loader, Dumper):
+    _kind.add_implicit_resolver(FLOAT, EXPONENT, list("-+.0123456789"))
+    for _first, _resolvers in _kind.yaml_implicit_resolvers.items():
+        _kind.yaml_implicit_resolvers[_first] = [one for one in _resolvers if one[0] != TIMESTAMP]
+
+
+def dumped(values: dict) -> str:
+    """Plain dictionaries as YAML."""
+    return yaml.dump(values, Dumper=Dumper, allow_unicode=True, sort_keys=False)
 
 
 def _whole(loader: Any, node: yaml.ScalarNode) -> int:
@@ -54,7 +79,7 @@ def _as_written(number: Any, text: str) -> Any:
 
 
 Loader.add_constructor("tag:yaml.org,2002:int", _whole)
-Loader.add_constructor("tag:yaml.org,2002:float", _real)
+Loader.add_constructor(FLOAT, _real)
 
 
 def parsed(text: str) -> Any:

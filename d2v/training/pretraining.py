@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from omegaconf import OmegaConf
 
 from d2v import files, plugins
 from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
+from d2v.config.written import dumped
 from d2v.evaluation.splits import labelled_data
 from d2v.objectives.common.objective import Objective
 from d2v.protocols import ScoredSplit
@@ -199,7 +199,7 @@ def _write_page(config: Config, loop: Loop, verdict: Verdict, report: list[str])
         advice=verdict.advice,
         numbers=measured(loop.history.records),
         report=report,
-        settings=OmegaConf.to_yaml(OmegaConf.create(config.as_dict())),
+        settings=dumped(config.as_dict()),
         commands=[
             f"d2v embed {folder}/config.yaml model={folder}/export data.path={data} out=features.parquet",
             f"d2v evaluate {folder}/config.yaml model={folder}/export data.path={data}",
