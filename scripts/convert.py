@@ -18,6 +18,7 @@ from d2v.interop.huggingface import from_transformers, to_transformers
 from d2v.interop.onnx import export_onnx
 from d2v.interop.pretrained import load_ours, read_config
 from d2v.models.configuration import D2vConfig
+from d2v.training.weights import folder_of_model
 
 OPTIONS = {"run.overwrite=true": True, "run.overwrite=false": False}
 PREPROCESSORS = (
@@ -99,8 +100,7 @@ def _onnx_files(target: Path) -> list[str]:
 
 
 def _model_of(source: str) -> str:
-    export = Path(source) / "export"
-    return str(export) if (export / "config.json").is_file() else source
+    return str(folder_of_model(Path(source)))
 
 
 if __name__ == "__main__":

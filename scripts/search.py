@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet
 
 from d2v.config.cli import run_cli, take_arguments
+from d2v.evaluation.nearest import cosines
 from d2v.scripts import embed
 
 
@@ -59,12 +60,9 @@ def embedded(arguments: list[str], model: str, file: str) -> np.ndarray:
 
 def nearest(query: np.ndarray, features: np.ndarray, ids: list[str], number: int) -> list[tuple[float, str]]:
     """Cosine and id of the `number` rows that are nearest, the nearest first."""
-    mean = features.mean(axis=0, dtype=np.float64)
-    rows, one = features - mean, query - mean
-    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(one)
-    cosines = rows @ one / np.maximum(norms, 1e-12)
-    order = np.argsort(-cosines, kind="stable")[:number]
-    return [(float(cosines[row]), ids[row]) for row in order]
+    (near,) = cosines(query[None], features)
+    order = np.argsort(-near, kind="stable")[:number]
+    return [(float(near[row]), ids[row]) for row in order]
 
 
 if __name__ == "__main__":

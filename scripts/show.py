@@ -25,7 +25,9 @@ def main(argv: list[str]) -> None:
     path = str(find_config(argv[0]))
     is_labelled = "task" in load_values(path, overrides)
     config: Any = load([path, *overrides])[0] if is_labelled else load_config(path, overrides)
-    lines = [line for line in settings(config, "") if all(word in line.lower() for word in words)]
+    lines = settings(config, "")
+    for word in words:
+        lines = [line for line in lines if word in line.lower()]
     if not lines:
         raise ValueError(f"no setting of {argv[0]} has the words {' '.join(words)}")
     print("\n".join(lines))

@@ -189,7 +189,7 @@ def test_any_pair_of_rates_keeps_a_tone_in_little_memory(given, wanted):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = audio.decode(encoded(0.5 * tone(seconds, given), "WAV", "FLOAT", given), wanted)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20 < 1  # GiB; it was 32
-    assert len(found) == audio.resampled_length(seconds * given, given, wanted) == seconds * wanted
+    assert len(found) == Resampler(given, wanted).length(seconds * given) == seconds * wanted
     inside = slice(wanted // 10, -wanted // 10)
     np.testing.assert_allclose(found[inside], 0.5 * tone(seconds, wanted)[inside], atol=2e-3)
 

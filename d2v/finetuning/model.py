@@ -11,6 +11,7 @@ from d2v.models.encoder import D2vModel
 from d2v.models.task_models import TaskModel
 from d2v.training import init_from
 from d2v.training.setup import checkpoint_activations
+from d2v.training.weights import folder_of_model
 
 OF_WEIGHTS = ("pooling", "activation", "blank")  # settings of a task that the weights of its head were trained with
 
@@ -44,8 +45,7 @@ def bring_head(model: TaskModel, source: str, say: Callable[[str], None]) -> Non
 
     Those are classes or letters; what predicts numbers has none. Says which head it is.
     """
-    path, kind = Path(source), type(model)
-    folder = path / "export" if (path / "export" / "config.json").is_file() else path
+    folder, kind = folder_of_model(Path(source)), type(model)
     if not (folder / "config.json").is_file() or model.config.problem_type == "regression":
         return
     if read_config(folder).architectures != [kind.__name__]:

@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 from torch import Tensor
 
+from d2v.evaluation.nearest import cosines
 from d2v.files import written
 from d2v.protocols import Samples
 
@@ -74,11 +74,11 @@ def write_page(
 
 
 def nearest(features: Tensor, queries: Sequence[int], count: int) -> list[list[int]]:
-    """Each query, and the `count` rows that are nearest to it by the cosine of centred features (N, D)."""
-    rows = F.normalize((features - features.mean(dim=0)).float(), dim=1)
-    similar = rows[torch.tensor(queries)] @ rows.T  # (Q, N)
-    similar[torch.arange(len(queries)), torch.tensor(queries)] = float("inf")  # itself first
-    return similar.topk(min(count + 1, len(features)), dim=1).indices.tolist()
+    """Each query, and the `count` rows of features (N, D) that are nearest to it."""
+    rows, places = features.numpy(), list(queries)
+    near = cosines(rows[places], rows)
+    near[range(len(places)), places] = np.inf  # itself first
+    return np.argsort(-near, axis=1, kind="stable")[:, : count + 1].tolist()
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -88,8 +88,11 @@ def _spread(total: int, count: int) -> list[int]:
 
 def _numbers(rows: list[tuple[str, str, str]]) -> str:
     head = "<tr><th>measured</th><th>random init</th><th>end</th></tr>"
-    cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<h2>Numbers</h2><table>{head}{cells}</table>"
+    lines = []
+    for row in rows:
+        cells = [f"<td>{escape(cell)}</td>" for cell in row]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<h2>Numbers</h2><table>{head}{''.join(lines)}</table>"
 
 
 def _drawn(folder: Path) -> list[str]:

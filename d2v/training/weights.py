@@ -17,7 +17,7 @@ from d2v.interop.huggingface import from_transformers
 from d2v.interop.pretrained import load_whole, read_config
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
-from d2v.training.checkpoint import MANIFEST, damage
+from d2v.training.checkpoint import MANIFEST, checkpoints_in, damage
 from d2v.training.run_folder import CONFIG, EXPORT
 
 WEIGHTS = "model.safetensors"
@@ -82,7 +82,7 @@ def is_checkpoint(path: Path) -> bool:
 
 def checkpoint_of(path: Path) -> str:
     """What an error adds where a run's folder has no export yet: its last checkpoint; empty: there is none."""
-    checkpoints = sorted(file.parent for file in path.glob(f"checkpoints/*/{MANIFEST}")) if path.is_dir() else []
+    checkpoints = [one for one in checkpoints_in(path / "checkpoints") if (one / MANIFEST).is_file()]
     return f"; this run has no export yet, but a checkpoint: {checkpoints[-1]}" if checkpoints else ""
 
 

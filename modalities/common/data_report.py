@@ -76,7 +76,3 @@ class Report:
 
 class UnreadableError(ValueError):
     """A sample cannot be used; the message says why."""
-
-
-def unlogged(sample: str, reason: str) -> None:
-    """Takes the place of a log of bad samples where none was asked for."""

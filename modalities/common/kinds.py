@@ -13,7 +13,7 @@ IMAGES = (
     *(".avif", ".jfif", ".jpe", ".j2k", ".pbm", ".pnm", ".dib", ".tga"),
 )
 TEXTS = (".txt",)
-TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
+TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
 SNIFFED = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")  # formats that say what they are
 CURES = {  # what to do with files that cannot be read
     **dict.fromkeys(

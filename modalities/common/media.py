@@ -11,6 +11,8 @@ from d2v.modalities.common import table_files
 from d2v.modalities.common.folders import below, holds, is_ignored, is_text
 from d2v.modalities.common.splits import is_split, same_split
 
+METADATA = ("metadata.csv", "metadata.jsonl")
+
 
 def media_files(files: list[Path], root: Path, split: str, extensions: Sequence[str]) -> datasets.Dataset:
     """A row for each file below `root`: "file", and the columns of metadata.csv or metadata.jsonl, or "label".
@@ -53,7 +55,7 @@ def _metadata(files: list[Path], root: Path) -> pa.Table | None:
     A file has as many rows as it has there, or one that is empty. ValueError: no column file_name, or it names missing
     files.
     """
-    path = next((root / name for name in ("metadata.csv", "metadata.jsonl") if (root / name).is_file()), None)
+    path = next((root / name for name in METADATA if (root / name).is_file()), None)
     if path is None:
         return None
     table = table_files.read(path)

@@ -19,14 +19,13 @@ from d2v.modalities.common.encodings import encoding_of
 from d2v.modalities.common.folders import is_ignored, walk, with_names
 from d2v.modalities.common.joining import join
 from d2v.modalities.common.kinds import AUDIO, CURES, IMAGES, TABLES, TEXTS, UNNAMED, extension, is_of, named, summary
-from d2v.modalities.common.media import media_files
+from d2v.modalities.common.media import METADATA, media_files
 from d2v.modalities.common.splits import choose
 from d2v.modalities.common.tables import KNOWN, file_paths, media_column, name_rows, with_folders
 from d2v.protocols import NoSplitError
 
 __all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source"]
 EXPRESSION = re.compile(r"[\w.]+(\[[^]]*\])?(\+[\w.]+(\[[^]]*\])?)*")  # train[:100]+test
-METADATA = ("metadata.csv", "metadata.jsonl")
 DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", "requirements")  # about data
 
 

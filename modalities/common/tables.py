@@ -226,13 +226,11 @@ def values(
 
     ValueError: no such column, or rows without a value and no `empty`.
     """
-    if name not in dataset.column_names:
-        raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(column_names(dataset))}")
-    cells = cells_of(dataset.select(rows), name)
-    missing = [sample for sample, cell in zip(ids, cells, strict=True) if cell is None]
+    found = cells(dataset, name, rows).tolist()
+    missing = [sample for sample, cell in zip(ids, found, strict=True) if cell is None]
     if missing and empty is None:
-        raise ValueError(f"{len(missing)} of {len(cells)} samples have no {name!r}, the first is {missing[0]}")
-    return np.asarray([empty if cell is None else cell for cell in cells])
+        raise ValueError(f"{len(missing)} of {len(found)} samples have no {name!r}, the first is {missing[0]}")
+    return np.asarray([empty if cell is None else cell for cell in found])
 
 
 def cells(dataset: datasets.Dataset, name: str, rows: np.ndarray) -> np.ndarray:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from d2v.modalities.common import sampling
-from d2v.modalities.common.data_report import unlogged
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment, masks, views
 from d2v.modalities.image.config import DataConfig, ReadConfig
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.modalities.image.samples import Samples
+from d2v.reading import ignored
 from d2v.types import View
 
 
@@ -25,7 +25,7 @@ def batches(
     frontend: FrontendConfig,
     batch_size: int,
     seed: int,
-    bad_log: Callable[[str, str], None] = unlogged,
+    bad_log: Callable[[str, str], None] = ignored,
 ) -> "MaskedBatches | ViewBatches":
     """Training batches of `samples`; `bad_log(id, reason)` hears of images that can no longer be read."""
     make = ViewBatches if data.views else MaskedBatches

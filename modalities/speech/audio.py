@@ -179,11 +179,6 @@ class Long:
         return scaled(piece, self._found.mean, self._found.variance) if self._normalised else piece
 
 
-def resampled_length(samples: int, rate: int, wanted: int) -> int:
-    """How many samples `samples` become at another rate."""
-    return Resampler(rate, wanted).length(samples)
-
-
 def normalise(wave: np.ndarray) -> np.ndarray:
     """Zero mean and unit variance over the whole clip, as an export's feature extractor does it."""
     mean = wave.mean(dtype=np.float64)

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from d2v.modalities.common import masking, sampling
-from d2v.modalities.common.data_report import unlogged
 from d2v.modalities.speech import audio
 from d2v.modalities.speech.config import DataConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field
 from d2v.modalities.speech.samples import MIN_TOKENS, Samples, collate
 from d2v.modalities.speech.views import Views
+from d2v.reading import ignored
 from d2v.types import Mask, View
 
 ORDER = 0x57EA  # sets the shuffle of packed clips apart from the sampler's
@@ -28,7 +28,7 @@ def batches(
     frontend: FrontendConfig,
     batch_size: int,
     seed: int,
-    bad_log: Callable[[str, str], None] = unlogged,
+    bad_log: Callable[[str, str], None] = ignored,
 ) -> "MaskedBatches | ViewBatches":
     """Training batches of `samples`; `bad_log(id, reason)` hears of clips that can no longer be read."""
     make = ViewBatches if data.views else MaskedBatches
