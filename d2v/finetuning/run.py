@@ -13,12 +13,13 @@ from d2v.finetuning import outcome
 from d2v.finetuning.config import RESULT_SECTIONS, FinetuneConfig
 from d2v.finetuning.model import adopt, bring_head, build_model
 from d2v.finetuning.objective import Supervised
-from d2v.finetuning.validation import BATCH_SIZE, Validation
+from d2v.finetuning.validation import BATCH_SIZE, Validation, is_scored
 from d2v.models.task_models import TaskModel
 from d2v.protocols import Labelled, LabelledTask
 from d2v.reading import Reader
 from d2v.training.forecast import where
 from d2v.training.init_from import bring_preparation
+from d2v.training.length import changed_length, check_length
 from d2v.training.loop import Loop
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
 from d2v.training.same_data import DataCheck
@@ -52,7 +53,8 @@ def _run(
         loop()
         if accelerator.is_main_process and not config.run.dry:
             # Nothing chose a model where there is no validation split, or no score that is a number.
-            if "config.json" not in files.recorded(folder / "export"):
+            chosen = int(dict(loop.objective.named_buffers()).get("best_step", 0))
+            if not chosen or "config.json" not in files.recorded(folder / "export"):
                 _export(loop.objective.result, folder / "export", config, data)
             reader, device = _reader(config, folder), accelerator.device
             scores = outcome.write_outcome(folder, task.model, data, loop.progress.step, reader, device)
@@ -70,7 +72,7 @@ def assemble(
     folder, train = Path(config.run.dir), config.train
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            make_room(folder, prepared)
+            make_room(folder, prepared, config)
         encoder = adopt(config, folder, accelerator.print)
         bring_preparation(config, folder, accelerator.print, "model")
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,11 +90,14 @@ def assemble(
         bring_head(model, train.init_from, accelerator.print)
     objective = Supervised(model, train)
     validation = _validation(config, objective, data, folder)
+    others = {} if validation is None else {"when the validation split is scored (train.validate_every)": is_scored}
+    check_length(folder, config, objective, setting="model", others=others)
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
         save_yaml(config.as_dict(), folder / "config.yaml")
         same_data.save()
+        (folder / outcome.RESULTS).unlink(missing_ok=True)  # of the run that is made longer
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     accelerator.print(
         f"from {train.init_from or 'scratch'}: {trained / 1e6:.2f} M trained parameters; "
@@ -102,9 +107,9 @@ def assemble(
     return loop, data
 
 
-def make_room(folder: Path, prepared: Sequence[str]) -> None:
-    """A run that is there may be gone on from. ValueError: it is finished."""
-    if (folder / outcome.RESULTS).exists():
+def make_room(folder: Path, prepared: Sequence[str], config: FinetuneConfig) -> None:
+    """A run that is there may be gone on from, or made longer. ValueError: it is finished."""
+    if (folder / outcome.RESULTS).exists() and not changed_length(folder, config):
         raise ValueError(f"{folder} holds a finished run; choose another run.dir, or run.overwrite=true to replace it")
     if not (
         folder / "config.yaml"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from d2v.finetuning.config import TuneConfig
 from d2v.finetuning.objective import Supervised
 from d2v.finetuning.scores import LOWER_IS_BETTER, better
 from d2v.models.task_models import TaskModel
@@ -47,6 +48,16 @@ def outputs(
     return split.some(np.array(read, dtype=int)), [logits_of[place] for place in read]
 
 
+def interval(train: TuneConfig) -> int:
+    """Steps between validations."""
+    return train.validate_every or max(1, train.steps // 20)
+
+
+def is_scored(step: int, train: TuneConfig) -> bool:
+    """Whether step `step` (0 is the first) ends with a validation; the last one does."""
+    return (step + 1) % interval(train) == 0 or step + 1 == train.steps
+
+
 def _unknown(metric: str, scores: Iterable[str]) -> str:
     return f"train.metric is {metric!r}; the scores of this task are {', '.join(scores)}"
 
@@ -68,7 +79,7 @@ class Validation:
         self.objective, self.split, self.score = objective, split, score
         self.metric, self.batch_size, self.reader, self.keep = metric, batch_size, reader, keep
         self.config = objective.config
-        self.every = self.config.validate_every or max(1, self.config.steps // 20)
+        self.every = interval(self.config)
         worst = float("inf") if metric in LOWER_IS_BETTER else float("-inf")
         objective.register_buffer("best_score", torch.tensor(worst))
         objective.register_buffer("best_step", torch.tensor(0))

@@ -106,6 +106,11 @@ class DINO(MultiView):
         }
         return Loss(total, count, metrics)
 
+    def of_length(self, step: int, steps: int) -> tuple[float, ...]:
+        """The teacher's decay and temperature, and whether the prototypes stand."""
+        self.begin_step(step, steps)
+        return (*super().of_length(step, steps), self.temperature, step < round(self.config.frozen_share * steps))
+
     def adjust_gradients(self, step: int, steps: int) -> None:
         """At first the prototypes have none, so that the optimizer passes over them, its moments too."""
         if step < round(self.config.frozen_share * steps):

@@ -170,6 +170,12 @@ class IBOT(MultiView):
         logits = list(head(torch.cat(summaries)).chunk(len(views)))
         return logits, [head(x[:, 1:][where], -1) for x, where in zip(tokens, hidden, strict=True)]
 
+    def of_length(self, step: int, steps: int) -> tuple[float, ...]:
+        """The teacher's decay and temperatures, and whether the prototypes stand."""
+        self.begin_step(step, steps)
+        frozen = step < round(self.config.frozen_share * steps)
+        return (*super().of_length(step, steps), self.temperature, self.patch_temperature, frozen)
+
     def adjust_gradients(self, step: int, steps: int) -> None:
         """At first the prototypes have none, so that the optimizer passes over them, its moments too."""
         if step < round(self.config.frozen_share * steps):

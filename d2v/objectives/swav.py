@@ -123,6 +123,12 @@ class SwAV(MultiView):
         """The prototypes too, which begin_step makes unit vectors."""
         return [*super().remembered(), self.prototypes.weight.detach()]
 
+    def of_length(self, step: int, steps: int) -> tuple[float, ...]:
+        """How many batches are in the queue, and whether the prototypes stand."""
+        config = self.config
+        queued = max(-1, step - round(config.queue_share * steps))
+        return (*super().of_length(step, steps), queued, step < round(config.frozen_share * steps))
+
     def adjust_gradients(self, step: int, steps: int) -> None:
         """At first the prototypes have none."""
         if step < round(self.config.frozen_share * steps):

@@ -29,7 +29,7 @@ from d2v.training.health import HealthCheck
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
 from d2v.training.run_log import History, Meter, Step
-from d2v.training.schedules import SCHEDULES, cosine_between
+from d2v.training.schedules import cosine_between, rate
 from d2v.training.stopping import Stopping, ignore_signals
 from d2v.training.verdict import Verdict, judge
 from d2v.types import View
@@ -229,20 +229,12 @@ class Loop:
     def _set_rates(self, step: int) -> float:
         """Gives each parameter group its learning rate and weight decay; the learning rate of most."""
         train = self.train
-        lr = train.lr * self._rate(step)
+        lr = train.lr * rate(train, step, train.steps)
         weight_decay = cosine_between(step, train.steps, train.weight_decay, train.end_weight_decay)
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * (train.lr if group["constant"] else lr)
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
         return lr
-
-    def _rate(self, step: int) -> float:
-        """Share of the learning rate by the schedule."""
-        train = self.train
-        extra = {"hold": train.hold} if train.schedule == "tri_stage" else {}
-        return SCHEDULES[train.schedule](
-            step, train.steps, train.warmup_steps, floor=train.floor, start=train.start, **extra
-        )
 
     def _batches(self) -> Iterator[tuple[list[View], list[str], float]]:
         """Views on the device, sample ids, and the seconds that were waited for them, from the current step on."""

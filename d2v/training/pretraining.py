@@ -19,6 +19,7 @@ from d2v.training.export import export, measured, model_card
 from d2v.training.forecast import where
 from d2v.training.health import HealthCheck
 from d2v.training.init_from import adopt, bring_preparation, start_from
+from d2v.training.length import check_length
 from d2v.training.loop import Loop
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.page import Summary, write_page
@@ -100,6 +101,7 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
 
     set_seed(train.seed)
     objective = build_objective(config, len(samples))
+    check_length(folder, config, objective, setting="train.init_from")
     if source is not None:
         accelerator.print("\n".join(start_from(objective, train.init_from, config, source)))
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes

@@ -24,6 +24,7 @@ LOOP_FILES = (
     "curves.png",
 )  # of every run
 EXPORT = "export"
+LENGTH = ("train.steps", "train.validate_every")  # see d2v/training/length.py
 # Where a run that is being replaced waits, whole, until the new one stands; MOVING: part of it, on its way.
 ASIDE, MOVING = ".former.d2v-tmp", ".former-part.d2v-tmp"
 # What an export holds, for those that were written before there were records.
@@ -44,11 +45,14 @@ EXPORTED = {
 def check_settings(folder: Path, config: OneModality, resume: str, sections: tuple[str, ...] = RESULT_SECTIONS) -> None:
     """A setting that did not exist when the run began had the value that is its default now.
 
+    Not asked of the length of a run: see d2v/training/length.py.
+
     ValueError: the folder holds a run of another config, or checkpoints that run.resume=never forbids to use.
     """
     path = folder / CONFIG
     if path.is_file():
         changed = differences(merged(defaults_of(config), read_yaml(path)), config.as_dict(), sections)
+        changed = [one for one in changed if one.partition(":")[0] not in LENGTH]
         if changed:
             raise ValueError(
                 f"{folder} holds a run of another config ({'; '.join(changed[:8])}); choose another run.dir, "

@@ -4,6 +4,7 @@
 """
 
 import math
+from typing import Any
 
 
 def cosine(step: int, total: int, warmup: int, *, floor: float = 0.0, start: float = 0.0) -> float:
@@ -43,6 +44,12 @@ def constant(step: int, total: int, warmup: int, *, floor: float = 0.0, start: f
 
 
 SCHEDULES = {"cosine": cosine, "polynomial": polynomial, "tri_stage": tri_stage, "constant": constant}
+
+
+def rate(train: Any, step: int, steps: int) -> float:
+    """Share of the full learning rate at a step of `steps`, by a TrainConfig's schedule."""
+    extra = {"hold": train.hold} if train.schedule == "tri_stage" else {}
+    return SCHEDULES[train.schedule](step, steps, train.warmup_steps, floor=train.floor, start=train.start, **extra)
 
 
 def cosine_between(step: int, steps: int, start: float, end: float | None) -> float:

@@ -83,6 +83,10 @@ class Objective(nn.Module):
         """
         return 1.0
 
+    def of_length(self, step: int, steps: int) -> tuple[float, ...]:
+        """What of optimizer step `step` (0 is the first) depends on `steps`; a run gets longer only where it stays."""
+        return (self.ema_decay(step + 1, steps),)
+
     @torch.no_grad()
     def update_teacher(self, decay: float, taken: Tensor | None = None) -> None:
         """teacher <- decay * teacher + (1 - decay) * student, in the parameters' float32.
