@@ -242,6 +242,22 @@ def defaults_of(settings: Any) -> Any:
     return found
 
 
+def places_in(settings: Any, where: str = "") -> list[str]:
+    """The dotted names of settings that are paths, in a dataclass or dictionaries of them."""
+    found = []
+    for name, value in (settings if isinstance(settings, dict) else vars(settings)).items():
+        inner = f"{where}.{name}".lstrip(".")
+        if isinstance(value, dict) or is_dataclass(value):
+            found += places_in(value, inner)
+        elif is_dataclass(settings) and _is_place(settings, name):
+            found.append(inner)
+    return found
+
+
+def _is_place(settings: Any, name: str) -> bool:
+    return any(one.name == name and one.metadata.get("place") for one in fields(settings))
+
+
 def undocumented(kind: type) -> list[str]:
     """Fields of a dataclass of settings, and of those that it holds, that have no sentence."""
     found = []

@@ -22,6 +22,7 @@ from d2v.evaluation.load_encoder import open_model
 from d2v.files import check_new, locked
 from d2v.modalities.common.part_inputs import PartInputs
 from d2v.protocols import Rows
+from d2v.settings import places_in
 from d2v.shown import printable
 
 
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
         "embed": dataclasses.asdict(config.embed),
     }
     with locked(out.with_name(f"{out.name}.parts")):
-        shards = Shards(out, settings, overwrite=config.run.overwrite)
+        shards = Shards(out, settings, places=["model", *places_in({"data": data})], overwrite=config.run.overwrite)
 
         def part(start: int, stop: int):
             chosen = Rows(rows.select(range(start, stop)), start)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet
 
 from d2v.config.cli import run_cli, take_arguments
+from d2v.config.written import in_home
 from d2v.evaluation.nearest import cosines
 from d2v.scripts import embed
 
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> None:
     number = given["k"] or "10"
     if not number.isdecimal() or not int(number):
         raise ValueError(f"k is {number!r}; it must be at least 1")
-    ids, features = read(Path(rest[0]))
+    ids, features = read(Path(in_home(rest[0])))
     if given["id"]:
         if given["id"] not in ids:
             raise ValueError(f"id={given['id']}: {rest[0]} has no such id; its first is {ids[0]}")

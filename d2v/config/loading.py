@@ -1,5 +1,6 @@
 """A Config from YAML and `key=value` overrides: dataclasses are the schema, a misspelt key is an error."""
 
+from collections.abc import Collection
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -116,9 +117,14 @@ def save_yaml(values: dict, path: Path) -> None:
         temporary.write_text(dumped(values), "utf-8")
 
 
-def differences(old: dict, new: dict, sections: tuple[str, ...] = RESULT_SECTIONS) -> list[str]:
-    """Which settings differ between two configs as dictionaries, one "key: old -> new" each, in `sections` only."""
-    return changes({s: old.get(s) for s in sections}, {s: new.get(s) for s in sections})
+def differences(
+    old: dict, new: dict, sections: tuple[str, ...] = RESULT_SECTIONS, places: Collection[str] = ()
+) -> list[str]:
+    """Which settings differ between two configs as dictionaries, one "key: old -> new" each, in `sections` only.
+
+    `places`: see d2v/config/differences.py.
+    """
+    return changes({s: old.get(s) for s in sections}, {s: new.get(s) for s in sections}, places)
 
 
 def typed(parts: Any, values: Any, where: str, path: str) -> Any:

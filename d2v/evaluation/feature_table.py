@@ -4,6 +4,7 @@ n rows of a part, N of all, D width.
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,11 @@ FORMATS = (".parquet", ".npy")
 class Shards:
     """Parts of the table `out` in a folder beside it."""
 
-    def __init__(self, out: Path, settings: dict, *, overwrite: bool = False):
-        """`settings`: what the features depend on. ValueError: no known format, or parts of other settings."""
+    def __init__(self, out: Path, settings: dict, *, places: Collection[str] = (), overwrite: bool = False):
+        """`settings`: what the features depend on; `places`: the dotted names of those that are paths.
+
+        ValueError: no known format, or parts of other settings.
+        """
         if out.suffix not in FORMATS:
             raise ValueError(f"out={out} must end in {' or '.join(FORMATS)}")
         self.out, self.folder = out, out.with_name(f"{out.name}.parts")
@@ -30,7 +34,7 @@ class Shards:
             files.check_file(out.with_suffix(".ids.json"))
         place = self.folder / "settings.json"
         if place.is_file():
-            changed = changes(json.loads(place.read_text()), json.loads(json.dumps(settings)))
+            changed = changes(json.loads(place.read_text()), json.loads(json.dumps(settings)), places)
             if changed and not overwrite:
                 raise ValueError(
                     f"{self.folder} holds parts that were made otherwise ({'; '.join(changed[:8])}); "

@@ -11,7 +11,7 @@ from d2v import files
 from d2v.config.bases import merged, read_yaml
 from d2v.config.loading import differences
 from d2v.config.schema import RESULT_SECTIONS, OneModality
-from d2v.settings import defaults_of
+from d2v.settings import defaults_of, places_in
 from d2v.training.checkpoint import MANIFEST, checkpoints_in, files_of
 
 CONFIG = "config.yaml"
@@ -51,7 +51,9 @@ def check_settings(folder: Path, config: OneModality, resume: str, sections: tup
     """
     path = folder / CONFIG
     if path.is_file():
-        changed = differences(merged(defaults_of(config), read_yaml(path)), config.as_dict(), sections)
+        changed = differences(
+            merged(defaults_of(config), read_yaml(path)), config.as_dict(), sections, places_in(config)
+        )
         changed = [one for one in changed if one.partition(":")[0] not in LENGTH]
         if changed:
             raise ValueError(
