@@ -1,12 +1,12 @@
-# make test | test-slow | fuzz | check | lint | types | format | demo | docs | clean.  Every target makes .venv first, once per change of
-# pyproject.toml.
+# make test | test-slow | first-hour | fuzz | check | lint | types | format | demo | docs | clean.  Every target makes
+# .venv first, once per change of pyproject.toml.
 PYTHON ?= python3
 # Of the demo, whose models are tiny (more would wait for one another), and test files at a time
 THREADS ?= 2
 BIN := .venv/bin
 CODE := d2v modalities scripts benchmarks tests docs dev
 
-.PHONY: test test-slow fuzz check lint types format demo docs clean
+.PHONY: test test-slow first-hour fuzz check lint types format demo docs clean
 
 # Tests start many processes, each of which would compile torch and transformers for ten seconds: bytecode is kept.
 test test-slow fuzz: export PYTHONDONTWRITEBYTECODE =
@@ -20,6 +20,12 @@ test: .venv/.installed
 SLOW ?= tests
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow -n $(THREADS) --dist worksteal $(SLOW)
+
+# The wheel in an empty environment, and the README's commands on plain folders; trainings of 60 steps, about a quarter of
+# an hour on two cores. The recipes' own length: make first-hour FIRST_HOUR="steps=0"
+FIRST_HOUR ?=
+first-hour: .venv/.installed
+	$(BIN)/python tests/first_hour.py $(FIRST_HOUR)
 
 # Hostile settings and damaged files through the scripts, about half an hour on two cores. In pieces: make fuzz FUZZ="settings=100 files=0"
 FUZZ ?= settings=4000 files=3000
