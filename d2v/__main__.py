@@ -6,10 +6,11 @@
 import ast
 import difflib
 import importlib
+import os
+import signal
 import sys
 from pathlib import Path
-
-from d2v.config.cli import run_cli
+from types import FrameType
 
 SCRIPTS = Path(__file__).parent / "scripts"
 # in the order in which a user meets them; finetune_image, ... are finetune with a check
@@ -40,7 +41,16 @@ def main() -> None:
         print(f"error: no command {name!r}; {hint}", file=sys.stderr)
         raise SystemExit(2)
     del sys.argv[1]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stopped_early)
+    run_cli = importlib.import_module("d2v.config.cli").run_cli
     run_cli(importlib.import_module(f"d2v.scripts.{name}").main)
+
+
+def _stopped_early(number: int, frame: FrameType | None) -> None:
+    """While libraries are imported, which takes seconds: an exception there would be a trace of theirs."""
+    os.write(2, b"stopped; nothing had begun\n")
+    os._exit(128 + number)
 
 
 def usage() -> str:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from d2v.config.cli import run_cli, take_arguments
+from d2v.config.cli import Terminated, run_cli, take_arguments
 
 MODALITIES = ("image", "speech", "text")
 
@@ -32,7 +32,15 @@ def main(argv: list[str]) -> None:
 def d2v(*arguments: str) -> None:
     """A command in a process of its own, on the CPU. ValueError: it ends in an error."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    if subprocess.run([sys.executable, "-m", "d2v", *arguments], env=environment).returncode:
+    command = subprocess.Popen([sys.executable, "-m", "d2v", *arguments], env=environment)
+    try:
+        code = command.wait()
+    except KeyboardInterrupt as error:  # it heard a Ctrl-C itself, and has its own step to finish
+        if isinstance(error, Terminated):
+            command.terminate()
+        command.wait()
+        raise
+    if code:
         raise ValueError(f"d2v {' '.join(arguments)} failed, see above")
 
 

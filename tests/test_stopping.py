@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from PIL import Image
 
+from d2v.__main__ import COMMANDS
+from d2v.__main__ import main as command_line
 from d2v.config.cli import run_cli
 from d2v.training import checkpoint
 from d2v.training.loop import Loop
+from scripts import pretrain
 
 LONG = ("train.steps=100000", "run.save_every=100000", "run.health_every=100000", "run.log_every=5")
 
@@ -106,6 +110,104 @@ def test_ctrl_c_before_the_first_step_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         run_cli(main)
     assert end.value.code == 130 and capsys.readouterr().err == "stopped; what was written before is whole\n"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Twenty images in two classes, and an export of their size in `run`."""
+    root = tmp_path_factory.mktemp("photos")
+    for number in range(20):
+        place = root / "photos" / "ab"[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (10 * number, 0, 90)).save(place)
+    small = (*tiny.TRUNK, *tiny.SHORT, "train.steps=2", f"data.path={root / 'photos'}")
+    pretrain.main(["image/data2vec_tiny", *small, f"run.dir={root / 'run'}"])
+    return root
+
+
+READING = "PIL.Image.open"
+STOPPED = {  # command, and what is called when the signal comes
+    "data": (["image/data2vec_tiny", "data.path={0}/photos"], READING),
+    "pretrain": (["image/data2vec_tiny", "data.path={0}/photos", "run.dir={1}/new"], READING),
+    "evaluate": (
+        ["image/data2vec_tiny", "data.path={0}/photos", "model={0}/run", "run.dir={1}"],
+        "d2v.evaluation.run.evaluate_encoder",
+    ),
+    "embed": (
+        ["image/data2vec_tiny", "data.path={0}/photos", "model={0}/run", "out={1}/x.parquet"],
+        "d2v.evaluation.embedding.embed",
+    ),
+    "search": (["{0}/x.parquet", "id=1"], "pyarrow.parquet.read_table"),
+    "finetune": (["image/finetune_tiny", "data.path={0}/photos", "model={0}/run", "run.dir={1}/new"], READING),
+    "convert": (["{0}/run", "{1}/new"], "d2v.scripts.convert.load_ours"),
+    "demo": (["image", "runs={1}"], "subprocess.Popen.wait"),
+    "configs": ([], "d2v.scripts.configs.purpose"),
+    "show": (["image/data2vec_tiny"], "d2v.config.loading.find_config"),
+    "completion": (["bash"], "d2v.scripts.completion.config_names"),
+}
+
+
+def test_every_command_is_stopped_here():
+    assert STOPPED.keys() == set(COMMANDS)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_signal_is_one_line_in_every_command(
+    command: str, sent: int, code: int, photos: Path, tmp_path: Path, monkeypatch, capfd
+):
+    arguments, called = STOPPED[command]
+    arguments = [argument.format(photos, tmp_path) for argument in arguments]
+    if command == "demo":  # which waits for another process
+        monkeypatch.setattr("subprocess.Popen", Endless)
+        called = "test_stopping.Endless.wait"
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = [sent]  # once: other threads call it too
+
+    def stopped(*_, **__) -> None:
+        if signals:
+            os.kill(os.getpid(), signals.pop())
+        time.sleep(0.01)
+
+    monkeypatch.setattr(called, stopped)
+    monkeypatch.setattr(sys, "argv", ["d2v", command, *arguments])
+    try:
+        with pytest.raises(SystemExit) as end:
+            command_line()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert end.value.code == code
+    assert capfd.readouterr().err.strip().splitlines()[-1:] == ["stopped; what was written before is whole"]
+
+
+class Endless:
+    """A process."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def wait(self) -> int:
+        return 0
+
+    def terminate(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_libraries_are_imported(sent: int, code: int, tmp_path: Path, root: Path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import builtins, os\nwhole = builtins.__import__\n"
+        "def ours(name, *more, **others):\n"
+        "    if name == 'sklearn' or name.startswith('d2v.scripts'):\n"
+        f"        os.kill(os.getpid(), {int(sent)})\n"
+        "    return whole(name, *more, **others)\n"
+        "builtins.__import__ = ours\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{root}"}
+    command = [sys.executable, "-m", "d2v", "search", "x.parquet", "id=1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (code, "stopped; nothing had begun\n")
 
 
 def test_a_reader_that_has_enough_is_no_error(root: Path):

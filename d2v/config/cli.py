@@ -1,8 +1,10 @@
 """What every script does with its command line."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn
 
 import torch
@@ -10,6 +12,10 @@ import torch
 from d2v.config.written import in_home
 from d2v.files import why_not_written
 from d2v.shown import printable
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler or `kill` sends it."""
 
 
 def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], list[str]]:
@@ -27,16 +33,19 @@ def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], l
 def run_cli(main: Callable[[list[str]], None]) -> None:
     """Runs a script's `main` on the command line; --help shows the script's docstring.
 
-    A ValueError becomes one line on stderr and exit code 2, and so do memory and disks that are full.
+    A ValueError becomes one line on stderr and exit code 2, and so do memory and disks that are full; Ctrl-C one and
+    130, SIGTERM one and 143. A second one of these ends the program at once.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     if {"-h", "--help"} & set(sys.argv[1:]):
         print((sys.modules[main.__module__].__doc__ or "").strip())
         return
     try:
         main(sys.argv[1:])
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("stopped; what was written before is whole", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(143 if isinstance(error, Terminated) else 130) from None
     except BrokenPipeError:  # what read the output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError as error:
@@ -46,6 +55,13 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
         if line is None:
             raise
         _stop(line)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Data loading processes, which inherit it, end as they would without it."""
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, signal.SIG_DFL)
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def _why_no_memory(error: Exception) -> str | None:

@@ -209,12 +209,18 @@ def _has_column(samples: Samples, name: str) -> bool:
 
 
 def result_file(model: str, config: Config, in_run: bool) -> Path:
-    """Where the result goes: evaluation/ in run.dir, beside the model, or in this folder for a name on the Hub."""
+    """Where the result goes: evaluation/ in run.dir, beside the model, or in this folder for a name on the Hub.
+
+    For the side that lies in an export it is beside the export.
+    """
     path = folder_of_model(Path(model))
-    name = "_".join([path.name, f"layer-{config.evaluate.layer}", *config.evaluate.reports]) + ".json"
+    called = path.name if path.name not in ("", "..") else path.resolve().name
+    place = path.resolve().parent if path.exists() else Path()
+    if (place / "pretraining.yaml").is_file():
+        place, called = place.parent, f"{place.name}_{called}"
+    name = "_".join([called, f"layer-{config.evaluate.layer}", *config.evaluate.reports]) + ".json"
     if in_run:
         return Path(config.run.dir) / "evaluation" / name
     if is_checkpoint(path):
         return home(path) / "evaluation" / name
-    place = path.resolve().parent if path.exists() else Path()
     return place / "evaluation" / name

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from d2v.config.bases import read_yaml
+from d2v.config.loading import modality_of
 from d2v.files import written
 from d2v.finetuning.validation import BATCH_SIZE, outputs
 from d2v.models.task_models import TaskModel
@@ -14,6 +16,7 @@ from d2v.protocols import Labelled, ScoredSplit
 from d2v.reading import Reader
 from d2v.shown import in_cell, in_markdown
 from d2v.training.curves import plot_confusion
+from d2v.training.run_folder import CONFIG
 
 RESULTS = "results.json"
 FILES = (
@@ -47,8 +50,16 @@ def write_outcome(
         draft.write_text(json.dumps({"steps": step, "scores": scores}, indent=1) + "\n")
     for name, values in scores.items():
         print(f"{name}: {', '.join(f'{score} {value:.4f}' for score, value in values.items())}")
-    print(f"model in {folder / 'export'}; runs beside this one:\n{table_of_runs(folder.parent)}")
+    print(f"model in {folder / 'export'}; runs beside this one:\n{table_of_runs(folder.parent, of=folder)}")
     return scores
+
+
+def _modality(folder: Path) -> str | None:
+    """That of a run's folder; None: its config cannot be read."""
+    try:
+        return modality_of(read_yaml(folder / CONFIG), CONFIG)
+    except (ValueError, OSError):
+        return None
 
 
 def _plot_confusion(split: ScoredSplit, logits: list[np.ndarray], classes: list[str], path: Path) -> None:
@@ -63,10 +74,15 @@ def _write_csv(path: Path, rows: list[dict]) -> None:
         writer.writerows(map(in_cell, row.values()) for row in rows)
 
 
-def table_of_runs(folder: Path) -> str:
-    """Markdown: the test scores (else those of validation) of every finished run in a folder; "" if there is none."""
-    scores_of = {}
+def table_of_runs(folder: Path, of: Path | None = None) -> str:
+    """Markdown: the test scores (else those of validation) of every finished run in a folder; "" if there is none.
+
+    `of`: a run's folder; those of other modalities are left out.
+    """
+    scores_of, modality = {}, of and _modality(of)
     for path in sorted(folder.glob(f"*/{RESULTS}")):
+        if modality and _modality(path.parent) not in (modality, None):
+            continue
         splits = json.loads(path.read_text())["scores"]
         scores_of[path.parent.name] = splits.get("test") or splits.get("validation") or {}
     names: dict[str, None] = {}  # a set that keeps its order

@@ -92,6 +92,8 @@ def open_trackers(accelerator: Accelerator, config: OneModality) -> None:
     folder, settings = Path(config.run.dir), {key: str(value) for key, value in config.as_dict().items()}
     before = files_in(folder)
     accelerator.init_trackers("d2v", config=settings)
+    if "tensorboard" in config.run.trackers:
+        accelerator.print(f"TensorBoard: tensorboard --logdir {folder}")
     record_trackers(folder, before)
 
 
