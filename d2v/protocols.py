@@ -7,6 +7,7 @@ n samples of a split.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -18,6 +19,18 @@ from d2v.types import View
 
 class NoSplitError(ValueError):
     """The data has no split of the name that was asked for."""
+
+
+@contextmanager
+def asked_by(split: str, path: str = "data.path") -> Iterator[None]:
+    """Within it samples are opened that these settings name: errors name them in place of data.split and data.path."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error).replace("data.split", split).replace("data.path", path)
+        if said == str(error):
+            raise
+        raise type(error)(said) from error
 
 
 BadLog = Callable[[str, str], None]  # notes the id of a sample that could not be read, and why

@@ -11,8 +11,9 @@ import torch
 
 from d2v import plugins
 from d2v.evaluation.config import EvaluateConfig
-from d2v.evaluation.features import pooled_features
+from d2v.evaluation.features import frozen, layer_tokens, pooled_features
 from d2v.evaluation.splits import EvaluationSplit
+from d2v.types import View
 
 
 class Finding(NamedTuple):
@@ -83,13 +84,72 @@ class Subject:
             raise ValueError(f"evaluate.reports: {report} needs tokens on a grid; those of {modality} are a sequence")
         return frontend.grid
 
+    def on_grid(self, report: str) -> tuple[int, int]:
+        """As grid, of the modality that is read."""
+        return self.grid(report, self._one().modality)
+
+    def blocks(self, report: str) -> None:
+        """ValueError: a trunk without blocks, and the report needs one."""
+        if not len(self.encoder.trunk.blocks):
+            raise ValueError(
+                f"evaluate.reports: {report} needs a trunk with blocks; this model has none (model.trunk.depth=0)"
+            )
+
+    def masks(self, report: str) -> None:
+        """ValueError: no folder of masks was given, and the report needs one."""
+        if not self.config.masks:
+            raise ValueError(
+                f"evaluate.reports: {report} needs evaluate.masks, a folder with a mask for each sample of data.path"
+            )
+
+    def tokens(self, report: str) -> None:
+        """ValueError: features of whole samples were asked for, and the report needs those of tokens."""
+        if self.config.layer == "class":
+            raise ValueError(f"evaluate.reports: {report} needs tokens; evaluate.layer=class gives one for a sample")
+
+    def check_layer(self) -> None:
+        """ValueError: the encoder has no layer evaluate.layer; which it has."""
+        wanted, view = self.config.layer, self._one().to(self.device)
+        with frozen(self.encoder):
+            tokens, features = layer_tokens(self.encoder, view, ["all"], "evaluate.layer")
+        if wanted == "class" and features.extra is None:
+            raise ValueError(
+                f"evaluate.layer is 'class'; this encoder has no class token, but all, {', '.join(tokens)}"
+            )
+        if wanted not in ("all", "class", *tokens):
+            of_class = [] if features.extra is None else ["class"]
+            raise ValueError(f"evaluate.layer is {wanted!r}; this encoder has all, {', '.join([*tokens, *of_class])}")
+
+    def _one(self) -> View:
+        """A sample of train."""
+        return self.train.samples.view(self.train.indices[:1])
+
     def picture(self, report: str) -> Path:
         """Where a report's picture goes."""
         return self.folder / f"{report}.png"
+
+
+# What a report may need, by the names in its NEEDS.
+CHECKS = {
+    "labels": Subject.labels,
+    "test": Subject.tested,
+    "masks": Subject.masks,
+    "blocks": Subject.blocks,
+    "tokens": Subject.tokens,
+    "grid": Subject.on_grid,
+}
+
+
+def check_reports(subject: Subject, names: Iterable[str]) -> None:
+    """Before features are made, which takes minutes. ValueError: what a report needs is not there."""
+    for name in names:
+        for need in vars(plugins.load("d2v.evaluation.reports", name)).get("NEEDS", ()):
+            CHECKS[need](subject, name)
 
 
 def make_reports(subject: Subject, names: Iterable[str]) -> dict[str, Finding]:
     """Each report by its name. ValueError: an unknown report, or one that cannot be made of this model and data."""
     # All names first: a report may take minutes.
     modules = {name: plugins.load("d2v.evaluation.reports", name) for name in names}
+    check_reports(subject, names)
     return {name: module.report(subject) for name, module in modules.items()}

@@ -12,14 +12,14 @@ from d2v import plugins
 from d2v.config.schema import Config
 from d2v.evaluation.config import AUTO, LABEL, EvaluateConfig
 from d2v.evaluation.load_encoder import Opened, open_model
-from d2v.evaluation.report import Finding, Subject, make_reports
+from d2v.evaluation.report import Finding, Subject, check_reports, make_reports
 from d2v.evaluation.scoring import evaluate_encoder, evaluate_raw
 from d2v.evaluation.splits import EvaluationSplit, label_splits, labelled_data
 from d2v.evaluation.table import Row, average, markdown_table
 from d2v.files import check_folder, check_new, record_results, written
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
-from d2v.protocols import NoSplitError, Samples
+from d2v.protocols import NoSplitError, Samples, asked_by
 from d2v.reading import Reader, named
 from d2v.training.weights import folder_of_model, home, is_checkpoint
 
@@ -54,6 +54,7 @@ def evaluate(config: Config, models: list[str], *, config_path: str, in_run: boo
     check_folder(target.with_suffix(""))
     _check_reports(config)
     evaluation = Evaluation(config, target)
+    evaluation.open(models)
     for path in models:
         start = time.perf_counter()
         evaluation.add(path)
@@ -77,16 +78,29 @@ class Evaluation:
         self.findings: dict[str, dict[str, Finding]] = {}  # by the model's path and the report's name
         self.architectures: list[dict] = []  # whose random inits are in the table
         self.splits: Splits | None = None  # the last model's
+        self.opened: dict[str, Opened] = {}  # by the model's path
+
+    def open(self, paths: list[str]) -> None:
+        """Opens the models, and data as the first reads it. ValueError: what was asked for cannot be had of them."""
+        for path in paths:
+            self.opened[path] = open_model(self.config, path, print)
+        self.splits = splits = open_splits(self.opened[paths[0]], self.config)
+        print(*splits.report_lines(), sep="\n", flush=True)
+        for path, opened in self.opened.items():
+            subject = Subject(path, {path: opened.encoder}, splits.train, splits.test, splits.settings, self.folder)
+            check_reports(subject, splits.settings.reports)
+            if path == paths[0]:
+                subject.check_layer()
 
     def add(self, path: str) -> None:
-        """Scores a model and makes its reports."""
-        opened = open_model(self.config, path, print)
-        self.splits = splits = open_splits(opened, self.config)
-        self.settings = splits.settings
+        """Scores a model that is opened, and makes its reports."""
         first = not self.findings
-        if first:
-            print(*splits.report_lines(), sep="\n", flush=True)
-        encoder = opened.encoder.to(self.device)
+        if not first:
+            self.splits = open_splits(self.opened[path], self.config)
+        assert self.splits is not None
+        splits = self.splits
+        self.settings = splits.settings
+        encoder = self.opened[path].encoder.to(self.device)
         if self.settings.label:
             self.rows += self._baselines(encoder.config, splits)
             self.rows += evaluate_encoder(path, encoder, splits.train, splits.test, self.settings, self.device)
@@ -173,20 +187,21 @@ def open_splits(opened: Opened, config: Config) -> Splits:
     if not data.path:
         raise ValueError("no data: give data.path=... or evaluate.path=...")
 
-    def open_samples(split: str):
-        samples = modality.Samples(data, opened.frontend, split=split, folder=opened.folder)
+    def open_samples(split: str, setting: str):
+        with asked_by(setting, "evaluate.path" if settings.path else "data.path"):
+            samples = modality.Samples(data, opened.frontend, split=split, folder=opened.folder)
         samples.report.check(data.max_bad_share, f"split {split!r} of {data.path}")
         return samples
 
-    train, test, notes = open_samples(settings.train_split), None, []
+    train, test, notes = open_samples(settings.train_split, "evaluate.train_split"), None, []
     if settings.test_split == AUTO:
         try:
-            test = open_samples("test")
+            test = open_samples("test", "evaluate.test_split")
         except NoSplitError:
             notes.append("there is no split 'test': scored within train, where neighbours leave one out")
         settings = dataclasses.replace(settings, test_split="" if test is None else "test")
     elif settings.test_split:
-        test = open_samples(settings.test_split)
+        test = open_samples(settings.test_split, "evaluate.test_split")
     if settings.label == LABEL and not _has_column(train, LABEL):
         notes.append("there is no column 'label': the report geometry, which needs no labels, is made")
         settings = dataclasses.replace(settings, label="", reports=settings.reports or ["geometry"])

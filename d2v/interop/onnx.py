@@ -3,6 +3,7 @@
 B samples, T content tokens, E extra tokens, D width.
 """
 
+import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,13 @@ def export_onnx(model: Any, path: str | Path) -> float:
     task: logits. ValueError: a package is absent, the model reads several modalities, or the file computes something
     else.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  # which torch.onnx imports when it is too late for a good message
-    except ImportError as error:
-        raise ValueError(
-            f"ONNX needs the package {error.name}, which is not installed: pip install 'd2v[onnx]'"
-        ) from None
+    # torch.onnx imports onnxscript when it is too late for a good message
+    absent = [name for name in ("onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if absent:
+        which = f"package {absent[0]}, which is" if len(absent) == 1 else f"packages {' and '.join(absent)}, which are"
+        raise ValueError(f"ONNX needs the {which} not installed: pip install 'd2v[onnx]'")
+    import onnxruntime
+
     path, graph = Path(path), _Graph(model.eval())
     short, long = _example(model, rows=2, tokens=5), _example(model, rows=3, tokens=12)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from d2v.config.schema import Config
 from d2v.config.written import dumped
 from d2v.evaluation.splits import labelled_data
 from d2v.objectives.common.objective import Objective
-from d2v.protocols import ScoredSplit
+from d2v.protocols import ScoredSplit, asked_by
 from d2v.reading import Limit, Reader
 from d2v.training.export import export, measured, model_card
 from d2v.training.forecast import where
@@ -138,7 +138,8 @@ def health_check(config: Config, modality, samples, folder: Path, reader: Reader
     if evaluate.path:
         data = labelled_data(config.data, evaluate.path, evaluate.label)
         try:
-            samples = modality.Samples(data, config.frontend, split=evaluate.train_split, folder=folder)
+            with asked_by("evaluate.train_split", "evaluate.path"):
+                samples = modality.Samples(data, config.frontend, split=evaluate.train_split, folder=folder)
         except ValueError as error:  # which names data.path, where the data is that was asked for
             raise ValueError(
                 f"evaluate.path is {evaluate.path}, for the health checks ('' takes data.path's files): {error}"
@@ -158,11 +159,12 @@ def online_probe(config: Config, modality, folder: Path, reader: Reader) -> Onli
     probe = config.run.probe
     data = labelled_data(config.data, probe.path, probe.label)
 
-    def samples(split: str):
-        return modality.Samples(data, config.frontend, split=split, folder=folder)
+    def samples(setting: str):
+        with asked_by(f"run.probe.{setting}", "run.probe.path"):
+            return modality.Samples(data, config.frontend, split=getattr(probe, setting), folder=folder)
 
-    test = samples(probe.test_split) if probe.test_split else None
-    return OnlineProbe(samples(probe.train_split), test, probe, reader)
+    test = samples("test_split") if probe.test_split else None
+    return OnlineProbe(samples("train_split"), test, probe, reader)
 
 
 def _write_results(config: Config, modality, loop: Loop, verdict: Verdict, report: list[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from d2v.evaluation.class_names import complete, in_order, left_out, names_of, numbered
 from d2v.finetuning.scores import classification, regression
 from d2v.modalities.common.tables import number
-from d2v.protocols import Batches, Labelled, ScoredSplit
+from d2v.protocols import Batches, Labelled, ScoredSplit, asked_by
 from d2v.settings import setting
 
 REGRESSION, CLASSES = "regression", "single_label_classification"
@@ -89,7 +89,8 @@ def divide(
     train = make(data.split)
     indices, parts = np.arange(len(train)), {}
     if data.validation_split:
-        samples = make(data.validation_split)
+        with asked_by("data.validation_split"):
+            samples = make(data.validation_split)
         parts["validation"] = samples, np.arange(len(samples))
     elif data.validation_share:
         groups = _complete(train, group) if group else None
@@ -97,7 +98,8 @@ def divide(
         indices = np.setdiff1d(indices, held)
         parts["validation"] = train, held
     if data.test_split:
-        samples = make(data.test_split)
+        with asked_by("data.test_split"):
+            samples = make(data.test_split)
         parts["test"] = samples, np.arange(len(samples))
     if group:
         trained = _complete(train, group)[indices]

@@ -21,6 +21,7 @@ EACH = 5  # samples of a class and group, drawn
 MAX_GROUPS = 20
 MAX_SAMPLES = 600  # in all: distances are of all pairs; of more, classes are drawn
 PAIRS = 1024  # that are aligned together
+NEEDS = ("labels", "tokens")
 
 
 def report(subject: Subject) -> Finding:

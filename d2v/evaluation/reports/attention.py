@@ -13,17 +13,11 @@ from d2v.evaluation.report import Finding, Subject
 from d2v.types import View
 
 MAX_HEADS = 6
+NEEDS = ("blocks", "grid")
 
 
 def report(subject: Subject) -> Finding:
-    """A row for each of evaluate.pictures samples: the sample, the mean of all heads, and the first heads.
-
-    ValueError: a trunk without blocks.
-    """
-    if not len(subject.encoder.trunk.blocks):
-        raise ValueError(
-            "evaluate.reports: attention needs a trunk with blocks; this model has none (model.trunk.depth=0)"
-        )
+    """A row for each of evaluate.pictures samples: the sample, the mean of all heads, and the first heads."""
     split = subject.shown_split()
     chosen = np.unique(np.linspace(0, len(split.indices) - 1, subject.config.pictures).astype(int))
     view = split.samples.view(split.indices[chosen]).to(subject.device)

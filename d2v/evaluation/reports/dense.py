@@ -20,6 +20,7 @@ from d2v.protocols import Pictures
 
 IGNORED = 255  # in a mask: no class
 MAX_TOKENS = 100_000  # of training, equally many of each sample
+NEEDS = ("masks", "test", "tokens", "grid")
 
 
 def report(subject: Subject) -> Finding:
@@ -28,10 +29,6 @@ def report(subject: Subject) -> Finding:
     At the masks' resolution, logits of tokens being interpolated.
     """
     test, config = subject.tested("dense"), subject.config
-    if not config.masks:
-        raise ValueError(
-            "evaluate.reports: dense needs evaluate.masks, a folder with a mask for each sample of data.path"
-        )
     probe = probe_of(config)
     numbers, lines = {}, []
     for name, encoder in subject.encoders.items():

@@ -9,6 +9,8 @@ from d2v.evaluation.classifiers import fit_logistic, zscore
 from d2v.evaluation.figures import Curve, lines_figure, save_figure
 from d2v.evaluation.report import Finding, Subject
 
+NEEDS = ("labels", "test")
+
 
 def report(subject: Subject) -> Finding:
     """Mean and spread over draws for each encoder and number of labels."""

@@ -8,11 +8,11 @@ from d2v.evaluation.report import Finding, Subject
 from d2v.evaluation.scoring import evaluate_features
 
 KS = (1, 2, 5, 10, 20, 50, 100, 200)
+NEEDS = ("labels",)
 
 
 def report(subject: Subject) -> Finding:
     """A curve for each encoder and kind of neighbours."""
-    subject.labels("knn_sweep")
     config = replace(subject.config, k=[k for k in KS if k < len(subject.train.indices)], probe=False)
     curves: dict[str, dict[int, float]] = {}
     for name, (near, far) in subject.features.items():

@@ -4,10 +4,11 @@ from d2v.evaluation.figures import Curve, lines_figure, save_figure
 from d2v.evaluation.report import Finding, Subject
 from d2v.evaluation.scoring import evaluate_features
 
+NEEDS = ("labels",)
+
 
 def report(subject: Subject) -> Finding:
     """A curve for each encoder and score, from the local features to the last block."""
-    subject.labels("layer_curve")
     near = subject.pooled(subject.train, "all")
     far = {} if subject.test is None else subject.pooled(subject.test, "all")
     settings = (subject.train, subject.test, subject.config, subject.device)

@@ -3,6 +3,8 @@
 from d2v.evaluation.classifiers import logistic_regression
 from d2v.evaluation.report import Finding, Subject
 
+NEEDS = ("labels", "test")
+
 
 def report(subject: Subject) -> Finding:
     """Accuracy and C for each encoder."""

@@ -11,6 +11,8 @@ from d2v.evaluation.features import frozen, layer_tokens
 from d2v.evaluation.figures import save_figure, shown, tiles_figure
 from d2v.evaluation.report import Finding, Subject
 
+NEEDS = ("tokens", "grid")
+
 
 def report(subject: Subject) -> Finding:
     """A row for each of evaluate.pictures samples: the sample, and its tokens for each encoder."""

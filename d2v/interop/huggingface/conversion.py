@@ -83,14 +83,19 @@ def to_transformers(model: Any) -> PreTrainedModel:
     """The stock model that computes what `model`, a D2vModel or a task model, computes.
 
     Of speech in padded batches it does not: its position layers read padded frames; a clip alone is the same.
-    ValueError: no stock class holds such a model; the first setting that it does not hold, and why.
+    ValueError: no stock class holds such a model; the settings that it does not hold, and why.
     """
     modality, ours = _flat(model)
     kind = _kind_for(modality, ours)
     theirs_class, head = _their_class(kind, model)
-    for name, (allowed, why) in kind.held.items():
-        if ours[name] not in allowed:
-            raise ValueError(f"{theirs_class.__name__} cannot hold {_long(name, modality)}={ours[name]}: {why}")
+    refused = {name: why for name, (allowed, why) in kind.held.items() if ours[name] not in allowed}
+    if refused:
+        reasons = [f"{_long(name, modality)}={ours[name]}: {why}" for name, why in refused.items()]
+        try:
+            kind.write_settings({**ours, **{name: kind.held[name][0][0] for name in refused}})
+        except ValueError as error:
+            reasons.append(str(error).partition("cannot hold ")[2] or str(error))
+        raise ValueError(f"{theirs_class.__name__} cannot hold {'; '.join(reasons)}")
     fields = {**model.config.origin, **_labels(head, model.config), **_written(kind, head, ours)}
     config = kind.model.config_class(**fields)
     prefixes = _names(kind, head, ours)
@@ -100,11 +105,10 @@ def to_transformers(model: Any) -> PreTrainedModel:
     tower = kind.to_their_tensors(encoder, ours)
     back = _read(kind, head, config, tower)
     different = _differences(ours, back, BY_WEIGHTS)
-    for name, value in different.items():
-        if not _is_free(name):
-            raise ValueError(
-                f"{theirs_class.__name__} cannot hold {_long(name, modality)}={value}: it has {back.get(name)}"
-            )
+    unheld = {name: value for name, value in different.items() if not _is_free(name)}
+    if unheld:
+        reasons = [f"{_long(name, modality)}={value}: it has {back.get(name)}" for name, value in unheld.items()]
+        raise ValueError(f"{theirs_class.__name__} cannot hold {'; '.join(reasons)}")
     if different:
         config.origin = different
     with torch.random.fork_rng(devices=[]):
@@ -177,11 +181,14 @@ def _fields(part: str, config: Any) -> dict[str, Any]:
 
 
 def _read(kind: Kind, head: Head | None, config: PreTrainedConfig, tower: dict[str, Tensor]) -> dict[str, Any]:
-    """Our settings of a stock config. ValueError: the first one under which ours would compute something else."""
+    """Our settings of a stock config. ValueError: those under which ours would compute something else."""
+    others = []
     for name, wanted in kind.required.items():
         given = getattr(config, name)
         if given != wanted:
-            raise ValueError(f"{type(config).__name__} has {name}={given!r}; d2v computes only what {wanted!r} is")
+            others.append(f"{name}={given!r}; d2v computes only what {wanted!r} is")
+    if others:
+        raise ValueError(f"{type(config).__name__} has {'; it has '.join(others)}")
     frontend = plugins.load("d2v.modalities", kind.modality).FrontendConfig()
     ours = _fields("frontend", frontend) | _fields("trunk", TrunkConfig())
     for old, new in kind.settings.items():
