@@ -131,8 +131,8 @@ LATE = {  # modality, settings, what is said
        for name in ("attention", "patches") for modality in ("speech", "text")},
     **{f"{name}, tokens": ("image", (f"evaluate.reports=[{name}]", "evaluate.layer=class"), f"{name} needs tokens")
        for name in ("patches", "abx")},
-    "class token": ("image", ("evaluate.layer=class",), "has no class token, but all, local, 1, 2, last"),
-    "block": ("image", ("evaluate.layer=7",), "evaluate.layer is '7'; this encoder has all, local, 1, 2, last"),
+    "class token": ("image", ("evaluate.layer=class",), "has no class token, but local, 1, 2, last, or all"),
+    "block": ("image", ("evaluate.layer=7",), "evaluate.layer is '7'; this encoder has local, 1, 2, last, or all"),
 }  # fmt: skip
 
 

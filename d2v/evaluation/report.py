@@ -114,11 +114,13 @@ class Subject:
             tokens, features = layer_tokens(self.encoder, view, ["all"], "evaluate.layer")
         if wanted == "class" and features.extra is None:
             raise ValueError(
-                f"evaluate.layer is 'class'; this encoder has no class token, but all, {', '.join(tokens)}"
+                f"evaluate.layer is 'class'; this encoder has no class token, but {', '.join(tokens)}, or all"
             )
         if wanted not in ("all", "class", *tokens):
             of_class = [] if features.extra is None else ["class"]
-            raise ValueError(f"evaluate.layer is {wanted!r}; this encoder has all, {', '.join([*tokens, *of_class])}")
+            raise ValueError(
+                f"evaluate.layer is {wanted!r}; this encoder has {', '.join([*tokens, *of_class])}, or all"
+            )
 
     def _one(self) -> View:
         """A sample of train."""
