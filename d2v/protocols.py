@@ -206,6 +206,9 @@ class LabelledTask(NamedTuple):
     config: type  # the dataclass of the section data
     model: type  # a TaskModel
     open: Callable[[Any, Path, BadLog, Callable[[str], None]], Labelled]  # of a FinetuneConfig, run folder, log, say
+    kind: str = ""  # where a modality has several: whose part of a config's `kinds` counts
+    settings: dict[str, Any] = {}  # of the section data, what was found in the data
+    said: str = ""  # which kind was chosen, and why
 
 
 class Modality(Protocol):
@@ -257,5 +260,5 @@ class Modality(Protocol):
 
     @staticmethod
     def labelled_task(data: dict) -> LabelledTask:
-        """The kind of labelled data that the section data, as plain values, asks for."""
+        """The kind of labelled data that the section data, as plain values, asks for, or that lies in data.path."""
         ...

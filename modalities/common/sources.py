@@ -127,6 +127,10 @@ def _open_files(
     others = set(files).difference(wanted, _metadata(files))
     left = [file for file in sorted(others) if file.suffix in TEXTS or file.stem.lower() not in DOCUMENTS]
     left = [file for file in left if file not in gone]
+    if extensions == AUDIO and wanted is not tables:
+        left, beside = _beside(left, wanted)
+        if beside:
+            said = [*said, f"beside recordings of the same name: {len(beside)} .txt, which fine-tuning reads as transcripts"]
     parts = []
     for one in split.split("+") if EXPRESSION.fullmatch(split) else [split]:
         name = one.partition("[")[0] if one.endswith("]") else one
@@ -149,6 +153,13 @@ def _tables(files: list[Path]) -> list[Path]:
         if some:
             return some
     return []
+
+
+def _beside(others: list[Path], recordings: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Other files without, and those with the transcript of a recording: a.txt beside a.wav."""
+    names = {file.with_suffix("") for file in recordings}
+    transcripts = [file for file in others if file.suffix == ".txt" and file.with_suffix("") in names]
+    return [file for file in others if file not in set(transcripts)], transcripts
 
 
 def _metadata(files: list[Path]) -> list[Path]:

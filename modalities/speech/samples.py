@@ -19,7 +19,8 @@ from d2v.modalities.common import feeding, sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.windows import Window, counted, cut
 from d2v.modalities.speech import audio, synth
-from d2v.modalities.speech.config import DataConfig, ReadConfig
+from d2v.modalities.speech.choice import open_labelled
+from d2v.modalities.speech.config import DataConfig, ReadConfig, TuningConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field, stride
 from d2v.modalities.speech.mel import LogMel
 from d2v.protocols import Rows
@@ -53,6 +54,8 @@ class Samples:
     @staticmethod
     def open(config: ReadConfig, split: str) -> datasets.Dataset:
         """The rows of a split, not read yet. ValueError: there are none."""
+        if isinstance(config, TuningConfig):
+            return open_labelled(config.path, split)
         if config.path == "demo":
             return synth.dataset(split)
         return sources.open_source(config.path, split, sources.AUDIO, "audio")
