@@ -21,6 +21,7 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.protocols import NoSplitError, Samples
 from d2v.reading import Reader, named
+from d2v.split_names import uses
 from d2v.training.weights import folder_of_model, home, is_checkpoint
 
 
@@ -187,6 +188,9 @@ def open_splits(opened: Opened, config: Config) -> Splits:
         settings = dataclasses.replace(settings, test_split="" if test is None else "test")
     elif settings.test_split:
         test = open_samples(settings.test_split)
+    if test is not None:
+        taken = {settings.train_split: "is learned from", settings.test_split: "is scored"}
+        notes.append(uses(train.report.splits, taken))
     if settings.label == LABEL and not _has_column(train, LABEL):
         notes.append("there is no column 'label': the report geometry, which needs no labels, is made")
         settings = dataclasses.replace(settings, label="", reports=settings.reports or ["geometry"])

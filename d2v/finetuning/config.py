@@ -108,7 +108,7 @@ def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledT
     data = section_of(values.get("data"))
     task = package.labelled_task(unquoted(data) if isinstance(data, dict) else {})
     of_kind = _of_kind(values.pop(KINDS, None), task.kind, argv[0])
-    values = merged(merged(of_kind, {"data": task.settings}), values)
+    values = merged(merged(of_kind, {"data": {**task.settings}}), values)
     parts = {
         "model": {"frontends": {name: package.FrontendConfig}, "trunk": TrunkConfig},
         "data": task.config,  # first: its keys say whether classes or letters were meant

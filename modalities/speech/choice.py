@@ -11,7 +11,6 @@ from d2v.modalities.common import sources, tables
 from d2v.modalities.common.encodings import encoding_of
 from d2v.modalities.speech import synth
 
-
 TRANSCRIPTS = ("text", "transcript", "transcription", "sentence")  # columns, the first that there is
 LABEL = "label"
 CLASSES, LETTERS = "classes", "letters"
@@ -40,7 +39,7 @@ def choose(data: dict[str, Any]) -> tuple[str, dict[str, str], str]:
 def open_labelled(path: Any, split: str) -> datasets.Dataset:
     """The rows of a split, with the texts that lie beside recordings, as in a.wav and a.txt, as transcripts."""
     if path == "demo":
-        return synth.dataset(split)
+        return sources.with_splits(synth.dataset(split), ["train", "test"])
     dataset = sources.open_source(path, split, sources.AUDIO, "audio")
     if "file" not in dataset.column_names or TRANSCRIPTS[0] in dataset.column_names:
         return dataset

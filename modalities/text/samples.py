@@ -61,6 +61,11 @@ class Samples:
         sizes = np.diff(self.corpus.offsets) + 1  # with <s>
         self.lengths = np.minimum(sizes, config.block_size)
         self.cut = sizes > config.block_size
+        if len(sizes):
+            longer = f", {self.cut.sum()} have more" if self.cut.any() else ""
+            self.report.sizes = (
+                f"typical text: {int(np.median(sizes))} tokens; {config.block_size} are read at once{longer}"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
