@@ -71,7 +71,7 @@ def _labels(samples: Samples, name: str, indices: np.ndarray) -> tuple[Tensor | 
     try:
         every = class_names(samples, name)
     except ValueError as error:
-        return None, str(error)
+        return None, str(error).partition(";")[0]  # which names all columns then
     names = [every[index] for index in indices]
     if None in names:
         return None, f"{names.count(None)} of them have no {name!r}"

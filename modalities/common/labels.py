@@ -190,7 +190,10 @@ def _column(samples: Any, column: str) -> np.ndarray:
     try:
         return samples.column(column)
     except ValueError as error:
-        raise ValueError(f"data.label is {column!r}: {error}") from None
+        raise ValueError(
+            f"data.label is {column!r}: {error}; classes are the sub-folders of images and recordings, a column of "
+            "metadata.csv beside them, or of a table (csv, jsonl, parquet) of any data"
+        ) from None
 
 
 def _complete(samples: Any, column: str) -> np.ndarray:

@@ -39,6 +39,7 @@ def open_source(
     `columns`: names that settings give; a table without any that is known has no names of columns.
     ValueError: says what is missing and what there is.
     """
+    datasets.disable_progress_bars()  # of the training loop alone is one shown
     opened = _open(path, split, tuple(extensions), what, (*columns, *KNOWN[what]))
     return _with_notes(name_rows(opened, path, split, what), notes(opened), splits(opened))
 

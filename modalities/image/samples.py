@@ -211,10 +211,11 @@ def _sizes(found: list[tuple[int, int]], frontend: FrontendConfig) -> tuple[str,
     times = min(width, height) // size
     if times < MUCH_LARGER:
         return said, ""
-    larger = f"images are {times} times as large; model.frontends.{MODALITY}.image_size={MUCH_LARGER * size}"
+    larger = f"images are {times} times as large as that: model.frontends.{MODALITY}.image_size={MUCH_LARGER * size}"
     if frontend.backbone:
-        return said, f"{larger} sees more, at {MUCH_LARGER**2} times the cost"
-    return said, f"{larger} model.frontends.{MODALITY}.patch_size={MUCH_LARGER * patch} sees more, in as many patches"
+        return said, f"{larger} reads more of them, at {MUCH_LARGER**2} times the cost"
+    finer = f"{larger} model.frontends.{MODALITY}.patch_size={MUCH_LARGER * patch}"
+    return said, f"{finer} reads more of them, in as many patches"
 
 
 def _reason(error: BaseException) -> str:
