@@ -14,7 +14,7 @@ from d2v.config.loading import load_config, load_values
 from d2v.modalities import image, speech, text
 from d2v.split_names import uses
 from d2v.training.health import HealthCheck
-from scripts import data
+from scripts import data, pretrain
 
 OF_DATA = {  # settings that a data set has, not a recipe
     "data": ("path", "split", "label", "transcript", "text", "text_pair", "group", "validation_split", "test_split"),
@@ -204,6 +204,21 @@ def test_texts_longer_than_a_block_are_said(tmp_path):
     text.prepare(config, frontend, tmp_path / "run", 0)
     found = text.Samples(config, frontend, split="train", folder=tmp_path / "run").report
     assert re.fullmatch(r"typical text: \d tokens, up to 16 are read at once; 1 texts are longer", found.sizes)
+
+
+def test_a_base_recipe_names_the_setting_that_leaves_short_clips_out(plain, tmp_path):
+    for number in range(3):
+        soundfile.write(tmp_path / f"{number}.wav", np.random.default_rng(0).standard_normal(16000) / 9, 16000)
+    message = r"0\.wav: 1\.000 s, at least 2\.000 s are needed \(data\.min_seconds\)"
+    with pytest.raises(ValueError, match=message):
+        data.main(["speech/data2vec_base", f"data.path={tmp_path}"])
+
+
+@pytest.mark.parametrize("name", ["image/data2vec_tiny", "speech/moco_tiny", "text/data2vec_tiny"])
+def test_too_few_files_for_a_batch_are_told_the_largest_that_fits(name, plain, tmp_path):
+    command = [name, f"data.path={plain / 'mine' / name.split('/')[0]}", f"run.dir={tmp_path / 'run'}"]
+    with pytest.raises(ValueError, match=r"fewer than one batch: train\.batch_size is \d+, and may be (\d+) or less"):
+        pretrain.main([*command, "run.health_samples=2"])
 
 
 # Health checks.

@@ -220,7 +220,8 @@ class Samples:
                     self.report.unreadable.append((ids[row], measured))
                     continue
                 if measured < shortest:
-                    why = f"{measured / self.rate:.3f} s, at least {shortest / self.rate:.3f} s are needed"
+                    setting = " (data.min_seconds)" if self.config.min_seconds * self.rate >= shortest - 0.5 else ""
+                    why = f"{measured / self.rate:.3f} s, at least {shortest / self.rate:.3f} s are needed{setting}"
                     self.report.too_short.append((ids[row], why if measured else "no samples"))
                     continue
                 rows.append(row)
