@@ -6,9 +6,10 @@ B samples of a batch, N masked rows, T content tokens, K visible tokens, E extra
 n samples of a split.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -96,6 +97,8 @@ class Report(Protocol):
     unreadable: list[tuple[str, str]]  # id and reason
     too_short: list[tuple[str, str]]
     notes: list[str]  # how the samples were chosen, a line each
+    splits: list[str]  # that the data has, by name; one or none: it is not divided
+    advice: str  # a setting that would help to read samples of these sizes, or ""
 
     def lines(self) -> list[str]:
         """For a person, one line each."""
@@ -219,6 +222,9 @@ class LabelledTask(NamedTuple):
     config: type  # the dataclass of the section data
     model: type  # a TaskModel
     open: Callable[[Any, Path, BadLog, Callable[[str], None]], Labelled]  # of a FinetuneConfig, run folder, log, say
+    kind: str = ""  # where a modality has several: whose part of a config's `kinds` counts
+    settings: Mapping[str, str] = MappingProxyType({})  # of the section data, what was found in the data
+    said: str = ""  # which kind was chosen, and why
 
 
 class Modality(Protocol):
@@ -270,5 +276,5 @@ class Modality(Protocol):
 
     @staticmethod
     def labelled_task(data: dict) -> LabelledTask:
-        """The kind of labelled data that the section data, as plain values, asks for."""
+        """The kind of labelled data that the section data, as plain values, asks for, or that lies in data.path."""
         ...

@@ -24,6 +24,7 @@ from d2v.modalities.common.part_inputs import PartInputs
 from d2v.protocols import Rows
 from d2v.settings import places_in
 from d2v.shown import printable
+from d2v.split_names import uses
 
 
 def main(argv: list[str]) -> None:
@@ -54,8 +55,9 @@ def main(argv: list[str]) -> None:
         def part(start: int, stop: int):
             chosen = Rows(rows.select(range(start, stop)), start)
             samples = modality.Samples(data, frontend, split=data.split, folder=folder, rows=chosen)
-            if start == 0 and samples.report.notes:
-                print(*samples.report.notes, sep="\n", flush=True)
+            if start == 0:
+                more = ["data.split=NAME, or several as NAME+NAME"]
+                print(*samples.report.notes, uses(samples.report.splits, {data.split: "is embedded"}, more), sep="\n")
             return samples
 
         embed_all(encoder, part, PartInputs(rows, data.path), len(rows), shards, config.embed, device)

@@ -4,7 +4,8 @@ d2v finetune CONFIG [model=PATH] key=value ...
 accelerate launch -m d2v finetune CONFIG ...      (on several processes)
 
 `model` is an export of pretraining, without it training is from scratch. Images and text learn the class or number that
-data.label names; speech does too, or the letters of transcripts by CTC where data.transcript names their column.
+data.label names; speech learns these or, by CTC, the letters of transcripts, by what the data has, or as data.label= or
+data.transcript= say.
 """
 
 from d2v.config.cli import run_cli

@@ -11,7 +11,7 @@ from typing import Any
 from d2v.config.cli import run_cli
 from d2v.config.find import config_names, find_config
 from d2v.config.loading import load_config, load_values
-from d2v.finetuning.config import load
+from d2v.finetuning.config import KINDS, load
 from d2v.settings import default_of
 
 
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     overrides = [argument for argument in argv[1:] if "=" in argument or argument in known]
     words = [argument.lower() for argument in argv[1:] if argument not in overrides]
     path = str(find_config(argv[0]))
-    is_labelled = "task" in load_values(path, overrides)
+    is_labelled = {"task", KINDS} & {*load_values(path, overrides)}
     config: Any = load([path, *overrides])[0] if is_labelled else load_config(path, overrides)
     lines = settings(config, "")
     for word in words:

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = {  # modality: recipes of pretraining and of fine-tuning, and the folder
     "image": ("image/data2vec_tiny", "image/finetune_tiny", "photos"),
-    "speech": ("speech/data2vec_tiny", "speech/finetune_classes_tiny", "recordings"),
+    "speech": ("speech/data2vec_tiny", "speech/finetune_tiny", "recordings"),
     "text": ("text/data2vec_tiny", "text/finetune_tiny", "reviews"),
 }
 FREE = ("data.path", "run.dir", "model", "out", "id", "train.steps", "train.warmup_steps", "train.freeze_steps")

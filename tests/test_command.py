@@ -245,6 +245,6 @@ def test_a_further_config_goes_over_the_first_and_settings_over_both(tmp_path: P
     assert (config.evaluate.train_split, config.evaluate.max_test) == ("train[:10000]", 5)
     assert load_config("image/data2vec_tiny").data.split == "train"
     with pytest.raises(
-        ValueError, match=r"argument 'data/cifar' is neither key=value nor a config: .*data/cifar10_small"
+        ValueError, match=r"argument 'data/cifar' is neither key=value nor a config: .*did you mean data/cifar10 "
     ):
         load_config("image/data2vec_tiny", ["data/cifar"])

@@ -115,7 +115,7 @@ def smaller(script: str, arguments: list[str]) -> list[str]:
     values = load_values(arguments[0], [argument for argument in arguments[1:] if not argument.startswith("model=")])
     short = ["train.steps=2", "train.warmup_steps=1", "train.batch_size=8", "run.log_every=1", "run.save_every=2"]
     if script != "pretrain":
-        return [*short, *(["train.freeze_steps=1"] if values["train"].get("freeze_steps") else [])]
+        return [*short, *(["train.freeze_steps=1"] if "freeze_steps" in str(values) else [])]  # or of one kind
     short += ["run.health_samples=8", "run.health_every=2"]
     return [*short, *smaller_model(values)]
 

@@ -37,10 +37,14 @@ SHORT = (
 MASKS = ("data.mask_prob=0.5", "data.mask_length=3", "data.channel_prob=0.3", "data.channel_length=8")
 
 
-def arguments(folder, *more: str, config: str = "finetune_tiny") -> list[str]:
+LEARNED = {"letters": "data.transcript=text", "classes": "data.label=label"}
+
+
+def arguments(folder, *more: str, kind: str = "letters", config: str = "finetune_tiny") -> list[str]:
     """The command line of a run of 10 steps on synthetic vowels."""
     return [
         str(ROOT / "configs" / "speech" / f"{config}.yaml"),
+        LEARNED[kind],
         *TRUNK,
         *SHORT,
         f"data.path={vowels()}",
@@ -82,9 +86,9 @@ def export(modality: str = "speech"):
     return folder
 
 
-def opened(folder, *more: str, config: str = "finetune_tiny"):
+def opened(folder, *more: str, kind: str = "letters"):
     """The config and the data of a run."""
-    settings, task = load(arguments(folder, *more, config=config), "speech")
+    settings, task = load(arguments(folder, *more, kind=kind), "speech")
     return settings, task.open(settings, folder, lambda *_: None, lambda _: None)
 
 
@@ -198,9 +202,9 @@ def test_another_clip_of_the_batch_stands_in_for_one_that_vanished(tmp_path, mon
         data.batches(0, 0, 1)
 
 
-@pytest.mark.parametrize("config", ["finetune_tiny", "finetune_classes_tiny"])
-def test_held_out_speakers_are_not_trained_on(config, tmp_path):
-    _, data = opened(tmp_path, "data.validation_share=0.3", "data.group=speaker", config=config)
+@pytest.mark.parametrize("kind", LEARNED)
+def test_held_out_speakers_are_not_trained_on(kind, tmp_path):
+    _, data = opened(tmp_path, "data.validation_share=0.3", "data.group=speaker", kind=kind)
     held = data.splits["validation"]
     speakers = held.samples.column("speaker")
     batches = data.batches
@@ -310,7 +314,7 @@ def test_the_extractor_is_frozen_always_and_the_encoder_at_first(tmp_path, quick
 
 
 def test_a_run_on_classes(tmp_path, quick):
-    scores = finetune_speech.main(arguments(tmp_path / "run", *MASKS, config="finetune_classes_tiny"))
+    scores = finetune_speech.main(arguments(tmp_path / "run", *MASKS, kind="classes"))
     rows = predictions(tmp_path / "run", "test")
     assert np.mean([row["label"] == row["prediction"] for row in rows]) == pytest.approx(scores["test"]["accuracy"])
     assert {row["label"] for row in rows} == {*synth.WORDS[:4]} and (tmp_path / "run" / "confusion_test.png").is_file()
@@ -318,8 +322,9 @@ def test_a_run_on_classes(tmp_path, quick):
     assert sorted(model.config.id2label.values()) == sorted(synth.WORDS[:4])
 
 
+@pytest.mark.parametrize("kind", LEARNED)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_trains_when_made_tiny(path, tmp_path, quick):
+def test_every_config_trains_when_made_tiny(path, kind, tmp_path, quick):
     more = [
         "train.steps=2",
         "train.warmup_steps=1",
@@ -334,7 +339,7 @@ def test_every_config_trains_when_made_tiny(path, tmp_path, quick):
         "train.validate_every=1",
         "model.frontends.speech.conv_dim=16",
     ]
-    finetune_speech.main([*arguments(tmp_path / "run", config=path.stem), *more])
+    finetune_speech.main([*arguments(tmp_path / "run", kind=kind, config=path.stem), *more])
     assert sorted(tiny.losses(tmp_path / "run")) == [1, 2]
 
 
@@ -428,14 +433,14 @@ def test_a_missing_language_model_is_refused_before_training(clips, tmp_path):
 ONE = ("train.steps=1", "train.warmup_steps=0", "train.start=0", "train.lr=1e-9", "train.validate_every=1")
 
 
-@pytest.mark.parametrize("config", ["finetune_tiny", "finetune_classes_tiny"])
-def test_fine_tuning_goes_on_from_its_own_export_with_its_head(config, quick, tmp_path, capsys):
+@pytest.mark.parametrize("kind", LEARNED)
+def test_fine_tuning_goes_on_from_its_own_export_with_its_head(kind, quick, tmp_path, capsys):
     """A step so small that it changes nothing: encoder and head are those of the first run."""
-    finetune_speech.main(arguments(tmp_path / "first", f"model={export()}", config=config))
+    finetune_speech.main(arguments(tmp_path / "first", f"model={export()}", kind=kind))
     assert "head of" not in capsys.readouterr().out
     first = tiny.load(tmp_path / "first" / "export" / "model.safetensors")
     for name, source in (("folder", "first"), ("export", "first/export")):
-        finetune_speech.main(arguments(tmp_path / name, f"model={tmp_path / source}", *ONE, config=config))
+        finetune_speech.main(arguments(tmp_path / name, f"model={tmp_path / source}", *ONE, kind=kind))
         assert f"the head of {tmp_path / source}, which is for the same names" in capsys.readouterr().out
         second = tiny.load(tmp_path / name / "export" / "model.safetensors")
         assert {key for key in first if key.startswith("head.")} and second.keys() == first.keys()
@@ -447,8 +452,8 @@ def test_another_alphabet_gets_a_new_head(quick, tmp_path, capsys):
     finetune_speech.main(arguments(tmp_path / "first", f"model={export()}"))
     first = tiny.load(tmp_path / "first" / "export" / "model.safetensors")
     source = f"model={tmp_path / 'first'}"
-    for name, more, config in (("upper", ["data.case=upper"], "finetune_tiny"), ("word", [], "finetune_classes_tiny")):
-        finetune_speech.main(arguments(tmp_path / name, source, *ONE, *more, config=config))
+    for name, more, kind in (("upper", ["data.case=upper"], "letters"), ("word", [], "classes")):
+        finetune_speech.main(arguments(tmp_path / name, source, *ONE, *more, kind=kind))
         said = capsys.readouterr().out
         assert (f"a new head: that of {tmp_path / 'first'} is for 7 other names" in said) == (name == "upper")
         second = tiny.load(tmp_path / name / "export" / "model.safetensors")

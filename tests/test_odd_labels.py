@@ -192,6 +192,7 @@ def test_fine_tuning_compares_names_and_leaves_out_what_has_no_label(tmp_path):
     assert [made.labels[index] for index in made.indices] == [0, 1, 1, 1, 0]
     assert made.splits["test"].indices.tolist() == [0, 1] and list(made.splits["test"].labels) == [1, 0]
     assert made.notes == [
+        "splits: train is trained on; test is scored at the end",
         "data.label 'label': 1 of 6 samples of the train split have none and are left out: train_2.image",
         "data.label 'label': 2 of 4 samples of the test split have none and are left out: test_2.image, test_3.image",
     ]

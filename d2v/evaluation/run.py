@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.protocols import NoSplitError, Samples, asked_by
 from d2v.reading import Reader, named
+from d2v.split_names import uses
 from d2v.training.weights import folder_of_model, home, is_checkpoint
 
 
@@ -195,16 +197,19 @@ def open_splits(opened: Opened, config: Config) -> Splits:
 
     train, test, notes = open_samples(settings.train_split, "evaluate.train_split"), None, []
     if settings.test_split == AUTO:
-        try:
+        with suppress(NoSplitError):
             test = open_samples("test", "evaluate.test_split")
-        except NoSplitError:
-            notes.append("there is no split 'test': scored within train, where neighbours leave one out")
         settings = dataclasses.replace(settings, test_split="" if test is None else "test")
     elif settings.test_split:
         test = open_samples(settings.test_split, "evaluate.test_split")
     if settings.label == LABEL and not _has_column(train, LABEL):
         notes.append("there is no column 'label': the report geometry, which needs no labels, is made")
         settings = dataclasses.replace(settings, label="", reports=settings.reports or ["geometry"])
+    elif test is not None:
+        taken = {settings.train_split: "is what k-NN and probes learn from", settings.test_split: "is scored"}
+        notes.append(uses(train.report.splits, taken))
+    elif config.evaluate.test_split == AUTO:
+        notes.append("there is no split 'test': scored within train, where neighbours leave one out")
     reader = Reader(data.max_bad_share)
 
     def read(split: EvaluationSplit) -> EvaluationSplit:

@@ -1,10 +1,16 @@
-"""The settings of fine-tuning, and how they are read from a script's command line."""
+"""The settings of fine-tuning, and how they are read from a script's command line.
+
+A config may hold `kinds: {classes: {...}, letters: {...}}`: sections for one kind of labels each, below all others, of
+which those count that the data or the settings ask for.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
 from d2v import plugins
+from d2v.config.bases import merged
 from d2v.config.checks import check_keys
+from d2v.config.differences import flattened
 from d2v.config.find import find_config
 from d2v.config.given import given
 from d2v.config.loading import load_values, modality_of, typed
@@ -15,6 +21,7 @@ from d2v.protocols import LabelledTask
 from d2v.settings import setting
 
 SECTIONS = ("model", "task", "data", "train", "run")
+KINDS = "kinds"
 RESULT_SECTIONS = SECTIONS[:-1]  # those that may change the result
 OF_PRETRAINING = ("health_every", "health_samples", "stop_on_collapse", "probe")  # of run.*
 LAYERS = ("all", "frozen")
@@ -83,7 +90,7 @@ def read_values(argv: list[str]) -> tuple[dict, list[str]]:
         key, _, value = argument.partition("=")
         overrides.append(f"train.init_from={value}" if key == "model" else argument)
     values = load_values(argv[0], overrides)
-    check_keys(values, SECTIONS, "", argv[0])
+    check_keys(values, (*SECTIONS, KINDS), "", argv[0])
     return values, overrides
 
 
@@ -100,6 +107,8 @@ def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledT
     package = plugins.load("d2v.modalities", name)
     data = section_of(values.get("data"))
     task = package.labelled_task(unquoted(data) if isinstance(data, dict) else {})
+    of_kind = _of_kind(values.pop(KINDS, None), task.kind, argv[0])
+    values = merged(merged(of_kind, {"data": {**task.settings}}), values)
     parts = {
         "model": {"frontends": {name: package.FrontendConfig}, "trunk": TrunkConfig},
         "data": task.config,  # first: its keys say whether classes or letters were meant
@@ -109,7 +118,7 @@ def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledT
     }
     built = typed(parts, values, "", argv[0])
     config = FinetuneConfig(**{**built, "model": ModelConfig(**built["model"])})
-    config.given = given(argv[0], overrides)
+    config.given = dict.fromkeys(flattened(of_kind), argv[0]) | given(argv[0], overrides)
     if not config.run.dir:
         raise ValueError("run.dir is required: the folder that this run writes to, e.g. run.dir=runs/first")
     for name in OF_PRETRAINING:
@@ -117,3 +126,13 @@ def load(argv: list[str], modality: str = "") -> tuple[FinetuneConfig, LabelledT
         if value != getattr(RunConfig(), name):
             raise ValueError(f"run.{name} is {value}; it is a setting of pretraining")
     return config, task
+
+
+def _of_kind(kinds: Any, kind: str, path: str) -> dict:
+    """The sections that a config holds for a kind of labels. ValueError: they are none."""
+    kinds = section_of(kinds)
+    found = section_of(kinds.get(kind)) if isinstance(kinds, dict) else kinds
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: {KINDS} must hold the sections of each kind, such as classes: {{train: ...}}")
+    check_keys(found, SECTIONS, f"{KINDS}.{kind}", path)
+    return found

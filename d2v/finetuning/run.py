@@ -17,6 +17,7 @@ from d2v.finetuning.validation import BATCH_SIZE, Validation, is_scored
 from d2v.models.task_models import TaskModel
 from d2v.protocols import Labelled, LabelledTask
 from d2v.reading import Reader
+from d2v.shown import printable
 from d2v.training.forecast import where
 from d2v.training.init_from import bring_preparation
 from d2v.training.length import changed_length, check_length
@@ -35,6 +36,8 @@ def finetune(config: FinetuneConfig, task: LabelledTask) -> dict[str, dict[str, 
     check_apart(folder, sources | {"model": train.init_from})
     accelerator = open_accelerator(train, config.run, unused=True)  # what is frozen, dropped layers, the mask token
     accelerator.print(where(accelerator))
+    if task.said:
+        accelerator.print(printable(task.said))
     with dry_folder(config.run, accelerator):
         scores = _run(config, task, prepared, accelerator)
     accelerator.end_training()

@@ -50,7 +50,7 @@ class Forecast:
         checkpoint = _bytes(objective) + sum(_size(state) for state in optimizer.state.values())
         disk, free = (keep + 1) * checkpoint + 2 * _bytes(objective), shutil.disk_usage(folder).free
         text = (
-            f"{each:.3g} s a step: {duration(each * rest)} for the {rest} steps that are left, and health checks; "
+            f"{each:.3g} s a step: {duration(each * rest)} for the {rest} steps that are left, checks apart; "
             f"memory {gigabytes(_peak(self.device))}; disk {gigabytes(disk)} of {gigabytes(free)} that are free"
         )
         share = self.waited / max(self.seconds, 1e-9)

@@ -33,9 +33,15 @@ class HealthCheck:
         """
         self.samples, self.batch_size, self.reader = samples, batch_size, reader or Reader()
         self.indices = np.unique(np.linspace(0, len(samples) - 1, min(limit, len(samples))).astype(int))
-        self.labels = _codes(samples, label, self.indices, required=False)
-        self.groups = _codes(samples, group, self.indices, required=True) if group else None
+        self.labels, unlabelled = _labels(samples, label, self.indices)
+        self.groups = _groups(samples, group, self.indices) if group else None
         self.read = self.indices  # the samples that the last check could read, for the student
+        count, apart = len(self.indices), f"neighbours of another {group}" if group else "no group kept apart"
+        self.said = f"health checks: spread and rank of {count} samples; no k-NN, as {unlabelled}"
+        if self.labels is not None:
+            self.said = (
+                f"health checks: spread, rank and k-NN by {label!r} of {count} samples, {apart} (evaluate.group)"
+            )
 
     def __call__(
         self, student: D2vModel, teacher: D2vModel, device: torch.device
@@ -58,18 +64,32 @@ class HealthCheck:
         return metrics, features
 
 
-def _codes(samples: Samples, name: str, indices: np.ndarray, *, required: bool) -> Tensor | None:
-    """A column as integers; None where it does not exist, is not complete, or has one value only."""
+def _labels(samples: Samples, name: str, indices: np.ndarray) -> tuple[Tensor | None, str]:
+    """A column of classes as integers, or None and why there are none to tell apart."""
+    if not name:
+        return None, "evaluate.label is ''"
     try:
-        if required:
-            codes = np.unique(complete(samples, name)[indices], return_inverse=True)[1]
-        else:
-            every = class_names(samples, name)
-            names = [every[index] for index in indices]
-            codes = numbered(names, in_order(names, samples.classes))
+        every = class_names(samples, name)
     except ValueError as error:
-        if required:
-            raise ValueError(f"evaluate.group is {name!r}: {error}; evaluate.group='' takes none") from None
-        return None
-    complete_and_telling = codes.min() >= 0 and 0 < codes.max() < len(codes) - 1
-    return torch.from_numpy(codes) if complete_and_telling else None
+        return None, str(error).partition(";")[0]  # which names all columns then
+    names = [every[index] for index in indices]
+    if None in names:
+        return None, f"{names.count(None)} of them have no {name!r}"
+    codes = numbered(names, in_order(names, samples.classes))
+    if not _tells(codes):
+        return None, f"{name!r} has {'one value' if codes.max() == 0 else 'another value for each of them'}"
+    return torch.from_numpy(codes), ""
+
+
+def _groups(samples: Samples, name: str, indices: np.ndarray) -> Tensor | None:
+    """A column as integers; None: it has one value, or another one for each. ValueError: it is missing or has gaps."""
+    try:
+        codes = np.unique(complete(samples, name)[indices], return_inverse=True)[1]
+    except ValueError as error:
+        raise ValueError(f"evaluate.group is {name!r}: {error}; evaluate.group='' takes none") from None
+    return torch.from_numpy(codes) if _tells(codes) else None
+
+
+def _tells(codes: np.ndarray) -> bool:
+    """Whether there are several values, of which one comes twice."""
+    return bool(0 < codes.max() < len(codes) - 1)

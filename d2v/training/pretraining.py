@@ -1,5 +1,6 @@
 """One run of pretraining, from a config to an exported encoder; what a script does is parse, build, call."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from d2v import files, plugins
 from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
 from d2v.config.written import dumped
+from d2v.evaluation.config import AUTO
 from d2v.evaluation.splits import labelled_data
 from d2v.objectives.common.objective import Objective
-from d2v.protocols import ScoredSplit, asked_by
+from d2v.protocols import Report, ScoredSplit, asked_by
 from d2v.reading import Limit, Reader
+from d2v.shown import printable
+from d2v.split_names import uses
 from d2v.training.export import export, measured, model_card
 from d2v.training.forecast import where
 from d2v.training.health import HealthCheck
@@ -91,8 +95,8 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
         modality.prepare(config.data, config.frontend, folder, train.seed)
         check_settings(folder, config, run.resume)
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
-    report = samples.report.lines()
-    accelerator.print("\n".join(report))
+    report = [*samples.report.lines(), uses_of_splits(config, samples.report.splits)]
+    accelerator.print("\n".join([*report, *advice(samples.report)]))
     check_memory(config, lambda config: build_objective(config, len(samples)), accelerator.device)
     numbers = vars(config.objective).get("num_samples") is not None
     same_data = DataCheck(accelerator, folder, run, remembers=config.objective.name if numbers else "")
@@ -115,6 +119,7 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     if accelerator.is_main_process:
         reader = Reader(config.data.max_bad_share, bad_log)
         health = health_check(config, modality, samples, folder, reader)
+        print(printable(health.said))
         probe = online_probe(config, modality, folder, reader) if run.probe.path else None
     views = batches(0, 0, train.batch_size)[0]  # of one sample
     objective.check(views)
@@ -125,6 +130,20 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
         save_yaml(config.as_dict(), folder / "config.yaml")
         same_data.save()
     return Loop(objective, batches, train=train, run=run, accelerator=accelerator, health=health, probe=probe), report
+
+
+def uses_of_splits(config: Config, splits: Sequence[str]) -> str:
+    """What becomes of each split of data.path, in a line."""
+    taken, evaluate = {config.data.split: "is trained on"}, config.evaluate
+    scored = "test" if evaluate.test_split == AUTO else evaluate.test_split
+    if scored and not evaluate.path:
+        taken.setdefault(scored, "is scored by `d2v evaluate`")
+    return uses(splits, taken)
+
+
+def advice(report: Report) -> list[str]:
+    """The settings that would help to read samples of their sizes, in a line; none: all is well."""
+    return [f"hint: {report.advice}"] if report.advice else []
 
 
 def num_parameters(objective: Objective) -> int:

@@ -24,7 +24,10 @@ class Report:
     classes: dict[str, int] | None = None  # usable samples per class
     remarks: dict[str, list[str]] = field(default_factory=dict)  # what is said of usable samples -> their ids
     amount: str = ""  # "0.55 hours", "3.1M tokens"
+    sizes: str = ""  # of a typical sample, beside what the model reads
+    advice: str = ""  # where these differ much, the settings that would help
     notes: list[str] = field(default_factory=list)  # how the samples were chosen, and what was left out
+    splits: list[str] = field(default_factory=list)  # that the data has; one or none: it is not divided
 
     def count_classes(self, cells: np.ndarray, classes: Sequence[str] | None, column: str) -> None:
         """Counts the usable samples of each class, `classes` by number if these are known, or notes why it does not."""
@@ -45,6 +48,8 @@ class Report:
         """The report for a person: one line each, the first five bad names of a kind."""
         amount = f", {self.amount}" if self.amount else ""
         text = [f"{self.what}: {self.usable} of {self.found} samples usable{amount}"]
+        if self.sizes:
+            text.append(self.sizes)
         for kind in ("unreadable", "too_short", "too_long"):
             bad = getattr(self, kind)
             if bad:

@@ -13,6 +13,7 @@ from d2v.finetuning.scores import classification, regression
 from d2v.modalities.common.tables import number
 from d2v.protocols import Batches, Labelled, ScoredSplit, asked_by
 from d2v.settings import setting
+from d2v.split_names import has_split, uses
 
 REGRESSION, CLASSES = "regression", "single_label_classification"
 HELD_OUT = 0x5A11D  # sets the choice of held-out samples apart from the sampler's shuffles
@@ -55,7 +56,8 @@ def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str 
     """
     train, indices, parts = divide(data, seed, make, group=group)
     names, labels = learn(train, data.label, numbers=data.regression)
-    trained, notes = _with_label(train, indices, labels, data.label, "train")
+    trained, left_out_of_train = _with_label(train, indices, labels, data.label, "train")
+    notes = [uses_of_splits(data, train.report.splits), *left_out_of_train]
     splits = {}
     for name, (samples, rows) in parts.items():
         known = labels if samples is train else encode(samples, data.label, names, getattr(data, f"{name}_split"))
@@ -63,6 +65,23 @@ def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str 
         splits[name] = ScoredSplit(samples, rows, known[rows])
         notes += more
     return Opened(train, trained, labels, names, splits, notes)
+
+
+def uses_of_splits(data: Any, splits: Sequence[str]) -> str:
+    """What becomes of each split that the data has, in a line."""
+    held = f", but for {data.validation_share:.0%} of it, which chooses the best model" if data.validation_share else ""
+    taken = {data.split: f"is trained on{held}"}
+    if data.validation_split:
+        taken.setdefault(data.validation_split, "chooses the best model")
+    if data.test_split:
+        taken.setdefault(data.test_split, "is scored at the end")
+    more = []
+    if not data.test_split and has_split(splits, "test"):
+        more.append("data.test_split=test scores it at the end")
+    if not data.validation_split and has_split(splits, "validation"):
+        share = " data.validation_share=0" if data.validation_share else ""
+        more.append(f"data.validation_split=validation{share} chooses the best model by it")
+    return uses(splits, taken, more)
 
 
 def _with_label(
@@ -173,7 +192,10 @@ def _column(samples: Any, column: str) -> np.ndarray:
     try:
         return samples.column(column)
     except ValueError as error:
-        raise ValueError(f"data.label is {column!r}: {error}") from None
+        raise ValueError(
+            f"data.label is {column!r}: {error}; classes are the sub-folders of images and recordings, a column of "
+            "metadata.csv beside them, or of a table (csv, jsonl, parquet) of any data"
+        ) from None
 
 
 def _complete(samples: Any, column: str) -> np.ndarray:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from d2v.modalities.common import table_files
 from d2v.modalities.common.folders import below, holds, is_ignored, is_text
-from d2v.modalities.common.splits import is_split, same_split
+from d2v.split_names import is_split, same_split
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 

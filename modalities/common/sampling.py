@@ -31,6 +31,7 @@ class Sampler:
         if num_samples < batch_size:
             raise ValueError(
                 f"data has {num_samples} usable samples, fewer than one batch: train.batch_size is {batch_size}"
+                + (f", and may be {num_samples} or less" if num_samples else "")
             )
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.lengths, self.chunk = lengths, chunk

@@ -24,7 +24,7 @@ from d2v.modalities.common.splits import choose
 from d2v.modalities.common.tables import KNOWN, file_paths, media_column, name_rows, with_folders
 from d2v.protocols import NoSplitError
 
-__all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source"]
+__all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source", "splits", "with_splits"]
 EXPRESSION = re.compile(r"[\w.]+(\[[^]]*\])?(\+[\w.]+(\[[^]]*\])?)*")  # train[:100]+test
 DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", "requirements")  # about data
 
@@ -39,8 +39,9 @@ def open_source(
     `columns`: names that settings give; a table without any that is known has no names of columns.
     ValueError: says what is missing and what there is.
     """
+    datasets.disable_progress_bars()  # of the training loop alone is one shown
     opened = _open(path, split, tuple(extensions), what, (*columns, *KNOWN[what]))
-    return _with_notes(name_rows(opened, path, split, what), notes(opened))
+    return _with_notes(name_rows(opened, path, split, what), notes(opened), splits(opened))
 
 
 def _open(path: Any, split: str, extensions: tuple[str, ...], what: str, known: Sequence[str]) -> datasets.Dataset:
@@ -51,12 +52,14 @@ def _open(path: Any, split: str, extensions: tuple[str, ...], what: str, known: 
         )
     if not isinstance(path, str | os.PathLike):
         parts = [_open(entry, split, extensions, what, known) for entry in path]
-        return _with_notes(join(parts, split, what), list(itertools.chain(*map(notes, parts))))
+        names = dict.fromkeys(itertools.chain(*map(splits, parts)))
+        return _with_notes(join(parts, split, what), list(itertools.chain(*map(notes, parts))), [*names])
     name = os.fspath(path)
     local = Path(name).expanduser().absolute()
     if local.is_dir():
         if _has_configs(local / "README.md"):
-            return _with_notes(_open_described(local, split, what, known), [])
+            opened = _open_described(local, split, what, known)
+            return _with_notes(opened, [], splits(opened))
         files, said = walk(local)
         if not files:
             raise ValueError(f"data.path {local} is an empty folder{': ' if said else ''}{'; '.join(said)}")
@@ -71,7 +74,8 @@ def _open(path: Any, split: str, extensions: tuple[str, ...], what: str, known: 
         raise ValueError(f"data.path {name!r} does not exist (looked for {local})")
     hub, _, config = name.partition(":")
     where = f"data.path {name!r} is no local file or folder (looked for {local}); as a Hub data set"
-    return _with_notes(_load(split, where, what, hub, config or None), [])
+    opened = _load(split, where, what, hub, config or None)
+    return _with_notes(opened, [], splits(opened))
 
 
 def notes(dataset: datasets.Dataset) -> list[str]:
@@ -79,8 +83,19 @@ def notes(dataset: datasets.Dataset) -> list[str]:
     return dataset.info.description.splitlines()
 
 
-def _with_notes(dataset: datasets.Dataset, said: list[str]) -> datasets.Dataset:
+def splits(dataset: datasets.Dataset) -> list[str]:
+    """The names of the splits that what `open_source` read is divided into; one or none: it is not."""
+    return list(dataset.info.splits or ())
+
+
+def _with_notes(dataset: datasets.Dataset, said: list[str], names: list[str]) -> datasets.Dataset:
     dataset.info.description = "\n".join(" ".join(note.split()) for note in said)  # names of files may hold line ends
+    return with_splits(dataset, names)
+
+
+def with_splits(dataset: datasets.Dataset, names: Sequence[str]) -> datasets.Dataset:
+    """The data set, of which these are said to be its splits."""
+    dataset.info.splits = datasets.SplitDict({name: datasets.SplitInfo(name) for name in names})
     return dataset
 
 
@@ -127,16 +142,23 @@ def _open_files(
     others = set(files).difference(wanted, _metadata(files))
     left = [file for file in sorted(others) if file.suffix in TEXTS or file.stem.lower() not in DOCUMENTS]
     left = [file for file in left if file not in gone]
-    parts = []
+    if extensions == AUDIO and wanted is not tables:
+        left, beside = _beside(left, wanted)
+        if beside:
+            said = [
+                *said,
+                f"beside recordings of the same name: {len(beside)} .txt, which fine-tuning reads as transcripts",
+            ]
+    parts, names = [], dict[str, None]()
     for one in split.split("+") if EXPRESSION.fullmatch(split) else [split]:
         name = one.partition("[")[0] if one.endswith("]") else one
         chosen = choose(wanted, root, name, split)
-        said = said + chosen.notes
+        said, names = said + chosen.notes, names | dict.fromkeys(chosen.splits)
         opened = _open_kind(chosen.files, chosen.root, name, extensions, what, known)
         parts.append(_cut(opened, name, one))
     if left:
         said = [*said, f"not read: {summary(left)}"]
-    return _with_notes(join(parts, split, what) if len(parts) > 1 else parts[0], said)
+    return _with_notes(join(parts, split, what) if len(parts) > 1 else parts[0], said, [*names])
 
 
 def _tables(files: list[Path]) -> list[Path]:
@@ -149,6 +171,13 @@ def _tables(files: list[Path]) -> list[Path]:
         if some:
             return some
     return []
+
+
+def _beside(others: list[Path], recordings: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Other files without, and those with the transcript of a recording: a.txt beside a.wav."""
+    names = {file.with_suffix("") for file in recordings}
+    transcripts = [file for file in others if file.suffix == ".txt" and file.with_suffix("") in names]
+    return [file for file in others if file not in set(transcripts)], transcripts
 
 
 def _metadata(files: list[Path]) -> list[Path]:
@@ -249,7 +278,7 @@ def _open_described(folder: Path, split: str, what: str, known: Sequence[str]) -
         if name not in files:
             raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(files)}")
         parts.append(_cut(_open_tables([*map(Path, files[name])], name, what, known), name, one))
-    return join(parts, split, what)
+    return _with_notes(join(parts, split, what), [], [*files])
 
 
 def _load(split: str, where: str, what: str, *args: Any, **options: Any) -> datasets.Dataset:
@@ -259,14 +288,14 @@ def _load(split: str, where: str, what: str, *args: Any, **options: Any) -> data
         if "encoding_errors" in vars(builder.config):  # one bad byte must not stop a run: who reads lines counts such
             builder.config.encoding_errors = "replace"
         builder.download_and_prepare()
-    splits = list(builder.info.splits or ())
-    if not {part.partition("[")[0] for part in split.split("+")} <= set(splits):  # train.clean.100+train.clean.360
-        raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(splits)}")
+    names = list(builder.info.splits or ())
+    if not {part.partition("[")[0] for part in split.split("+")} <= set(names):  # train.clean.100+train.clean.360
+        raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(names)}")
     dataset: Any = builder.as_dataset(split=split)
     for name, feature in dataset.features.items():
         if isinstance(feature, datasets.Image | datasets.Audio):
             dataset = dataset.cast_column(name, type(feature)(decode=False))
-    return _with_absolute_paths(dataset, where, what, builder.config.data_files or {}, split)
+    return _with_notes(_with_absolute_paths(dataset, where, what, builder.config.data_files or {}, split), [], names)
 
 
 @contextmanager

@@ -12,33 +12,18 @@ from typing import NamedTuple
 from d2v.modalities.common.folders import below
 from d2v.modalities.common.kinds import TABLES, TEXTS, extension, named
 from d2v.protocols import NoSplitError
+from d2v.split_names import FAMILIES, is_split, same_split
 
-FAMILIES = (  # names that mean one split, as `datasets` knows them
-    ("train", "training"),
-    ("validation", "valid", "val", "dev"),
-    ("test", "testing", "eval", "evaluation"),
-)
-KNOWN = {name for family in FAMILIES for name in family}
 SHARD = re.compile(r"[-_. ]\d+([-_. ]of[-_. ]\d+)?$")
 
 
 class Chosen(NamedTuple):
-    """The files of a split, the folder that holds them (of labels and metadata), and what is said of the choice."""
+    """The files of a split, the folder that holds them (of labels and metadata), what is said, all splits' names."""
 
     files: list[Path]
     root: Path
     notes: list[str]
-
-
-def same_split(name: str, split: str) -> bool:
-    """Whether a folder or file of this name holds this split."""
-    name, split = name.lower(), split.lower()
-    return name == split or any(name in family and split in family for family in FAMILIES)
-
-
-def is_split(name: str) -> bool:
-    """Whether this is the name of a split."""
-    return name.lower() in KNOWN
+    splits: list[str]
 
 
 def choose(files: Sequence[Path], root: Path, split: str, asked: str) -> Chosen:
@@ -50,7 +35,7 @@ def choose(files: Sequence[Path], root: Path, split: str, asked: str) -> Chosen:
     by_name, here, notes = _divided(files, root, split)
     if not by_name:
         if same_split("train", split) or same_split(root.name, split):
-            return Chosen(list(files), root, notes)
+            return Chosen(list(files), root, notes, [])
         raise NoSplitError(f"data.split {asked!r}: {root} has no splits: all of it is 'train'")
     wanted = _meant(by_name, split)
     if not wanted:
@@ -64,7 +49,7 @@ def choose(files: Sequence[Path], root: Path, split: str, asked: str) -> Chosen:
         notes.append(_said(split, chosen, files, here, by_name))
     folders = {here / below(file, here)[0] for file in chosen}
     only = next(iter(folders)) if len(folders) == 1 else here
-    return Chosen(chosen, only if only not in members else here, notes)
+    return Chosen(chosen, only if only not in members else here, notes, _by_family(by_name))
 
 
 def _divided(files: Sequence[Path], root: Path, split: str) -> tuple[dict[str, list[Path]], Path, list[str]]:
@@ -125,6 +110,12 @@ def _in_order(names: dict[str, list[Path]], files: Sequence[Path]) -> list[str]:
     place = {name: number for number, family in enumerate(FAMILIES) for name in family}
     are_tables = extension(files[0]) in TABLES
     return sorted(names, key=lambda name: (place.get(name.lower(), len(FAMILIES)) if are_tables else 0, name))
+
+
+def _by_family(names: Collection[str]) -> list[str]:
+    """Train first, then validation and test."""
+    place = {name: number for number, family in enumerate(FAMILIES) for name in family}
+    return sorted(names, key=lambda name: (place.get(name.lower(), len(FAMILIES)), name))
 
 
 def _said(split: str, chosen: list[Path], files: Sequence[Path], here: Path, by_name: dict[str, list[Path]]) -> str:

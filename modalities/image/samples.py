@@ -25,6 +25,7 @@ from d2v.types import View
 
 log = logging.getLogger(__name__)
 ONE_COLOUR, MORE_PAGES = "of one colour", "of several pages or frames (the first is read)"
+MUCH_LARGER = 4  # times the side that is read
 QUEUED = 4096  # rows that a scan hands out at once: a pool queues all that it is given
 
 
@@ -67,9 +68,9 @@ class Samples:
     @staticmethod
     def open(config: ReadConfig, split: str) -> datasets.Dataset:
         """The rows of a split, not read yet. ValueError: there are none."""
-        return (
-            demo(split) if config.path == "demo" else sources.open_source(config.path, split, sources.IMAGES, "image")
-        )
+        if config.path == "demo":
+            return sources.with_splits(demo(split), ["train", "test"])
+        return sources.open_source(config.path, split, sources.IMAGES, "image")
 
     def __init__(
         self,
@@ -91,7 +92,9 @@ class Samples:
         self._media = dataset.select_columns([tables.media_column(dataset, "image")])
         self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
         ids = tables.identifiers(dataset, config.path, split, first)
-        self.report = Report("image", found=len(dataset), usable=0, notes=sources.notes(dataset))
+        self.report = Report(
+            "image", found=len(dataset), usable=0, notes=sources.notes(dataset), splits=sources.splits(dataset)
+        )
         self._rows = np.flatnonzero(self._scan(ids))
         self.ids = [ids[row] for row in self._rows]
         self.report.usable = len(self._rows)
@@ -161,8 +164,8 @@ class Samples:
         (cell,) = self._media[row].values()
         return augment.encoded(cell)
 
-    def _look(self, row: int) -> tuple[str, str] | list[str]:
-        """Which list of the report a row belongs to, and why; if it is usable, what is said of it."""
+    def _look(self, row: int) -> tuple[str, str] | tuple[augment.Outline, list[str]]:
+        """Which list of the report a row belongs to, and why; if it is usable, its size and what is said of it."""
         try:
             source = self._source(row)
             outline = augment.outline(source)
@@ -176,23 +179,43 @@ class Samples:
             remarks.append(ONE_COLOUR)
         if outline.more:
             remarks.append(MORE_PAGES)
-        return remarks
+        return outline, remarks
 
     def _scan(self, ids: Sequence[str]) -> np.ndarray:
         """Which rows are usable, (rows,) bool; fills the report."""
         lists = {"unreadable": self.report.unreadable, "too_short": self.report.too_short}
-        usable = np.ones(len(ids), dtype=bool)
+        usable, sizes = np.ones(len(ids), dtype=bool), []
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
             for start in range(0, len(ids), QUEUED):
                 rows = range(start, min(start + QUEUED, len(ids)))
                 for row, seen in zip(rows, pool.map(self._look, rows), strict=True):
-                    if isinstance(seen, tuple):
+                    found, remarks = seen
+                    if isinstance(found, str):
                         usable[row] = False
-                        lists[seen[0]].append((ids[row], seen[1]))
+                        lists[found].append((ids[row], remarks))
                         continue
-                    for remark in seen:
+                    sizes.append((found.width, found.height))
+                    for remark in remarks:
                         self.report.remarks.setdefault(remark, []).append(ids[row])
+        if sizes:
+            self.report.sizes, self.report.advice = _sizes(sizes, self.frontend)
         return usable
+
+
+def _sizes(found: list[tuple[int, int]], frontend: FrontendConfig) -> tuple[str, str]:
+    """What is said of widths and heights beside the size that the model reads, and which settings would help."""
+    width, height = np.median(found, axis=0).astype(int).tolist()
+    size, patch = frontend.image_size, frontend.patch_size
+    grid = "" if frontend.backbone else f", in {(size // patch) ** 2} patches of {patch} x {patch}"
+    said = f"typical size: {width} x {height} pixels, read at {size} x {size}{grid}"
+    times = min(width, height) // size
+    if times < MUCH_LARGER:
+        return said, ""
+    larger = f"images are {times} times as large as that: model.frontends.{MODALITY}.image_size={MUCH_LARGER * size}"
+    if frontend.backbone:
+        return said, f"{larger} reads more of them, at {MUCH_LARGER**2} times the cost"
+    finer = f"{larger} model.frontends.{MODALITY}.patch_size={MUCH_LARGER * patch}"
+    return said, f"{finer} reads more of them, in as many patches"
 
 
 def _reason(error: BaseException) -> str:

@@ -114,12 +114,17 @@ def decode(media: bytes | Path, rate: int, part: Part = WHOLE) -> np.ndarray:
 
 def length(media: bytes | Path, rate: int, part: Part = WHOLE) -> int:
     """Samples at `rate`, by the header if that can be. UnreadableError: not audio, or no such part."""
+    return outline(media, rate, part)[0]
+
+
+def outline(media: bytes | Path, rate: int, part: Part = WHOLE) -> tuple[int, int]:
+    """The same, and the rate that the file has."""
     with _opened(media) as sound:
         first, last = _span(sound, part)
         if last is None:
             last = first + sum(len(block) for block in _blocks(sound, first, None))
         _check_end(sound, media, part, last, last)
-        return _resampler(sound.samplerate, rate).length(last - first)
+        return _resampler(sound.samplerate, rate).length(last - first), sound.samplerate
 
 
 def survey(media: bytes | Path, rate: int, part: Part = WHOLE) -> Found:

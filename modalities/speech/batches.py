@@ -63,6 +63,7 @@ class MaskedBatches:
                 raise ValueError(
                     f"data has {num_streams} streams of data.pack_seconds={data.pack_seconds} "
                     f"({samples.report.amount}), fewer than one batch: train.batch_size is {batch_size}"
+                    + (f", and may be {num_streams} or less" if num_streams else "")
                 )
             self._sizes = np.full(num_streams, self._stream)  # (items,)
         else:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from d2v.modalities.common import labels
-from d2v.modalities.speech import transcribed
+from d2v.modalities.speech import choice, transcribed
 from d2v.modalities.speech.config import LabelledConfig, TranscribedConfig
 from d2v.modalities.speech.samples import Samples, save_preprocessor
 from d2v.modalities.speech.tuning import LabelledBatches
@@ -15,10 +15,14 @@ from d2v.reading import Limit
 
 
 def labelled_task(data: dict) -> LabelledTask:
-    """Letters of transcripts by CTC where data.transcript names a column, else the class or number of data.label."""
-    if data.get("transcript"):
-        return LabelledTask(TranscribedConfig, D2vForCTC, transcribed.open_data)
-    return LabelledTask(LabelledConfig, D2vForSequenceClassification, open_data)
+    """Letters of transcripts by CTC, or classes or numbers, as the settings say or else the data has.
+
+    ValueError: as choose.
+    """
+    kind, settings, said = choice.choose(data)
+    if kind == choice.LETTERS:
+        return LabelledTask(TranscribedConfig, D2vForCTC, transcribed.open_data, kind, settings, said)
+    return LabelledTask(LabelledConfig, D2vForSequenceClassification, open_data, kind, settings, said)
 
 
 def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:

@@ -3,6 +3,7 @@
 B samples of a batch, S audio samples, T tokens.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,8 @@ from d2v.modalities.common import feeding, sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.windows import Window, counted, cut
 from d2v.modalities.speech import audio, synth
-from d2v.modalities.speech.config import DataConfig, ReadConfig
+from d2v.modalities.speech.choice import open_labelled
+from d2v.modalities.speech.config import DataConfig, ReadConfig, TuningConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field, stride
 from d2v.modalities.speech.mel import LogMel
 from d2v.protocols import Rows
@@ -53,8 +55,10 @@ class Samples:
     @staticmethod
     def open(config: ReadConfig, split: str) -> datasets.Dataset:
         """The rows of a split, not read yet. ValueError: there are none."""
+        if isinstance(config, TuningConfig):
+            return open_labelled(config.path, split)
         if config.path == "demo":
-            return synth.dataset(split)
+            return sources.with_splits(synth.dataset(split), ["train", "test"])
         return sources.open_source(config.path, split, sources.AUDIO, "audio")
 
     def __init__(
@@ -82,13 +86,18 @@ class Samples:
         self._found: dict[int, audio.Found] = {}
         self._budget, self._kept = config.cache_hours * 3600 * frontend.sample_rate, 0  # samples that the cache holds
         self._longest = round(config.max_seconds * self.rate)
+        self._rates = Counter[int]()  # of the files; threads count, so that it is not exact
         self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
         ids = tables.identifiers(dataset, config.path, split, first)
-        self.report = Report("audio", found=len(dataset), usable=0, notes=sources.notes(dataset))
+        self.report = Report(
+            "audio", found=len(dataset), usable=0, notes=sources.notes(dataset), splits=sources.splits(dataset)
+        )
         self._rows, self.lengths = self._scan(ids)  # (N,) each
         self.cut = self.lengths > self._longest
         self.ids = [ids[row] for row in self._rows]
         self.report.usable = len(self._rows)
+        if len(self.lengths):
+            self.report.sizes, self.report.advice = self._sizes()
         self.report.amount = f"{self.lengths.sum() / self.rate / 3600:.2f} hours"
         if config.label in dataset.column_names:
             self.report.count_classes(self.column(config.label), self.classes, config.label)
@@ -185,7 +194,8 @@ class Samples:
         """Length of a clip at the wanted rate, or why it is unreadable; decoded clips are kept while they are few."""
         try:
             source, part = self._source(row), self._part(row)
-            samples = audio.length(source, self.rate, part)
+            samples, rate = audio.outline(source, self.rate, part)
+            self._rates[rate] += 1
             if not self._decodes:
                 return samples
             if samples > LONG * self._longest:
@@ -210,7 +220,8 @@ class Samples:
                     self.report.unreadable.append((ids[row], measured))
                     continue
                 if measured < shortest:
-                    why = f"{measured / self.rate:.3f} s, at least {shortest / self.rate:.3f} s are needed"
+                    setting = " (data.min_seconds)" if self.config.min_seconds * self.rate >= shortest - 0.5 else ""
+                    why = f"{measured / self.rate:.3f} s, at least {shortest / self.rate:.3f} s are needed{setting}"
                     self.report.too_short.append((ids[row], why if measured else "no samples"))
                     continue
                 rows.append(row)
@@ -219,6 +230,23 @@ class Samples:
                 if total > self._budget:
                     self._cache = None
         return np.array(rows, dtype=np.int64), np.array(sizes, dtype=np.int64)
+
+    def _sizes(self) -> tuple[str, str]:
+        """What is said of lengths and rates beside what the model reads, and which settings would help."""
+        typical, most = np.median(self.lengths) / self.rate, self.config.max_seconds
+        said = f"typical length: {typical:.1f} s, up to {most:g} s are read at once"
+        if self.cut.any():
+            said += f", {self.cut.sum()} are longer"
+        rates = sorted(self._rates)
+        if rates == [self.rate]:
+            return f"{said}; at {self.rate} Hz", ""
+        said += f"; at {', '.join(map(str, rates))} Hz, read at {self.rate} Hz"
+        (common, _), *_ = self._rates.most_common(1)
+        if common < 2 * self.rate:
+            return said, ""
+        where = f"model.frontends.{MODALITY}"
+        higher = f" {where}.mel_high={common // 2 - 100}" if self.frontend.mel_high else ""
+        return said, f"tones above {self.rate // 2} Hz are not heard; {where}.sample_rate={common}{higher} hears them"
 
 
 def _mean_spectrum(wave: np.ndarray | audio.Long, mel: LogMel) -> np.ndarray:

@@ -48,6 +48,7 @@ class MaskedBatches:
             raise ValueError(
                 f"data.path {data.path} makes {len(self.blocks)} blocks of data.block_size {data.block_size} tokens, "
                 f"fewer than one batch: train.batch_size is {batch_size}"
+                + (f", and may be {len(self.blocks)} or less" if len(self.blocks) else "")
             )
         self.sampler = Sampler(len(self.blocks), batch_size, seed)
         self.steps_per_epoch = len(self.sampler)

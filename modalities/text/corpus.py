@@ -37,7 +37,10 @@ class Corpus:
 
 def open_rows(path: Any, split: str, text: str) -> tuple[datasets.Dataset, str]:
     """The data set and the name of its text column. ValueError: nothing there, no such split, no such column."""
-    dataset = demo(split) if path == DEMO else sources.open_source(path, split, sources.TEXTS, "text", [text])
+    if path == DEMO:
+        dataset = sources.with_splits(demo(split), DEMO_SPLITS)
+    else:
+        dataset = sources.open_source(path, split, sources.TEXTS, "text", [text])
     return dataset, text_column(dataset, path, text)
 
 
@@ -151,6 +154,7 @@ def report(corpus: Corpus, dataset: datasets.Dataset, ids: list[str], label: str
         too_short=[(ids[row], reason) for row, reason in corpus.too_short],
         amount=f"{_short(len(corpus.tokens))} tokens",
         notes=sources.notes(dataset),
+        splits=sources.splits(dataset),
     )
     if label in dataset.column_names:
         found.count_classes(tables.cells(dataset, label, corpus.rows), classes(dataset, label), label)

@@ -16,7 +16,7 @@ from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text import tokenizer as tokenizers
 from d2v.modalities.text.config import LabelledConfig
 from d2v.modalities.text.frontend import FrontendConfig
-from d2v.modalities.text.samples import collate, prepare_tokenizer, save_preprocessor
+from d2v.modalities.text.samples import collate, prepare_tokenizer, save_preprocessor, typical
 from d2v.models.task_models import D2vForSequenceClassification
 from d2v.protocols import Labelled, LabelledTask
 from d2v.types import View
@@ -40,6 +40,8 @@ class LabelledSamples:
         self._corpora, usable = [first], first.rows  # (N,) numbers in the data set
         every_id = tables.identifiers(self.dataset, config.path, split)
         self.report = corpora.report(first, self.dataset, every_id, config.label)
+        if not config.text_pair:
+            self.report.sizes = typical(np.diff(first.offsets) + 1, config.block_size)
         if config.text_pair:
             second = corpora.tokenize(self.dataset, config.text_pair, tokenizer, shortest=1)
             self._corpora.append(second)

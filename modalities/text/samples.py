@@ -61,6 +61,7 @@ class Samples:
         sizes = np.diff(self.corpus.offsets) + 1  # with <s>
         self.lengths = np.minimum(sizes, config.block_size)
         self.cut = sizes > config.block_size
+        self.report.sizes = typical(sizes, config.block_size)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -105,6 +106,15 @@ class Samples:
     def _between(self, start: int, stop: int) -> np.ndarray:
         """<s>, the corpus's tokens from `start` to `stop`, </s>."""
         return np.append(block(self.corpus.tokens[start:stop], self.frontend), self.frontend.eos_token_id)
+
+
+def typical(sizes: np.ndarray, longest: int) -> str:
+    """What is said of the tokens of texts, (n,), beside what is read at once; "" of none."""
+    if not len(sizes):
+        return ""
+    longer = int((sizes > longest).sum())
+    said = f"typical text: {int(np.median(sizes))} tokens, up to {longest} are read at once"
+    return f"{said}; {longer} texts are longer" if longer else said
 
 
 def block(tokens: np.ndarray, frontend: FrontendConfig) -> np.ndarray:

@@ -118,9 +118,8 @@ def pretraining(template: Template, modality: str, folder: Path, objective: str 
 
 def finetuning(template: Template, modality: str, folder: Path, *more: str) -> list[str]:
     """The command line of a fine-tuning of two steps from the template's model."""
-    name = "finetune_classes_tiny" if modality == "speech" else "finetune_tiny"
     return [
-        str(ROOT / "configs" / modality / f"{name}.yaml"),
+        str(ROOT / "configs" / modality / "finetune_tiny.yaml"),
         f"model={template.run(modality) / 'export'}",
         *[setting for setting in SHORT if "health" not in setting],
         "data.split=train",
