@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from d2v.modalities.common import sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.text import tokenizer as tokenizers
+from d2v.modalities.text import topics
 from d2v.protocols import NoSplitError
 
 DEMO = "demo"
@@ -37,7 +38,10 @@ class Corpus:
 
 def open_rows(path: Any, split: str, text: str) -> tuple[datasets.Dataset, str]:
     """The data set and the name of its text column. ValueError: nothing there, no such split, no such column."""
-    dataset = demo(split) if path == DEMO else sources.open_source(path, split, sources.TEXTS, "text", [text])
+    if path in (DEMO, topics.DEMO):
+        dataset = demo(split) if path == DEMO else topics.dataset(split)
+    else:
+        dataset = sources.open_source(path, split, sources.TEXTS, "text", [text])
     return dataset, text_column(dataset, path, text)
 
 
