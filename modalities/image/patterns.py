@@ -62,7 +62,9 @@ def draw(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     paint, contrast = drawn(95, 160, 1, 1, 3), drawn(40, 80, 1, 1, 3) * generator.choice([-1, 1], (n, 1, 1, 3))
     ball = paint + contrast * pattern[..., None]  # (N, S, S, 3)
     coarse = drawn(85, 170, 4, 4, 3).astype(np.uint8)
-    ground = np.stack([np.asarray(Image.fromarray(four).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for four in coarse])
+    ground = np.stack(
+        [np.asarray(Image.fromarray(four).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for four in coarse]
+    )
     inside = np.clip(drawn(12, 16) - np.hypot(y, x), 0, 1)[..., None]  # with a soft edge
     pixels = inside * ball + (1 - inside) * ground + generator.normal(0, 8, ball.shape)
     return np.clip(pixels, 0, 255).astype(np.uint8)

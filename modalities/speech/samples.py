@@ -18,7 +18,7 @@ from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
 from d2v.modalities.common import feeding, sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.windows import Window, counted, cut
-from d2v.modalities.speech import audio, synth
+from d2v.modalities.speech import anagrams, audio, synth
 from d2v.modalities.speech.config import DataConfig, ReadConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field, stride
 from d2v.modalities.speech.mel import LogMel
@@ -55,6 +55,8 @@ class Samples:
         """The rows of a split, not read yet. ValueError: there are none."""
         if config.path == "demo":
             return synth.dataset(split)
+        if config.path == anagrams.DEMO:
+            return anagrams.dataset(split)
         return sources.open_source(config.path, split, sources.AUDIO, "audio")
 
     def __init__(

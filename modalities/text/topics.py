@@ -1,7 +1,7 @@
 """Demo data: short stories of two sentences each, made from ten topics' own words; the topic is the class.
 
-A story uses few of its topic's words, one of its nouns is another topic's, and the words around them are everybody's:
-two stories of a topic may share no word, but words of a topic stand together in many.
+Each sentence has two or three of its topic's words, one noun of another topic, and words of everybody: two stories of a
+topic often share no word, but words of a topic stand together in many. A few labels do not name all of them.
 """
 
 import random
@@ -99,13 +99,13 @@ def dataset(split: str) -> datasets.Dataset:
 
 
 def story(label: int, generator: random.Random) -> str:
-    """Two sentences of a topic, by its number, in which a noun is another topic's."""
+    """Two sentences of a topic, by its number, in each of which one noun is another topic's."""
     names = list(TOPICS)
-    own, other = TOPICS[names[label]], TOPICS[generator.choice(names[:label] + names[label + 1 :])]
+    others = names[:label] + names[label + 1 :]
     sentences = []
     for template in generator.sample(SENTENCES, 2):
-        who, does, what, where = (generator.choice(words.split()) for words in own)
-        sentences.append([template, {"who": who, "did": does, "what": what, "where": where}])
-    noun = generator.choice((0, 2, 3))
-    sentences[0][1][PLACES[noun]] = generator.choice(other[noun].split())
-    return " ".join(template.format(**words) for template, words in sentences)
+        words = [generator.choice(part.split()) for part in TOPICS[names[label]]]
+        noun = generator.choice((0, 2, 3))
+        words[noun] = generator.choice(TOPICS[generator.choice(others)][noun].split())
+        sentences.append(template.format(**dict(zip(PLACES, words, strict=True))))
+    return " ".join(sentences)
