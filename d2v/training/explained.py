@@ -10,7 +10,7 @@ EXPLAINED = {
     "verdict": "healthy: features kept their variety, and k-NN, if there are labels, did not fall",
     "rank": "effective rank: how many directions features use; near 1 all samples look alike to the encoder",
     "std": "spread of normalised features; 1 divided by the root of their width is even, near 0 is collapse",
-    "loss": "what training lowers; it compares runs of one method only, and may rise while features get better",
+    "loss": "what training lowers; it compares runs of one method and data only",
     "target_std": "spread of what the student is to predict; near 0 the teacher says the same of everything",
     "prediction_std": "spread of what the student predicts; near 0 it has given up",
     "hidden_share": "share of the tokens that the student had to predict",

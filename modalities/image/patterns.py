@@ -37,8 +37,9 @@ def dataset(split: str) -> datasets.Dataset:
     """Columns image (PNG bytes) and label. ValueError: another split than train, validation, test."""
     if split not in PICTURES:
         raise NoSplitError(f"data.split {split!r}: the demo has the splits {', '.join(PICTURES)}")
-    labels = np.arange(PICTURES[split]) % len(PATTERNS)
-    pixels = draw(labels, np.random.default_rng(list(PICTURES).index(split)))
+    generator = np.random.default_rng(list(PICTURES).index(split))
+    labels = generator.permutation(np.arange(PICTURES[split]) % len(PATTERNS))
+    pixels = draw(labels, generator)
     cells = [{"bytes": _png(picture), "path": None} for picture in pixels]
     features = datasets.Features(
         {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=list(PATTERNS))}

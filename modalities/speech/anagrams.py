@@ -27,7 +27,7 @@ def dataset(split: str) -> datasets.Dataset:
     generator = np.random.default_rng(list(CLIPS).index(split))
     voices = [(generator.uniform(90, 260), generator.uniform(0.92, 1.2)) for _ in range(VOICES[split])]
     waves, labels, speakers = [], [], []
-    for number in range(CLIPS[split]):
+    for number in generator.permutation(CLIPS[split]).tolist():
         label, voice = number % len(WORDS), number // len(WORDS) % len(voices)
         wave = synth.say(WORDS[label], *voices[voice], generator)
         before, after = generator.uniform(0, SILENCE * synth.RATE, 2).astype(int)

@@ -93,6 +93,7 @@ def dataset(split: str) -> datasets.Dataset:
         raise NoSplitError(f"data.split {split!r}: the demo has the splits {', '.join(STORIES)}")
     generator = random.Random(split)
     labels = [number % len(TOPICS) for number in range(STORIES[split])]
+    generator.shuffle(labels)
     rows = {"text": [story(label, generator) for label in labels], "label": labels}
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(TOPICS))})
     return datasets.Dataset.from_dict(rows, features=features)
