@@ -16,7 +16,7 @@ class ReadConfig:
 
     path: Any = setting(
         "",
-        'A folder, a table, a Hub data set, a list of these, or "demo": scikit-learn\'s digits; required.',
+        'A folder, a table, a Hub data set, a list of these, "demo": scikit-learn\'s digits, or "demo-patterns": drawn; required.',
         place=True,
     )
     split: str = setting("train", "The split to train on.")
