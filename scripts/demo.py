@@ -22,7 +22,7 @@ CLASSES = 10  # of each
 SHOWN = {
     "image": "ten patterns on balls of any place, size, angle and colour; data2vec 2.0",
     "speech": "ten words of the same four vowels in ten orders, by unseen voices; data2vec 2.0",
-    "text": "stories of ten topics, of which 50 have a label; SimCLR, which compares two parts of a story",
+    "text": "stories of ten topics, 50 of them with a label; SimCLR, two parts of a story compared",
 }
 FEATURES = ("raw input", "random init", "pretrained")
 WIDTH = 100
@@ -80,11 +80,11 @@ def screen(outcomes: dict[str, Outcome], seconds: float) -> list[str]:
         lines.append(f"{name:8}{cells} | {100 / CLASSES:6.1f}")
     lines.append("")
     for name in ("chance", *FEATURES, "k-NN", "probe", "verdict"):
-        lines += _hanging(f"{name:12}", EXPLAINED[name])
+        lines += _hanging(f"{name:13}", EXPLAINED[name])
     lines.append("")
     for name, outcome in outcomes.items():
-        lines += _hanging(f"{name:12}", f"{SHOWN[name]}; verdict {outcome.verdict.state}{_behind(outcome)}")
-        lines.append(f"{'':12}{outcome.run / 'report.html'}")
+        lines.append(f"{name:13}{outcome.run / 'report.html'}, verdict {outcome.verdict.state}")
+        lines += _hanging(" " * 13, SHOWN[name] + _behind(outcome))
     lines.append("")
     lines.append("Your own files (d2v configs lists more; speech/ and text/ are the same):")
     lines.append("  d2v pretrain image/data2vec_tiny data.path=photos/ run.dir=runs/first")

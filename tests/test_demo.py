@@ -1,6 +1,7 @@
 """The demo: data that is drawn, the same everywhere, apart between splits; and its last screen."""
 
 import io
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import tiny
 from sklearn.neighbors import KNeighborsClassifier
 
 from d2v.config.loading import load_config
@@ -126,3 +128,13 @@ def test_a_demo_ends_with_its_screen(tmp_path: Path, monkeypatch: pytest.MonkeyP
     last = said[said.index("Percent of held-out samples") :]
     assert "verdict too early" in last and str(tmp_path / "demo_text" / "report.html") in last
     assert (tmp_path / "demo_text" / "report.html").is_file()
+
+
+def test_the_readme_quotes_the_last_screen():
+    page = (tiny.ROOT / "README.md").read_text("utf-8")
+    quoted = page[page.index("Percent of held-out samples") :].partition("```")[0]
+
+    def form(text: str) -> str:
+        return re.sub(r" *[0-9.]+", " #", text).strip()
+
+    assert form(quoted) == form("\n".join(demo.screen(outcomes(), 181)))

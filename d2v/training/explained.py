@@ -6,7 +6,7 @@ EXPLAINED = {
     "random init": "the encoder untrained; above chance, as even random weights keep like inputs alike",
     "pretrained": "the same encoder after training without a single label",
     "k-NN": "a sample takes the class of its nearest neighbours by features; nothing is fitted",
-    "probe": "a linear classifier fitted on frozen features; finds classes that k-NN misses among the rest",
+    "probe": "a linear classifier fitted on frozen features; finds what k-NN overlooks",
     "verdict": "healthy: features kept their variety, and k-NN, if there are labels, did not fall",
     "rank": "effective rank: how many directions features use; near 1 all samples look alike to the encoder",
     "std": "spread of normalised features; 1 divided by the root of their width is even, near 0 is collapse",
