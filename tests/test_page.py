@@ -1,6 +1,7 @@
 """report.html of a run: everything is in it, nothing is fetched, nothing of the user's becomes markup."""
 
 import base64
+import html
 import io
 import re
 import shutil
@@ -16,7 +17,9 @@ import torch
 import yaml
 from PIL import Image
 
+from d2v.training.explained import EXPLAINED
 from d2v.training.page import Summary, nearest, write_page
+from scripts import finetune
 
 PICTURE = re.compile(r'src="data:image/png;base64,([^"]+)"')
 VOID = {"meta", "img", "br"}
@@ -61,7 +64,7 @@ class Odd:
 def summary(**changed) -> Summary:
     given = {
         "title": "<i>run</i>", "state": "healthy", "reason": "rank < 3 & more", "advice": "",
-        "numbers": [("<u>", "", "1")],
+        "headings": ("<s>", "init", "end"), "numbers": [("<u>", "", "1")],
         "report": ["image: 7 of 7 <usable>"], "settings": "run: {dir: </pre><script>}", "commands": ["d2v embed a<b"],
     }  # fmt: skip
     return Summary(**(given | changed))
@@ -72,7 +75,7 @@ def test_names_and_texts_do_not_reach_markup(tmp_path: Path):
     page = (tmp_path / "report.html").read_text("utf-8")
     parser = Balanced()
     parser.feed(page)
-    assert not parser.open and not {"script", "b", "i", "u", "image", "usable"} & parser.seen
+    assert not parser.open and not {"script", "b", "i", "u", "s", "image", "usable"} & parser.seen
     assert "&lt;b&gt;bold&lt;/b&gt;" in page and "cannot identify &lt;image&gt; file" in page
 
 
@@ -97,18 +100,87 @@ def run(request) -> Path:
     return tiny.finished(request.param)
 
 
-def test_the_page_of_a_run_is_whole_and_fetches_nothing(run: Path):
+def sections(page: str) -> dict[str, str]:
+    """What is below each heading."""
+    parts = page.split("<h2>")[1:]
+    return {html.unescape(part.partition("</h2>")[0]): part.partition("</h2>")[2] for part in parts}
+
+
+def check_whole(run: Path, *titles: str) -> dict[str, str]:
+    """The sections of a page, of which none is empty, no picture constant, and nothing fetched."""
     page = (run / "report.html").read_text("utf-8")
-    for part in ("Numbers", "Data", "Nearest samples", "Go on", "Settings", "d2v embed", "too early"):
-        assert part in page
+    parser = Balanced()
+    parser.feed(page)
+    assert not parser.open and not parser.seen & {"script", "link", "iframe"}
+    assert len(page) < 2e6
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in re.sub(PICTURE, "", page)
-    assert ("<h2>Curves</h2>" in page) == (run / "curves.png").is_file()
-    drawn = pictures(page)
-    assert all(pixels.std() > 0 for pixels in drawn)
+    assert "url(" not in page and "@import" not in page
+    found = sections(page)
+    assert set(found) >= set(titles)
+    assert all(len(re.sub("<[^>]*>", "", part).strip()) > 10 or "<img" in part for part in found.values())
+    assert all(pixels.std() > 0 for pixels in pictures(page))
+    return found
+
+
+def test_the_page_of_a_run_is_whole_and_fetches_nothing(run: Path):
+    found = check_whole(run, "Numbers", "Data", "Nearest samples, by the student's features", "Go on", "Settings")
+    near = found["Nearest samples, by the student's features"]
+    assert ("Curves" in found) == (run / "curves.png").is_file()
+    assert "d2v embed" in found["Go on"] and "too early" in (run / "report.html").read_text("utf-8")
     if "text" not in run.name:
-        assert len(drawn) >= 12 + 4 * 6  # samples, and queries with their neighbours
+        assert len(pictures(found["Data"])) == 12 and len(pictures(near)) == 4 * 6
     else:
-        assert page.count('class="text"') == 12 + 4 * 6
+        assert found["Data"].count('class="text"') == 12 and near.count('class="text"') == 4 * 6
+    if "speech" in run.name:
+        assert all(pixels.shape[1] > pixels.shape[0] for pixels in pictures(found["Data"]))  # spectrograms
+
+
+def test_every_number_of_a_page_is_explained_by_the_sentence_that_the_demo_shows(run: Path):
+    numbers = sections((run / "report.html").read_text("utf-8"))["Numbers"]
+    rows = re.findall(r'<tr><td>(\w+)</td>.*?<td class="hint">(.*?)</td></tr>', numbers)
+    assert {"student_rank", "student_knn", "loss", "grad_norm"} <= {name for name, _ in rows}
+    assert all(said for _, said in rows)
+    assert html.unescape(dict(rows)["student_knn"]).endswith(EXPLAINED["k-NN"])
+
+
+def test_maps_are_of_encoders_whose_tokens_lie_in_a_grid(run: Path):
+    found = sections((run / "report.html").read_text("utf-8"))
+    shown = {"Patches", "Attention"} & set(found)
+    assert shown == ({"Patches", "Attention"} if "image" in run.name else set())
+    assert all(len(pictures(found[title])) == 1 for title in shown)
+
+
+def test_a_whole_network_of_timm_has_a_page_without_maps(tmp_path: Path):
+    folder = tmp_path / "run"
+    network = ["model.frontends.image={image_size: 32, backbone: test_resnet, small_stem: false}", "model.trunk.dim=96"]
+    data = ["data.path=demo", "data.split=train", "evaluate.path=''", *tiny.small_heads("simclr")]
+    steps = [
+        "train.steps=2",
+        "train.warmup_steps=1",
+        "train.batch_size=4",
+        "run.health_every=1",
+        "run.health_samples=16",
+    ]
+    config = str(tiny.ROOT / "configs" / "image" / "simclr_tiny.yaml")
+    tiny.pretrain.main([config, *network, *data, *steps, f"run.dir={folder}"])
+    found = check_whole(folder, "Numbers", "Data", "Settings")
+    assert not {"Patches", "Attention"} & set(found)
+    assert "simclr" in found["Settings"]  # which has no teacher
+
+
+def test_a_run_of_fine_tuning_has_a_page(tmp_path: Path):
+    folder = tmp_path / "run"
+    model = tiny.finished("image") / "export"
+    data = ["data.path=demo", "data.test_split=test", "data.mean=[0.3]", "data.std=[0.38]"]
+    steps = ["train.steps=4", "train.warmup_steps=1", "train.batch_size=8", "run.log_every=1", "run.save_every=4"]
+    config = str(tiny.ROOT / "configs" / "image" / "finetune_tiny.yaml")
+    finetune.main([config, f"model={model}", *data, *steps, f"run.dir={folder}"])
+    found = check_whole(folder, "Numbers", "Curves", "Data", "Go on", "Settings")
+    confused = "Which classes are taken for which, test"
+    assert (
+        "accuracy" in found["Numbers"] and "<th>test</th>" in found["Numbers"] and len(pictures(found[confused])) == 1
+    )
+    assert "AutoModelForImageClassification" in found["Go on"] and len(pictures(found["Data"])) == 12
 
 
 def test_a_finished_command_repeated_changes_nothing(run: Path, capsys: pytest.CaptureFixture):

@@ -140,7 +140,7 @@ STOPPED = {  # command, and what is called when the signal comes
     "search": (["{0}/x.parquet", "id=1"], "pyarrow.parquet.read_table"),
     "finetune": (["image/finetune_tiny", "data.path={0}/photos", "model={0}/run", "run.dir={1}/new"], READING),
     "convert": (["{0}/run", "{1}/new"], "d2v.scripts.convert.load_ours"),
-    "demo": (["image", "runs={1}"], "subprocess.Popen.wait"),
+    "demo": (["image", "runs={1}"], READING),
     "configs": ([], "d2v.scripts.configs.purpose"),
     "show": (["image/data2vec_tiny"], "d2v.config.loading.find_config"),
     "completion": (["bash"], "d2v.scripts.completion.config_names"),
@@ -158,9 +158,6 @@ def test_a_signal_is_one_line_in_every_command(
 ):
     arguments, called = STOPPED[command]
     arguments = [argument.format(photos, tmp_path) for argument in arguments]
-    if command == "demo":  # which waits for another process
-        monkeypatch.setattr("subprocess.Popen", Endless)
-        called = "test_stopping.Endless.wait"
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signals = [sent]  # once: other threads call it too
 
@@ -179,19 +176,6 @@ def test_a_signal_is_one_line_in_every_command(
             signal.signal(number, handler)
     assert end.value.code == code
     assert capfd.readouterr().err.strip().splitlines()[-1:] == ["stopped; what was written before is whole"]
-
-
-class Endless:
-    """A process."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def wait(self) -> int:
-        return 0
-
-    def terminate(self) -> None:
-        pass
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

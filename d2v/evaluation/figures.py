@@ -9,6 +9,7 @@ import numpy as np
 from d2v import files
 from d2v.pictures import tidy, write_png
 from d2v.shown import in_figure
+from d2v.types import View
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
@@ -73,3 +74,8 @@ def shown(values: np.ndarray) -> np.ndarray:
     values = np.repeat(values, 3, axis=2) if values.shape[2] < 3 else values[..., :3]
     low, high = values.min(axis=(0, 1), keepdims=True), values.max(axis=(0, 1), keepdims=True)
     return (values - low) / np.maximum(high - low, 1e-12)
+
+
+def pictures(view: View) -> list[np.ndarray]:
+    """The samples of a view of pixel_values (B, C, S, S) or the like, as `shown`."""
+    return [shown(pixels) for pixels in next(iter(view.inputs.values())).movedim(1, -1).cpu().numpy()]

@@ -77,6 +77,12 @@ class Subject:
         """What pictures are of: the test split, or train without one."""
         return self.train if self.test is None else self.test
 
+    def shown_view(self) -> View:
+        """evaluate.pictures samples of it, at equal distances."""
+        split = self.shown_split()
+        chosen = np.unique(np.linspace(0, len(split.indices) - 1, self.config.pictures).astype(int))
+        return split.samples.view(split.indices[chosen]).to(self.device)
+
     def grid(self, report: str, modality: str) -> tuple[int, int]:
         """Rows and columns of the model's tokens. ValueError: they lie on no grid, and the report needs one."""
         frontend = self.encoder.frontend(modality)

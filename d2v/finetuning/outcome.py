@@ -25,6 +25,7 @@ FILES = (
     "predictions_test.csv",
     "confusion_validation.png",
     "confusion_test.png",
+    "report.html",
 )
 
 

@@ -13,6 +13,7 @@ from d2v.finetuning import outcome
 from d2v.finetuning.config import RESULT_SECTIONS, FinetuneConfig
 from d2v.finetuning.model import adopt, bring_head, build_model
 from d2v.finetuning.objective import Supervised
+from d2v.finetuning.page import write_finetuned
 from d2v.finetuning.validation import BATCH_SIZE, Validation, is_scored
 from d2v.models.task_models import TaskModel
 from d2v.protocols import Labelled, LabelledTask
@@ -61,6 +62,7 @@ def _run(
                 _export(loop.objective.result, folder / "export", config, data)
             reader, device = _reader(config, folder), accelerator.device
             scores = outcome.write_outcome(folder, task.model, data, loop.progress.step, reader, device)
+            write_finetuned(folder, config, data, scores, task.model.__name__, loop.progress.step)
         accelerator.wait_for_everyone()
     return scores
 

@@ -13,20 +13,52 @@ from torch import Tensor
 from d2v.evaluation.nearest import cosines
 from d2v.files import written
 from d2v.protocols import Samples
+from d2v.training.explained import EXPLAINED, explain
 
 SHOWN, NEIGHBOURS, SIDE = 12, 5, 96  # samples of the data; queries' nearest; pixels of a picture's longer side
-STATES = {"healthy": "#157f3b", "too early": "#6b7280", "collapsing": "#b45309", "collapsed": "#b91c1c"}
+STATES = {
+    "healthy": "#157f3b",
+    "finished": "#1d4ed8",
+    "too early": "#6b7280",
+    "collapsing": "#b45309",
+    "collapsed": "#b91c1c",
+}
 STYLE = """
-body {font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #1f2937}
-h1 {font-size: 1.5rem} h2 {font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid #e5e7eb}
-table {border-collapse: collapse} td, th {padding: .15rem .8rem .15rem 0; text-align: left; vertical-align: top}
-pre {background: #f3f4f6; padding: .7rem; overflow-x: auto; font-size: 13px}
-img {max-width: 100%} .small img {image-rendering: pixelated; width: 96px}
-.row {display: flex; flex-wrap: wrap; gap: .6rem; margin: .5rem 0} figure {margin: 0; max-width: 9rem}
-figcaption {font-size: 11px; color: #6b7280; overflow-wrap: anywhere}
-.text {font-size: 12px; max-height: 6rem; overflow: hidden}
-.state {color: white; padding: .1rem .6rem; border-radius: .3rem}
+:root {--ink: #1c2430; --faint: #667085; --line: #e4e7ec; --ground: #f6f7f9}
+* {box-sizing: border-box}
+body {font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink);
+  background: var(--ground); margin: 0; padding: 2.5rem 1rem 4rem}
+main {max-width: 62rem; margin: 0 auto}
+header, section {background: white; border: 1px solid var(--line); border-radius: .6rem; padding: 1.3rem 1.7rem;
+  margin-bottom: 1.1rem}
+h1 {font-size: 1.55rem; line-height: 1.25; letter-spacing: -.01em; margin: 0 0 .8rem}
+h2 {font-size: 1.1rem; margin: 0 0 .6rem}
+p {margin: .4rem 0} .hint {color: var(--faint); font-size: .9rem; max-width: 48rem}
+table {border-collapse: collapse; width: 100%; font-size: .92rem}
+th {color: var(--faint); font-weight: 600; border-bottom: 2px solid var(--line)}
+td, th {padding: .35rem 1rem .35rem 0; text-align: left; vertical-align: top}
+tr + tr td {border-top: 1px solid var(--line)}
+td {font-variant-numeric: tabular-nums} td:first-child {white-space: nowrap}
+td.hint {font-size: .85rem; padding-right: 0}
+pre {background: var(--ground); border-radius: .4rem; padding: .8rem 1rem; overflow-x: auto; margin: .4rem 0;
+  font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace}
+img {max-width: 100%; display: block} .small img {image-rendering: pixelated; width: 100%; border-radius: .25rem}
+.row {display: grid; grid-template-columns: repeat(6, 1fr); gap: .8rem; margin: .8rem 0}
+figure {margin: 0; min-width: 0} .query figure:first-child {outline: 2px solid #1d4ed8; outline-offset: .25rem}
+figcaption {font-size: .72rem; line-height: 1.3; color: var(--faint); overflow-wrap: anywhere; margin-top: .25rem}
+.text {font-size: .78rem; line-height: 1.4; max-height: 7rem; overflow: hidden}
+.state {color: white; font-weight: 600; padding: .15rem .7rem; border-radius: 1rem; margin-right: .4rem}
+summary {cursor: pointer}
+@media (max-width: 40rem) {.row {grid-template-columns: repeat(3, 1fr)}}
 """
+
+
+class Map(NamedTuple):
+    """A picture of what an encoder makes of a few samples, as PNG, and what it shows."""
+
+    title: str
+    hint: str
+    png: bytes
 
 
 class Summary(NamedTuple):
@@ -36,40 +68,52 @@ class Summary(NamedTuple):
     state: str
     reason: str
     advice: str
-    numbers: list[tuple[str, str, str]]  # what was measured, at the random init, at the end
+    headings: tuple[str, ...]  # of the numbers: what was measured, and where
+    numbers: list[tuple[str, ...]]
     report: list[str]  # of the data
     settings: str  # as YAML
     commands: list[str]  # to go on with
 
 
 def write_page(
-    folder: Path, summary: Summary, samples: Samples, indices: Sequence[int], features: Tensor | None
+    folder: Path,
+    summary: Summary,
+    samples: Samples,
+    indices: Sequence[int],
+    features: Tensor | None,
+    maps: Sequence[Map] = (),
 ) -> None:
-    """Writes folder/report.html from a run's numbers and the pictures beside it.
+    """Writes folder/report.html from a run's numbers, the pictures beside it, and `maps`.
 
     `features` (N, D) of the samples at `indices`, for their neighbours; None: they are not finite, or not measured.
     """
+    advice = f"<p><b>Advice:</b> {escape(summary.advice)}</p>" if summary.advice else ""
+    state = f'<span class="state" style="background:{STATES[summary.state]}">{escape(summary.state)}</span>'
+    shown = [_sample(samples, index) for index in _spread(len(samples), SHOWN)]
+    found = "".join(f"<div>{escape(line)}</div>" for line in summary.report)
+    settings = f"<details><summary>all of them</summary><pre>{escape(summary.settings)}</pre></details>"
     parts = [
-        f"<h1>{escape(summary.title)}</h1>",
-        f'<p><span class="state" style="background:{STATES[summary.state]}">{escape(summary.state)}</span> '
-        f"{escape(summary.reason)}</p>",
-        f"<p><b>Advice:</b> {escape(summary.advice)}</p>" if summary.advice else "",
-        _numbers(summary.numbers),
+        f"<header><h1>{escape(summary.title)}</h1><p>{state} {escape(summary.reason)}</p>{advice}",
+        _hint(EXPLAINED["verdict"]) if summary.state != "finished" else "",
+        "</header>",
+        _section("Numbers", _numbers(summary.headings, summary.numbers)),
         *_drawn(folder),
-        "<h2>Data</h2>",
-        *[f"<div>{escape(line)}</div>" for line in summary.report],
-        _row([_sample(samples, index) for index in _spread(len(samples), SHOWN)]),
+        _section("Data", found + _row(shown)),
     ]
     if features is not None and len(indices) > NEIGHBOURS:
-        parts += ["<h2>Nearest samples, by the student's features</h2>", "<p>The first of each row is the query.</p>"]
-        for row in nearest(features, _spread(len(indices), 4), NEIGHBOURS):
-            parts.append(_row([_sample(samples, int(indices[place])) for place in row]))
-    commands = "\n".join(summary.commands)
-    parts += ["<h2>Go on</h2>", f"<pre>{escape(commands)}</pre>", "<h2>Settings</h2>"]
-    parts.append(f"<details><summary>all of them</summary><pre>{escape(summary.settings)}</pre></details>")
-    head = f'<meta charset="utf-8"><title>{escape(summary.title)}</title><style>{STYLE}</style>'
+        rows = nearest(features, _spread(len(indices), 4), NEIGHBOURS)
+        pictures = [_row([_sample(samples, int(indices[place])) for place in row], "query") for row in rows]
+        hint = _hint("The first of each row is the query; a good encoder brings its own kind beside it.")
+        parts.append(_section("Nearest samples, by the student's features", hint + "".join(pictures)))
+    for one in maps:
+        parts.append(_section(one.title, _hint(one.hint) + _picture(one.png, one.title)))
+    parts.append(_section("Go on", f"<pre>{escape(chr(10).join(summary.commands))}</pre>"))
+    parts.append(_section("Settings", settings))
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{escape(summary.title)}</title><style>{STYLE}</style>"
     with written(folder / "report.html") as temporary:
-        page = f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+        body = f"<main>{''.join(parts)}</main>"
+        page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
         temporary.write_text(page, "utf-8")
 
 
@@ -86,27 +130,40 @@ def _spread(total: int, count: int) -> list[int]:
     return [place * total // count for place in range(count)] if total > count else list(range(total))
 
 
-def _numbers(rows: list[tuple[str, str, str]]) -> str:
-    head = "<tr><th>measured</th><th>random init</th><th>end</th></tr>"
-    lines = []
+def _section(title: str, inner: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{inner}</section>"
+
+
+def _hint(text: str) -> str:
+    return f'<p class="hint">{escape(text)}</p>'
+
+
+def _numbers(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Each with the sentence that explains it."""
+    lines = [f"<tr>{''.join(f'<th>{escape(heading)}</th>' for heading in headings)}<th>what it is</th></tr>"]
     for row in rows:
-        cells = [f"<td>{escape(cell)}</td>" for cell in row]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<h2>Numbers</h2><table>{head}{''.join(lines)}</table>"
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        lines.append(f'<tr>{cells}<td class="hint">{escape(explain(row[0]))}</td></tr>')
+    return f"<table>{''.join(lines)}</table>"
 
 
 def _drawn(folder: Path) -> list[str]:
     """The run's pictures, and those of evaluations that were made before."""
-    names = {"curves.png": "Curves", "spectrum.png": "Spectrum of the features"}
+    names = {
+        "curves.png": "Curves",
+        "spectrum.png": "Spectrum of the features",
+        "confusion_validation.png": "Which classes are taken for which, validation",
+        "confusion_test.png": "Which classes are taken for which, test",
+    }
     parts = []
     for path in [*(folder / name for name in names), *sorted((folder / "evaluation").rglob("*.png"))]:
         if path.is_file():
-            parts.append(f"<h2>{escape(names.get(path.name, path.stem))}</h2>{_picture(path.read_bytes(), path.name)}")
+            parts.append(_section(names.get(path.name, path.stem), _picture(path.read_bytes(), path.name)))
     return parts
 
 
-def _row(figures: list[str]) -> str:
-    return f'<div class="row small">{"".join(figures)}</div>'
+def _row(figures: list[str], kind: str = "") -> str:
+    return f'<div class="row small {kind}">{"".join(figures)}</div>'
 
 
 def _sample(samples: Samples, index: int) -> str:

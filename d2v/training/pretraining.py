@@ -25,6 +25,7 @@ from d2v.training.health import HealthCheck
 from d2v.training.init_from import adopt, bring_preparation, start_from
 from d2v.training.length import check_length
 from d2v.training.loop import Loop
+from d2v.training.maps import token_maps
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.page import Summary, write_page
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
@@ -220,6 +221,7 @@ def _write_page(config: Config, loop: Loop, verdict: Verdict, report: list[str])
         state=verdict.state,
         reason=verdict.reason,
         advice=verdict.advice,
+        headings=("measured", "random init", "end"),
         numbers=measured(loop.history.records),
         report=report,
         settings=dumped(config.as_dict()),
@@ -229,4 +231,7 @@ def _write_page(config: Config, loop: Loop, verdict: Verdict, report: list[str])
             f"d2v convert {folder}/export encoder.onnx",
         ],
     )
-    write_page(folder, summary, health.samples, health.read, loop.features.get("student"))
+    best = better(loop.history.records) if len(loop.objective.teacher) else "student"
+    encoder = loop.objective.encoders[("student", "teacher").index(best)]
+    maps = token_maps(encoder, config.modality, health, best) if loop.features else []
+    write_page(folder, summary, health.samples, health.read, loop.features.get("student"), maps)

@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def _with_notes(dataset: datasets.Dataset, said: list[str], names: list[str]) ->
     return with_splits(dataset, names)
 
 
-def with_splits(dataset: datasets.Dataset, names: Sequence[str]) -> datasets.Dataset:
+def with_splits(dataset: datasets.Dataset, names: Iterable[str]) -> datasets.Dataset:
     """The data set, of which these are said to be its splits."""
     dataset.info.splits = datasets.SplitDict({name: datasets.SplitInfo(name) for name in names})
     return dataset

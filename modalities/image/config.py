@@ -16,7 +16,8 @@ class ReadConfig:
 
     path: Any = setting(
         "",
-        'A folder, a table, a Hub data set, a list of these, or "demo": scikit-learn\'s digits; required.',
+        "A folder, a table, a Hub data set, a list of these, or what d2v brings: demo, scikit-learn's digits, and "
+        "demo-patterns, which are drawn; required.",
         place=True,
     )
     split: str = setting("train", "The split to train on.")

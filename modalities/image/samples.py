@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, ViTImageProcessor
 
 from d2v.modalities.common import feeding, sources, tables
 from d2v.modalities.common.data_report import Report, UnreadableError
-from d2v.modalities.image import augment, masks, views
+from d2v.modalities.image import augment, masks, patterns, views
 from d2v.modalities.image.config import DataConfig, ReadConfig, check_reading
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.protocols import NoSplitError, Rows
@@ -58,6 +58,9 @@ def _png(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+DEMOS = {"demo": (demo, ("train", "test")), "demo-patterns": (patterns.dataset, patterns.PICTURES)}  # by data.path
+
+
 class Samples:
     """The usable images of one split, checked once."""
 
@@ -68,8 +71,9 @@ class Samples:
     @staticmethod
     def open(config: ReadConfig, split: str) -> datasets.Dataset:
         """The rows of a split, not read yet. ValueError: there are none."""
-        if config.path == "demo":
-            return sources.with_splits(demo(split), ["train", "test"])
+        if config.path in DEMOS:
+            dataset, splits = DEMOS[config.path]
+            return sources.with_splits(dataset(split), splits)
         return sources.open_source(config.path, split, sources.IMAGES, "image")
 
     def __init__(

@@ -19,7 +19,9 @@ class ReadConfig:
     """Where speech is and how it is read; defaults are data2vec Base's."""
 
     path: Any = setting(
-        "", 'A folder, a table, a Hub data set, a list of these, or "demo": synthetic vowels; required.', place=True
+        "",
+        'A folder, a table, a Hub data set, a list of these, "demo" or "demo-anagrams": synthetic words; required.',
+        place=True,
     )
     split: str = setting("train", "The split to train on.")
     label: str = setting("label", "The column with the class, if there is one.")

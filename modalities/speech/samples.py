@@ -19,7 +19,7 @@ from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
 from d2v.modalities.common import feeding, sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.windows import Window, counted, cut
-from d2v.modalities.speech import audio, synth
+from d2v.modalities.speech import anagrams, audio, synth
 from d2v.modalities.speech.choice import open_labelled
 from d2v.modalities.speech.config import DataConfig, ReadConfig, TuningConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field, stride
@@ -59,6 +59,8 @@ class Samples:
             return open_labelled(config.path, split)
         if config.path == "demo":
             return sources.with_splits(synth.dataset(split), ["train", "test"])
+        if config.path == anagrams.DEMO:
+            return sources.with_splits(anagrams.dataset(split), anagrams.CLIPS)
         return sources.open_source(config.path, split, sources.AUDIO, "audio")
 
     def __init__(

@@ -5,6 +5,7 @@ model of the sequence can. There are several voices; those of split "test" are n
 """
 
 import io
+from collections.abc import Sequence
 
 import datasets
 import numpy as np
@@ -43,21 +44,33 @@ def dataset(split: str) -> datasets.Dataset:
     if split not in CLIPS:
         raise NoSplitError(f"data.split {split!r}: the demo has the splits {', '.join(CLIPS)}")
     voices = list(VOICES[split])
-    rows = {"audio": [], "label": [], "text": [], "speaker": []}
+    waves, labels, speakers = [], [], []
     for number in range(CLIPS[split]):
         label = number % len(WORDS)
         speaker = voices[number // len(WORDS) % len(voices)]
         generator = np.random.default_rng((list(CLIPS).index(split), number))
-        rows["audio"].append({"bytes": _wav(say(WORDS[label], *VOICES[split][speaker], generator)), "path": None})
-        rows["label"].append(label)
-        rows["text"].append(WORDS[label])
-        rows["speaker"].append(speaker)
+        waves.append(say(WORDS[label], *VOICES[split][speaker], generator))
+        labels.append(label)
+        speakers.append(speaker)
+    return rows(waves, labels, WORDS, speakers)
+
+
+def rows(
+    waves: Sequence[np.ndarray], labels: Sequence[int], words: Sequence[str], speakers: Sequence[str]
+) -> datasets.Dataset:
+    """Columns audio (WAV bytes), label and text (one of `words`), speaker."""
     string = datasets.Value("string")
     audio = {"bytes": datasets.Value("binary"), "path": string}  # datasets.Audio would ask for torchcodec here
     features = datasets.Features(
-        {"audio": audio, "label": datasets.ClassLabel(names=list(WORDS)), "text": string, "speaker": string}
+        {"audio": audio, "label": datasets.ClassLabel(names=list(words)), "text": string, "speaker": string}
     )
-    return datasets.Dataset.from_dict(rows, features=features)
+    columns = {
+        "audio": [{"bytes": _wav(wave), "path": None} for wave in waves],
+        "label": list(labels),
+        "text": [words[label] for label in labels],
+        "speaker": list(speakers),
+    }
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def say(word: str, pitch: float, scale: float, generator: np.random.Generator) -> np.ndarray:
@@ -65,7 +78,8 @@ def say(word: str, pitch: float, scale: float, generator: np.random.Generator) -
 
     Pulses of the glottis, filtered by formants that glide from vowel to vowel.
     """
-    num_frames = int(generator.uniform(0.4, 0.8) * RATE) // FRAME
+    count = len(word)
+    num_frames = int(generator.uniform(0.4, 0.8) * RATE * count / 2) // FRAME
     time = np.linspace(0, 1, num_frames * FRAME)
     jitter = 1 + 0.01 * np.cumsum(generator.normal(size=len(time))) / np.sqrt(len(time))
     height = pitch * generator.uniform(0.92, 1.08)
@@ -74,12 +88,13 @@ def say(word: str, pitch: float, scale: float, generator: np.random.Generator) -
     pulses = np.diff(np.floor(phase), prepend=0) + 0.03 * generator.normal(size=len(time))  # and a little breath
     glottis = lfilter([1], [1, -1.9, 0.9025], pulses)  # -12 dB per octave
     source = np.diff(glottis, prepend=0)  # +6 at the lips
-    middle = generator.uniform(0.4, 0.6)
-    width = generator.uniform(0.03, 0.06)
-    mix = 1 / (1 + np.exp(-(np.linspace(0, 1, num_frames) - middle) / width))  # 0 at the first vowel, 1 at the second
-    mix = mix[:, None]  # (frames, 1)
-    first, second = (np.array(VOWELS[vowel]) * scale * generator.uniform(0.93, 1.07, size=3) for vowel in word)
-    formants = (1 - mix) * first + mix * second  # (frames, 3)
+    borders = [generator.uniform((number + 0.8) / count, (number + 1.2) / count) for number in range(count - 1)]
+    width = generator.uniform(0.03, 0.06) * 2 / count
+    vowels = [np.array(VOWELS[vowel]) * scale * generator.uniform(0.93, 1.07, size=3) for vowel in word]
+    formants, place = vowels[0], np.linspace(0, 1, num_frames)[:, None]  # (frames, 1)
+    for border, vowel in zip(borders, vowels[1:], strict=True):
+        mix = 1 / (1 + np.exp(-(place - border) / width))  # 0 before, 1 at the next vowel
+        formants = (1 - mix) * formants + mix * vowel  # (frames, 3)
     wave = _filter(source, formants) * np.minimum(1, np.minimum(time, 1 - time) * 12)
     noise = generator.normal(size=len(wave))
     wave = wave / wave.std() + noise * generator.uniform(0.1, 0.5)  # 20 to 6 dB

@@ -20,7 +20,7 @@ class ReadConfig:
     path: Any = setting(
         "",
         "Text files (a line or paragraph a line, an empty line between documents), tables with a text column, "
-        'Hub data sets, a list of these, or "demo": Python\'s documentation; required.',
+        'Hub data sets, a list of these, "demo": Python\'s documentation, or "demo-topics": drawn; required.',
         place=True,
     )
     split: str = setting("train", "The split to train on.")

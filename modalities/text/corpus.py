@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from d2v.modalities.common import sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.text import tokenizer as tokenizers
+from d2v.modalities.text import topics
 from d2v.protocols import NoSplitError
 
 DEMO = "demo"
@@ -39,6 +40,8 @@ def open_rows(path: Any, split: str, text: str) -> tuple[datasets.Dataset, str]:
     """The data set and the name of its text column. ValueError: nothing there, no such split, no such column."""
     if path == DEMO:
         dataset = sources.with_splits(demo(split), DEMO_SPLITS)
+    elif path == topics.DEMO:
+        dataset = sources.with_splits(topics.dataset(split), topics.STORIES)
     else:
         dataset = sources.open_source(path, split, sources.TEXTS, "text", [text])
     return dataset, text_column(dataset, path, text)

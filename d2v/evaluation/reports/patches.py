@@ -3,41 +3,49 @@
 B samples, T tokens of a grid, D width. As in DINOv2 (arXiv 2304.07193), figure 1, without its foreground mask.
 """
 
-import numpy as np
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
 from d2v.evaluation.features import frozen, layer_tokens
-from d2v.evaluation.figures import save_figure, shown, tiles_figure
+from d2v.evaluation.figures import pictures, save_figure, shown, tiles_figure
 from d2v.evaluation.report import Finding, Subject
+from d2v.types import View
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NEEDS = ("tokens", "grid")
 
 
 def report(subject: Subject) -> Finding:
     """A row for each of evaluate.pictures samples: the sample, and its tokens for each encoder."""
-    split = subject.shown_split()
-    chosen = np.unique(np.linspace(0, len(split.indices) - 1, subject.config.pictures).astype(int))
-    view = split.samples.view(split.indices[chosen]).to(subject.device)
-    grid = subject.grid("patches", view.modality)
-    pixels = next(iter(view.inputs.values())).movedim(1, -1).cpu().numpy()  # (B, S, S, C)
-    columns, shares = [[shown(picture) for picture in pixels]], {}
-    for name, encoder in subject.encoders.items():
-        with frozen(encoder):
-            x = layer_tokens(encoder, view, [subject.layer], "evaluate.layer")[0][subject.layer]  # (B, T, D)
-        colours, shares[name] = main_directions(x.float())
-        columns.append(list(shown(colours.reshape(-1, 1, 3).cpu().numpy()).reshape(len(pixels), *grid, 3)))
-    figure = tiles_figure(
-        list(zip(*columns, strict=True)),
-        ["sample", *subject.encoders],
-        f"Main directions of the tokens: {subject.name}",
-    )
+    view = subject.shown_view()
+    encoders, grid = subject.encoders, subject.grid("patches", view.modality)
+    figure, finding = draw(encoders, view, grid, subject.name, subject.layer)
     save_figure(figure, subject.picture("patches"))
+    return finding
+
+
+def draw(
+    encoders: Mapping[str, Any], view: View, grid: tuple[int, int], name: str, layer: str = "last"
+) -> "tuple[Figure, Finding]":
+    """A row for each sample of a view, and how much of the variance the directions hold."""
+    columns, shares = [list(pictures(view))], {}
+    for title, encoder in encoders.items():
+        with frozen(encoder):
+            x = layer_tokens(encoder, view, [layer], "evaluate.layer")[0][layer]  # (B, T, D)
+        colours, shares[title] = main_directions(x.float())
+        columns.append(list(shown(colours.reshape(-1, 1, 3).cpu().numpy()).reshape(len(x), *grid, 3)))
+    rows = list(zip(*columns, strict=True))
+    figure = tiles_figure(rows, ["sample", *encoders], f"Main directions of the tokens: {name}")
     lines = [
-        f"patches of {name}: three directions hold {100 * sum(share):.0f} % of the variance"
-        for name, share in shares.items()
+        f"patches of {title}: three directions hold {100 * sum(share):.0f} % of the variance"
+        for title, share in shares.items()
     ]
-    return Finding(lines, {"variance": shares})
+    return figure, Finding(lines, {"variance": shares})
 
 
 def main_directions(x: Tensor) -> tuple[Tensor, list[float]]:
