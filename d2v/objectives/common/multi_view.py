@@ -96,6 +96,15 @@ def embedding(side: nn.ModuleDict, view: View) -> Tensor:
     return side["projector"](summary(side["encoder"], view))
 
 
+def projections(side: nn.ModuleDict, views: list[View]) -> list[Tensor]:
+    """The projection (B, P) of each view by the student or the teacher.
+
+    Views of one shape are one forward pass, and all are one of the projector's.
+    """
+    summaries = torch.cat(each(views, lambda view: summary(side["encoder"], view)))  # (V * B, D)
+    return list(side["projector"](summaries).chunk(len(views)))
+
+
 def by_shape(views: list[View]) -> Iterator[View]:
     """Views with neighbours of the same shape joined along the samples, so that each resolution is one forward pass."""
     start = 0

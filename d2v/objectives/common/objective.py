@@ -23,6 +23,7 @@ class Objective(nn.Module):
     # the teacher's batch norms normalise by the batches that it sees; false: it sees none in training
     teacher_sees_batches: ClassVar[bool] = True
     seed = 0  # what is drawn in a step is a function of it and the step
+    step = 0  # the optimizer step that begin_step was last told
 
     def __init__(self, copied: tuple[str, ...] = (), *, teacher: bool = True, **averaged: nn.Module):
         """ValueError: a prefix in `copied` that no parameter has."""
@@ -64,6 +65,7 @@ class Objective(nn.Module):
 
     def begin_step(self, step: int, steps: int) -> None:
         """What a method changes before optimizer step `step` (0 is the first) of `steps`."""
+        self.step = step
 
     def remembered(self) -> list[Tensor]:
         """What a step changes beside the optimizer and the teacher: it is put back after one that is not taken."""
