@@ -12,7 +12,7 @@ import torch
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
-from d2v.objectives.common.gaussian import check_global, directions, invariance, visreg
+from d2v.objectives.common.gaussian import center_scale_shape, check_global, directions, invariance
 from d2v.objectives.common.multi_view import MultiView, generator_of_step, projections
 from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
@@ -69,13 +69,12 @@ class VISReg(MultiView):
         rows = [z.float() for z in projections(self.student, views)]  # (B, P) each
         along = directions(config.out_dim, config.num_directions, generator_of_step(self.step, device, self.seed))
         apart = invariance(rows, config.global_views)
-        spread = torch.stack([visreg(z, along) for z in rows]).mean()
+        terms = torch.stack([torch.stack(center_scale_shape(z, along)) for z in rows]).mean(dim=0)  # (3,)
+        spread = terms.sum()
         count = torch.tensor(len(rows[0]), device=device)
-        metrics = {
-            "invariance": apart.detach(),
-            "visreg": spread.detach(),
-            "prediction_spread": normalised_std(rows[0]),
-        }
+        names = ("center", "scale", "shape")
+        metrics = {name: value.detach() for name, value in zip(names, terms, strict=True)}
+        metrics |= {"invariance": apart.detach(), "prediction_spread": normalised_std(rows[0])}
         return Loss(count * ((1 - config.weight) * apart + config.weight * spread), count, metrics)
 
 

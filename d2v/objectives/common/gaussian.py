@@ -30,19 +30,20 @@ def sigreg(x: Tensor, along: Tensor) -> Tensor:
     points = torch.linspace(0, LAST_POINT, POINTS, device=x.device)  # (K,)
     wanted = (-points.square() / 2).exp()  # the characteristic function of N(0, 1), and the window
     weights = wanted * 2 * LAST_POINT / (POINTS - 1)
-    weights[[0, -1]] /= 2
+    weights[0] /= 2
+    weights[-1] /= 2
     angles = projected.unsqueeze(2) * points  # (n, S, K)
     found = mean_with_gradient(torch.stack([angles.cos().mean(dim=0), angles.sin().mean(dim=0)]))  # (2, S, K)
     error = (found[0] - wanted).square() + found[1].square()  # (S, K)
     return len(x) * world_size() * (error * weights).sum(dim=1).mean()
 
 
-def visreg(x: Tensor, along: Tensor) -> Tensor:
-    """VISReg's, (n, D) along (D, S) -> () (arXiv 2606.02572): centre, scale and shape of the rows of all processes.
+def center_scale_shape(x: Tensor, along: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """VISReg's terms of the rows of all processes, (n, D) along (D, S) -> three () (arXiv 2606.02572, section 3).
 
     The squared mean, (1 - std)^2, and the distance of the sorted projections of standardised rows from the quantiles of
-    N(0, 1); no gradient flows through the std of the shape. Its gradient does not fade where rows fall together. The
-    published code takes the rows of each process by themselves.
+    N(0, 1); no gradient flows through the std of the shape. The scale's gradient does not fade where rows fall
+    together. The published code takes the rows of each process by themselves.
     """
     rows = gather_with_gradient(x.float())  # (N, D)
     std, mean = torch.std_mean(rows, dim=0, correction=0)  # (D,)
@@ -51,7 +52,12 @@ def visreg(x: Tensor, along: Tensor) -> Tensor:
     places = torch.arange(1, len(rows) + 1, device=x.device) / (len(rows) + 1)
     quantiles = torch.special.ndtri(places)  # (N,)
     shape = (projected.sort(dim=0).values - quantiles.unsqueeze(1)).square().mean()
-    return mean.square().mean() + (1 - std).square().mean() + shape
+    return mean.square().mean(), (1 - std).square().mean(), shape
+
+
+def visreg(x: Tensor, along: Tensor) -> Tensor:
+    """The sum of centre, scale and shape, (n, D) along (D, S) -> ()."""
+    return torch.stack(center_scale_shape(x, along)).sum()
 
 
 def invariance(rows: list[Tensor], num_global: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from d2v.models.batch_norm import group_batch_norms
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import mean_of_tokens
-from d2v.objectives.common.objective import Objective
+from d2v.objectives.common.objective import Objective, check_together
 from d2v.training.distributed import world_size
 from d2v.types import Features, Mask, View
 
@@ -64,12 +64,7 @@ class MultiView(Objective):
         """ValueError: batches that processes or groups do not share evenly, are too small, or are cut into
         micro-batches."""
         name, world = self.config.name, world_size()
-        if parts > world:
-            raise ValueError(
-                f"train.accumulate is {parts // world}; {name} compares the samples of a whole batch: it must be 1"
-            )
-        if batch_size % world:
-            raise ValueError(f"train.batch_size {batch_size} must be a multiple of the number of processes, {world}")
+        check_together(name, batch_size, parts)
         norms = any(isinstance(module, _BatchNorm) for module in self.modules())
         groups = self.groups if norms else 1
         if groups > 1 and groups % world:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from d2v.training.distributed import world_size
 from d2v.types import Loss, View
 
 
@@ -115,6 +116,18 @@ class Objective(nn.Module):
             torch._foreach_lerp_(averaged[0], averaged[1], [weight] * len(averaged[0]))
         if copied[0]:
             torch._foreach_copy_(copied[0], copied[1])
+
+
+def check_together(name: str, batch_size: int, parts: int) -> None:
+    """ValueError: batches that processes do not share evenly, or that are cut into micro-batches, where `name` compares
+    all their samples."""
+    world = world_size()
+    if parts > world:
+        raise ValueError(
+            f"train.accumulate is {parts // world}; {name} compares the samples of a whole batch: it must be 1"
+        )
+    if batch_size % world:
+        raise ValueError(f"train.batch_size {batch_size} must be a multiple of the number of processes, {world}")
 
 
 def within(name: str, prefix: str) -> bool:
