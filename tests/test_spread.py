@@ -183,7 +183,9 @@ def test_views_meet_at_the_mean_of_the_global_ones():
     torch.testing.assert_close(found, expected)
     for one, other in zip(torch.autograd.grad(found, rows), torch.autograd.grad(expected, rows), strict=True):
         torch.testing.assert_close(one, other)
-    assert float(invariance(rows, 4).detach()) == pytest.approx(float(torch.stack(rows).detach().var(dim=0, correction=0).mean()))
+    assert float(invariance(rows, 4).detach()) == pytest.approx(
+        float(torch.stack(rows).detach().var(dim=0, correction=0).mean())
+    )
 
 
 # What the losses are where it is known: of independent rows, and collapsed.

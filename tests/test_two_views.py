@@ -1,5 +1,7 @@
-"""Barlow Twins, VICReg, LeJEPA, VISReg, SimDINO and W-MSE whole, and data2vec with a guard: against slow steps, over two
-processes, and what they refuse. tests/test_spread.py has the losses on rows."""
+"""Barlow Twins, VICReg, LeJEPA, VISReg, SimDINO and W-MSE whole, and data2vec with a guard.
+
+Against slow steps, over two processes, and what they refuse. tests/test_spread.py has the losses on rows.
+"""
 
 import os
 from itertools import combinations
@@ -35,7 +37,7 @@ def two(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_are_one(case, two):
-    """Losses, gradients and all state of three steps."""
+    """Losses, gradients and all state of three steps, in float64, where they differ by no rounding."""
     one = trained(case)
     assert any(key.startswith("gradient.0.student.encoder") and value.abs().max() > 1e-3 for key, value in one.items())
     for found in two:
@@ -188,8 +190,8 @@ def test_wrong_settings_are_named(name, settings, message):
         MODULES[name].Config(**settings)
 
 
-def test_a_batch_that_cannot_be_whitened_is_a_bad_step_and_no_end_of_the_run(tmp_path):
-    """Without epsilon, of projections that are all alike."""
+def test_a_batch_that_cannot_be_whitened_is_nan_which_the_loop_leaves_out_and_no_error():
+    """Projections that are all alike, without epsilon."""
     made = objective("wmse", epsilon=0.0)
     torch.nn.init.zeros_(made.student["projector"][-1].weight)
     assert made(views_of("wmse", 0)).total.isnan()
