@@ -9,6 +9,7 @@ from torch import Tensor
 from d2v.models.heads import mean_of_tokens
 from d2v.objectives.common.gaussian import directions, sigreg, visreg
 from d2v.objectives.common.objective import check_together
+from d2v.training.distributed import world_size
 
 GUARDS = {"sigreg": sigreg, "visreg": visreg}
 DIRECTIONS = 1024
@@ -44,6 +45,6 @@ def check_guard(name: str, batch_size: int, parts: int) -> None:
     """
     if name == "none":
         return
-    check_together(f"objective.guard={name}", batch_size, parts)
+    check_together(f"objective.guard={name}", batch_size, parts, world_size())
     if batch_size < 2:
         raise ValueError(f"train.batch_size is {batch_size}; objective.guard={name} needs at least two samples")

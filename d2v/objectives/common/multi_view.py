@@ -64,7 +64,7 @@ class MultiView(Objective):
         """ValueError: batches that processes or groups do not share evenly, are too small, or are cut into
         micro-batches."""
         name, world = self.config.name, world_size()
-        check_together(name, batch_size, parts)
+        check_together(name, batch_size, parts, world)
         norms = any(isinstance(module, _BatchNorm) for module in self.modules())
         groups = self.groups if norms else 1
         if groups > 1 and groups % world:

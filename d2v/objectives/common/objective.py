@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from d2v.training.distributed import world_size
 from d2v.types import Loss, View
 
 
@@ -118,10 +117,9 @@ class Objective(nn.Module):
             torch._foreach_copy_(copied[0], copied[1])
 
 
-def check_together(name: str, batch_size: int, parts: int) -> None:
-    """ValueError: batches that processes do not share evenly, or that are cut into micro-batches, where `name` compares
-    all their samples."""
-    world = world_size()
+def check_together(name: str, batch_size: int, parts: int, world: int) -> None:
+    """ValueError: batches that `world` processes do not share evenly, or that are cut into micro-batches, where `name`
+    compares all their samples."""
     if parts > world:
         raise ValueError(
             f"train.accumulate is {parts // world}; {name} compares the samples of a whole batch: it must be 1"
