@@ -230,6 +230,19 @@ def test_visreg_where_it_is_known():
     assert torch.autograd.grad(visreg(same, ways), same)[0].isfinite().all()
 
 
+@pytest.mark.parametrize(("n", "lost"), [(16, 0.19), (64, 0.064)])
+def test_visreg_draws_rows_that_are_few_and_close_closer(n, lost):
+    """What is published: the quantiles of N rows have a smaller variance than N(0, 1), by which the shape draws rows
+    together as 1 / std, and the scale apart at a constant rate. See docs/methods.md."""
+    x, ways = drawn(n, 32), along(32, 256)
+    x = (x - x.mean(dim=0)) / x.std(dim=0, correction=0)
+    for std, together in ((0.5 * lost, True), (2 * lost, False)):
+        factor = torch.tensor(std, requires_grad=True)
+        (slope,) = torch.autograd.grad(visreg(factor * x, ways), factor)
+        assert (float(slope) > 0) == together
+        assert float(slope) == pytest.approx(2 * lost / std - 2 * (1 - std), abs=0.6)
+
+
 def test_vicreg_and_barlow_where_they_are_known():
     x, y = drawn(256, 128), drawn(256, 128, seed=1)
     assert float(vicreg_of(x, y)) == pytest.approx(51, abs=1)

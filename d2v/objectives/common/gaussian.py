@@ -43,7 +43,8 @@ def center_scale_shape(x: Tensor, along: Tensor) -> tuple[Tensor, Tensor, Tensor
 
     The squared mean, (1 - std)^2, and the distance of the sorted projections of standardised rows from the quantiles of
     N(0, 1); no gradient flows through the std of the shape. The scale's gradient does not fade where rows fall
-    together. The published code takes the rows of each process by themselves.
+    together; but the quantiles of few rows vary less than N(0, 1), and the shape shrinks rows whose std is below 0.19
+    (N = 16) or 0.06 (64) faster. The published code takes the rows of each process by themselves.
     """
     rows = gather_with_gradient(x.float())  # (N, D)
     std, mean = torch.std_mean(rows, dim=0, correction=0)  # (D,)
