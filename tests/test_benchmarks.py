@@ -202,6 +202,20 @@ def test_views_of_both_sides_are_alike(benchmarks, size: int):
     assert min(augment.compare(size, rounds=1, num_images=2).values()) > 0
 
 
+def test_what_keeping_rows_apart_costs_is_a_share_of_a_step(benchmarks, monkeypatch, capsys):
+    """No claim about speed: that is for a quiet machine."""
+    import guards
+
+    monkeypatch.setattr(guards, "SMALL", {"depth": 1, "dim": 32, "num_heads": 2, "mlp_dim": 64})
+    guards.main(["rows=8", "dim=4", "images=2", "size=32", "rounds=1"])
+    table = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0].strip("| ") for row in table[1:]] == ["step", *guards.LOSSES]
+    step, *losses = ([float(cell.strip(" |%")) for cell in row[1:]] for row in table[1:])
+    assert step[2:] == [100, 100] and all(row[0] > 0 and row[2] > 0 for row in losses)
+    with pytest.raises(SystemExit, match="row=8 is no option"):
+        guards.main(["row=8"])
+
+
 def test_a_table_of_all_methods(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(root / "benchmarks")
     import table

@@ -142,4 +142,5 @@ def test_two_killed_processes_go_on_as_if_nothing_had_been(modality, objective, 
 def test_alone_every_reduction_is_the_value_itself():
     value = torch.tensor(2.0)
     assert dist.world_size() == 1 and dist.all_sum(value) == dist.all_mean(value) == 2 and dist.first_error("e") == "e"
+    assert dist.mean_with_gradient(value) == 2
     assert dist.mean_of_metrics({}) == {} and dist.mean_of_metrics({"a": value}) == {"a": value}

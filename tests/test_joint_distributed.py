@@ -65,7 +65,8 @@ def gathered(rank: int, world: int) -> dict[str, Tensor]:
     everything = dist.gather_with_gradient(x)
     total = (everything @ everything.T).tril().sum() * len(x) / len(rows)  # of these rows: their share
     by_sum = dist.sum_with_gradient(x.sum(dim=0)).pow(3).sum() * len(x) / len(rows)
-    gradients = [torch.autograd.grad(value, x)[0] for value in (total, by_sum)]
+    by_mean = dist.mean_with_gradient(x.exp().mean(dim=0)).pow(3).sum() * len(x) / len(rows)
+    gradients = [torch.autograd.grad(value, x)[0] for value in (total, by_sum, by_mean)]
     places = dist.mine(len(x), x.device)
     assert (
         not dist.gather(x).requires_grad
@@ -73,6 +74,7 @@ def gathered(rank: int, world: int) -> dict[str, Tensor]:
         and torch.equal(places, torch.arange(6)[share(rank, world)])
     )
     values = {"rows": everything.detach(), "total": dist.all_sum(total.detach()), "sum": dist.all_sum(by_sum.detach())}
+    values["mean"] = dist.all_sum(by_mean.detach())
     return values | {f"gradient{i}": dist.gather(gradient) for i, gradient in enumerate(gradients)}
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from d2v.models.encoder import D2vModel
-from d2v.models.heads import perceptron
+from d2v.models.heads import mean_of_tokens, perceptron
+from d2v.objectives.common.guard import GUARD, GUARD_WEIGHT, GUARDS, check_guard, guard
+from d2v.objectives.common.multi_view import generator_of_step
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.regression import NORMS, SCALES, channel_std, mean_of_layers, regression_loss
 from d2v.settings import check_fields, setting
@@ -56,6 +58,8 @@ class Config:
         "The reference's quirk: instance norm counts padded tokens.",
         only=[{"layer_norms": OF_TOKENS}, {"final_norms": OF_TOKENS}],
     )
+    guard: str = setting("none", GUARD, among=("none", *GUARDS))
+    guard_weight: float = setting(0.1, GUARD_WEIGHT, above=0, limit=1_000_000, only={"guard": tuple(GUARDS)})
 
     def __post_init__(self):
         """ValueError: a choice that does not exist, or a number outside its bounds."""
@@ -119,6 +123,10 @@ class Data2Vec(Objective):
                 "use its default, or objective.name=data2vec2"
             )
 
+    def check_batch(self, batch_size: int, parts: int) -> None:
+        """ValueError: a guard that does not see the samples of a batch together."""
+        check_guard(self.config.guard, batch_size, parts)
+
     def forward(self, views: list[View]) -> Loss:
         """The regression loss over hidden tokens of a view; the teacher sees it whole, or a second view in its place.
 
@@ -132,13 +140,19 @@ class Data2Vec(Objective):
         student = self.student["encoder"]
         tokens = student.embed(view)  # (B, T, D)
         target = self.target(teacher_view, tokens.detach(), hidden)  # (n, D)
-        prediction = self.predictor(student(view, view.mask, tokens=tokens, only=hidden).x).float()  # (n, D)
+        guarded = self.config.guard != "none"
+        features = student(view, view.mask, tokens=tokens, only=None if guarded else hidden)
+        prediction = self.predictor(features.x[hidden] if guarded else features.x).float()  # (n, D)
         total = regression_loss(prediction, target, self.config.loss_beta, self.config.loss_scale)
         metrics = {
             "target_std": channel_std(target),
             "prediction_std": channel_std(prediction.detach()),
             "hidden_share": hidden.sum() / (hidden.numel() if view.padding is None else (~view.padding).sum()),
         }
+        if guarded:
+            samples = [mean_of_tokens(features.x.float(), view.padding)]
+            term = guard(self.config.guard, samples, generator_of_step(self.step, total.device, self.seed))
+            total, metrics["guard"] = total + hidden.sum() * self.config.guard_weight * term, term.detach()
         return Loss(total, hidden.sum(), metrics)
 
     @torch.no_grad()

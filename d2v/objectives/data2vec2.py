@@ -12,6 +12,8 @@ from torch import Tensor
 
 from d2v.models.decoder import Decoder, DecoderConfig
 from d2v.models.encoder import D2vModel
+from d2v.objectives.common.guard import GUARD, GUARD_WEIGHT, GUARDS, check_guard, guard, means_of_visible
+from d2v.objectives.common.multi_view import generator_of_step
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.regression import NORMS, SCALES, channel_std, mean_of_layers, regression_loss
 from d2v.settings import check_fields, section, setting
@@ -62,6 +64,8 @@ class Config:
     reference_padding: bool = setting(
         False, "The reference's quirk: padded tokens count in instance norm, and the decoder reads them."
     )
+    guard: str = setting("none", GUARD, among=("none", *GUARDS))
+    guard_weight: float = setting(0.1, GUARD_WEIGHT, above=0, limit=1_000_000, only={"guard": tuple(GUARDS)})
 
     def __post_init__(self):
         """ValueError: a choice that does not exist, a number outside its bounds, or one that nothing reads."""
@@ -110,6 +114,10 @@ class Data2Vec2(Objective):
                 "its masks need `keep`, the same number of tokens in every row (see data.mask_kind)"
             )
 
+    def check_batch(self, batch_size: int, parts: int) -> None:
+        """ValueError: a guard that does not see the samples of a batch together."""
+        check_guard(self.config.guard, batch_size, parts)
+
     def forward(self, views: list[View]) -> Loss:
         """The regression loss over the hidden tokens of all masks, and the class token's; ValueError as in `check`."""
         self.check(views)
@@ -136,6 +144,11 @@ class Data2Vec2(Objective):
         }
         if self.config.cls_loss:
             total = total + count * self.class_loss(features.extra, target, view.padding)
+        if self.config.guard != "none":
+            assert mask.keep is not None
+            samples = means_of_visible(features.x, mask.keep, view.padding, masks)
+            term = guard(self.config.guard, samples, generator_of_step(self.step, total.device, self.seed))
+            total, metrics["guard"] = total + count * self.config.guard_weight * term, term.detach()
         return Loss(total, count, metrics)
 
     @torch.no_grad()

@@ -69,6 +69,11 @@ def sum_with_gradient(x: Tensor) -> Tensor:
     return _Sum.apply(x) if world_size() > 1 else x
 
 
+def mean_with_gradient(x: Tensor) -> Tensor:
+    """The mean of `x` over processes, with gradients from all of them: of means of equally many rows, that of all."""
+    return sum_with_gradient(x) / world_size()
+
+
 def mine(num_rows: int, device: torch.device) -> Tensor:
     """Where this process's `num_rows` rows lie among those of all, (n,)."""
     rank = dist.get_rank() if world_size() > 1 else 0

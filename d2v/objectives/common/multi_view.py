@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from d2v.models.batch_norm import group_batch_norms
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import mean_of_tokens
-from d2v.objectives.common.objective import Objective
+from d2v.objectives.common.objective import Objective, check_together
 from d2v.training.distributed import world_size
 from d2v.types import Features, Mask, View
 
@@ -64,12 +64,7 @@ class MultiView(Objective):
         """ValueError: batches that processes or groups do not share evenly, are too small, or are cut into
         micro-batches."""
         name, world = self.config.name, world_size()
-        if parts > world:
-            raise ValueError(
-                f"train.accumulate is {parts // world}; {name} compares the samples of a whole batch: it must be 1"
-            )
-        if batch_size % world:
-            raise ValueError(f"train.batch_size {batch_size} must be a multiple of the number of processes, {world}")
+        check_together(name, batch_size, parts, world)
         norms = any(isinstance(module, _BatchNorm) for module in self.modules())
         groups = self.groups if norms else 1
         if groups > 1 and groups % world:
@@ -94,6 +89,15 @@ def pooled(features: Features, padding: Tensor | None) -> Tensor:
 def embedding(side: nn.ModuleDict, view: View) -> Tensor:
     """The projection (B, P) of a view by the student or the teacher."""
     return side["projector"](summary(side["encoder"], view))
+
+
+def projections(side: nn.ModuleDict, views: list[View]) -> list[Tensor]:
+    """The projection (B, P) of each view by the student or the teacher.
+
+    Views of one shape are one forward pass, and all are one of the projector's.
+    """
+    summaries = torch.cat(each(views, lambda view: summary(side["encoder"], view)))  # (V * B, D)
+    return list(side["projector"](summaries).chunk(len(views)))
 
 
 def by_shape(views: list[View]) -> Iterator[View]:

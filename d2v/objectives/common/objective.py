@@ -23,6 +23,7 @@ class Objective(nn.Module):
     # the teacher's batch norms normalise by the batches that it sees; false: it sees none in training
     teacher_sees_batches: ClassVar[bool] = True
     seed = 0  # what is drawn in a step is a function of it and the step
+    step = 0  # the optimizer step that begin_step was last told
 
     def __init__(self, copied: tuple[str, ...] = (), *, teacher: bool = True, **averaged: nn.Module):
         """ValueError: a prefix in `copied` that no parameter has."""
@@ -64,6 +65,7 @@ class Objective(nn.Module):
 
     def begin_step(self, step: int, steps: int) -> None:
         """What a method changes before optimizer step `step` (0 is the first) of `steps`."""
+        self.step = step
 
     def remembered(self) -> list[Tensor]:
         """What a step changes beside the optimizer and the teacher: it is put back after one that is not taken."""
@@ -117,6 +119,17 @@ class Objective(nn.Module):
             torch._foreach_lerp_(averaged[0], averaged[1], [weight] * len(averaged[0]))
         if copied[0]:
             torch._foreach_copy_(copied[0], copied[1])
+
+
+def check_together(name: str, batch_size: int, parts: int, world: int) -> None:
+    """ValueError: batches that `world` processes do not share evenly, or that are cut into micro-batches, where `name`
+    compares all their samples."""
+    if parts > world:
+        raise ValueError(
+            f"train.accumulate is {parts // world}; {name} compares the samples of a whole batch: it must be 1"
+        )
+    if batch_size % world:
+        raise ValueError(f"train.batch_size {batch_size} must be a multiple of the number of processes, {world}")
 
 
 def within(name: str, prefix: str) -> bool:

@@ -13,6 +13,16 @@ from d2v.models.heads import perceptron
 from d2v.training.distributed import all_mean, all_sum
 
 
+def bottleneck(widths: list[int], *, norm: bool = False) -> nn.Sequential:
+    """The MLP of DINO's head, before its vectors get unit length: GELU between layers, weights N(0, 0.02), biases 0."""
+    mlp = perceptron(widths, norm=norm)
+    for layer in mlp:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return mlp
+
+
 class PrototypeHead(nn.Module):
     """DINO's head (arXiv 2104.14294, appendix C): an MLP with GELU to unit vectors of width P, and their products with
     K directions."""
@@ -35,11 +45,7 @@ class PrototypeHead(nn.Module):
         `norm`: batch norms in the MLP, which then takes rows (n, D).
         """
         super().__init__()
-        self.mlp = perceptron([dim, hidden_dim, hidden_dim, bottleneck_dim], norm=norm)
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        self.mlp = bottleneck([dim, hidden_dim, hidden_dim, bottleneck_dim], norm=norm)
         self.prototypes = nn.ModuleList(
             weight_norm(nn.Linear(bottleneck_dim, num_prototypes, bias=False)) for _ in range(num_outputs)
         )
