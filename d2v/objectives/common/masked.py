@@ -1,0 +1,65 @@
+"""What methods that predict hidden tokens of one view have in common.
+
+N masked rows, T tokens, n predicted tokens in all.
+"""
+
+from torch import Tensor, nn
+
+from d2v.models.encoder import D2vModel
+from d2v.types import Mask, View
+
+
+def masked_view(views: list[View], method: str, *, keep: bool) -> tuple[View, Mask]:
+    """The view and its mask. ValueError: several, nothing hidden, or masks that leave tokens out (`keep`: none)."""
+    if len(views) > 1:
+        raise ValueError(
+            f"{method} predicts what is hidden of one view; data.views and data.local_views (or "
+            f"data.reference_teacher_input) make {len(views)}: leave them out"
+        )
+    (view,) = views
+    if view.mask is None:
+        raise ValueError(
+            f"{method} predicts what is hidden of one view; data.views makes views in which nothing is: leave it out"
+        )
+    if keep and view.mask.keep is None:
+        raise ValueError(
+            f"{method} encodes what is visible: its masks need `keep`, the same number of tokens in every row (see "
+            "data.mask_kind)"
+        )
+    if not keep and view.mask.keep is not None:
+        raise ValueError(
+            f"{method} encodes every token: the masks of this data.mask_kind leave some out; use its default"
+        )
+    return view, view.mask
+
+
+def refuse_mask_token(encoder: D2vModel, method: str) -> None:
+    """ValueError: the encoder has a mask token, which a method that leaves out what is hidden would never train."""
+    tokens = [name for name, _ in encoder.frontends.named_parameters() if name.endswith("mask_token")]
+    if tokens:
+        raise ValueError(
+            f"{method} leaves out what is hidden: {tokens[0]} would never be trained; "
+            f"set model.frontends.{tokens[0]}=false"
+        )
+
+
+def frontend_of(encoder: D2vModel) -> nn.Module:
+    """The one frontend of an encoder in pretraining, a d2v.protocols.Frontend."""
+    (frontend,) = encoder.frontends.values()
+    return frontend
+
+
+def repeated(x: Tensor | None, mask: Mask) -> Tensor | None:
+    """(B, ...) -> (N, ...), the rows of a sample's masks next to each other."""
+    return x if x is None else x.repeat_interleave(len(mask.hidden) // len(x), dim=0)
+
+
+def at(x: Tensor, where: Tensor) -> Tensor:
+    """Of each sample (B, T, ...) the tokens `where` (N, T) of each of its masks, (n, ...)."""
+    row, place = where.nonzero(as_tuple=True)  # (n,) each
+    return x[row // (len(where) // len(x)), place]
+
+
+def share_of(predicted: Tensor, padding: Tensor | None) -> Tensor:
+    """Which share of the real tokens (N, T) is predicted, ()."""
+    return predicted.sum() / (predicted.numel() if padding is None else (~padding).sum())
