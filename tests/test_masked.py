@@ -12,7 +12,7 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.decoder import BlockDecoderConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.positions import sincos
-from d2v.objectives import mae
+from d2v.objectives import mae, mlm
 from d2v.objectives.common.objective import Objective
 from d2v.types import Loss, Mask, View
 
@@ -306,3 +306,165 @@ def test_mae_wants_one_masked_view_of_more_than_one_number():
     single = small.encoder("image", patch_size=1, image_size=2, channels=1, mask_token=False)
     with pytest.raises(ValueError, match=r"objective.norm_target is true, but a token is made of one number"):
         mae.build(single, mae.Config(decoder=NARROW))
+
+
+# Words.
+
+
+def words(samples: int = 4) -> View:
+    """Rows of unequal length; of the chosen places some are hidden, replaced or kept, in the last row only one is."""
+    view, generator = small.view("text", samples), torch.Generator().manual_seed(7)
+    chosen = (torch.rand(view.padding.shape, generator=generator) < 0.5) & ~view.padding
+    chosen[-1] = False
+    chosen[-1, 2] = True
+    fate = torch.rand(chosen.shape, generator=generator)
+    hidden, replaced = chosen & (fate < 0.6), chosen & (fate > 0.8)
+    hidden[-1, 2] = True
+    ids = view.inputs["input_ids"]
+    corrupted = torch.where(replaced & ~hidden, torch.randint(4, 20, ids.shape, generator=generator), ids)
+    inputs = {"input_ids": ids, "attention_mask": (~view.padding).long()}
+    inputs["corrupted_ids"] = corrupted.masked_fill(hidden, small.FRONTENDS["text"]["mask_token_id"])
+    return view._replace(inputs=inputs, mask=Mask(hidden, chosen=chosen))
+
+
+def slow_rows(encoder: D2vModel, view: View, ids: Tensor) -> list[Tensor]:
+    """The encoder on the `ids` of each row, without its padding: (T_row, D) each."""
+    sizes = (~view.padding).sum(dim=1).tolist()
+    return [
+        encoder(View(view.modality, {"input_ids": ids[row : row + 1, :size]})).x[0] for row, size in enumerate(sizes)
+    ]
+
+
+def slow_words(head: nn.Module, rows: list[Tensor], table: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
+    """Cross entropy of each chosen word, one after another."""
+    total = torch.zeros(())
+    for row, place in chosen.nonzero().tolist():
+        x = head.norm(nn.functional.gelu(head.dense(rows[row][place])))
+        logits = torch.stack([(x * word).sum() for word in table]) + head.bias
+        total = total - logits[ids[row, place]] + logits.exp().sum().log()
+    return total
+
+
+def test_mlm_is_the_slow_way():
+    """Hidden, replaced and kept places count; rows are of unequal length."""
+    objective, view = shaken(mlm.build(small.encoder("text"), mlm.Config())), words()
+    mask, encoder = view.mask, objective.student["encoder"]
+    loss, ids = objective([view]), view.inputs["input_ids"]
+    assert int(loss.count) == int(mask.chosen.sum()) > int(mask.hidden.sum())
+    table = encoder.frontends["text"].tokens.weight
+    rows = slow_rows(encoder, view, view.inputs["corrupted_ids"])
+    same_as_slow(objective, loss, slow_words(objective.head, rows, table, ids, mask.chosen))
+
+
+def test_mlm_of_hidden_words_alone():
+    """Without BERT's variant there are no other ids, and only hidden places count."""
+    objective, view = shaken(mlm.build(small.encoder("text"), mlm.Config())), words()
+    inputs = {name: value for name, value in view.inputs.items() if name != "corrupted_ids"}
+    plain = view._replace(inputs=inputs, mask=Mask(view.mask.hidden))
+    ids = inputs["input_ids"].masked_fill(view.mask.hidden, 3)
+    encoder = objective.student["encoder"]
+    rows, table = slow_rows(encoder, view, ids), encoder.frontends["text"].tokens.weight
+    slow = slow_words(objective.head, rows, table, inputs["input_ids"], view.mask.hidden)
+    same_as_slow(objective, objective([plain]), slow)
+
+
+def test_a_word_loss_starts_at_ln_of_the_vocabulary():
+    encoder = small.encoder("text", vocab_size=500, init_std=0.02)
+    loss = mlm.build(encoder, mlm.Config()).train()([words(64)])
+    assert float(loss.total.detach() / loss.count) == pytest.approx(6.21, abs=0.05)
+
+
+def test_mlm_is_transformers():
+    """RobertaForMaskedLM with the same weights: the same loss and the same gradients."""
+    torch.manual_seed(0)
+    theirs = transformers.RobertaForMaskedLM(
+        transformers.RobertaConfig(
+            vocab_size=20, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+            max_position_embeddings=18, pad_token_id=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            type_vocab_size=1, layer_norm_eps=1e-5,
+        )
+    )  # fmt: skip
+    for parameter in theirs.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    theirs.roberta.embeddings.token_type_embeddings.weight.data.zero_()
+    frontend = {"vocab_size": 20, "max_positions": 16, "mask_token_id": 3, "pad_token_id": 1, "position_offset": 1}
+    trunk = {"depth": 2, "dim": 32, "num_heads": 2, "mlp_dim": 64}
+    ours = mlm.build(D2vModel(D2vConfig({"text": frontend}, trunk)), mlm.Config()).train()
+    names, state = of_roberta(), theirs.state_dict()
+    assert names.keys() == ours.state_dict().keys()
+    ours.load_state_dict({mine: torch.cat([state[x] for x in of]) for mine, of in names.items()})
+    view = words()
+    ids, inputs = view.inputs["input_ids"], view.inputs
+    labels = ids.masked_fill(~view.mask.chosen, -100)
+    expected = theirs(inputs["corrupted_ids"], attention_mask=inputs["attention_mask"], labels=labels).loss
+    loss = ours([view])
+    assert float(loss.total.detach() / loss.count) == pytest.approx(float(expected.detach()), rel=1e-5)
+    expected.backward()
+    (loss.total / loss.count).backward()
+    known = dict(theirs.named_parameters())
+    for mine, parameter in ours.named_parameters():
+        slope = torch.cat([known[name].grad for name in names[mine]])
+        torch.testing.assert_close(parameter.grad, slope, rtol=1e-3, atol=1e-5, msg=lambda text, mine=mine: mine + text)
+
+
+def of_roberta() -> dict[str, list[str]]:
+    """Which of theirs each of our weights is made of."""
+    front, body = "student.encoder.frontends.text", "student.encoder.trunk"
+    names = {
+        f"{front}.tokens.weight": ["roberta.embeddings.word_embeddings.weight"],
+        f"{front}.position_table.weight": ["roberta.embeddings.position_embeddings.weight"],
+        "head.bias": ["lm_head.bias"],
+    }
+    for part in ("weight", "bias"):
+        names |= {
+            f"{body}.input_norm.{part}": [f"roberta.embeddings.LayerNorm.{part}"],
+            f"head.dense.{part}": [f"lm_head.dense.{part}"],
+            f"head.norm.{part}": [f"lm_head.layer_norm.{part}"],
+        }
+        for n in range(2):
+            layer = f"roberta.encoder.layer.{n}"
+            names |= {
+                f"{body}.blocks.{n}.attention.qkv.{part}": [
+                    f"{layer}.attention.self.{which}.{part}" for which in ("query", "key", "value")
+                ],
+                f"{body}.blocks.{n}.attention.proj.{part}": [f"{layer}.attention.output.dense.{part}"],
+                f"{body}.blocks.{n}.norm1.{part}": [f"{layer}.attention.output.LayerNorm.{part}"],
+                f"{body}.blocks.{n}.norm2.{part}": [f"{layer}.output.LayerNorm.{part}"],
+                f"{body}.blocks.{n}.mlp.fc1.{part}": [f"{layer}.intermediate.dense.{part}"],
+                f"{body}.blocks.{n}.mlp.fc2.{part}": [f"{layer}.output.dense.{part}"],
+            }
+    return names
+
+
+def test_a_batch_of_text_says_which_words_were_chosen(tmp_path):
+    """Hidden ones are <mask>, replaced ones differ or happen not to, all others are as they were."""
+    config = tiny.config_of("text", tmp_path, tiny.using("mlm"), "data.mask_prob=0.5")
+    batches, kept = tiny.batches_of(config), 0
+    for step in range(5):
+        (view,), _ = batches(step, 0, 1)
+        mask, ids, corrupted = view.mask, view.inputs["input_ids"], view.inputs["corrupted_ids"]
+        assert not (mask.hidden & ~mask.chosen).any() and torch.equal(corrupted[~mask.chosen], ids[~mask.chosen])
+        assert set(corrupted[mask.hidden].tolist()) == {config.frontend.mask_token_id}
+        kept += int((mask.chosen & ~mask.hidden).sum())
+        assert view.padding is None or not (mask.chosen & view.padding).any()
+    assert kept > 20
+    (plain,), _ = tiny.batches_of(tiny.config_of("text", tmp_path))(0, 0, 1)
+    assert plain.mask.chosen is None
+
+
+def test_mlm_refuses(tmp_path):
+    normed = small.encoder("text", embedding_norm=True)
+    for encoder, message in (
+        (normed, r"embedding_norm is true, with which there is no <mask>.*set it to false"),
+        (small.encoder("image"), "an image has no words to predict"),
+        (small.encoder("speech"), "speech has no words to predict"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            mlm.build(encoder, mlm.Config())
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"mask_token_id -1 and pad_token_id 1 must lie in \[0, vocab_size\)"):
+        small.encoder("text", mask_token_id=-1)  # of a tokenizer that has none
+    left = tiny.config_of("text", tmp_path, tiny.using("mlm"), "data.mask_kind=random", "data.random_token_prob=0",
+                          "data.keep_token_prob=0", "data.mask_length=4")  # fmt: skip
+    with pytest.raises(ValueError, match=r"mlm encodes every token: the masks of this data.mask_kind leave some out"):
+        tiny.objective_of(left).check(tiny.batches_of(left)(0, 0, 4)[0])

@@ -3,7 +3,11 @@
 N masked rows, T tokens, n predicted tokens in all.
 """
 
-from torch import Tensor, nn
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from d2v.models.encoder import D2vModel
 from d2v.types import Mask, View
@@ -43,7 +47,7 @@ def refuse_mask_token(encoder: D2vModel, method: str) -> None:
         )
 
 
-def frontend_of(encoder: D2vModel) -> nn.Module:
+def frontend_of(encoder: D2vModel) -> Any:
     """The one frontend of an encoder in pretraining, a d2v.protocols.Frontend."""
     (frontend,) = encoder.frontends.values()
     return frontend
@@ -63,3 +67,16 @@ def at(x: Tensor, where: Tensor) -> Tensor:
 def share_of(predicted: Tensor, padding: Tensor | None) -> Tensor:
     """Which share of the real tokens (N, T) is predicted, ()."""
     return predicted.sum() / (predicted.numel() if padding is None else (~padding).sum())
+
+
+def chosen(mask: Mask) -> Tensor:
+    """Words that are predicted, (N, T): those that are hidden, and in BERT's variant the replaced and kept ones too."""
+    return mask.hidden if mask.chosen is None else mask.chosen
+
+
+def cross_entropy(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over rows of the cross entropy of logits (n, C) and numbers (n,), in float32; the share that comes first."""
+    logits = logits.float()
+    with torch.no_grad():
+        accuracy = (logits.argmax(dim=1) == wanted).sum() / max(len(wanted), 1)
+    return F.cross_entropy(logits, wanted, reduction="sum"), accuracy
