@@ -12,7 +12,8 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.decoder import BlockDecoderConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.positions import sincos
-from d2v.objectives import mae, mlm
+from d2v.objectives import best_rq, electra, mae, mlm, mlm_latent
+from d2v.objectives.common.masked import drawn, uniforms
 from d2v.objectives.common.objective import Objective
 from d2v.types import Loss, Mask, View
 
@@ -468,3 +469,211 @@ def test_mlm_refuses(tmp_path):
                           "data.keep_token_prob=0", "data.mask_length=4")  # fmt: skip
     with pytest.raises(ValueError, match=r"mlm encodes every token: the masks of this data.mask_kind leave some out"):
         tiny.objective_of(left).check(tiny.batches_of(left)(0, 0, 4)[0])
+
+
+# Random codes.
+
+
+def in_place(view: View) -> View:
+    """The view with tokens hidden where they stand, one in the last row."""
+    encoder = small.encoder(view.modality)
+    tokens = encoder.frontends[view.modality].content(**view.inputs).shape[1]
+    samples = len(next(iter(view.inputs.values())))
+    hidden = torch.rand(samples, tokens, generator=torch.Generator().manual_seed(9)) < 0.5
+    hidden[:, 0] = True
+    hidden[-1, 1:] = False
+    return view._replace(mask=Mask(hidden if view.padding is None else hidden & ~view.padding))
+
+
+def best_rq_of(modality: str, **settings) -> best_rq.BestRQ:
+    torch.manual_seed(0)
+    return shaken(best_rq.build(small.encoder(modality), best_rq.Config(**{"num_codes": 32, **settings})))
+
+
+def slow_codes(objective: best_rq.BestRQ, view: View) -> list[list[int]]:
+    """Of each sample's real tokens: normalised over them, projected, the code of the largest cosine."""
+    content, quantizer = (
+        objective.student["encoder"].frontends[view.modality].content(**view.inputs),
+        objective.quantizer,
+    )
+    found = []
+    for b, tokens in enumerate(content):
+        real = tokens if view.padding is None else tokens[~view.padding[b]]  # (T_b, P)
+        if objective.config.norm == "instance":
+            real = (real - real.mean(0)) / (real.var(0, correction=0) + 1e-5).sqrt()
+        else:
+            real = (real - real.mean(1, keepdim=True)) / (real.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        cosines = [[nn.functional.cosine_similarity(t @ quantizer.projection, c, dim=0) for c in quantizer.codebook]
+                   for t in real]  # fmt: skip
+        found.append([int(torch.stack(row).argmax()) for row in cosines])
+    return found
+
+
+@pytest.mark.parametrize("norm", ["instance", "layer"])
+@pytest.mark.parametrize("modality", ["image", "speech"])
+def test_best_rq_is_the_slow_way(modality, norm):
+    objective, view = best_rq_of(modality, norm=norm), in_place(small.view(modality, samples=4))
+    encoder, codes, slow, seen = objective.student["encoder"], slow_codes(objective, view), torch.zeros(()), []
+    features = encoder(view, view.mask).x
+    for row, place in view.mask.hidden.nonzero().tolist():
+        logits = objective.head.weight @ features[row, place] + objective.head.bias
+        slow = slow + logits.exp().sum().log() - logits[codes[row][place]]
+        seen.append(codes[row][place])
+    loss = objective([view])
+    assert int(loss.count) == len(seen) and loss.metrics["codes_used"] == len(set(seen))
+    shares = torch.bincount(torch.tensor(seen)) / len(seen)
+    perplexity = float(torch.special.entr(shares).sum().exp())
+    assert float(loss.metrics["code_perplexity"]) == pytest.approx(perplexity, rel=1e-4)
+    same_as_slow(objective, loss, slow)
+    assert {"quantizer.projection", "quantizer.codebook"} <= objective.state_dict().keys()
+
+
+def test_best_rq_starts_at_ln_of_the_codes():
+    objective = best_rq.build(small.encoder("image"), best_rq.Config()).train()
+    loss = objective([in_place(small.view("image", samples=32))])
+    assert float(loss.total.detach() / loss.count) == pytest.approx(9.01, abs=0.02)
+    assert torch.allclose(objective.quantizer.codebook.norm(dim=1), torch.ones(8192))
+
+
+def test_tokens_that_share_a_mean_use_many_codes_only_when_normalised():
+    """Without it the mean decides: facts of BEST-RQ."""
+    quantizer, x = best_rq_of("image").quantizer, 5 + torch.randn(64, 192)
+    used = {norm: len(set(quantizer(rows).tolist())) for norm, rows in (("none", x), ("instance", x - x.mean(0)))}
+    assert used["none"] < 10 < 20 < used["instance"]
+
+
+def test_best_rq_refuses(tmp_path):
+    with pytest.raises(ValueError, match=r"objective.name may be mlm, mlm_latent or electra"):
+        best_rq.build(small.encoder("text"), best_rq.Config())
+    with pytest.raises(ValueError, match="best_rq encodes every token"):
+        best_rq_of("image").check([left_out(small.view("image", samples=2))])
+    with pytest.raises(ValueError, match=r"objective.norm is 'none'; it may be instance, layer"):
+        best_rq.Config(norm="none")
+
+
+# Words and latents.
+
+
+def test_mlm_latent_is_the_slow_way():
+    objective, view = shaken(mlm_latent.build(small.encoder("text"), mlm_latent.Config())), words()
+    ids, chosen, encoder = view.inputs["input_ids"], view.mask.chosen, objective.student["encoder"]
+    student = slow_rows(encoder, view, view.inputs["corrupted_ids"])
+    slow = 0.1 * slow_words(objective.head, student, encoder.frontends["text"].tokens.weight, ids, chosen)
+    with torch.no_grad():
+        teacher = slow_rows(objective.teacher["encoder"], view, ids)  # the whole text
+    for row, place in chosen.nonzero().tolist():
+        target = teacher[row][place]
+        target = (target - target.mean()) / (target.var(correction=0) + 1e-5).sqrt()
+        error = (objective.predictor(student[row][place]) - target).abs()
+        slow = slow + torch.where(error < 1, error**2 / 2, error - 0.5).mean()
+    loss = objective([view])
+    assert int(loss.count) == int(chosen.sum())
+    same_as_slow(objective, loss, slow)
+
+
+def test_the_teacher_of_mlm_latent_is_averaged_with_its_words_until_it_stands():
+    objective = mlm_latent.build(small.encoder("text"), mlm_latent.Config())
+    assert [objective.ema_decay(step, 100) for step in (0, 50, 100)] == pytest.approx([0.996, 0.998, 1.0])
+    before = objective.teacher["encoder"].frontends["text"].tokens.weight.clone()
+    with torch.no_grad():
+        objective.student["encoder"].frontends["text"].tokens.weight += 1
+    objective.update_teacher(0.9)
+    moved = objective.teacher["encoder"].frontends["text"].tokens.weight - before
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.1))
+
+
+# ELECTRA.
+
+
+def electra_of(**frontend) -> electra.Electra:
+    torch.manual_seed(0)
+    config = electra.Config(dim=8, depth=2, num_heads=2)
+    return shaken(electra.build(small.encoder("text", **frontend), config))
+
+
+@pytest.mark.parametrize("alibi", ["none", "head"])
+def test_electra_is_the_slow_way(alibi):
+    """One row after another; what is drawn is taken as given."""
+    objective, view = electra_of(alibi=alibi), words()
+    ids, chosen, encoder = view.inputs["input_ids"], view.mask.chosen, objective.student["encoder"]
+    frontend, slow = encoder.frontends["text"], torch.zeros(())
+    filled = ids.clone()
+    with torch.no_grad():
+        logits = objective.generated(view, view.mask, chosen)
+    filled[chosen] = drawn(logits, uniforms(ids, 0, 0)[chosen])
+    assert bool((filled != ids).any()) and torch.equal(filled[~chosen], ids[~chosen])
+    student = slow_rows(encoder, view, filled)
+    for row in range(len(ids)):
+        size = int((~view.padding[row]).sum())
+        read = view.inputs["corrupted_ids"][row : row + 1, :size]
+        x = frontend.embed(read)
+        x = objective.project(x + frontend.positions(x, None))
+        bias = frontend.bias(size)
+        x = objective.generator(x, bias)[0][0]
+        places = chosen[row].nonzero()[:, 0].tolist()
+        words_of_row = slow_words(objective.head, [x], frontend.tokens.weight, ids[row][None], chosen[row][None])
+        slow = slow + words_of_row / len(places)
+        for place in range(size):
+            said = objective.classifier(student[row][place])[0]
+            wrong = filled[row, place] != ids[row, place]
+            slow = slow + 50 / size * nn.functional.softplus(-said if wrong else said)
+    loss = objective([view])
+    assert int(loss.count) == len(ids)
+    same_as_slow(objective, loss, slow)
+
+
+def test_a_word_that_is_drawn_as_it_was_is_original():
+    objective, view = electra_of(), words()
+    ids, chosen = view.inputs["input_ids"], view.mask.chosen
+    sure = torch.full((int(chosen.sum()), 20), -50.0).scatter(1, ids[chosen][:, None], 50.0)
+    objective.generated = lambda *_: sure.requires_grad_()  # type: ignore[method-assign]
+    loss = objective([view])
+    assert loss.metrics["replaced_share"] == 0 and float(loss.metrics["word_loss"]) < 1e-6
+
+
+def test_the_generator_learns_nothing_from_the_student():
+    """No gradient passes through what is drawn."""
+    objective, view = electra_of(), words()
+    objective.config.weight = 1e-9
+    without = gradients(objective, objective([view]).total)
+    objective.config.weight = 50.0
+    full = gradients(objective, objective([view]).total)
+    for name in without:
+        if name.startswith(("generator", "project", "head")):
+            torch.testing.assert_close(full[name], without[name], rtol=1e-4, atol=1e-6)
+
+
+def test_words_are_drawn_by_their_shares_and_by_row_and_step():
+    """Another process or micro-batch draws the same for a row; another step, row or seed does not."""
+    ids = torch.randint(4, 5000, (400, 50))
+    numbers = uniforms(ids, 3, 0)
+    assert torch.equal(numbers[7:9], uniforms(ids[7:9], 3, 0))
+    for others in (uniforms(ids, 4, 0), uniforms(ids, 3, 1), numbers.flip(0)):
+        assert float((numbers == others).float().mean()) < 0.01
+    assert 0 <= float(numbers.min()) < 0.001 and 0.999 < float(numbers.max()) <= 1
+    assert float(numbers.mean()) == pytest.approx(0.5, abs=0.01)
+    assert abs(float(torch.corrcoef(numbers.T.double()).fill_diagonal_(0).abs().max())) < 0.25
+    shares = torch.tensor([0.1, 0.0, 0.6, 0.3])
+    words = drawn(shares.log().expand(20000, -1), numbers.flatten().float())
+    torch.testing.assert_close(torch.bincount(words, minlength=4) / 20000, shares, rtol=0, atol=0.012)
+
+
+def test_electra_starts_at_ln_of_the_vocabulary_and_ln_2():
+    torch.manual_seed(0)
+    encoder = small.encoder("text", vocab_size=500, init_std=0.02)
+    objective = electra.build(encoder, electra.Config(dim=8, depth=1)).train()
+    nn.init.zeros_(objective.classifier[-1].weight)
+    nn.init.zeros_(objective.classifier[-1].bias)
+    loss = objective([words(64)])
+    assert float(loss.metrics["word_loss"]) == pytest.approx(6.21, abs=0.1)
+    assert float(loss.total.detach() / loss.count - loss.metrics["word_loss"]) == pytest.approx(50 * 0.6931, rel=1e-3)
+
+
+def test_electra_and_mlm_latent_refuse():
+    for method in (electra, mlm_latent):
+        with pytest.raises(ValueError, match="an image has no words to predict"):
+            method.build(small.encoder("image"), method.Config())
+    with pytest.raises(ValueError, match=r"objective.dim is 10; it must be a multiple of objective.num_heads, 3"):
+        electra.Config(dim=10, num_heads=3)
+    with pytest.raises(ValueError, match=r"objective.num_heads is 1; .*ALiBi: it must be model.trunk.num_heads, 2"):
+        electra.build(small.encoder("text", alibi="head"), electra.Config())

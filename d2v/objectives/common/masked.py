@@ -80,3 +80,25 @@ def cross_entropy(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         accuracy = (logits.argmax(dim=1) == wanted).sum() / max(len(wanted), 1)
     return F.cross_entropy(logits, wanted, reduction="sum"), accuracy
+
+
+def over_rows(values: Tensor, where: Tensor) -> Tensor:
+    """Sum over rows of the mean of values (n,) of the tokens `where` (B, T) of each; 0 of a row without any."""
+    return (values * (where / where.sum(dim=1, keepdim=True).clamp(min=1))[where]).sum()
+
+
+def uniforms(ids: Tensor, step: int, seed: int) -> Tensor:
+    """Numbers (B, T) in [0, 1] that depend on the row's own words, the place and the step: whatever process has a row,
+    and in whatever micro-batch, it draws the same. The mixing is that of MurmurHash3."""
+    places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    x = (ids * (places * 2_654_435_761 % 2**31)).sum(dim=1, keepdim=True) + (step + 1) * 40_503 + seed * 69_069
+    x = (x + places * 668_265_263) % 2**32
+    x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
+    return (x ^ (x >> 16)) / 2**32
+
+
+def drawn(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Words (n,) drawn from the softmax of logits (n, V), each by its uniform number (n,)."""
+    ends = logits.softmax(dim=1).cumsum(dim=1)
+    return (ends < uniform[:, None] * ends[:, -1:]).sum(dim=1).clamp(max=logits.shape[1] - 1)
