@@ -197,3 +197,43 @@ def test_views_of_both_sides_are_alike(benchmarks, size: int):
     assert all(views.shape == (24, 3, size, size) and views.dtype == torch.float32 for views in made)
     assert (made[0].mean((0, 2, 3)) - made[1].mean((0, 2, 3))).abs().max() < 0.3
     assert min(augment.compare(size, rounds=1, num_images=2).values()) > 0
+
+
+def test_a_table_of_all_methods(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import table
+
+    assert {"data2vec", "moco", table.CONTROL} <= set(table.methods("text"))
+    pages, folder = tmp_path / "pages", tmp_path / "out" / "speech"
+    pages.mkdir()
+    folder.mkdir(parents=True)
+    (pages / "results.md").write_text("# Results\n")
+    controls = {
+        "random init (3 seeds)": {"k-NN 20": 90.0, "k-NN 20, other speaker": 40.0, "linear, other speaker": 60.0}
+    }
+    for name, seed, knn, probe in (
+        ("moco", 0, 50.0, 70.0),
+        ("moco", 1, 52.0, 71.0),
+        ("dino", 0, 30.0, 61.0),
+        ("x", 0, 1.0, 1.0),
+    ):
+        own = {f"runs/{name}_{seed}/export": {"k-NN 20, other speaker": knn, "linear, other speaker": probe}}
+        found = {
+            "step": 0.5,
+            "settings": ["train.steps=600"],
+            "minutes": 6,
+            "rows": own | (controls if seed == 0 else {}),
+        }
+        (folder / f"{name}_{seed}.json").write_text(json.dumps(found))
+    for _ in range(2):  # again: in the same place
+        table.publish("speech", tmp_path / "out", pages)
+    text = (pages / "results.md").read_text()
+    assert text.count("## All methods: speech") == 1 and text.startswith("# Results")
+    shown = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert shown == [
+        "| random init (3 seeds) |  | 40.0 | 60.0 |  |",
+        "| moco | 600 | 50.0; 52.0 | 70.0; 71.0 |  |",
+        "| dino | 600 | 30.0 | 61.0 | only its probe rises |",
+        "| x | 600 | 1.0 | 1.0 | does not rise |",
+    ]
+    assert (pages / "table_speech.png").stat().st_size > 5000
