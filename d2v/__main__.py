@@ -18,6 +18,7 @@ COMMANDS = (
     "configs",
     "show",
     "data",
+    "codes",
     "pretrain",
     "evaluate",
     "embed",

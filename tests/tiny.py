@@ -68,6 +68,7 @@ DROPOUT = (
 # free of chance
 DEMO_DATA = ("data.path=demo", "data.split=train", "evaluate.path=''")
 SMALL = {
+    "beit": ("objective.num_codes=64",),
     "electra": ("objective.dim=16", "objective.depth=1", "objective.num_heads=2"),
     "best_rq": ("objective.num_codes=64",),
     "mae": ("objective.decoder.dim=16", "objective.decoder.num_heads=2", "objective.decoder.depth=1"),

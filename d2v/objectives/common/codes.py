@@ -3,10 +3,17 @@
 B samples, T tokens, n tokens in all, P numbers of a token, C codes.
 """
 
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from d2v.files import written
 from d2v.training.distributed import all_sum
+
+FORMAT = "d2v codes 1"  # of the metadata of a file of centers
 
 
 class RandomProjection(nn.Module):
@@ -28,6 +35,42 @@ class RandomProjection(nn.Module):
         """Normalised tokens (n, P) -> numbers of their codes (n,), by the cosine, in float32."""
         with torch.autocast(x.device.type, enabled=False):
             return (x.float() @ self.projection.float() @ self.codebook.float().T).argmax(dim=1)
+
+
+class NearestCenter(nn.Module):
+    """The quantiser of k-means: the center that is nearest to a token."""
+
+    centers: Tensor  # (C, P)
+
+    def __init__(self, centers: Tensor):
+        super().__init__()
+        self.register_buffer("centers", centers)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised tokens (n, P) -> numbers of their codes (n,), in float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            centers = self.centers.float()
+            return (x.float() @ centers.T - centers.square().sum(dim=1) / 2).argmax(dim=1)
+
+
+def save_centers(file: Path, centers: Tensor, about: dict[str, str]) -> None:
+    """Writes centers (C, P), and what they are of. ValueError: the disk does not take it."""
+    with written(file) as draft:
+        save_file({"centers": centers.contiguous()}, draft, {"format": FORMAT, **about})
+
+
+def load_centers(file: Path) -> tuple[Tensor, dict[str, str]]:
+    """Centers (C, P), and what they are of. ValueError: no such file, or another."""
+    try:
+        with safe_open(file, "pt", "cpu") as content:
+            about = content.metadata() or {}
+            if about.get("format") != FORMAT:
+                raise ValueError(f"objective.codes is {file}, which d2v codes did not write")
+            return content.get_tensor("centers"), about
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"objective.codes is {file}, which cannot be read ({reason}); d2v codes makes it") from None
 
 
 @torch.no_grad()
