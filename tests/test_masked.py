@@ -12,7 +12,7 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.decoder import BlockDecoderConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.positions import sincos
-from d2v.objectives import best_rq, electra, mae, mlm, mlm_latent
+from d2v.objectives import best_rq, context_encoder, electra, mae, mlm, mlm_latent
 from d2v.objectives.common.masked import drawn, uniforms
 from d2v.objectives.common.objective import Objective
 from d2v.types import Loss, Mask, View
@@ -677,3 +677,87 @@ def test_electra_and_mlm_latent_refuse():
         electra.Config(dim=10, num_heads=3)
     with pytest.raises(ValueError, match=r"objective.num_heads is 1; .*ALiBi: it must be model.trunk.num_heads, 2"):
         electra.build(small.encoder("text", alibi="head"), electra.Config())
+
+
+# Regions.
+
+
+def regions(samples: int = 3) -> View:
+    """Rectangles of a 4 x 4 grid, one token in the last row."""
+    view = View("image", {"pixel_values": torch.randn(samples, 3, 16, 16, generator=torch.Generator().manual_seed(2))})
+    hidden = torch.zeros(samples, 4, 4, dtype=torch.bool)
+    hidden[:, 1:3, 0:2] = True
+    hidden[-1] = False
+    hidden[-1, 3, 3] = True
+    return view._replace(mask=Mask(hidden.flatten(1)))
+
+
+def context_of(**settings) -> context_encoder.ContextEncoder:
+    torch.manual_seed(0)
+    config = context_encoder.Config(**settings)
+    return shaken(context_encoder.build(small.encoder("image", patch_size=4), config))
+
+
+def touching(hidden: Tensor, t: int) -> bool:
+    """Whether a visible token of a 4 x 4 grid lies beside a hidden one."""
+    near = [u for u in range(16) if abs(u // 4 - t // 4) <= 1 and abs(u % 4 - t % 4) <= 1]
+    return not hidden[t] and any(bool(hidden[u]) for u in near)
+
+
+def test_context_encoder_is_the_slow_way_without_an_adversary():
+    objective, view = context_of(adversarial_weight=0.0, ring_weight=3.0), regions()
+    encoder, slow = objective.student["encoder"], torch.zeros(())
+    content, out = encoder.frontends["image"].content(**view.inputs), encoder(view, view.mask).x
+    for n, hidden in enumerate(view.mask.hidden):
+        for t in range(16):
+            weight = 1.0 if hidden[t] else 3.0 if touching(hidden, t) else 0.0
+            slow = slow + weight * ((objective.head(out[n, t]) - content[n, t]) ** 2).mean()
+    loss = objective([view])
+    assert int(loss.count) == 9 and objective.discriminator is None
+    same_as_slow(objective, loss, slow)
+
+
+def test_an_adversary_learns_and_is_fooled_in_one_step():
+    """Two losses by the slow way: each has gradients in its own weights alone."""
+    objective, view = context_of(adversarial_weight=0.2, ring_weight=0.0, discriminator_dim=4), regions()
+    encoder, judge = objective.student["encoder"], objective.discriminator
+    content, filled = encoder.frontends["image"].content(**view.inputs), objective.head(encoder(view, view.mask).x)
+    error, fooled, judged = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    for n, hidden in enumerate(view.mask.hidden):
+        seen = torch.stack([hidden[t] | touching(hidden, t) for t in range(16)]).float()[:, None]
+        grids = [(x[n] * seen).T.unflatten(1, (4, 4))[None] for x in (filled, content)]
+        count, sigmoid = hidden.sum(), torch.sigmoid
+        error = error + ((filled[n] - content[n])[hidden] ** 2).mean(dim=1).sum()
+        fooled = fooled - count * sigmoid(judge(grids[0])).log().sum()
+        judged = judged - count * ((1 - sigmoid(judge(grids[0].detach()))).log() + sigmoid(judge(grids[1])).log()).sum()
+    generator = gradients(objective, 0.8 * error + 0.2 * fooled)
+    discriminator = gradients(objective, judged)
+    loss = objective([view])
+    assert float(loss.total.detach()) == pytest.approx(float((0.8 * error + 0.2 * fooled + judged).detach()), rel=1e-4)
+    found = gradients(objective, loss.total)
+    for name, value in found.items():
+        expected = (discriminator if name.startswith("discriminator") else generator)[name]
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_middle_of_an_image_is_hidden(tmp_path):
+    config = tiny.config_of("image", tmp_path, tiny.using("context_encoder"))
+    (view,), _ = tiny.batches_of(config)(0, 0, 1)
+    hidden = torch.zeros(8, 8, dtype=torch.bool)
+    hidden[2:6, 2:6] = True
+    assert view.mask.keep is None and torch.equal(view.mask.hidden, hidden.flatten().expand(4, -1))
+    for change, message in (
+        ("data.mask_ratio=0.99", r"data.mask_ratio 0.99 hides 64 of 64 patches"),
+        ("data.masks=2", r"data.masks 2 needs a data.mask_kind with equal counts: block, inverse_block, random"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny.samples_of(tiny.config_of("image", tmp_path, tiny.using("context_encoder"), change))
+
+
+def test_context_encoder_refuses():
+    with pytest.raises(ValueError, match="regions of a grid, and tokens here are a sequence: take mae"):
+        context_encoder.build(small.encoder("speech"), context_encoder.Config())
+    with pytest.raises(ValueError, match=r"objective.name may be mlm"):
+        context_encoder.build(small.encoder("text"), context_encoder.Config())
+    with pytest.raises(ValueError, match="context_encoder encodes every token"):
+        context_of().check([left_out(small.view("image", samples=2))])
