@@ -9,7 +9,7 @@ import soundfile
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_masked import in_place, same_as_slow, shaken
+from slowly import in_place, same_as_slow, shaken
 from torch import Tensor
 
 from d2v.objectives import beit
