@@ -1,6 +1,9 @@
 """The benchmarks run, and both sides of the comparison do the same work."""
 
+import csv
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -237,3 +240,26 @@ def test_a_table_of_all_methods(root: Path, tmp_path: Path, monkeypatch: pytest.
         "| x | 600 | 1.0 | 1.0 | does not rise |",
     ]
     assert (pages / "table_speech.png").stat().st_size > 5000
+
+
+def test_no_bag_of_words_knows_a_minimal_pair(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import minimal_pairs
+
+    book = tmp_path / "book.txt"
+    book.write_text("\n".join(f"The old man number {n} went down to the river again. Yes." for n in range(80)))
+    minimal_pairs.main([str(tmp_path / "pairs"), f"text={book}"])
+    content: dict[str, set[str]] = {}
+    for name in (*minimal_pairs.TASKS, "order"):
+        for split in ("train", "test"):
+            with (tmp_path / "pairs" / name / f"{split}.csv").open() as file:
+                rows = list(csv.DictReader(file))
+            bags: dict[str, Counter] = {"right": Counter(), "wrong": Counter()}
+            for row in rows:
+                bags[row["label"]][" ".join(sorted(re.findall(r"\w+", row["text"])))] += 1
+            assert bags["right"] == bags["wrong"] and bags["right"], name
+            right = {row["text"] for row in rows if row["label"] == "right"}
+            assert not right & {row["text"] for row in rows if row["label"] == "wrong"}
+            content[split] = {word for row in rows for word in row["text"].split()} if name == "arguments" else set()
+        nouns = {*minimal_pairs.LIVING, *minimal_pairs.THINGS}
+        assert not content["train"] & content["test"] & nouns
