@@ -88,7 +88,7 @@ def k_means(tokens: Tensor, num_codes: int, seed: int) -> tuple[Tensor, float]:
 
     rows = tokens.numpy()
     size = max(10_000, 2 * num_codes)  # HuBERT's
-    found = MiniBatchKMeans(num_codes, batch_size=size, n_init=3, random_state=seed, max_iter=50).fit(rows)
+    found = MiniBatchKMeans(num_codes, batch_size=size, n_init=3, random_state=seed, max_iter=50).fit(rows)  # type: ignore[arg-type]
     around = float(np.square(rows - rows.mean(axis=0)).sum())
     return torch.from_numpy(found.cluster_centers_).float(), 1 - float(found.inertia_) / max(around, 1e-12)
 

@@ -267,7 +267,7 @@ class Frontend(nn.Module):
         tokens = lengths(self.config, input_values.shape[-1])
         if self.config.kind == "mel":
             size = min(self.config.mel_kernel, self.config.mel_stride)
-            frames = self.extractor.spectrogram(input_values)  # (B, L, M)
+            frames = self.extractor.spectrogram(input_values)  # type: ignore[operator]  # (B, L, M)
             return frames.unfold(1, size, self.config.mel_stride)[:, :tokens].transpose(2, 3).flatten(2)
         spectrogram = spectrogram_of(receptive_field(self.config), stride(self.config), self.config.sample_rate)
         surplus = spectrogram.size - receptive_field(self.config)  # its windows lie in the middle of powers of two
