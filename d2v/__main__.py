@@ -19,6 +19,7 @@ COMMANDS = (
     "configs",
     "show",
     "data",
+    "codes",
     "pretrain",
     "evaluate",
     "embed",

@@ -2,7 +2,7 @@
 
 A folder that offers this pretrains, evaluates, embeds and fine-tunes without an edit elsewhere.
 
-B samples of a batch, N masked rows, T content tokens, K visible tokens, E extra tokens, D width, H heads,
+B samples of a batch, N masked rows, T content tokens, K visible tokens, E extra tokens, D width, H heads, V words,
 n samples of a split.
 """
 
@@ -65,6 +65,21 @@ class Frontend(Protocol):
 
     def embed(self, **inputs: Tensor) -> Tensor:
         """Local features (B, T, D) of raw inputs, by Hugging Face's names."""
+        ...
+
+    @property
+    def content_dim(self) -> int:
+        """P, how many numbers a token is made of. ValueError: it is made of none, or of more than its own."""
+        ...
+
+    def content(self, **inputs: Tensor) -> Tensor:
+        """(B, T, P) float32, what each token is made of: its pixels, its frames. ValueError as of `content_dim`."""
+        ...
+
+    @property
+    def vocabulary(self) -> Tensor:
+        """(V, D), the vectors of all words, where `main_input` holds numbers of words. ValueError: it does not, or no
+        word can be hidden."""
         ...
 
     def padding(self, **inputs: Tensor) -> Tensor | None:

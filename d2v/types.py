@@ -17,6 +17,8 @@ class Mask(NamedTuple):
     keep: Tensor | None = None
     # (N, D) bool, True where a channel of the local features is zero in every token; of fine-tuning
     channels: Tensor | None = None
+    # (N, T) bool, True where a word was chosen: hidden, replaced or kept as it is; None: the hidden ones alone
+    chosen: Tensor | None = None
 
 
 class View(NamedTuple):

@@ -50,7 +50,9 @@ def test_a_misspelt_command_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: no command 'pretrian'; did you mean 'pretrain'?\n"
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune", "evaluate", "embed", "convert", "search", "show", "data"])
+@pytest.mark.parametrize(
+    "name", ["pretrain", "finetune", "evaluate", "embed", "convert", "search", "show", "data", "codes"]
+)
 def test_a_command_without_arguments_says_its_usage_in_one_line(name: str, monkeypatch, capsys):
     assert call(monkeypatch, name) == 2
     error = capsys.readouterr().err

@@ -14,10 +14,11 @@ from PIL import Image, ImageFilter, ImageOps
 
 from d2v.modalities import image
 from d2v.modalities.image import masks, views
-from d2v.modalities.image.frontend import Frontend, FrontendConfig, resized, sincos
+from d2v.modalities.image.frontend import Frontend, FrontendConfig, resized
 from d2v.modalities.image.views import FAMILIES
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
+from d2v.models.positions import sincos
 
 DRAWS = 400
 NAMES = {"RandomHorizontalFlip": "flip", "RandomGrayscale": "grey", "RandomResizedCrop": "crop"}
@@ -400,7 +401,7 @@ def test_a_smaller_grid_has_the_biases_of_its_offsets():
 
 def test_positions_of_other_grids():
     fixed = frontend_of(positions="sincos")
-    assert torch.equal(fixed.positions(torch.zeros(1, 9, 8), None), sincos(3, 3, 8, torch.device("cpu")))
+    assert torch.equal(fixed.positions(torch.zeros(1, 9, 8), None), sincos((3, 3), 8, torch.device("cpu")))
     learned = frontend_of(positions="learned", relative_bias=False)
     assert torch.equal(learned.positions(torch.zeros(1, 36, 8), None), learned.position_table[1:])
     for side in (3, 8):  # DINO's way: the scale is that of side + 0.1

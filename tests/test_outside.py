@@ -49,13 +49,13 @@ def config(tmp_path, **sections) -> str:
     return str(tmp_path / "config.yaml")
 
 
-@pytest.mark.parametrize("objective", ["data2vec", "moco"])
+@pytest.mark.parametrize("objective", ["data2vec", "moco", "best_rq"])
 def test_a_modality_outside_the_project(mylab, signals, tmp_path, objective, monkeypatch):
     monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
     train = {"steps": 6, "batch_size": 6, "warmup_steps": 1}
     data = {"path": str(signals), "max_bad_share": 0.1}
     views = {"views": ["noisy", "noisy"]} if objective == "moco" else {}
-    method = {"name": objective, **({"queue_size": 24} if objective == "moco" else {"top_k": 2})}
+    method = {"name": objective, **{"moco": {"queue_size": 24}, "data2vec": {"top_k": 2}}.get(objective, {})}
     scoring = {"train_split": "train", "test_split": "test", "probe_steps": 5, "random_seeds": 1}
     one = config(tmp_path, data=data | views, objective=method, train=train, evaluate=scoring)
     run = tmp_path / "run"

@@ -23,10 +23,10 @@ from d2v.config.loading import load_config
 from d2v.evaluation.features import pooled_features
 from d2v.finetuning.config import load as load_tuning
 from d2v.interop.fairseq import load_fairseq, save_fairseq
-from d2v.modalities.image.frontend import sincos
 from d2v.modalities.text import tokenizer as tokenizers
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
+from d2v.models.positions import sincos
 from d2v.training.loop import Loop
 from scripts import convert, embed, evaluate, finetune, pretrain
 
@@ -589,7 +589,7 @@ def encoder_of(size: int, **frontend) -> D2vModel:
 def test_fixed_positions_of_another_size_are_those_of_a_new_model():
     other = with_frontend(encoder_of(16, positions="sincos", relative_bias=False), "image", {"image_size": 24})
     found = other.frontend("image").positions(torch.zeros(1, 36, 32), None)
-    assert torch.equal(found, sincos(6, 6, 32, torch.device("cpu")))
+    assert torch.equal(found, sincos((6, 6), 32, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("class_token", [False, True])

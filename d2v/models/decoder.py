@@ -1,8 +1,9 @@
-"""data2vec 2.0's decoder: visible tokens back in their places, noise in the others, a few convolutions, a linear head.
+"""Decoders from visible to hidden tokens: data2vec 2.0's convolutions, and MAE's narrow Transformer.
 
-N rows (samples x masks), T tokens, K visible tokens, n hidden tokens in all, D model width, C decoder width.
-Source: data2vec 2.0 (arXiv 2212.07525) section 3. Convolutions are along the sequence for speech and text, over the
-grid for images.
+N rows (samples x masks), T tokens, K visible tokens, E extra tokens, n hidden tokens in all, D model width, C decoder
+width, P numbers that a token is made of.
+Sources: data2vec 2.0 (arXiv 2212.07525) section 3; its convolutions are along the sequence for speech and text, over
+the grid for images. MAE (arXiv 2111.06377) section 3.
 """
 
 import math
@@ -13,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.models.heads import perceptron
+from d2v.models.positions import sincos
 from d2v.models.token_conv import convolved
-from d2v.models.transformer import is_plain
+from d2v.models.transformer import Trunk, TrunkConfig, attention_bias, is_plain
 from d2v.settings import check_values, setting
-from d2v.types import Mask
+from d2v.types import Features, Mask
 
 
 @dataclass
@@ -85,7 +87,7 @@ class ConvLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the visible tokens of a row to predictions at its hidden ones."""
+    """data2vec 2.0's: from the visible tokens of a row to predictions at its hidden ones."""
 
     def __init__(self, dim: int, config: DecoderConfig):
         """ValueError: the groups do not divide the model's width."""
@@ -131,3 +133,74 @@ class Decoder(nn.Module):
             )
         noise = torch.randn(len(x), num_tokens, x.shape[2], device=x.device, dtype=x.dtype) * self.config.noise
         return noise.scatter(1, keep[..., None].expand_as(x), x)
+
+
+@dataclass
+class BlockDecoderConfig:
+    """The shape of a Transformer that reads visible tokens and mask tokens; the published values."""
+
+    dim: int = setting(512, "Width of the blocks; a multiple of 4.", least=4, limit=100_000)
+    depth: int = setting(8, "Blocks, pre-norm.", least=1, limit=1000)
+    num_heads: int = setting(16, "Heads of attention; they divide the width.", least=1, limit=10_000)
+
+    def __post_init__(self):
+        """ValueError: a number outside its bounds, or a width that heads or positions do not divide."""
+        check_values(self, "objective.decoder")
+        for divisor, what in ((self.num_heads, "objective.decoder.num_heads"), (4, "4, for sines and cosines")):
+            if self.dim % divisor:
+                raise ValueError(f"objective.decoder.dim is {self.dim}; it must be a multiple of {what}, {divisor}")
+
+
+class BlockDecoder(nn.Module):
+    """MAE's: a linear map to a narrow width, mask tokens in hidden places, fixed positions, blocks, a linear head."""
+
+    def __init__(self, dim: int, out_dim: int, config: BlockDecoderConfig, *, norm_eps: float):
+        """`norm_eps`: of the blocks' norms, that of the encoder's trunk."""
+        super().__init__()
+        self.project = nn.Linear(dim, config.dim)
+        self.mask_token = nn.Parameter(torch.zeros(config.dim))
+        self.trunk = Trunk(
+            TrunkConfig(
+                depth=config.depth,
+                dim=config.dim,
+                num_heads=config.num_heads,
+                mlp_dim=4 * config.dim,
+                pre_norm=True,
+                norm_eps=norm_eps,
+                input_norm=False,
+                final_norm=True,
+                init="xavier",
+            )
+        )
+        self.head = nn.Linear(config.dim, out_dim)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Xavier's uniform, biases zero; the mask token N(0, 0.02)."""
+        self.trunk.init_weights()
+        for linear in (self.project, self.head):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(
+        self, features: Features, mask: Mask, grid: tuple[int, int] | None, padding: Tensor | None = None
+    ) -> Tensor:
+        """Features (N, K, D) and extra tokens (N, E, D) -> (n, P), a prediction for each hidden token.
+
+        `grid`: rows and columns of tokens, None where they are a sequence. Padded tokens (N, T) are not attended to.
+        """
+        assert mask.keep is not None
+        N, T = mask.hidden.shape  # noqa: N806
+        x = self.project(features.x)  # (N, K, C)
+        blank = self.mask_token.to(x.dtype).expand(N, T, -1)
+        x = blank.scatter(1, mask.keep[..., None].expand_as(x), x)  # (N, T, C)
+        x = x + sincos((T,) if grid is None else grid, x.shape[2], x.device).to(x.dtype)
+        only = mask.hidden
+        if features.extra is not None:
+            num_extra = features.extra.shape[1]
+            x = torch.cat([self.project(features.extra), x], dim=1)  # (N, E + T, C)
+            only = F.pad(only, (num_extra, 0))
+            padding = None if padding is None else F.pad(padding, (num_extra, 0))
+        x, _ = self.trunk(x, attention_bias(padding, None), only=only)  # (n, C)
+        return self.head(x)

@@ -1,12 +1,13 @@
 """Heads that sit beside the student and are not averaged; what task models put on top of an encoder.
 
-B samples, T content tokens, D width, C classes.
+B samples, T content tokens, D width, C classes, V words.
 """
 
 from collections.abc import Callable
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.models.batch_norm import GroupedBatchNorm
@@ -98,3 +99,20 @@ class ClassificationHead(nn.Module):
         if self.dense is not None:
             x = self.activation(self.dense(self.dropout(x)))
         return self.out(self.dropout(x))
+
+
+class WordHead(nn.Module):
+    """BERT's and RoBERTa's: linear, GELU, norm, then products with the words' own vectors, and a bias of each word."""
+
+    def __init__(self, dim: int, word_dim: int, num_words: int, *, norm_eps: float, init_std: float):
+        """`dim` is that of the tokens, `word_dim` that of the words' vectors."""
+        super().__init__()
+        self.dense = nn.Linear(dim, word_dim)
+        self.norm = nn.LayerNorm(word_dim, norm_eps)
+        self.bias = nn.Parameter(torch.zeros(num_words))
+        nn.init.normal_(self.dense.weight, std=init_std)
+        nn.init.zeros_(self.dense.bias)
+
+    def forward(self, x: Tensor, vocabulary: Tensor) -> Tensor:
+        """Tokens (n, D) and words (V, W) -> logits (n, V)."""
+        return F.linear(self.norm(F.gelu(self.dense(x))), vocabulary, self.bias)

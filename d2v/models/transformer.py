@@ -60,8 +60,8 @@ class TrunkConfig:
     init: str = setting(
         "normal",
         "normal: N(0, init_std); depth_scaled: cut at one std, outputs divided by sqrt(2 * layer) (BEiT); "
-        "default: torch's.",
-        among=("normal", "depth_scaled", "default"),
+        "xavier: uniform, by both widths of a matrix (MAE); default: torch's.",
+        among=("normal", "depth_scaled", "xavier", "default"),
     )
     init_std: float = setting(
         0.02,
@@ -367,6 +367,8 @@ def _init_linear(linear: nn.Linear, config: TrunkConfig, depth: int | None) -> N
         return
     if config.init == "normal":
         nn.init.normal_(linear.weight, std=config.init_std)
+    elif config.init == "xavier":
+        nn.init.xavier_uniform_(linear.weight)
     else:
         std = config.init_std / (2 * depth) ** 0.5 if depth else config.init_std
         nn.init.trunc_normal_(linear.weight, std=std, a=-std, b=std)

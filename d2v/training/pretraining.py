@@ -125,6 +125,7 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     views = batches(0, 0, train.batch_size)[0]  # of one sample
     objective.check(views)
     objective.check_masks(views)
+    same_data.ask(objective.check_data)
     check_batch(config, views, accelerator.num_processes * train.accumulate, accelerator.device)
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.

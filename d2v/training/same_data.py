@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,18 @@ class DataCheck:
         if self.accelerator.is_main_process:
             self.marks = marks_of(path, splits)
             error = self._error()
+        error = first_error(error)
+        if error is not None:
+            raise ValueError(error)
+
+    def ask(self, check: Callable[[str], None]) -> None:
+        """Has the fingerprint of the data checked, on the main process. ValueError, on all: as of `check`."""
+        error = None
+        if self.accelerator.is_main_process:
+            try:
+                check(self.marks["digest"])
+            except ValueError as fault:
+                error = str(fault)
         error = first_error(error)
         if error is not None:
             raise ValueError(error)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2v.modalities.image import backbone
+from d2v.models.positions import sincos
 from d2v.settings import check_values, setting
 
 MODALITY = "image"
@@ -111,21 +112,6 @@ def relative_index(rows: int, columns: int, class_token: bool, device: torch.dev
             index = F.pad(index, (1, 0, 1, 0))  # (1 + T, 1 + T)
             index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
         return index
-
-
-@lru_cache(maxsize=8)
-def sincos(rows: int, columns: int, dim: int, device: torch.device) -> Tensor:
-    """Fixed positions (T, D) of data2vec 2.0 and MAE (arXiv 2111.06377).
-
-    Sine and cosine of the column, then of the row.
-    """
-    with torch.inference_mode(False):
-        rates = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim / 4))  # (D / 4,)
-        row, column = torch.meshgrid(
-            torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
-        )
-        across, down = column.reshape(-1, 1) * rates, row.reshape(-1, 1) * rates  # (T, D / 4) each
-        return torch.cat([across.sin(), across.cos(), down.sin(), down.cos()], dim=1).float()
 
 
 def resized(positions: Tensor, old: int, new: int) -> Tensor:
@@ -261,6 +247,29 @@ class Frontend(nn.Module):
             return backbone.feature_map(self.backbone, pixel_values).flatten(1, 2)
         return self.patch_embed(pixel_values).flatten(2).transpose(1, 2)  # (B, T, D)
 
+    @property
+    def content_dim(self) -> int:
+        """Numbers of a patch. ValueError: a backbone, whose tokens are no patches."""
+        if self.backbone is not None:
+            raise ValueError(
+                f"backbone={self.config.backbone} has no patches whose pixels could be predicted; leave it out"
+            )
+        return self.config.channels * self.config.patch_size**2
+
+    def content(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, S, S) -> (B, T, P), the pixels of each patch: row by row, the channels of a pixel side by side (MAE).
+
+        ValueError as of `content_dim`.
+        """
+        size = self.config.patch_size
+        patches = pixel_values.float().unfold(2, size, size).unfold(3, size, size)  # (B, C, R, R, size, size)
+        return patches.permute(0, 2, 3, 4, 5, 1).reshape(len(patches), -1, self.content_dim)
+
+    @property
+    def vocabulary(self) -> Tensor:
+        """ValueError: patches are no words."""
+        raise ValueError("an image has no words to predict: objective.name may be mae, beit or best_rq")
+
     def _reads(self, pixel_values: Tensor) -> bool:
         """Images of the model's size; in training, where a batch may hold smaller crops, other squares too.
 
@@ -296,7 +305,7 @@ class Frontend(nn.Module):
             learned = self.position_table[int(self.class_token is not None) :]
             return (learned if grid == self.grid else resized(learned, self.grid[0], grid[0])).to(tokens.dtype)
         if self.config.positions == "sincos":
-            return sincos(*grid, tokens.shape[-1], tokens.device).to(tokens.dtype)
+            return sincos(grid, tokens.shape[-1], tokens.device).to(tokens.dtype)
         return None
 
     def _grid_of(self, num_tokens: int | None) -> tuple[int, int]:

@@ -17,7 +17,8 @@ from d2v.settings import setting
 from d2v.types import Mask
 
 OF_ONE_VIEW = "data.views hides nothing, or with data.mask_views=true rectangles of a share drawn from data.mask_range"
-MASK_KINDS = ("beit", "block", "inverse_block", "random")
+IN_PLACE = ("beit", "center")  # the student reads every patch, hidden ones as the mask token
+MASK_KINDS = ("beit", "block", "inverse_block", "random", "center")
 
 
 @dataclass
@@ -26,8 +27,8 @@ class MaskConfig:
 
     mask_kind: str = setting(
         "beit",
-        "beit: rectangles, and the number of hidden patches varies (data2vec 1.0); block, inverse_block, random: "
-        "as many in every image, and the student does not read them (2.0).",
+        "beit: rectangles, and the number of hidden patches varies (data2vec 1.0); center: the square in the middle; "
+        "block, inverse_block, random: as many in every image, and the student does not read them (2.0).",
         among=MASK_KINDS,
         only={"views": False},
         why=OF_ONE_VIEW,
@@ -130,11 +131,12 @@ def check(config: Any, frontend: FrontendConfig) -> None:
 def _check_counts(config: MaskConfig, grid: tuple[int, int]) -> None:
     """ValueError: masks that would hide nothing, everything, or much less than mask_ratio asks for."""
     rows, columns = grid
-    if config.masks > 1 and config.mask_kind == "beit":
-        raise ValueError(
-            f"data.masks {config.masks} needs a data.mask_kind with equal counts: {', '.join(MASK_KINDS[1:])}"
-        )
+    if config.masks > 1 and config.mask_kind in IN_PLACE:
+        kinds = [kind for kind in MASK_KINDS if kind not in IN_PLACE]
+        raise ValueError(f"data.masks {config.masks} needs a data.mask_kind with equal counts: {', '.join(kinds)}")
     wanted = round(config.mask_ratio * rows * columns)
+    if config.mask_kind == "center":
+        wanted = int(middle(grid, config.mask_ratio).sum())
     if not 0 < wanted < rows * columns:
         raise ValueError(
             f"data.mask_ratio {config.mask_ratio} hides {wanted} of {rows * columns} patches: "
@@ -190,6 +192,15 @@ def block(
     return hidden.reshape(-1)
 
 
+def middle(grid: tuple[int, int], ratio: float) -> np.ndarray:
+    """The square in the middle whose share of (rows, columns) is nearest to `ratio`, (rows * columns,) bool."""
+    side = round(math.sqrt(ratio * grid[0] * grid[1]))
+    hidden = np.zeros(grid, dtype=bool)
+    top, left = ((size - side) // 2 for size in grid)
+    hidden[max(0, top) : top + side, max(0, left) : left + side] = True
+    return hidden.reshape(-1)
+
+
 def draw(generator: np.random.Generator, config: MaskConfig, grid: tuple[int, int]) -> list[np.ndarray]:
     """The M masks of an image, (T,) bool each."""
     return [_hidden(generator, config, grid) for _ in range(config.masks)]
@@ -199,6 +210,8 @@ def _hidden(generator: np.random.Generator, config: MaskConfig, grid: tuple[int,
     """One mask, (T,) bool."""
     if config.mask_kind == "random":
         return masking.scattered(generator, grid[0] * grid[1], config.mask_ratio)
+    if config.mask_kind == "center":
+        return middle(grid, config.mask_ratio)
     if config.mask_kind != "beit":
         inverse = config.mask_kind == "inverse_block"
         return masking.block_2d(
@@ -225,5 +238,5 @@ def _rectangles(generator: np.random.Generator, config: MaskConfig, grid: tuple[
 def gather(rows: list[np.ndarray], kind: str) -> Mask:
     """N = B * M masks of a view, and what the student encodes where all hide as many."""
     hidden = np.stack(rows)  # (N, T)
-    keep = None if kind == "beit" else torch.from_numpy(masking.visible(hidden, int((~hidden[0]).sum())))
+    keep = None if kind in IN_PLACE else torch.from_numpy(masking.visible(hidden, int((~hidden[0]).sum())))
     return Mask(torch.from_numpy(hidden), keep)

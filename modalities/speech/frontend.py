@@ -10,6 +10,7 @@ with ALiBi: data2vec 2.0 (arXiv 2212.07525).
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -133,6 +134,21 @@ def _windows(config: FrontendConfig) -> list[tuple[int, int]]:
     return list(zip(config.conv_kernels, config.conv_strides, strict=True))
 
 
+def num_bands(window: int) -> int:
+    """Bands of the spectrogram that `content` has of samples: 80, or as many as the token's window can tell apart."""
+    return max(1, min(80, fft_size(window) // 6))
+
+
+@lru_cache(maxsize=8)
+def spectrogram_of(window: int, hop: int, rate: int) -> LogMel:
+    """Log-mel frames of `window` samples, `hop` apart: no part of a model, as it has no weights.
+
+    ValueError: too few samples.
+    """
+    with torch.inference_mode(False):  # it may first be asked for in inference and then be used in training
+        return LogMel(rate, num_bands(window), 1000 * window / rate, 1000 * hop / rate, low=FrontendConfig.mel_low)
+
+
 class ConvBlock(nn.Module):
     """Strided convolution without bias -> layer norm over channels -> GELU; (B, L, C_in) to (B, L', C_out).
 
@@ -233,6 +249,35 @@ class Frontend(nn.Module):
         if attention_mask is not None:
             input_values = input_values.masked_fill(attention_mask == 0, 0)
         return self.projection(self.norm(self.extractor(input_values)))
+
+    @property
+    def content_dim(self) -> int:
+        """Bands of the frames that fall to a token; of samples, see `spectrogram_of`."""
+        if self.config.kind == "mel":
+            return min(self.config.mel_kernel, self.config.mel_stride) * self.config.mel_bins
+        return num_bands(receptive_field(self.config))
+
+    def content(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, S) -> (B, T, P), the log-mel frames that fall to each token and to no other, side by side.
+
+        Of samples: one frame of the token's own window. ValueError: the window is too short for a spectrogram.
+        """
+        if attention_mask is not None:
+            input_values = input_values.masked_fill(attention_mask == 0, 0)
+        tokens = lengths(self.config, input_values.shape[-1])
+        if self.config.kind == "mel":
+            size = min(self.config.mel_kernel, self.config.mel_stride)
+            frames = self.extractor.spectrogram(input_values)  # type: ignore[operator]  # (B, L, M)
+            return frames.unfold(1, size, self.config.mel_stride)[:, :tokens].transpose(2, 3).flatten(2)
+        spectrogram = spectrogram_of(receptive_field(self.config), stride(self.config), self.config.sample_rate)
+        surplus = spectrogram.size - receptive_field(self.config)  # its windows lie in the middle of powers of two
+        padded = F.pad(input_values, (surplus // 2, surplus - surplus // 2))
+        return spectrogram.to(padded.device)(padded)[:, :tokens]
+
+    @property
+    def vocabulary(self) -> Tensor:
+        """ValueError: frames are no words."""
+        raise ValueError("speech has no words to predict: objective.name may be mae or best_rq")
 
     def hide(self, tokens: Tensor, hidden: Tensor, **inputs: Tensor) -> Tensor:
         """(N, T, D), (N, T) bool -> (N, T, D) with the mask token, or zero, where hidden."""

@@ -118,22 +118,23 @@ class ViewBatches:
 def hide(view: View, generators: list[np.random.Generator], data: DataConfig, samples: Samples) -> View:
     """Spans over every token, <s> and </s> too.
 
-    In BERT's variant some of them are kept or replaced at random, and not predicted then.
+    In BERT's variant some of them are kept or replaced at random: not hidden then, but chosen.
     """
     ids = view.inputs["input_ids"].numpy()  # (B, T)
-    hidden = np.zeros(ids.shape, dtype=bool)
+    hidden, chosen = np.zeros(ids.shape, dtype=bool), np.zeros(ids.shape, dtype=bool)
     corrupted = ids.copy()
     lengths = view.inputs["attention_mask"].sum(dim=1).tolist()
     for number, (generator, length) in enumerate(zip(generators, lengths, strict=True)):
-        chosen = masking.span(generator, length, data.mask_prob, data.mask_length, last_frame=True)
-        keep, replace = corrupt(generator, chosen, data)
-        hidden[number, :length] = chosen & ~keep & ~replace
+        spans = masking.span(generator, length, data.mask_prob, data.mask_length, last_frame=True)
+        keep, replace = corrupt(generator, spans, data)
+        hidden[number, :length], chosen[number, :length] = spans & ~keep & ~replace, spans
         corrupted[number, :length][replace] = generator.choice(samples.ordinary, int(replace.sum()))
-    inputs = dict(view.inputs)
     if data.random_token_prob + data.keep_token_prob > 0:
+        inputs = dict(view.inputs)
         corrupted[hidden] = samples.frontend.mask_token_id
         inputs["corrupted_ids"] = torch.from_numpy(corrupted)
-    return view._replace(inputs=inputs, mask=Mask(torch.from_numpy(hidden)))
+        return view._replace(inputs=inputs, mask=Mask(torch.from_numpy(hidden), chosen=torch.from_numpy(chosen)))
+    return view._replace(mask=Mask(torch.from_numpy(hidden)))
 
 
 def leave_out(view: View, generators: list[np.random.Generator], data: DataConfig) -> View:

@@ -128,6 +128,25 @@ class Frontend(nn.Module):
         padding = input_ids == self.config.pad_token_id if attention_mask is None else attention_mask == 0
         return self.dropout(self.norm(tokens + self._places(tokens.shape[1], padding)))
 
+    @property
+    def content_dim(self) -> int:
+        """ValueError: words have none."""
+        raise ValueError("a word is made of no values to predict: objective.name may be mlm, mlm_latent or electra")
+
+    def content(self, input_ids: Tensor, **_: Tensor) -> Tensor:
+        """ValueError: words have none."""
+        raise ValueError("a word is made of no values to predict: objective.name may be mlm, mlm_latent or electra")
+
+    @property
+    def vocabulary(self) -> Tensor:
+        """The table of tokens, (V, D). ValueError: no <mask> can take the place of a word."""
+        if self.norm is not None:
+            raise ValueError(
+                "model.frontends.text.embedding_norm is true, with which there is no <mask> in place of a word that is "
+                "to be predicted: set it to false, and model.trunk.input_norm to true"
+            )
+        return self.tokens.weight
+
     def hide(
         self, tokens: Tensor, hidden: Tensor, input_ids: Tensor, corrupted_ids: Tensor | None = None, **_: Tensor
     ) -> Tensor:

@@ -40,6 +40,7 @@ class LabelledSamples:
         self._corpora, usable = [first], first.rows  # (N,) numbers in the data set
         every_id = tables.identifiers(self.dataset, config.path, split)
         self.report = corpora.report(first, self.dataset, every_id, config.label)
+        self._column = column
         if not config.text_pair:
             self.report.sizes = typical(np.diff(first.offsets) + 1, config.block_size)
         if config.text_pair:
@@ -65,6 +66,11 @@ class LabelledSamples:
     def column(self, name: str) -> np.ndarray:
         """Values of a column per usable row, None for missing ones. ValueError: no such column."""
         return tables.cells(self.dataset, name, self._rows)
+
+    def picture(self, index: int) -> str:
+        """The text as it is in the data, and below it the second of a pair."""
+        row = self.dataset[int(self._rows[index])]
+        return "\n".join(str(row[name]) for name in (self._column, self.config.text_pair) if name)
 
     def view(self, indices: Sequence[int], length: int = 0) -> View:
         """Rows padded to the longest or to `length`; the longer text of a pair that exceeds block_size is cut first."""

@@ -7,10 +7,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from d2v import plugins
 from d2v.interop.huggingface import shared
 from d2v.interop.huggingface.shared import Head, Kind
 from d2v.interop.renaming import Prefixes
+from d2v.models.positions import sincos
 from d2v.models.task_models import D2vForImageClassification
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def _sincos(grid: int, dim: int) -> Tensor:
     """
     if dim % 4:
         return torch.empty(0)
-    positions = plugins.load("d2v.modalities", MODALITY).frontend.sincos(grid, grid, dim, torch.device("cpu"))
+    positions = sincos((grid, grid), dim, torch.device("cpu"))
     return torch.nn.functional.pad(positions, (0, 0, 1, 0))
 
 

@@ -56,6 +56,10 @@ class Objective(nn.Module):
     def check(self, views: list[View]) -> None:
         """ValueError: batches of this form cannot be trained on; asked once, before a run begins."""
 
+    def check_data(self, digest: str) -> None:
+        """ValueError: what the method brings was made of other data than the run's, which has this fingerprint; asked
+        on one process, with `check`."""
+
     def check_masks(self, views: list[View]) -> None:
         """ValueError: a run's batches carry masks that the method would not read; asked with `check`."""
 

@@ -35,6 +35,20 @@ class Frontend(nn.Module):
         """(B, S) -> (B, T, D)."""
         return self.patches(sensor_values.unfold(1, self.config.patch_size, self.config.patch_size))
 
+    @property
+    def content_dim(self) -> int:
+        """Numbers of a patch."""
+        return self.config.patch_size
+
+    def content(self, sensor_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, S) -> (B, T, P), the patches themselves."""
+        return sensor_values.float().unfold(1, self.config.patch_size, self.config.patch_size)
+
+    @property
+    def vocabulary(self) -> Tensor:
+        """ValueError: there are no words."""
+        raise ValueError("a signal has no words to predict")
+
     def padding(self, sensor_values: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
         """(B, T), True where a patch is not all data."""
         if attention_mask is None:
