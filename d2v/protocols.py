@@ -204,7 +204,7 @@ Score = Callable[[list[np.ndarray], Sequence[Any]], dict[str, float]]  # scores 
 class ScoredSplit(NamedTuple):
     """Labelled samples that are scored: one label for each of `indices` into `samples`."""
 
-    samples: Any  # view, lengths, ids of Samples
+    samples: Any  # view, lengths, ids, picture of Samples
     indices: np.ndarray  # (n,)
     labels: Sequence[Any]  # n
 

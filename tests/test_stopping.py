@@ -140,6 +140,7 @@ STOPPED = {  # command, and what is called when the signal comes
     "search": (["{0}/x.parquet", "id=1"], "pyarrow.parquet.read_table"),
     "finetune": (["image/finetune_tiny", "data.path={0}/photos", "model={0}/run", "run.dir={1}/new"], READING),
     "convert": (["{0}/run", "{1}/new"], "d2v.scripts.convert.load_ours"),
+    "codes": (["image/beit_tiny", "data.path={0}/photos", "objective.codes={1}/codes.safetensors"], READING),
     "demo": (["image", "runs={1}"], READING),
     "configs": ([], "d2v.scripts.configs.purpose"),
     "show": (["image/data2vec_tiny"], "d2v.config.loading.find_config"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from transformers import Wav2Vec2Processor
 
 from d2v.finetuning.scores import transcription
@@ -62,6 +63,10 @@ class Transcripts:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def picture(self, index: int) -> Image.Image:
+        """The clip's spectrogram. ValueError: it can no longer be read."""
+        return self._samples.picture(int(self._rows[index]))
 
     def column(self, name: str) -> np.ndarray:
         """Values of a data column per usable clip. ValueError: there is none of that name."""
