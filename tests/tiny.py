@@ -47,7 +47,6 @@ TRUNK = (
     "model.trunk.depth=2",
     "model.trunk.num_heads=2",
     "model.trunk.mlp_dim=64",
-    "objective.top_k=2",
 )
 SHORT = (
     "train.steps=20",
@@ -68,6 +67,8 @@ DROPOUT = (
 # free of chance
 DEMO_DATA = ("data.path=demo", "data.split=train", "evaluate.path=''")
 SMALL = {
+    "dinosr": ("objective.num_codes=8", "objective.freeze_share=1.0"),
+    "spidr": ("objective.num_codes=8", "objective.freeze_share=1.0"),
     "mochi": ("objective.start_step=0", "objective.hardest=16"),
     "ibot": ("data.mask_views=true",),
     "data2vec2": (
@@ -78,6 +79,8 @@ SMALL = {
     ),
 }
 
+BASES: dict[str, str] = {}  # whose tiny config an objective is put into where it has none; else data2vec's
+
 
 def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:
     """The command line of a run of 20 steps; `objective={name: ...}` among `more` takes that objective's config."""
@@ -86,12 +89,14 @@ def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:
         [match[1] for key in more if (match := re.fullmatch(r"objective=\{name: (\w+)\}", key))],
     )
     name = names[0] if names else "data2vec"
+    settings = vars(plugins.load("d2v.objectives", name).Config())
+    layers = ("objective.top_k=2",) if "top_k" in settings else ()
     if name == "data2vec":
-        return [str(folder_of / "demo.yaml"), *TRUNK, *SHORT, f"run.dir={folder}", *more]
+        return [str(folder_of / "demo.yaml"), *TRUNK, *layers, *SHORT, f"run.dir={folder}", *more]
     if compares_views(name):
         return [
             str(demo_of(modality, name)),
-            *TRUNK[:-1],
+            *TRUNK,
             *SHORT,
             *small_heads(name),
             *SMALL.get(name, ()),
@@ -99,8 +104,9 @@ def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:
             *more,
         ]
     return [
-        str(folder_of / f"{name}_tiny.yaml"),
+        str(prediction_of(modality, name)),
         *TRUNK,
+        *layers,
         *SHORT,
         *DEMO_DATA,
         *SMALL.get(name, ()),
@@ -141,6 +147,18 @@ def demo_of(modality: str, objective: str) -> Path:
     ).Config.num_views
     values.objective, values.data = {"name": objective}, {"path": "demo", "views": views, **kept(values.data)}
     OmegaConf.save(values, path := scratch() / f"{modality}_{objective}.yaml")
+    return path
+
+
+@functools.cache
+def prediction_of(modality: str, objective: str) -> Path:
+    """The tiny config of an objective that predicts hidden tokens; where a modality has none, data2vec's with it."""
+    folder = ROOT / "configs" / modality
+    if (path := folder / f"{objective}_tiny.yaml").exists():
+        return path
+    basis = folder / f"{BASES.get(objective, 'data2vec')}_tiny.yaml"
+    path = scratch() / f"{modality}_{objective}_tiny.yaml"
+    path.write_text(f"base: {basis}\nobjective: {{name: {objective}}}\n", "utf-8")
     return path
 
 

@@ -56,21 +56,34 @@ def batch_norm(x: Tensor, padding: Tensor | None) -> Tensor:
 NORMS = {"instance": instance_norm, "layer": layer_norm, "group": group_norm, "batch": batch_norm}
 
 
+def normed(x: Tensor, norms: list[str], padding: Tensor | None = None) -> Tensor:
+    """(B, T, D) in float32 after the norms of these names, keys of NORMS, in their order."""
+    x = x.float()
+    for name in norms:
+        x = NORMS[name](x, padding)
+    return x
+
+
 def mean_of_layers(
     layers: list[Tensor], layer_norms: list[str], final_norms: list[str], padding: Tensor | None = None
 ) -> Tensor:
     """Targets (B, T, D) from the top K layers, each (B, T, D). `*_norms` are keys of NORMS, applied in their order."""
     total = None
     for layer in layers:
-        layer = layer.float()
-        for name in layer_norms:
-            layer = NORMS[name](layer, padding)
+        layer = normed(layer, layer_norms, padding)
         total = layer if total is None else total + layer
     assert total is not None, "no teacher layers"
-    target = total / len(layers)
-    for name in final_norms:
-        target = NORMS[name](target, padding)
-    return target
+    return normed(total / len(layers), final_norms, padding)
+
+
+def layers_side_by_side(
+    layers: list[Tensor], layer_norms: list[str], final_norms: list[str], padding: Tensor | None = None
+) -> Tensor:
+    """Targets (B, T, K * D): each of the top K layers (B, T, D), with all norms of its own, after one another."""
+    return torch.cat([normed(layer, [*layer_norms, *final_norms], padding) for layer in layers], dim=-1)
+
+
+TARGETS = {"mean": mean_of_layers, "layers": layers_side_by_side}
 
 
 SCALES = {"sqrt": lambda dim: 1 / math.sqrt(dim), "mean": lambda dim: 1 / dim, "sum": lambda dim: 1.0}

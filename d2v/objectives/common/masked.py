@@ -1,0 +1,52 @@
+"""What methods that predict hidden tokens of one view ask of their batches.
+
+B samples, M masks per sample, N = B * M rows, T tokens, K visible tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from d2v.types import Mask, View
+
+
+def check_hides(name: str, views: list[View]) -> None:
+    """ValueError: more than one view, none hidden, or masks that leave tokens out."""
+    check_one_view(name, views)
+    if views[0].mask is None:
+        raise ValueError(f"{name} predicts what is hidden, and data.views hides nothing: leave it out")
+    if views[0].mask.keep is not None:
+        raise ValueError(
+            f"{name} encodes every token: the masks of this data.mask_kind leave some out; use its default"
+        )
+
+
+def check_leaves_out(name: str, views: list[View], kinds: str) -> None:
+    """ValueError: more than one view, or masks without `keep`. `kinds`: the ones that have it."""
+    check_one_view(name, views)
+    if views[0].mask is None or views[0].mask.keep is None:
+        raise ValueError(
+            f"{name} encodes what is visible: its masks need `keep`, the same number of tokens in every row; "
+            f"set data.mask_kind={kinds}"
+        )
+
+
+def check_one_view(name: str, views: list[View]) -> None:
+    """ValueError: more than one view."""
+    if len(views) > 1:
+        raise ValueError(
+            f"{name} predicts what is hidden of one view; data.views and data.local_views make {len(views)}: "
+            "name one there, or none"
+        )
+
+
+def only_kept(mask: Mask, padding: Tensor | None) -> Mask:
+    """The mask of a pass that knows of nothing but the tokens `keep` (R, K), whatever is predicted: all else is hidden.
+
+    Positions that are computed from tokens would tell of those that are neither kept nor predicted.
+    """
+    assert mask.keep is not None
+    shown = torch.zeros(len(mask.keep), mask.hidden.shape[1], dtype=torch.bool, device=mask.keep.device)
+    hidden = ~shown.scatter(1, mask.keep, True)  # (R, T)
+    if padding is not None:
+        hidden &= ~padding.repeat_interleave(len(hidden) // len(padding), dim=0)
+    return Mask(hidden, mask.keep)
