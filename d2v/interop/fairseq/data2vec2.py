@@ -125,6 +125,11 @@ def save(objective: Data2Vec2) -> dict:
 def _settings_of(objective: Data2Vec2) -> dict[str, Any]:
     model, modality = encoder_of(objective)
     config, trunk, frontend = objective.config, model.trunk.config, model.frontends[modality].config
+    if config.targets != "mean" or config.visible_weight:
+        raise ValueError(
+            f"objective.targets is {config.targets} and objective.visible_weight {config.visible_weight}; "
+            "fairseq's data2vec 2.0 has the mean and 0"
+        )
     input_dropout = trunk.dropout if trunk.input_dropout is None else trunk.input_dropout
     encoder = {
         **REQUIRED_OF_ENCODER,

@@ -89,16 +89,21 @@ TARGETS = {"mean": mean_of_layers, "layers": layers_side_by_side}
 SCALES = {"sqrt": lambda dim: 1 / math.sqrt(dim), "mean": lambda dim: 1 / dim, "sum": lambda dim: 1.0}
 
 
-def regression_loss(prediction: Tensor, target: Tensor, beta: float, scale: str) -> Tensor:
+def regression_loss(
+    prediction: Tensor, target: Tensor, beta: float, scale: str, weights: Tensor | None = None
+) -> Tensor:
     """Sum over predictions (n, D) of smooth L1 with `beta` (0: the squared error), scaled over channels as `scale` says
-    (a key of SCALES).
+    (a key of SCALES); with `weights` (n,) each counts as much.
 
     data2vec 1.0 (arXiv 2202.03555) equation 3; speech divides the sum over channels by sqrt(D), text by nothing, images
     by D.
     """
     prediction, target = prediction.float(), target.float()
     loss = F.mse_loss if beta == 0 else partial(F.smooth_l1_loss, beta=beta)
-    error = loss(prediction, target, reduction="sum")
+    if weights is None:
+        error = loss(prediction, target, reduction="sum")
+    else:
+        error = (loss(prediction, target, reduction="none").sum(dim=1) * weights).sum()
     return error * SCALES[scale](prediction.shape[-1])
 
 
