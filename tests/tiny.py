@@ -71,6 +71,12 @@ SMALL = {
     "spidr": ("objective.num_codes=8", "objective.freeze_share=1.0"),
     "mochi": ("objective.start_step=0", "objective.hardest=16"),
     "ibot": ("data.mask_views=true",),
+    "ijepa": (
+        "objective.predictor.dim=16",
+        "objective.predictor.depth=1",
+        "objective.predictor.num_heads=2",
+        "data.masks=2",
+    ),
     "data2vec2": (
         "objective.decoder.dim=16",
         "objective.decoder.groups=2",
@@ -79,7 +85,10 @@ SMALL = {
     ),
 }
 
-BASES: dict[str, str] = {}  # whose tiny config an objective is put into where it has none; else data2vec's
+BASES = {
+    "ijepa": "data2vec2",
+    "capi": "data2vec2",
+}  # whose tiny config an objective is put into where it has none; else data2vec's
 
 
 def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from d2v.models.decoder import Decoder, DecoderConfig
 from d2v.models.encoder import D2vModel
+from d2v.objectives.common.masked import check_no_mask_token
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.regression import NORMS, SCALES, TARGETS, channel_std, regression_loss
 from d2v.settings import check_fields, section, setting
@@ -96,12 +97,7 @@ class Data2Vec2(Objective):
             if trunk.prenet_depth:
                 layers += f", of which the first {trunk.prenet_depth} give no targets"
             raise ValueError(f"objective.top_k is {config.top_k}; the trunk has {layers}")
-        tokens = [name for name, _ in encoder.frontends.named_parameters() if name.endswith("mask_token")]
-        if tokens:
-            raise ValueError(
-                f"data2vec2 leaves out what is hidden: {tokens[0]} would never be trained; "
-                f"set model.frontends.{tokens[0]}=false"
-            )
+        check_no_mask_token("data2vec2", encoder)
         if config.cls_loss and all(frontend.extra() is None for frontend in encoder.frontends.values()):
             raise ValueError(
                 f"objective.cls_loss is {config.cls_loss}, but the frontend has no class token; set it to 0"
@@ -124,6 +120,10 @@ class Data2Vec2(Objective):
             raise ValueError(
                 "data2vec2 encodes what is visible: "
                 "its masks need `keep`, the same number of tokens in every row (see data.mask_kind)"
+            )
+        if any(view.mask is not None and len(view.mask.hidden) != len(view.mask.keep) for view in views):
+            raise ValueError(
+                "data2vec2 predicts all that a mask leaves out; data.mask_kind=multi_block is for ijepa: choose another"
             )
 
     def forward(self, views: list[View]) -> Loss:

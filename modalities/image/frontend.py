@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2v.modalities.image import backbone
+from d2v.models.positions import sincos
 from d2v.settings import check_values, setting
 
 MODALITY = "image"
@@ -111,21 +112,6 @@ def relative_index(rows: int, columns: int, class_token: bool, device: torch.dev
             index = F.pad(index, (1, 0, 1, 0))  # (1 + T, 1 + T)
             index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
         return index
-
-
-@lru_cache(maxsize=8)
-def sincos(rows: int, columns: int, dim: int, device: torch.device) -> Tensor:
-    """Fixed positions (T, D) of data2vec 2.0 and MAE (arXiv 2111.06377).
-
-    Sine and cosine of the column, then of the row.
-    """
-    with torch.inference_mode(False):
-        rates = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim / 4))  # (D / 4,)
-        row, column = torch.meshgrid(
-            torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
-        )
-        across, down = column.reshape(-1, 1) * rates, row.reshape(-1, 1) * rates  # (T, D / 4) each
-        return torch.cat([across.sin(), across.cos(), down.sin(), down.cos()], dim=1).float()
 
 
 def resized(positions: Tensor, old: int, new: int) -> Tensor:

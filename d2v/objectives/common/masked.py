@@ -4,7 +4,7 @@ B samples, M masks per sample, N = B * M rows, T tokens, K visible tokens.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2v.types import Mask, View
 
@@ -20,14 +20,23 @@ def check_hides(name: str, views: list[View]) -> None:
         )
 
 
-def check_leaves_out(name: str, views: list[View], kinds: str) -> None:
-    """ValueError: more than one view, or masks without `keep`. `kinds`: the ones that have it."""
+def check_leaves_out(name: str, views: list[View]) -> None:
+    """ValueError: more than one view, or masks without `keep`."""
     check_one_view(name, views)
     if views[0].mask is None or views[0].mask.keep is None:
         raise ValueError(
-            f"{name} encodes what is visible: its masks need `keep`, the same number of tokens in every row; "
-            f"set data.mask_kind={kinds}"
+            f"{name} encodes what is visible: its masks need `keep`, the same number of tokens in every row "
+            "(see data.mask_kind)"
         )
+
+
+def check_no_mask_token(name: str, encoder: nn.Module) -> None:
+    """ValueError: the encoder has a mask token, which a method that leaves tokens out never trains."""
+    for key, _ in encoder.frontends.named_parameters():  # type: ignore[union-attr, operator]
+        if key.endswith("mask_token"):
+            raise ValueError(
+                f"{name} leaves out what is hidden: {key} would never be trained; set model.frontends.{key}=false"
+            )
 
 
 def check_one_view(name: str, views: list[View]) -> None:
