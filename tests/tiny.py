@@ -71,6 +71,11 @@ SMALL = {
     "spidr": ("objective.num_codes=8", "objective.freeze_share=1.0"),
     "mochi": ("objective.start_step=0", "objective.hardest=16"),
     "ibot": ("data.mask_views=true",),
+    "wav2vec2": (
+        "objective.out_dim=8",
+        "objective.num_codes=6",
+        "objective.negatives=5",
+    ),
     "ijepa": (
         "objective.predictor.dim=16",
         "objective.predictor.depth=1",

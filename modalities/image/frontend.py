@@ -150,7 +150,7 @@ class Frontend(nn.Module):
         super().__init__()
         if config.positions == "sincos" and dim % 4:
             raise ValueError(f"sincos positions need a width that is a multiple of 4; model.trunk.dim is {dim}")
-        self.config = config
+        self.config, self.source_dim = config, dim
         self.backbone = self._make_backbone() if config.backbone else None
         if self.backbone is None:
             self.grid = config.grid
@@ -246,6 +246,11 @@ class Frontend(nn.Module):
         if self.backbone is not None:
             return backbone.feature_map(self.backbone, pixel_values).flatten(1, 2)
         return self.patch_embed(pixel_values).flatten(2).transpose(1, 2)  # (B, T, D)
+
+    def sources(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `embed`, three times: nothing lies before the tokens that a method could quantise instead."""
+        tokens = self.embed(pixel_values)
+        return tokens, tokens, tokens
 
     def _reads(self, pixel_values: Tensor) -> bool:
         """Images of the model's size; in training, where a batch may hold smaller crops, other squares too.

@@ -3,9 +3,13 @@
 B samples, M masks per sample, N = B * M rows, T tokens, K visible tokens.
 """
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from d2v.training.distributed import mine, world_size
 from d2v.types import Mask, View
 
 
@@ -46,6 +50,25 @@ def check_one_view(name: str, views: list[View]) -> None:
             f"{name} predicts what is hidden of one view; data.views and data.local_views make {len(views)}: "
             "name one there, or none"
         )
+
+
+def check_uncut(name: str, batch_size: int, parts: int) -> None:
+    """ValueError: a batch cut into micro-batches, or that processes do not share evenly, of a method that looks at all
+    of it."""
+    world = world_size()
+    if parts > world:
+        raise ValueError(
+            f"train.accumulate is {parts // world}; {name} looks at the tokens of a whole batch: it must be 1"
+        )
+    if batch_size % world:
+        raise ValueError(f"train.batch_size {batch_size} must be a multiple of the number of processes, {world}")
+
+
+def row_generators(seed: int, step: int, rows: int, device: torch.device) -> Iterator[torch.Generator]:
+    """One for each of this process's `rows`: a function of seed, step and the row's place in the global batch."""
+    for place in mine(rows, torch.device("cpu")).tolist():
+        (word,) = np.random.SeedSequence((seed, step, place)).generate_state(1)
+        yield torch.Generator(device).manual_seed(int(word))
 
 
 def only_kept(mask: Mask, padding: Tensor | None) -> Mask:
