@@ -76,8 +76,12 @@ def test_loss_and_gradients_are_those_of_transformers(monkeypatch):
     found = stock(view.inputs["input_values"], mask_time_indices=hidden, sampled_negative_indices=sampled.view(3, -1))
     loss = objective([view])
     assert float(found.loss.detach()) == pytest.approx(float(loss.total.detach()), rel=1e-5)
-    assert float(found.contrastive_loss.detach()) == pytest.approx(float(loss.metrics["contrast"] * loss.count), rel=1e-5)
-    assert float(found.codevector_perplexity.detach()) == pytest.approx(float(loss.metrics["soft_perplexity"]), rel=1e-5)
+    assert float(found.contrastive_loss.detach()) == pytest.approx(
+        float(loss.metrics["contrast"] * loss.count), rel=1e-5
+    )
+    assert float(found.codevector_perplexity.detach()) == pytest.approx(
+        float(loss.metrics["soft_perplexity"]), rel=1e-5
+    )
     found.loss.backward()
     loss.total.backward()
     for ours, theirs in (

@@ -71,6 +71,7 @@ SMALL = {
     "spidr": ("objective.num_codes=8", "objective.freeze_share=1.0"),
     "mochi": ("objective.start_step=0", "objective.hardest=16"),
     "ibot": ("data.mask_views=true",),
+    "capi": ("objective.num_codes=16", "objective.predicted_share=0.5", "objective.predictor.depth=1"),
     "wav2vec2": (
         "objective.out_dim=8",
         "objective.num_codes=6",

@@ -1,16 +1,17 @@
-"""A narrow predictor of plain blocks: from the tokens that an encoder has read to some that it has not.
+"""Predictors from the tokens that an encoder has read to some that it has not: plain blocks, or cross-attention alone.
 
 B samples, R rows of context, N rows of targets (N = R * M), T tokens, K read, J wanted, n wanted in all, D model width,
-P predictor width. Source: I-JEPA (arXiv 2301.08243), section 3.
+P predictor width, H heads. Sources: I-JEPA (arXiv 2301.08243), section 3; CAPI (arXiv 2502.08769), section 3.
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.models import positions
-from d2v.models.transformer import Trunk, TrunkConfig, attention_bias
+from d2v.models.transformer import MLP, Trunk, TrunkConfig, attention_bias
 from d2v.settings import check_values, setting
 from d2v.types import Mask
 
@@ -69,19 +70,99 @@ class Predictor(nn.Module):
         rows, tokens = hidden.shape
         where = positions.fixed(tokens, grid, self.mask_token.numel(), x.device)  # (T, P)
         context = self.inputs(x) + where[keep]  # (R, K, P)
-        counts = hidden.sum(dim=1)  # (N,)
-        most = int(counts.max())  # J
-        places = hidden.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # (N, J), hidden ones first
-        wanted = torch.arange(most, device=x.device) < counts[:, None]  # (N, J)
+        places, wanted = places_of(hidden)  # (N, J) each
         queries = self.mask_token + where[places]  # (N, J, P)
         sequence = torch.cat([_repeated(context, rows), queries.to(context.dtype)], dim=1)  # (N, K + J, P)
-        unread = torch.zeros_like(keep, dtype=torch.bool)  # (R, K)
-        if padding is not None:
-            unread = _repeated(padding, len(keep)).gather(1, keep)
+        unread = padding_of(keep, padding)  # (R, K)
         ignored = torch.cat([_repeated(unread, rows), ~wanted], dim=1)  # (N, K + J)
         bias = attention_bias(ignored if bool(ignored.any()) else None, None)
         out, _ = self.trunk(sequence, bias)
         return self.outputs(out[:, keep.shape[1] :][wanted])
+
+
+@dataclass
+class CrossConfig:
+    """The shape of a predictor whose blocks look at the context alone; its width is the encoder's."""
+
+    depth: int = setting(12, "Blocks.", least=1, limit=200)
+
+    def __post_init__(self):
+        """ValueError: a number outside its bounds."""
+        check_values(self, "objective.predictor")
+
+
+class CrossBlock(nn.Module):
+    """Attention from each query to the context, which stays as it is, and an MLP; both pre-norm."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, norm_eps: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim, norm_eps), nn.LayerNorm(dim, norm_eps)
+        self.query, self.key_value, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.mlp = MLP(dim, mlp_dim, 0.0)
+        for linear in self.modules():
+            if isinstance(linear, nn.Linear):
+                nn.init.trunc_normal_(linear.weight, std=0.02)
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+        """Queries (N, J, D), context (N, K, D), True where it may be looked at (N, 1, 1, K) -> (N, J, D)."""
+        query = self._heads(self.query(self.norm1(x)))
+        key, value = (self._heads(part) for part in self.key_value(context).chunk(2, dim=-1))
+        seen = F.scaled_dot_product_attention(query, key, value, bias)  # (N, H, J, D / H)
+        x = x + self.proj(seen.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class CrossPredictor(nn.Module):
+    """CAPI's (arXiv 2502.08769, section 3): what it says of a token does not depend on which others are asked for.
+
+    Positions are fixed and added, to queries and to the context, where the paper rotates them.
+    """
+
+    def __init__(self, trunk: TrunkConfig, config: CrossConfig):
+        super().__init__()
+        dim = trunk.dim
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(dim), std=0.02))
+        self.blocks = nn.ModuleList(
+            CrossBlock(dim, trunk.num_heads, trunk.mlp_dim, trunk.norm_eps) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(dim, trunk.norm_eps)
+
+    def forward(self, x: Tensor, mask: Mask, padding: Tensor | None, grid: tuple[int, int] | None) -> Tensor:
+        """As Predictor: (R, K, D) -> (n, D) for the tokens that are hidden in the mask (N, T)."""
+        keep, rows = mask.keep, len(mask.hidden)
+        assert keep is not None
+        where = positions.fixed(mask.hidden.shape[1], grid, x.shape[-1], x.device).to(x.dtype)  # (T, D)
+        context = _repeated(F.layer_norm(x, x.shape[-1:]) + where[keep], rows)  # (N, K, D)
+        unread = padding_of(keep, padding)
+        bias = attention_bias(_repeated(unread, rows), None) if padding is not None else None
+        places, wanted = places_of(mask.hidden)  # (N, J) each
+        queries = self.mask_token + where[places]  # (N, J, D)
+        for block in self.blocks:
+            queries = block(queries, context, bias)
+        return self.norm(queries)[wanted]
+
+
+def places_of(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the hidden tokens of each row are, (N, T) bool -> (N, J) and (N, J) bool: which of the J are places.
+
+    Rows with fewer than J have others behind.
+    """
+    counts = hidden.sum(dim=1)  # (N,)
+    most = int(counts.max())  # J
+    places = hidden.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # (N, J), hidden ones first
+    return places, torch.arange(most, device=hidden.device) < counts[:, None]
+
+
+def padding_of(keep: Tensor, padding: Tensor | None) -> Tensor:
+    """Which of the tokens `keep` (R, K) are padding (B, T): (R, K) bool."""
+    if padding is None:
+        return torch.zeros_like(keep, dtype=torch.bool)
+    return _repeated(padding, len(keep)).gather(1, keep)
 
 
 def _repeated(x: Tensor, rows: int) -> Tensor:

@@ -82,3 +82,14 @@ def only_kept(mask: Mask, padding: Tensor | None) -> Mask:
     if padding is not None:
         hidden &= ~padding.repeat_interleave(len(hidden) // len(padding), dim=0)
     return Mask(hidden, mask.keep)
+
+
+def some_of(hidden: Tensor, share: float, samples: int, seed: int, step: int) -> Tensor:
+    """A share of each row's hidden tokens, at least one, drawn anew in each step: (N, T) bool of (N, T) bool."""
+    scores = []
+    for generator in row_generators(seed, step, samples, hidden.device):
+        shape = len(hidden) // samples, hidden.shape[1]
+        scores.append(torch.rand(shape, generator=generator, device=hidden.device))
+    ranks = torch.cat(scores).masked_fill(~hidden, 2.0).argsort(dim=1).argsort(dim=1)  # (N, T), hidden ones first
+    wanted = (hidden.sum(dim=1, keepdim=True) * share).round().clamp(min=1)
+    return (ranks < wanted) & hidden
