@@ -42,8 +42,7 @@ def shrunk(path: Path, folder: Path) -> list[str]:
     )
     if "prenet_depth" in raw["model"]["trunk"]:
         overrides.append("model.trunk.prenet_depth=0")
-    if "decoder" in raw["objective"]:
-        overrides += ["objective.decoder.dim=16", "objective.decoder.groups=2"]
+    overrides += tiny.small(raw["objective"]["name"])
     small = {"tokenizer": "null", "min_seconds": "0.1", "masks": "2"}  # of those that a config sets
     overrides += [f"data.{name}={value}" for name, value in small.items() if raw["data"].get(name)]
     return [*overrides, *shrunk_views(raw)] if tiny.compares_views(raw["objective"]["name"]) else overrides

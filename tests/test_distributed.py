@@ -28,7 +28,8 @@ def variants(modality: str) -> dict[str, tuple[str, ...]]:
         found["padded"] = (*PADDED, "train.steps=6")
     if modality == MODALITIES[0]:
         found["accumulated"] = ("train.accumulate=2", "train.steps=6")
-    for objective in (name for name in OBJECTIVES if name != config.objective.name and tiny.in_turn(modality, name)):
+    others = [name for m, name in tiny.PAIRS if m == modality and name != config.objective.name]
+    for objective in (name for name in others if tiny.in_turn(modality, name)):
         few = (*SGD, "train.steps=3") if tiny.compares_views(objective) else ("train.steps=6",)
         found[objective] = (tiny.using(objective), *(PADDED if "padded" in found else ()), *few)
     return found

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from tiny import MODALITIES, OBJECTIVES, ROOT, compares_views, small_heads
+from tiny import MODALITIES, OBJECTIVES, ROOT, averages_layers, compares_views, small, small_heads
 
 from d2v.config.loading import from_dict, load_values
 from d2v.training.loop import Loop
@@ -129,8 +129,7 @@ def smaller_model(values: dict[str, Any]) -> list[str]:
         found.append("data.vocab_size=300")
     if compares_views(name):
         return [*found, *small_heads(name, values["objective"])]
-    found.append("objective.top_k=2")
-    return [*found, "objective.decoder.dim=16", "objective.decoder.groups=2"] if name == "data2vec2" else found
+    return [*found, *(["objective.top_k=2"] if averages_layers(name) else []), *small(name)]
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from tiny import MODALITIES, OBJECTIVES
+from tiny import MODALITIES, PAIRS
 from torch import Tensor
 
 from scripts import pretrain
@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, which torch does not find"),
 ]
-PAIRS = [(modality, objective) for modality in MODALITIES for objective in OBJECTIVES]
 ONE_STEP = ("train.steps=1", "train.warmup_steps=0", "train.batch_size=8", "run.health_samples=8")
 # with atomic additions, whose order is chance, two runs of the same process differ
 EXACT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}

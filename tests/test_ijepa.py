@@ -101,9 +101,9 @@ def test_what_is_neither_read_nor_predicted_is_not_seen_by_positions(tmp_path):
     """Positions of speech are computed from tokens, and a target's row would leave all other targets in."""
     objective, view = build("speech", tmp_path)
     other = view.inputs["input_values"].clone()
-    context = torch.zeros_like(view.mask.hidden[::2]).scatter(1, view.mask.keep, True)
+    context = torch.zeros_like(view.mask.hidden[::4]).scatter(1, view.mask.keep, True)
     real = int((~view.padding[0]).sum())
-    free = next(t for t in range(real - 2) if not context[0, t - 1 : t + 3].any())
+    free = next(t for t in range(1, real - 2) if not context[0, t - 1 : t + 3].any())
     frames = other.shape[1] // context.shape[1]
     other[0, free * frames : (free + 1) * frames] += 1.0
     changed = view._replace(inputs={**view.inputs, "input_values": other})
@@ -169,7 +169,7 @@ def test_masks_do_not_depend_on_how_a_batch_is_cut(modality, tmp_path):
     parts = [batches(3, part, 2)[0][0] for part in range(2)]
     for part, view in enumerate(parts):
         assert torch.equal(view.mask.keep, whole.mask.keep[part::2])
-        hidden = whole.mask.hidden.unflatten(0, (-1, 2))[part::2].flatten(0, 1)
+        hidden = whole.mask.hidden.unflatten(0, (-1, 4))[part::2].flatten(0, 1)
         assert torch.equal(view.mask.hidden, hidden)
         for name, value in view.inputs.items():
             assert torch.equal(value, whole.inputs[name][part::2])

@@ -56,7 +56,8 @@ def state(loop) -> dict[str, torch.Tensor]:
 
 
 NAN, INF = float("nan"), float("inf")
-CASES = [(name, "adamw", NAN, 0) for name in OBJECTIVES] + [(name, "adamw", INF, 1) for name in OBJECTIVES]
+OF_IMAGES = [name for name in OBJECTIVES if tiny.fits("image", name)]  # words are numbers, never NaN
+CASES = [(name, "adamw", NAN, 0) for name in OF_IMAGES] + [(name, "adamw", INF, 1) for name in OF_IMAGES]
 CASES += [(name, optimizer, NAN, 0) for name in ("byol", "moco") for optimizer in ("sgd", "lars")]
 
 
@@ -189,7 +190,8 @@ def test_a_loss_that_is_not_finite_is_bad_under_a_scale_too(tmp_path):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_decay_is_logged_where_there_is_a_teacher(objective, tmp_path):
-    loop = tiny.loop_of(tiny.config_of("image", tmp_path, tiny.using(objective), "train.steps=1"))
+    modality = next(name for name in tiny.MODALITIES if tiny.fits(name, objective))
+    loop = tiny.loop_of(tiny.config_of(modality, tmp_path, tiny.using(objective), "train.steps=1"))
     loop()
     (record,) = (record for record in loop.history.records if "loss" in record)
     assert ("ema_decay" in record) == (len(loop.objective.teacher) > 0)

@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from tiny import MODALITIES, OBJECTIVES
+from tiny import MODALITIES
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -20,8 +20,7 @@ def build(modality: str, name: str, folder, *more: str):
     return objective.train(), views
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize(("modality", "name"), tiny.PAIRS)
 def test_contract(modality, name, tmp_path):
     objective, views = build(modality, name, tmp_path)
     loss = objective(views)
