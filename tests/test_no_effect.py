@@ -237,6 +237,7 @@ NAMES = {  # texts and lists of them that have no other value here
     "objective.name",
     "objective.shared",
     "objective.freeze",
+    "objective.frozen",
     "train.init_from",
     "model.frontends.image.backbone",
 }
@@ -350,7 +351,7 @@ def test_every_setting_of_a_method_changes_it_or_is_refused(objective, unsaved):
 def test_reasons_are_of_settings_that_exist():
     known = set()
     for modality in tiny.MODALITIES:
-        for objective in ("data2vec", "data2vec2", "mocov3", "dino"):
+        for objective in ("data2vec", "data2vec2", "mocov3", "dino", "dinosr"):
             config = tiny.config_of(modality, "unused", tiny.using(objective))
             for where, settings in (
                 (f"model.frontends.{modality}", config.frontend),

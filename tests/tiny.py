@@ -68,7 +68,8 @@ DROPOUT = (
 # free of chance
 DEMO_DATA = ("data.path=demo", "data.split=train", "evaluate.path=''")
 SMALL = {
-    **{name: ("objective.num_codes=8", "objective.freeze_share=1.0") for name in ("dinosr", "spidr")},
+    "dinosr": ("objective.num_codes=8", "objective.freeze_share=1.0"),
+    "spidr": ("objective.num_codes=8",),
     "wav2vec2": ("objective.out_dim=8", "objective.num_codes=6", "objective.negatives=5"),
     "ijepa": ("objective.predictor.dim=16", "objective.predictor.depth=1", "objective.predictor.num_heads=2"),
     "capi": ("objective.num_codes=16", "objective.predicted_share=0.5", "objective.predictor.depth=1"),
@@ -82,6 +83,7 @@ SMALL = {
     ),
 }
 
+KEEPS_LAYERS = {"spidr": ("model.trunk.layer_drop=0.0",)}  # whose student's every layer is read
 LEAVE_OUT = ("ijepa", "capi")  # which do not read what is hidden, as data2vec2
 
 
@@ -304,7 +306,7 @@ def _keep(thing: Any) -> Any:
 def finished(modality: str, objective: str = "data2vec") -> Path:
     """The folder of a whole run of scripts/pretrain.py, with dropout, made once in a session."""
     folder = scratch() / f"finished_{modality}_{objective}"
-    pretrain.main(arguments(modality, folder, using(objective), *DROPOUT))
+    pretrain.main(arguments(modality, folder, using(objective), *DROPOUT, *KEEPS_LAYERS.get(objective, ())))
     return folder
 
 

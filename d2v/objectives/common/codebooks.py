@@ -33,7 +33,7 @@ class CodebookSettings:
         False, "The teacher is fed the student's unmasked local features.", only={"shared": True}
     )
     frozen: list[str] = setting([], "Parts of the encoder that are trained no more after freeze_share (prefixes).")
-    freeze_share: float = setting(0.5, "When they and DinoSR's teacher stop: a share of train.steps.", above=0, most=1)
+    freeze_share: float = setting(0.5, "When they and the teacher stop: a share of train.steps.", above=0, most=1)
 
     def __post_init__(self):
         """ValueError: a choice that does not exist, or a number outside its bounds."""
