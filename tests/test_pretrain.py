@@ -39,7 +39,8 @@ def test_a_run_folder_is_complete(modality, objective):
     assert [path.name for path in checkpoints_in(folder / "checkpoints")] == ["00000010", "00000020"]
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged = {key for record in records for key in record}
-    of_masks = set() if tiny.compares_views(objective) else {"target_std", "prediction_std", "hidden_share"}
+    of_masks = set() if tiny.compares_views(objective) else {"hidden_share"}
+    of_masks |= {"target_std", "prediction_std"} if tiny.averages_layers(objective) else set()
     assert {"loss", "grad_norm", "lr", "skipped", "samples_per_second"} | of_masks <= logged
     assert ("ema_decay" in logged) == ("teacher" in tiny.sides(folder))
     assert {"student_rank", "teacher_rank", "local_rank", "student_knn", "health_samples"} <= logged
@@ -121,10 +122,10 @@ def test_the_export_reads_raw_inputs_by_hugging_faces_tools(modality, objective)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(modality, objective, tmp_path, monkeypatch):
     """20 steps at once, and 13 of which 10 were saved, SIGKILL, then the rest: equal to the bit, dropout and all.
 
-    Where views are compared, an exception takes the signal's place, which spares two processes.
+    But for data2vec's methods an exception takes the signal's place, which spares two processes.
     """
-    command_line = tiny.arguments(modality, tmp_path, tiny.using(objective), *tiny.DROPOUT)
-    if in_process := tiny.compares_views(objective):
+    command_line = tiny.arguments(modality, tmp_path, tiny.using(objective), *tiny.dropout(objective))
+    if in_process := not tiny.averages_layers(objective):
         whole = tiny.finished(modality, objective)
         monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
         with pytest.raises(KeyboardInterrupt):

@@ -83,7 +83,6 @@ SMALL = {
     ),
 }
 
-KEEPS_LAYERS = {"spidr": ("model.trunk.layer_drop=0.0",)}  # whose student's every layer is read
 LEAVE_OUT = ("ijepa", "capi")  # which do not read what is hidden, as data2vec2
 
 
@@ -108,13 +107,18 @@ def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:
         ]
     return [
         str(prediction_of(modality, name)),
-        *(TRUNK if averages_layers(name) else TRUNK[:-1]),
+        *(TRUNK if "top_k" in vars(plugins.load("d2v.objectives", name).Config()) else TRUNK[:-1]),
         *SHORT,
         *DEMO_DATA,
         *SMALL.get(name, ()),
         f"run.dir={folder}",
         *more,
     ]
+
+
+def dropout(objective: str) -> tuple[str, ...]:
+    """DROPOUT, but for a method that reads every layer of the student."""
+    return tuple(key for key in DROPOUT if objective != "spidr" or "layer_drop" not in key)
 
 
 def compares_views(objective: str) -> bool:
@@ -136,7 +140,8 @@ def prediction_of(modality: str, objective: str) -> Path:
 
 def averages_layers(objective: str) -> bool:
     """Whether its targets are averaged layers: data2vec's methods, whose whole runs are with every modality."""
-    return "top_k" in vars(plugins.load("d2v.objectives", objective).Config())
+    settings = vars(plugins.load("d2v.objectives", objective).Config())
+    return "top_k" in settings and "num_codes" not in settings
 
 
 def fits(modality: str, objective: str) -> bool:
@@ -306,7 +311,7 @@ def _keep(thing: Any) -> Any:
 def finished(modality: str, objective: str = "data2vec") -> Path:
     """The folder of a whole run of scripts/pretrain.py, with dropout, made once in a session."""
     folder = scratch() / f"finished_{modality}_{objective}"
-    pretrain.main(arguments(modality, folder, using(objective), *DROPOUT, *KEEPS_LAYERS.get(objective, ())))
+    pretrain.main(arguments(modality, folder, using(objective), *dropout(objective)))
     return folder
 
 
