@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from d2v import plugins
-from d2v.interop.fairseq.settings import conv_layers, spec_of, targets, targets_of, task_of
+from d2v.interop.fairseq.settings import conv_layers, spec_of, targets, targets_of_2, task_of
 from d2v.interop.renaming import Names, Prefixes, encoder_of, fill_objective, original, require, settings_at, without
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
@@ -125,11 +125,6 @@ def save(objective: Data2Vec2) -> dict:
 def _settings_of(objective: Data2Vec2) -> dict[str, Any]:
     model, modality = encoder_of(objective)
     config, trunk, frontend = objective.config, model.trunk.config, model.frontends[modality].config
-    if config.targets != "mean" or config.visible_weight:
-        raise ValueError(
-            f"objective.targets is {config.targets} and objective.visible_weight {config.visible_weight}; "
-            "fairseq's data2vec 2.0 has the mean and 0"
-        )
     input_dropout = trunk.dropout if trunk.input_dropout is None else trunk.input_dropout
     encoder = {
         **REQUIRED_OF_ENCODER,
@@ -155,7 +150,7 @@ def _settings_of(objective: Data2Vec2) -> dict[str, Any]:
     nested = {key: value for key, value in encoder.items() if "." not in key}
     return {
         **REQUIRED,
-        **targets_of(config),
+        **targets_of_2(config),
         "_name": "data2vec_multi",
         "supported_modality": NAMES[modality],
         "depth": trunk.depth - trunk.prenet_depth,
