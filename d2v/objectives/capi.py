@@ -67,9 +67,7 @@ class CAPI(Objective):
 
     def check(self, views: list[View]) -> None:
         """ValueError: several views, or masks that leave nothing out."""
-        check_leaves_out("capi", views)
-        assert views[0].mask is not None
-        self.places = views[0].mask.hidden.shape[1]
+        self.places = check_leaves_out("capi", views).hidden.shape[1]
 
     def check_batch(self, batch_size: int, parts: int) -> None:
         """ValueError: a batch that is cut, or has too little to be shared out among the clusters."""
@@ -83,17 +81,15 @@ class CAPI(Objective):
     def forward(self, views: list[View]) -> Loss:
         """Cross entropy of the predicted tokens' assignments, summed; and, as the mean over all tokens, that of the
         clusters."""
-        check_leaves_out("capi", views)
-        (view,) = views
-        assert view.mask is not None
-        config, student = self.config, self.student["encoder"]
+        given = check_leaves_out("capi", views)
+        (view,), config, student = views, self.config, self.student["encoder"]
         with torch.no_grad():
             x = self.teacher["encoder"](view).x  # (B, T, D)
         logits = self.clusters(x)  # (B, T, C)
         targets = self.clusters.assignments(logits, view.padding)  # (B, T, C), 0 in padding
-        visible = student(view, only_kept(view.mask, view.padding)).x  # (R, K, D)
-        asked = some_of(view.mask.hidden, config.predicted_share, len(logits), self.seed, self.step)  # (N, T)
-        mask = Mask(asked, view.mask.keep)
+        visible = student(view, only_kept(given, view.padding)).x  # (R, K, D)
+        asked = some_of(given.hidden, config.predicted_share, len(logits), self.seed, self.step)  # (N, T)
+        mask = Mask(asked, given.keep)
         prediction = self.predictor(visible, mask, view.padding, student.frontend(view.modality).grid)  # (n, D)
         shares = self.head(F.normalize(prediction.float(), dim=1))  # (n, C)
         row, place = asked.nonzero(as_tuple=True)  # (n,) each

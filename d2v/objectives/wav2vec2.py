@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from d2v.models.encoder import D2vModel
 from d2v.objectives.common.codebooks import code_use
-from d2v.objectives.common.masked import check_hides, check_uncut, row_generators
+from d2v.objectives.common.masked import check_hides, check_others, check_uncut, row_generators
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.quantised import GumbelQuantiser, gumbel, mean_square, others, perplexity, similarities
 from d2v.settings import check_fields, setting
@@ -58,13 +58,7 @@ class Wav2Vec2(Objective):
 
     def check(self, views: list[View]) -> None:
         """ValueError: nothing is hidden, several views, masks that leave tokens out, or a row with one hidden token."""
-        check_hides("wav2vec2", views)
-        assert views[0].mask is not None
-        if (views[0].mask.hidden.sum(dim=1) == 1).any():
-            raise ValueError(
-                "wav2vec2 takes negatives from the hidden tokens of the same row, and a row of the first batch hides "
-                "only one: hide more of it (data.mask_prob, data.mask_length), or leave short rows out"
-            )
+        check_others("wav2vec2", check_hides("wav2vec2", views))
 
     def check_batch(self, batch_size: int, parts: int) -> None:
         """ValueError: a batch cut into micro-batches, or that processes do not share evenly."""
@@ -78,10 +72,8 @@ class Wav2Vec2(Objective):
 
     def forward(self, views: list[View]) -> Loss:
         """Equation 2 of the paper summed over hidden tokens: contrast, diversity of codes, and the features' size."""
-        check_hides("wav2vec2", views)
-        (view,) = views
-        assert view.mask is not None
-        config, hidden, student = self.config, view.mask.hidden, self.student["encoder"]  # (B, T)
+        hidden = check_hides("wav2vec2", views).hidden  # (B, T)
+        (view,), config, student = views, self.config, self.student["encoder"]
         tokens, source, raw = student.frontend(view.modality).sources(**view.inputs)  # (B, T, D), (B, T, C), (B, T, C)
         counts = hidden.sum(dim=1)  # (B,)
         negatives, noise = self.draws(counts.tolist(), hidden.device)  # (n, K), (n, G, V)

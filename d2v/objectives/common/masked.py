@@ -13,8 +13,8 @@ from d2v.training.distributed import mine, world_size
 from d2v.types import Mask, View
 
 
-def check_hides(name: str, views: list[View]) -> None:
-    """ValueError: more than one view, none hidden, or masks that leave tokens out."""
+def check_hides(name: str, views: list[View]) -> Mask:
+    """The mask of the one view. ValueError: more than one view, none hidden, or masks that leave tokens out."""
     check_one_view(name, views)
     if views[0].mask is None:
         raise ValueError(f"{name} predicts what is hidden, and data.views hides nothing: leave it out")
@@ -22,16 +22,27 @@ def check_hides(name: str, views: list[View]) -> None:
         raise ValueError(
             f"{name} encodes every token: the masks of this data.mask_kind leave some out; use its default"
         )
+    return views[0].mask
 
 
-def check_leaves_out(name: str, views: list[View]) -> None:
-    """ValueError: more than one view, or masks without `keep`."""
+def check_others(name: str, mask: Mask) -> None:
+    """ValueError: a row hides one token, which has no other that it could be told from."""
+    if (mask.hidden.sum(dim=1) == 1).any():
+        raise ValueError(
+            f"{name} takes negatives from the hidden tokens of the same row, and a row of the first batch hides "
+            "only one: hide more of it (data.mask_prob, data.mask_length), or leave short rows out"
+        )
+
+
+def check_leaves_out(name: str, views: list[View]) -> Mask:
+    """The mask of the one view. ValueError: more than one view, or masks without `keep`."""
     check_one_view(name, views)
     if views[0].mask is None or views[0].mask.keep is None:
         raise ValueError(
             f"{name} encodes what is visible: its masks need `keep`, the same number of tokens in every row "
             "(see data.mask_kind)"
         )
+    return views[0].mask
 
 
 def check_no_mask_token(name: str, encoder: nn.Module) -> None:
