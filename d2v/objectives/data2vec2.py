@@ -121,7 +121,9 @@ class Data2Vec2(Objective):
                 "data2vec2 encodes what is visible: "
                 "its masks need `keep`, the same number of tokens in every row (see data.mask_kind)"
             )
-        if any(view.mask is not None and len(view.mask.hidden) != len(view.mask.keep) for view in views):
+        if any(
+            view.mask and view.mask.keep is not None and len(view.mask.hidden) != len(view.mask.keep) for view in views
+        ):
             raise ValueError(
                 "data2vec2 predicts all that a mask leaves out; data.mask_kind=multi_block is for ijepa: choose another"
             )

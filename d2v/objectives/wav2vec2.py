@@ -51,7 +51,8 @@ class Wav2Vec2(Objective):
         super().__init__(teacher=False, encoder=encoder)
         (frontend,) = encoder.frontends.values()  # type: ignore[union-attr, operator]
         self.config, dim = config, encoder.trunk.config.dim
-        self.quantiser = GumbelQuantiser(frontend.source_dim, config.num_groups, config.num_codes, config.out_dim)
+        width: int = frontend.source_dim  # type: ignore[assignment]
+        self.quantiser = GumbelQuantiser(width, config.num_groups, config.num_codes, config.out_dim)
         self.predictor = nn.Linear(dim, config.out_dim)
         self.projector = nn.Linear(config.out_dim, config.out_dim)
         self.begin_step(0, 1)
