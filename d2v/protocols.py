@@ -48,6 +48,7 @@ class Frontend(Protocol):
     zero_padding: ClassVar[bool]  # tokens of padding become zero before positions are added
     positions_read_tokens: ClassVar[bool]  # positions are computed from the tokens (a convolution), so hidden ones too
     config: Any  # its FrontendConfig
+    source_dim: int  # width C of what `sources` gives
 
     @property
     def is_encoder(self) -> bool:
@@ -80,6 +81,11 @@ class Frontend(Protocol):
     def vocabulary(self) -> Tensor:
         """(V, D), the vectors of all words, where `main_input` holds numbers of words. ValueError: it does not, or no
         word can be hidden."""
+        ...
+
+    def sources(self, **inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The tokens as `embed` gives them, and what lies before their projection, and before the norm there,
+        (B, T, C) each; the tokens themselves where they are not projected. Asked for by wav2vec2 alone."""
         ...
 
     def padding(self, **inputs: Tensor) -> Tensor | None:

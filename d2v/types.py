@@ -13,7 +13,8 @@ class Mask(NamedTuple):
     """What the student must predict, over content tokens; extra tokens (a class token) are never hidden."""
 
     hidden: Tensor  # (N, T) bool, True where the student must predict
-    # (N, K) indices that the student encodes; None: all T, hidden ones replaced by the mask token
+    # (N, K) indices that the student encodes, or (B, K) where the M masks of a sample share them; None: all T, hidden
+    # ones replaced by the mask token
     keep: Tensor | None = None
     # (N, D) bool, True where a channel of the local features is zero in every token; of fine-tuning
     channels: Tensor | None = None

@@ -1,5 +1,7 @@
 """data2vec 2.0 against slow loops: the student on visible tokens, M masks, class loss, padding, targets."""
 
+import math
+
 import pytest
 import tiny
 import torch
@@ -240,6 +242,64 @@ def test_targets_leave_the_prenet_out(settings, rule):
         Data2Vec2(encoder, Config(top_k=3, decoder=DecoderConfig(groups=2)))
 
 
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_targets_of_layers_are_predicted_each_by_itself(modality, tmp_path):
+    """Bootleg: each layer has all norms of its own, and the loss is the mean of the layers' losses."""
+    more = () if modality == "text" else ("data.pack_seconds=0",) if modality == "speech" else ()
+    norms = ("objective.layer_norms=[instance]", "objective.final_norms=[layer]")
+    objective, view = build(modality, tmp_path, "objective.targets=layers", *norms, *more)
+    mean = build(modality, tmp_path, *norms, *more)[0]
+    assert objective.decoder.head[-1].out_features == 64 and mean.decoder.head[-1].out_features == 32
+    encoder, config = objective.student["encoder"], objective.config
+    fed = encoder.embed(view).detach() if config.feed_tokens else None
+    layers = objective.teacher["encoder"](view, tokens=fed, layers="ffn").layers
+    loss = objective([view])
+    masks = len(view.mask.hidden) // len(layers[0])
+    padding = None if view.padding is None else view.padding.repeat_interleave(masks, dim=0)
+    with torch.no_grad():
+        prediction = objective.decoder(encoder(view, view.mask).x, view.mask, padding)
+    total = 0.0
+    for value, (row, token) in zip(prediction, view.mask.hidden.nonzero().tolist(), strict=True):
+        for number, layer in enumerate(layers):
+            sample = layer[row // masks]
+            real = slice(None) if view.padding is None else ~view.padding[row // masks]
+            target = sample.clone()
+            target[real] = standard(standard(sample[real], 0), 1)
+            error = (value[32 * number : 32 * number + 32] - target[token]).double().abs()
+            beta = config.loss_beta
+            each = error**2 if beta == 0 else torch.where(error < beta, error**2 / (2 * beta), error - beta / 2)
+            total += float(each.sum()) / {"sqrt": 32**0.5, "mean": 32, "sum": 1}[config.loss_scale] / len(layers)
+    assert float(loss.total.detach()) == pytest.approx(total, rel=1e-4)
+    assert int(loss.count) == int(view.mask.hidden.sum())
+    loss.total.backward()
+    assert objective.decoder.head[-1].weight.grad.any(dim=1).all()
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_visible_tokens_count_less_the_farther_they_are_from_a_hidden_one(modality, tmp_path):
+    objective, view = build(modality, tmp_path)
+    (hidden, student), without = (view.mask.hidden, objective.student["encoder"]), objective([view])
+    objective.config.visible_weight = 0.5
+    loss = objective([view])
+    masks = len(hidden) // len(next(iter(view.inputs.values())))
+    real = torch.ones_like(hidden) if view.padding is None else ~view.padding.repeat_interleave(masks, dim=0)
+    with torch.no_grad():
+        target = objective.target(view, student.embed(view))
+        padding = None if view.padding is None else ~real
+        prediction = objective.decoder(student(view, view.mask).x, view.mask, padding, real & ~hidden)
+    columns = 8 if modality == "image" else hidden.shape[1]
+    assert modality != "image" or student.frontends["image"].grid == (8, 8)
+    extra = 0.0
+    for value, (row, token) in zip(prediction, (real & ~hidden).nonzero().tolist(), strict=True):
+        far = []
+        for other in hidden[row].nonzero().flatten().tolist():
+            far.append(math.dist(divmod(token, columns), divmod(other, columns)))
+        error = float((value - target[row // masks, token]).double().square().sum())
+        extra += 0.5 / min(far) ** 0.5 * error / {"sqrt": 32**0.5, "sum": 1}[objective.config.loss_scale]
+    found = float((loss.total - without.total).detach())
+    assert found == pytest.approx(extra, rel=1e-3) and int(loss.count) == int(without.count)
+
+
 def test_prenet_has_a_layer_drop_of_its_own():
     trunk = Trunk(
         TrunkConfig(depth=4, prenet_depth=2, dim=8, num_heads=2, mlp_dim=16, layer_drop=0.5, prenet_layer_drop=0.0)
@@ -299,10 +359,12 @@ def test_what_cannot_be_trained_is_said(tmp_path):
         ("cls_loss=-1", "0 or more"),
         ("cls_rows=4", "objective.cls_rows is .* nothing reads it: objective.cls_loss is 0"),
         ("ema_decay=1.5", "at least 0 and at most 1"),
+        ("targets=top", "it may be mean, layers"),
+        ("targets=layers objective.cls_loss=0.1", "cls_loss is 0.1, which objective.targets=layers does not read"),
         ("decoder.dims=3", "dims is 3; it must be at least 1 and at most 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            build("image", tmp_path, f"objective.{wrong}")
+            build("image", tmp_path, *f"objective.{wrong}".split())
 
 
 def test_masks_and_frontends_of_the_other_version_are_refused(tmp_path):

@@ -490,6 +490,9 @@ def test_what_the_reference_does_not_have_is_not_written(tmp_path):
     image.config.loss_scale = "mean"
     with pytest.raises(ValueError, match="loss_scale is 'mean'; fairseq's data2vec has sqrt, sum"):
         save_fairseq(image, tmp_path / "mean.pt")
+    layers = tiny.objective_of(tiny.config_of("image", tmp_path, tiny.using("data2vec2"), "objective.targets=layers"))
+    with pytest.raises(ValueError, match=r"objective.targets is layers .*; fairseq's data2vec 2.0 has the mean and 0"):
+        save_fairseq(layers, tmp_path / "layers.pt")
     assert not list(tmp_path.iterdir())
 
 

@@ -252,6 +252,7 @@ COMPLETE = {
     ),
     "targets of all samples alike": run(ranks=[10, 9, 8], target_spread=(0.9, 0.02), **JOINT),
     "one prototype for all": run(ranks=[10, 9, 8], prototype_perplexity=(40.0, 1.01), prediction_spread=0.8, **JOINT),
+    "one code for all": run(ranks=[10, 9, 8], target_perplexity=(40.0, 1.01), **JOINT),
     "features on a line": run(ranks=[10, 3, 1.2], prediction_spread=0.8, **JOINT),
 }
 EARLY = {

@@ -238,6 +238,7 @@ NAMES = {  # texts and lists of them that have no other value here
     "objective.name",
     "objective.shared",
     "objective.freeze",
+    "objective.frozen",
     "train.init_from",
     "model.frontends.image.backbone",
 }
@@ -351,7 +352,7 @@ def test_every_setting_of_a_method_changes_it_or_is_refused(objective, unsaved):
 def test_reasons_are_of_settings_that_exist():
     known = set()
     for modality in tiny.MODALITIES:
-        for objective in ("data2vec", "data2vec2", "mocov3", "dino", "beit"):
+        for objective in ("data2vec", "data2vec2", "mocov3", "dino", "beit", "dinosr"):
             if not tiny.fits(modality, objective):
                 continue
             config = tiny.config_of(modality, "unused", tiny.using(objective))

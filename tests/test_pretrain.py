@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(modality, objective, tmp_pa
 
     But for data2vec's methods an exception takes the signal's place, which spares two processes.
     """
-    command_line = tiny.arguments(modality, tmp_path, tiny.using(objective), *tiny.DROPOUT)
+    command_line = tiny.arguments(modality, tmp_path, tiny.using(objective), *tiny.dropout(objective))
     if in_process := not tiny.averages_layers(objective):
         whole = tiny.finished(modality, objective)
         monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)

@@ -72,6 +72,11 @@ SMALL = {
     "electra": ("objective.dim=16", "objective.depth=1", "objective.num_heads=2"),
     "best_rq": ("objective.num_codes=64",),
     "mae": ("objective.decoder.dim=16", "objective.decoder.num_heads=2", "objective.decoder.depth=1"),
+    "dinosr": ("objective.num_codes=8", "objective.freeze_share=1.0"),
+    "spidr": ("objective.num_codes=8",),
+    "wav2vec2": ("objective.out_dim=8", "objective.num_codes=6", "objective.negatives=5"),
+    "ijepa": ("objective.predictor.dim=16", "objective.predictor.depth=1", "objective.predictor.num_heads=2"),
+    "capi": ("objective.num_codes=16", "objective.predicted_share=0.5", "objective.predictor.depth=1"),
     "mochi": ("objective.start_step=0", "objective.hardest=16"),
     "ibot": ("data.mask_views=true",),
     "wmse": ("objective.out_dim=2", "objective.sub_batch=4"),
@@ -84,6 +89,8 @@ SMALL = {
 }
 # two equal views, which are the first kind of text's without dropout, teach these nothing: their loss is 0
 DIFFERENT = ("wmse",)
+
+LEAVE_OUT = ("ijepa", "capi")  # which do not read what is hidden, as data2vec2
 
 
 def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:
@@ -106,8 +113,8 @@ def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:
             *more,
         ]
     return [
-        str(folder_of / f"{name}_tiny.yaml"),
-        *(TRUNK if averages_layers(name) else TRUNK[:-1]),
+        str(prediction_of(modality, name)),
+        *(TRUNK if "top_k" in vars(plugins.load("d2v.objectives", name).Config()) else TRUNK[:-1]),
         *SHORT,
         *DEMO_DATA,
         *SMALL.get(name, ()),
@@ -116,14 +123,32 @@ def arguments(modality: str, folder: Path | str, *more: str) -> list[str]:
     ]
 
 
+def dropout(objective: str) -> tuple[str, ...]:
+    """DROPOUT, but for a method that reads every layer of the student."""
+    return tuple(key for key in DROPOUT if objective != "spidr" or "layer_drop" not in key)
+
+
 def compares_views(objective: str) -> bool:
     """Whether an objective compares whole views instead of predicting hidden tokens."""
     return hasattr(plugins.load("d2v.objectives", objective).Config, "num_views")
 
 
+@functools.cache
+def prediction_of(modality: str, objective: str) -> Path:
+    """The tiny config of an objective that predicts hidden tokens; where a modality has none, data2vec's with it."""
+    folder = ROOT / "configs" / modality
+    if (path := folder / f"{objective}_tiny.yaml").exists():
+        return path
+    basis = folder / ("data2vec2_tiny.yaml" if objective in LEAVE_OUT else "data2vec_tiny.yaml")
+    path = scratch() / f"{modality}_{objective}_tiny.yaml"
+    path.write_text(f"base: {basis}\nobjective: {{name: {objective}}}\n", "utf-8")
+    return path
+
+
 def averages_layers(objective: str) -> bool:
     """Whether its targets are averaged layers: data2vec's methods, whose whole runs are with every modality."""
-    return "top_k" in vars(plugins.load("d2v.objectives", objective).Config())
+    settings = vars(plugins.load("d2v.objectives", objective).Config())
+    return "top_k" in settings and "num_codes" not in settings
 
 
 def fits(modality: str, objective: str) -> bool:
@@ -292,7 +317,7 @@ def _keep(thing: Any) -> Any:
 def finished(modality: str, objective: str = "data2vec") -> Path:
     """The folder of a whole run of scripts/pretrain.py, with dropout, made once in a session."""
     folder = scratch() / f"finished_{modality}_{objective}"
-    pretrain.main(arguments(modality, folder, using(objective), *DROPOUT))
+    pretrain.main(arguments(modality, folder, using(objective), *dropout(objective)))
     return folder
 
 

@@ -89,8 +89,8 @@ class ConvLayer(nn.Module):
 class Decoder(nn.Module):
     """data2vec 2.0's: from the visible tokens of a row to predictions at its hidden ones."""
 
-    def __init__(self, dim: int, config: DecoderConfig):
-        """ValueError: the groups do not divide the model's width."""
+    def __init__(self, dim: int, config: DecoderConfig, out_dim: int | None = None):
+        """`out_dim`: width of a prediction; None: the model's. ValueError: the groups do not divide that."""
         super().__init__()
         if dim % config.groups:
             raise ValueError(f"objective.decoder.groups is {config.groups}; it must divide the trunk's width, {dim}")
@@ -100,7 +100,7 @@ class Decoder(nn.Module):
             ConvLayer(dim if number == 0 else config.dim, config) for number in range(config.depth)
         )
         between = [int(config.dim * config.head_ratio)] * (config.head_layers - 1)
-        self.head = perceptron([config.dim, *between, dim])
+        self.head = perceptron([config.dim, *between, out_dim or dim])
 
     def init_head(self, std: float) -> None:
         """N(0, std), biases zero; what is not called here is torch's default."""
@@ -109,8 +109,8 @@ class Decoder(nn.Module):
                 nn.init.normal_(linear.weight, std=std)
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, mask: Mask, padding: Tensor | None = None) -> Tensor:
-        """Encoder output (N, K, D) -> (n, D), a prediction for each hidden token.
+    def forward(self, x: Tensor, mask: Mask, padding: Tensor | None = None, where: Tensor | None = None) -> Tensor:
+        """Encoder output (N, K, D) -> (n, D), a prediction for each hidden token, or for those of `where` (N, T).
 
         Padded tokens (N, T) stay zero all along. ValueError: a grid that is not square.
         """
@@ -120,7 +120,7 @@ class Decoder(nn.Module):
             x = x if padding is None else x.masked_fill(padding[..., None], 0)
             y = layer(x)  # (N, T, C)
             x = x + y if self.config.residual and x.shape == y.shape else y
-        return self.head(x[mask.hidden])
+        return self.head(x[mask.hidden if where is None else where])
 
     def places(self, x: Tensor, keep: Tensor, num_tokens: int) -> Tensor:
         """(N, K, D) -> (N, T, D): each token at its index in `keep` (N, K), fresh noise elsewhere.

@@ -25,3 +25,9 @@ def sincos(sizes: tuple[int, ...], dim: int, device: torch.device) -> Tensor:
             angles = place.reshape(-1, 1) * rates  # (T, D / 2 or D / 4)
             waves += [angles.sin(), angles.cos()]
         return torch.cat(waves, dim=1).float()
+
+
+def fixed(num_tokens: int, grid: tuple[int, int] | None, dim: int, device: torch.device) -> Tensor:
+    """Positions (T, D) of tokens that lie in a grid of rows and columns, or, without one, in a sequence."""
+    on_grid = grid is not None and grid[0] * grid[1] == num_tokens
+    return sincos(grid if on_grid else (num_tokens,), dim, device)

@@ -13,12 +13,13 @@ from torch import Tensor
 from d2v.models.decoder import Decoder, DecoderConfig
 from d2v.models.encoder import D2vModel
 from d2v.objectives.common.guard import GUARD, GUARD_WEIGHT, GUARDS, check_guard, guard, means_of_visible
+from d2v.objectives.common.masked import refuse_mask_token
 from d2v.objectives.common.multi_view import generator_of_step
 from d2v.objectives.common.objective import Objective
-from d2v.objectives.common.regression import NORMS, SCALES, channel_std, mean_of_layers, regression_loss
+from d2v.objectives.common.regression import NORMS, SCALES, TARGETS, channel_std, regression_loss
 from d2v.settings import check_fields, section, setting
 from d2v.training.schedules import linear_decay
-from d2v.types import Loss, View
+from d2v.types import Loss, Mask, View
 
 
 @dataclass
@@ -30,16 +31,31 @@ class Config:
     layers: str = setting(
         "ffn", "What a layer gives: its FFN output before the residual, or the block's end.", among=("ffn", "block")
     )
+    targets: str = setting(
+        "mean", "What is predicted: the layers' average, or every layer by itself (Bootleg).", among=tuple(TARGETS)
+    )
     layer_norms: list[str] = setting(["instance"], "Norms of each layer, in this order.", among=tuple(NORMS))
-    final_norms: list[str] = setting([], "Norms of the average, in this order.", among=tuple(NORMS))
+    final_norms: list[str] = setting(
+        [], "Norms of the average, or of each layer after its own, in this order.", among=tuple(NORMS)
+    )
     loss_beta: float = setting(0.0, "Where smooth L1 becomes linear; 0 is the squared error.", least=0)
     loss_scale: str = setting(
         "sqrt",
         "The sum over channels is divided by sqrt(D), by D (mean), or by nothing (sum).",
         among=tuple(SCALES),
     )
+    visible_weight: float = setting(
+        0.0,
+        "Weight of the loss at visible tokens, each over the square root of its distance to a hidden one (V-JEPA 2.1).",
+        least=0,
+        limit=1_000_000,
+    )
     cls_loss: float = setting(
-        0.0, "Weight of the class token's loss, which is summed over rows.", least=0, limit=1_000_000
+        0.0,
+        "Weight of the class token's loss, which is summed over rows.",
+        least=0,
+        limit=1_000_000,
+        only={"targets": "mean"},
     )
     cls_rows: int = setting(
         0,
@@ -85,19 +101,15 @@ class Data2Vec2(Objective):
             if trunk.prenet_depth:
                 layers += f", of which the first {trunk.prenet_depth} give no targets"
             raise ValueError(f"objective.top_k is {config.top_k}; the trunk has {layers}")
-        tokens = [name for name, _ in encoder.frontends.named_parameters() if name.endswith("mask_token")]
-        if tokens:
-            raise ValueError(
-                f"data2vec2 leaves out what is hidden: {tokens[0]} would never be trained; "
-                f"set model.frontends.{tokens[0]}=false"
-            )
+        refuse_mask_token(encoder, "data2vec2")
         if config.cls_loss and all(frontend.extra() is None for frontend in encoder.frontends.values()):
             raise ValueError(
                 f"objective.cls_loss is {config.cls_loss}, but the frontend has no class token; set it to 0"
             )
         self.config = config
         self.first = trunk.depth - config.top_k
-        self.decoder = Decoder(trunk.dim, config.decoder)
+        self.num_targets = config.top_k if config.targets == "layers" else 1
+        self.decoder = Decoder(trunk.dim, config.decoder, self.num_targets * trunk.dim)
         if config.decoder.head_init == "trunk":
             self.decoder.init_head(trunk.init_std)
 
@@ -112,6 +124,12 @@ class Data2Vec2(Objective):
             raise ValueError(
                 "data2vec2 encodes what is visible: "
                 "its masks need `keep`, the same number of tokens in every row (see data.mask_kind)"
+            )
+        if any(
+            view.mask and view.mask.keep is not None and len(view.mask.hidden) != len(view.mask.keep) for view in views
+        ):
+            raise ValueError(
+                "data2vec2 predicts all that a mask leaves out; data.mask_kind=multi_block is for ijepa: choose another"
             )
 
     def check_batch(self, batch_size: int, parts: int) -> None:
@@ -132,11 +150,17 @@ class Data2Vec2(Objective):
         padding = None
         if view.padding is not None and not self.config.reference_padding:
             padding = view.padding.repeat_interleave(masks, dim=0)  # (N, T)
-        prediction = self.decoder(features.x, mask, padding).float()  # (n, D)
-        row, place = mask.hidden.nonzero(as_tuple=True)  # (n,) each
-        wanted = target[row // masks, place]  # (n, D)
+        where = mask.hidden if not self.config.visible_weight else real_tokens(mask, view.padding)  # (N, T)
+        prediction = self.decoder(features.x, mask, padding, where).float()  # (n, D), or (n, L * D) of layers
+        row, place = where.nonzero(as_tuple=True)  # (n,) each
+        wanted = target[row // masks, place]  # as the prediction
         count = mask.hidden.sum()
-        total = regression_loss(prediction, wanted, self.config.loss_beta, self.config.loss_scale)
+        weights = None
+        if self.config.visible_weight:
+            grid = student.frontend(view.modality).grid
+            weights = by_distance(mask.hidden, grid)[where] * self.config.visible_weight  # (n,)
+            weights = weights.masked_fill(mask.hidden[where], 1.0)
+        total = self.regression(prediction, wanted, weights)
         metrics = {
             "target_std": channel_std(wanted),
             "prediction_std": channel_std(prediction.detach()),
@@ -151,14 +175,25 @@ class Data2Vec2(Objective):
             total, metrics["guard"] = total + count * self.config.guard_weight * term, term.detach()
         return Loss(total, count, metrics)
 
+    def regression(self, prediction: Tensor, wanted: Tensor, weights: Tensor | None) -> Tensor:
+        """The loss of predictions, two (n, L * D): of L targets each, the mean over them; `weights` (n,) of each."""
+        layers = self.num_targets
+        if weights is not None:
+            weights = weights.repeat_interleave(layers)
+        prediction, wanted = (x.reshape(len(x) * layers, -1) for x in (prediction, wanted))  # (n * L, D) each
+        return regression_loss(prediction, wanted, self.config.loss_beta, self.config.loss_scale, weights) / layers
+
     @torch.no_grad()
     def target(self, view: View, tokens: Tensor) -> Tensor:
-        """Targets (B, T, D) from the teacher on the whole view; `tokens` are the student's local features."""
+        """Targets (B, T, D), or (B, T, L * D) of layers, from the teacher on the whole view.
+
+        `tokens` are the student's local features.
+        """
         config = self.config
         fed = tokens if config.feed_tokens else None
         layers = self.teacher["encoder"](view, tokens=fed, layers=config.layers, first=self.first).layers
         padding = None if config.reference_padding else view.padding
-        return mean_of_layers(layers, config.layer_norms, config.final_norms, padding)
+        return TARGETS[config.targets](layers, config.layer_norms, config.final_norms, padding)
 
     def class_loss(self, extra: Tensor | None, target: Tensor, padding: Tensor | None) -> Tensor:
         """The class token (N, E, D) against the mean target of its sample (B, T, D), summed over rows.
@@ -179,6 +214,25 @@ class Data2Vec2(Objective):
     def ema_decay(self, step: int, steps: int = 0) -> float:
         """Linear from ema_decay to ema_end_decay over ema_anneal_steps."""
         return linear_decay(step, self.config.ema_decay, self.config.ema_end_decay, self.config.ema_anneal_steps)
+
+
+def real_tokens(mask: Mask, padding: Tensor | None) -> Tensor:
+    """(N, T) bool: hidden and visible tokens, without padding (B, T)."""
+    if padding is None:
+        return torch.ones_like(mask.hidden)
+    return ~padding.repeat_interleave(len(mask.hidden) // len(padding), dim=0)
+
+
+def by_distance(hidden: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    """(N, T) bool -> 1 / sqrt(the distance to the nearest hidden token), (N, T): in the grid, or along the sequence.
+
+    0 where a row hides nothing. V-JEPA 2.1 (arXiv 2603.14482).
+    """
+    rows, columns = grid or (1, hidden.shape[1])
+    place = torch.arange(rows * columns, device=hidden.device)
+    where = torch.stack([place // columns, place % columns], dim=1).float()  # (T, 2)
+    distances = torch.cdist(where, where).masked_fill(~hidden[:, None], torch.inf)  # (N, T, T)
+    return distances.amin(dim=2).clamp(min=1).rsqrt()
 
 
 def build(encoder: D2vModel, config: Config) -> Data2Vec2:

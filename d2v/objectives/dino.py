@@ -82,6 +82,7 @@ class DINO(MultiView):
 
     def begin_step(self, step: int, steps: int) -> None:
         """The teacher's temperature: linear in the step (the paper's code: in the epoch)."""
+        super().begin_step(step, steps)
         config = self.config
         self.temperature = linear_decay(
             step, config.start_temperature, config.teacher_temperature, round(config.warmup_share * steps)

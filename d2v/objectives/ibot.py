@@ -102,6 +102,7 @@ class IBOT(MultiView):
 
     def begin_step(self, step: int, steps: int) -> None:
         """The teacher's temperatures: linear in the step (the paper's code: in the epoch)."""
+        super().begin_step(step, steps)
         config = self.config
         start, warmup = config.start_temperature, round(config.warmup_share * steps)
         self.temperature = linear_decay(step, start, config.teacher_temperature, warmup)

@@ -70,7 +70,6 @@ class InstDisc(MultiView):
         self.config = config
         self.bank = MemoryBank(config.num_samples, config.out_dim, config.bank_momentum)
         self.register_buffer("normaliser", torch.tensor(0.0))
-        self.step = 0
 
     def check(self, views: list[View]) -> None:
         """ValueError: no view, one that does not number its samples, or a number beyond the bank."""
@@ -85,10 +84,6 @@ class InstDisc(MultiView):
                 f"objective.num_samples is {self.config.num_samples}, but a sample's number is {int(indices.max())}: "
                 "there are more"
             )
-
-    def begin_step(self, step: int, steps: int) -> None:
-        """What is drawn in a step depends on nothing else."""
-        self.step = step
 
     def forward(self, views: list[View]) -> Loss:
         """The sum over samples of NCE's or cross entropy's loss of finding a sample's own row in the bank (equations 2

@@ -73,7 +73,6 @@ class MoCo(MultiView):
             )
         self.config = config
         self.queue = Queue(config.queue_size, config.out_dim)
-        self.step = 0
 
     def check(self, views: list[View]) -> None:
         """ValueError: too few views, or padded ones that would have to change places."""
@@ -93,10 +92,6 @@ class MoCo(MultiView):
                 f"objective.queue_size is {size}; "
                 f"it must be a multiple of the {keys} keys of a step (train.batch_size {batch_size})"
             )
-
-    def begin_step(self, step: int, steps: int) -> None:
-        """What is drawn in a step depends on nothing else."""
-        self.step = step
 
     def forward(self, views: list[View]) -> Loss:
         """InfoNCE of each query with the key of its other view against the queue, summed over samples (equation 1)."""

@@ -85,6 +85,7 @@ class SwAV(MultiView):
     @torch.no_grad()
     def begin_step(self, step: int, steps: int) -> None:
         """Prototypes become unit vectors again; how many batches are in the queue, below 0 before it starts."""
+        super().begin_step(step, steps)
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
         self.queued = step - round(self.config.queue_share * steps)
 

@@ -36,6 +36,12 @@ PANELS = (
     Panel("Loss (no progress signal by itself)", "loss", {"loss": "loss"}),
     Panel("Spread of targets and predictions", "std", {"target_std": "target", "prediction_std": "prediction"}),
     Panel(
+        "How many prototypes or codes the targets use",
+        "perplexity",
+        {"prototype_perplexity": "prototypes", "target_perplexity": "codes"},
+        "log",
+    ),
+    Panel(
         "Effective rank of pooled features",
         "effective rank",
         {"student_rank": "student", "teacher_rank": "teacher", "local_rank": "local"},

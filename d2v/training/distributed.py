@@ -24,6 +24,14 @@ def all_sum(x: Tensor) -> Tensor:
     return x
 
 
+def all_max(x: Tensor) -> Tensor:
+    """The largest value of each entry of `x` over processes, without gradient."""
+    if world_size() > 1:
+        x = x.clone()
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
 def all_mean(x: Tensor) -> Tensor:
     """The mean of `x` over processes, without gradient."""
     return all_sum(x) / world_size()

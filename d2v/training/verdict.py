@@ -12,7 +12,7 @@ MIN_STEPS = 100  # before which a run that shows no clear gain is not called hea
 EARLY = 0.1  # share of the steps before which nothing is judged but a loss that is not finite: warm-up
 MIN_TARGET_STD, MIN_PREDICTION_STD = 0.1, 0.01  # fairseq's stop conditions
 MIN_SPREAD = 0.05  # of embeddings; 1 where their directions are even
-MIN_PERPLEXITY = 1.5  # of prototypes; 1 where a single one is used
+MIN_PERPLEXITY = 1.5  # of prototypes or codes; 1 where a single one is used
 DEAD_RANK = 1.5  # effective rank
 LOST_RANK, LOW_RANK = 0.15, 0.5  # effective rank as a share of the random init's
 CLEAR_GAIN = 2  # of k-NN, in standard errors
@@ -194,9 +194,10 @@ def _dead_embeddings(run: Course) -> str:
                 f"complete collapse: the {who} gives all samples nearly the same embedding "
                 f"(spread {spread:.2g}; 1 where directions are even)"
             )
-    used = run.recent("prototype_perplexity")
-    if used is not None and used < MIN_PERPLEXITY:
-        return f"complete collapse: the targets of all samples are one prototype (perplexity {used:.2f})"
+    for name, what in (("prototype_perplexity", "prototype"), ("target_perplexity", "code")):
+        used = run.recent(name)
+        if used is not None and used < MIN_PERPLEXITY:
+            return f"complete collapse: the targets of all samples are one {what} (perplexity {used:.2f})"
     return ""
 
 

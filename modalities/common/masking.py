@@ -4,7 +4,9 @@ B rows, M masks of a row, T tokens, K visible tokens. Each row has its own gener
 depend on which process draws it.
 """
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -90,6 +92,83 @@ def _painted(generator: Generator, grid: tuple[int, ...], share: float, length: 
     changed = generator.choice(np.flatnonzero(painted == too_many), abs(surplus), replace=False)
     painted[changed] = not too_many
     return painted
+
+
+def rectangle(generator: Generator, grid: tuple[int, int], num_shown: int, min_aspect: float) -> np.ndarray:
+    """CAPI's mask: one rectangle of `num_shown` visible patches, moved around the torus that the image's sides make.
+
+    Its ratio of sides is drawn from [min_aspect, 1 / min_aspect]; its last row is cut to the count. Returns
+    (rows * columns,) bool, True where hidden. Source: arXiv 2502.08769, section 3.
+    """
+    rows, columns = grid
+    aspect = math.exp(generator.uniform(math.log(min_aspect), -math.log(min_aspect)))
+    width = min(max(round(math.sqrt(num_shown / aspect)), -(-num_shown // rows)), columns)
+    cells = np.arange(num_shown)
+    top, left = generator.integers(rows), generator.integers(columns)
+    hidden = np.ones(grid, dtype=bool)
+    hidden[(top + cells // width) % rows, (left + cells % width) % columns] = False
+    return hidden.reshape(-1)
+
+
+class Blocks(NamedTuple):
+    """Sides of I-JEPA's blocks along each axis of the tokens, the same for a whole batch of equal grids."""
+
+    target: tuple[int, ...]
+    context: tuple[int, ...]
+
+
+def block_sides(share: float, aspect: float, grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Sides of a block of this share of all tokens, at least 1: of a sequence its length, of a grid height and width,
+    whose ratio is `aspect`."""
+    area = int(math.prod(grid) * share)
+    if len(grid) == 1:
+        return (max(1, area),)
+    sides = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    return tuple(min(max(1, side), most) for side, most in zip(sides, grid, strict=True))
+
+
+def blocks(
+    generator: Generator, grid: tuple[int, ...], sides: Blocks, num_targets: int, min_context: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """I-JEPA's masks of one sample: target blocks that may overlap, (T,) bool each, and the context, (T,) bool.
+
+    The context is a block without the targets, of at least `min_context` tokens; after 20 draws that have fewer it may
+    hold the last target, after 20 more the one before too. Source: arXiv 2301.08243, section 3, and its code, whose
+    blocks never touch the last row and column: these do.
+    """
+    targets = [_anywhere(generator, grid, sides.target) for _ in range(num_targets)]
+    for kept_out in range(num_targets, -1, -1):
+        barred = np.any(targets[:kept_out], axis=0) if kept_out else np.zeros(math.prod(grid), dtype=bool)
+        for _ in range(20):
+            context = _anywhere(generator, grid, sides.context) & ~barred
+            if context.sum() >= min_context:
+                return targets, context
+    return targets, _anywhere(generator, grid, sides.context)
+
+
+def _anywhere(generator: Generator, grid: tuple[int, ...], sides: tuple[int, ...]) -> np.ndarray:
+    """A block of these sides, (cells,) bool."""
+    cells = np.zeros(grid, dtype=bool)
+    starts = [generator.integers(size - side + 1) for size, side in zip(grid, sides, strict=True)]
+    cells[tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))] = True
+    return cells.reshape(-1)
+
+
+def thinned(generator: Generator, rows: list[np.ndarray]) -> list[np.ndarray]:
+    """Contexts (T_row,) bool of a batch, thinned to the smallest share of any: random tokens leave.
+
+    I-JEPA's code cuts the last ones instead, which are always those at the bottom. Rows of one length have equal
+    counts.
+    """
+    least = min(rows, key=lambda row: row.mean())
+    count, tokens = int(least.sum()), len(least)
+    thin = []
+    for row in rows:
+        row = row.copy()
+        surplus = int(row.sum()) - max(1, count * len(row) // tokens)
+        row[generator.choice(np.flatnonzero(row), surplus, replace=False)] = False
+        thin.append(row)
+    return thin
 
 
 def scattered(generator: Generator, num_tokens: int, ratio: float) -> np.ndarray:

@@ -54,14 +54,21 @@ class MaskedBatches:
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
         """This part's rows of the step's batch: pixel_values (B, C, S, S) with M masks of each; the sample ids."""
         images, hidden, indices = [], [], []
+        in_blocks, grid = self._data.mask_kind == "multi_block", self._frontend.grid
         for place, generator in _rows(self.sampler, self._seed, step, part, parts):
-            hidden += masks.draw(generator, self._data, self._frontend.grid)
+            if not in_blocks:
+                hidden += masks.draw(generator, self._data, grid)
             index, image = _image(self._samples, place, self._bad_log)
             with seeded_globals(generator):
                 images.append(self._transform(image))
             indices.append(index)
         pixels = augment.normalise(images, self._data.mean, self._data.std)  # (B, C, S, S)
-        mask = masks.gather(hidden, self._data.mask_kind)
+        if in_blocks:
+            batch = self.sampler.batch_size
+            rows = range(batch)[sampling.share(batch, part, parts)]
+            mask = masks.multi_block(self._seed, step, batch, rows, self._data, grid)
+        else:
+            mask = masks.gather(hidden, self._data.mask_kind)
         view = View(MODALITY, {"pixel_values": pixels}, mask=mask, indices=torch.tensor(indices))
         return [view], [self._samples.ids[index] for index in indices]
 

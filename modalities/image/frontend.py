@@ -150,7 +150,7 @@ class Frontend(nn.Module):
         super().__init__()
         if config.positions == "sincos" and dim % 4:
             raise ValueError(f"sincos positions need a width that is a multiple of 4; model.trunk.dim is {dim}")
-        self.config = config
+        self.config, self.source_dim = config, dim
         self.backbone = self._make_backbone() if config.backbone else None
         if self.backbone is None:
             self.grid = config.grid
@@ -269,6 +269,11 @@ class Frontend(nn.Module):
     def vocabulary(self) -> Tensor:
         """ValueError: patches are no words."""
         raise ValueError("an image has no words to predict: objective.name may be mae, beit or best_rq")
+
+    def sources(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `embed`, three times: nothing lies before the tokens that a method could quantise instead."""
+        tokens = self.embed(pixel_values)
+        return tokens, tokens, tokens
 
     def _reads(self, pixel_values: Tensor) -> bool:
         """Images of the model's size; in training, where a batch may hold smaller crops, other squares too.

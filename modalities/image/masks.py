@@ -18,7 +18,9 @@ from d2v.types import Mask
 
 OF_ONE_VIEW = "data.views hides nothing, or with data.mask_views=true rectangles of a share drawn from data.mask_range"
 IN_PLACE = ("beit", "center")  # the student reads every patch, hidden ones as the mask token
-MASK_KINDS = ("beit", "block", "inverse_block", "random", "center")
+MASK_KINDS = ("beit", "center", "block", "inverse_block", "random", "rectangle", "multi_block")
+OF_RATIO = MASK_KINDS[:-1]  # those that hide a share of the patches
+OF_BLOCKS = {"views": False, "mask_kind": "multi_block"}
 
 
 @dataclass
@@ -28,7 +30,9 @@ class MaskConfig:
     mask_kind: str = setting(
         "beit",
         "beit: rectangles, and the number of hidden patches varies (data2vec 1.0); center: the square in the middle; "
-        "block, inverse_block, random: as many in every image, and the student does not read them (2.0).",
+        "block, inverse_block, random: as many in every image, and the student does not read them (2.0); rectangle: "
+        "all but one, which may wrap around (CAPI); multi_block: `masks` blocks, which the student predicts from one "
+        "other (I-JEPA).",
         among=MASK_KINDS,
         only={"views": False},
         why=OF_ONE_VIEW,
@@ -46,7 +50,7 @@ class MaskConfig:
         "Share of an image's patches that is hidden.",
         above=0,
         most=1,
-        only={"views": False},
+        only={"views": False, "mask_kind": OF_RATIO},
         why=OF_ONE_VIEW,
     )
     min_block: int = setting(
@@ -67,10 +71,10 @@ class MaskConfig:
     )
     min_aspect: float = setting(
         0.3,
-        "Of beit: least ratio of a rectangle's sides.",
+        "Of beit and rectangle: least ratio of a rectangle's sides.",
         above=0,
         most=1,
-        only=[{"views": False, "mask_kind": "beit"}, {"mask_views": True}],
+        only=[{"views": False, "mask_kind": ("beit", "rectangle")}, {"mask_views": True}],
         why=HIDDEN,
     )
     mask_length: int = setting(
@@ -87,6 +91,41 @@ class MaskConfig:
         least=0,
         most=1,
         only={"views": False, "mask_kind": ("block", "inverse_block")},
+        why=OF_ONE_VIEW,
+    )
+    target_scale: list[float] = setting(
+        [0.15, 0.2],
+        "Of multi_block: the share of patches in a target is drawn from here, once a batch.",
+        above=0,
+        most=1,
+        count=2,
+        only=OF_BLOCKS,
+        why=OF_ONE_VIEW,
+    )
+    target_aspect: list[float] = setting(
+        [0.75, 1.5],
+        "Of multi_block: the ratio of a target's sides is drawn from here, once a batch.",
+        above=0,
+        limit=1000,
+        count=2,
+        only=OF_BLOCKS,
+        why=OF_ONE_VIEW,
+    )
+    context_scale: list[float] = setting(
+        [0.85, 1.0],
+        "Of multi_block: the share of patches in the square that is read, targets not yet taken out.",
+        above=0,
+        most=1,
+        count=2,
+        only=OF_BLOCKS,
+        why=OF_ONE_VIEW,
+    )
+    min_context: int = setting(
+        10,
+        "Of multi_block: fewest patches that are read; targets stay in the square where they would leave fewer.",
+        least=1,
+        limit=1_000_000,
+        only=OF_BLOCKS,
         why=OF_ONE_VIEW,
     )
     mask_views: bool = setting(
@@ -116,7 +155,7 @@ class MaskConfig:
 
 def check(config: Any, frontend: FrontendConfig) -> None:
     """ValueError: settings of masks, or of masked views (a DataConfig's), that contradict one another."""
-    check_ranges(config, "mask_range")
+    check_ranges(config, "mask_range", "target_scale", "target_aspect", "context_scale")
     if config.views and not config.mask_views:
         return
     if frontend.backbone:
@@ -134,6 +173,14 @@ def _check_counts(config: MaskConfig, grid: tuple[int, int]) -> None:
     if config.masks > 1 and config.mask_kind in IN_PLACE:
         kinds = [kind for kind in MASK_KINDS if kind not in IN_PLACE]
         raise ValueError(f"data.masks {config.masks} needs a data.mask_kind with equal counts: {', '.join(kinds)}")
+    if config.mask_kind == "multi_block":
+        least = masking.block_sides(config.context_scale[0], 1.0, grid)
+        if config.min_context > least[0] * least[1]:
+            raise ValueError(
+                f"data.min_context is {config.min_context}, but a square of {config.context_scale[0]} of the "
+                f"{rows} x {columns} patches (data.context_scale) has {least[0] * least[1]}: lower it"
+            )
+        return
     wanted = round(config.mask_ratio * rows * columns)
     if config.mask_kind == "center":
         wanted = int(middle(grid, config.mask_ratio).sum())
@@ -212,12 +259,34 @@ def _hidden(generator: np.random.Generator, config: MaskConfig, grid: tuple[int,
         return masking.scattered(generator, grid[0] * grid[1], config.mask_ratio)
     if config.mask_kind == "center":
         return middle(grid, config.mask_ratio)
+    if config.mask_kind == "rectangle":
+        num_shown = masking.num_visible(grid[0] * grid[1], config.mask_ratio)
+        return masking.rectangle(generator, grid, num_shown, config.min_aspect)
     if config.mask_kind != "beit":
         inverse = config.mask_kind == "inverse_block"
         return masking.block_2d(
             generator, grid, config.mask_ratio, config.mask_length, config.mask_adjust, inverse=inverse
         )
     return _rectangles(generator, config, grid, round(config.mask_ratio * grid[0] * grid[1]))
+
+
+def multi_block(seed: int, step: int, batch: int, rows: range, config: MaskConfig, grid: tuple[int, int]) -> Mask:
+    """I-JEPA's masks of some rows of a batch: targets hidden (B * M, T), the context of each row kept (B, K).
+
+    Every process draws those of all rows, of which the smallest context says how large the others are. One number
+    gives a target's size and its ratio of sides, as in the paper's code.
+    """
+    common, *own = sampling.generators(seed, step, range(batch, 2 * batch + 1))  # those of rows draw their images
+    drawn = common.random()
+    (low, high), (flat, tall) = config.target_scale, config.target_aspect
+    target = masking.block_sides(low + drawn * (high - low), flat + drawn * (tall - flat), grid)
+    sides = masking.Blocks(target, masking.block_sides(common.uniform(*config.context_scale), 1.0, grid))
+    made = [masking.blocks(generator, grid, sides, config.masks, config.min_context) for generator in own]
+    contexts = masking.thinned(common, [context for _, context in made])
+    hidden = np.concatenate([made[row][0] for row in rows])  # (B * M, T)
+    shown = np.stack([contexts[row] for row in rows])  # (B, T)
+    keep = masking.visible(~shown, int(shown[0].sum()))
+    return Mask(torch.from_numpy(hidden), torch.from_numpy(keep))
 
 
 def draw_varied(generator: np.random.Generator, config: MaskConfig, grid: tuple[int, int]) -> np.ndarray:

@@ -76,7 +76,7 @@ class MaskedBatches:
         """This part's rows of the step's batch: one view, input_values (B, S) and M masks of each; the sample ids."""
         items = self.sampler(step)
         generators = sampling.generators(self._seed, step, range(len(items)))
-        hidden = self._masks(step, items, generators)
+        hidden, contexts = self._masks(step, items, generators)
         rows = range(len(items))[sampling.share(len(items), part, parts)]
         waves, ids = [], []
         for row in rows:
@@ -88,14 +88,22 @@ class MaskedBatches:
         tokens = lengths(self._frontend, inputs["input_values"].shape[1])  # T
         mine = masking.stacked(list(chain.from_iterable(hidden[row] for row in rows)), tokens)  # (N, T)
         keep = None
-        if self._data.mask_kind != "span":
+        if contexts:
+            unread = masking.stacked([~contexts[row] for row in rows], tokens)  # (B, T)
+            most = max(int(context.sum()) for context in contexts)  # K
+            keep = torch.from_numpy(masking.visible(unread, most))  # (B, K), padding behind the shorter ones
+        elif self._data.mask_kind != "span":
             most = max(int((~mask).sum()) for mask in chain.from_iterable(hidden))  # K
             keep = torch.from_numpy(masking.visible(mine, most))  # (N, K)
         return [View(MODALITY, inputs, padding, Mask(torch.from_numpy(mine), keep))], ids
 
-    def _masks(self, step: int, items: np.ndarray, generators: list[np.random.Generator]) -> list[list[np.ndarray]]:
-        """Hidden tokens of every row of the global batch, M of (T_row,) bool each."""
+    def _masks(
+        self, step: int, items: np.ndarray, generators: list[np.random.Generator]
+    ) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:
+        """Hidden tokens of every row of the global batch, M of (T_row,) bool each; of multi_block what is read, too."""
         sizes = lengths(self._frontend, self._sizes[items]).tolist()  # tokens of each row
+        if self._data.mask_kind == "multi_block":
+            return self._blocks(step, sizes, generators)
         hidden = []
         for generator, tokens in zip(generators, sizes, strict=True):
             hidden.append([self._mask(generator, tokens) for _ in range(self._data.masks)])
@@ -103,7 +111,22 @@ class MaskedBatches:
             (common,) = sampling.generators(self._seed, step, [len(items)])  # that of no row
             equal = masking.equalise(common, list(chain.from_iterable(hidden)))
             hidden = [[mask] for mask in equal]
-        return hidden
+        return hidden, []
+
+    def _blocks(
+        self, step: int, sizes: list[int], generators: list[np.random.Generator]
+    ) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:
+        """I-JEPA's target spans of every row, and its context; shares are drawn once for the batch."""
+        data = self._data
+        (common,) = sampling.generators(self._seed, step, [len(sizes)])  # that of no row
+        shares = common.uniform(*data.target_scale), common.uniform(*data.context_scale)
+        hidden, contexts = [], []
+        for generator, tokens in zip(generators, sizes, strict=True):
+            sides = masking.Blocks(*(masking.block_sides(share, 1.0, (tokens,)) for share in shares))
+            targets, context = masking.blocks(generator, (tokens,), sides, data.masks, data.min_context)
+            hidden.append(targets)
+            contexts.append(context)
+        return hidden, masking.thinned(common, contexts)
 
     def _mask(self, generator: np.random.Generator, tokens: int) -> np.ndarray:
         """One mask of a row, (T_row,) bool."""

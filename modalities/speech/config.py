@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from d2v.modalities.common import labels
-from d2v.modalities.common.checks import HIDDEN, OF_MASKED_VIEWS, check_settings, check_views
+from d2v.modalities.common.checks import HIDDEN, OF_MASKED_VIEWS, check_ranges, check_settings, check_views
 from d2v.modalities.speech.beam import DecodeConfig
 from d2v.modalities.speech.letters import CASES
 from d2v.modalities.speech.views import VIEWS, AugmentConfig
 from d2v.settings import check_fields, section, setting
 
 SINGLE = "data.views makes views of single clips"
-MASK_KINDS = ("span", "block", "random")
+MASK_KINDS = ("span", "block", "random", "multi_block")
+OF_SHARE = MASK_KINDS[:-1]  # those that hide a share of the tokens
+OF_BLOCKS = {"views": False, "mask_kind": "multi_block"}
 
 
 @dataclass
@@ -61,14 +63,15 @@ class DataConfig(ReadConfig):
     mask_kind: str = setting(
         "span",
         "span: overlapping spans (data2vec 1.0); block, random: as many tokens in every clip of one length, "
-        "and the student does not read them (2.0).",
+        "and the student does not read them (2.0); multi_block: `masks` spans, which the student predicts from one "
+        "other (I-JEPA).",
         among=MASK_KINDS,
         only={"views": False},
         why=SINGLE,
     )
     masks: int = setting(
         1,
-        "Masks of each clip; more than one with mask_kind block or random only.",
+        "Masks of each clip; more than one not with mask_kind span.",
         least=1,
         limit=1000,
         only={"views": False},
@@ -79,7 +82,7 @@ class DataConfig(ReadConfig):
         "Share of a clip's tokens that is hidden, before spans overlap.",
         above=0,
         below=1,
-        only=[{"views": False}, {"mask_views": True}],
+        only=[{"views": False, "mask_kind": OF_SHARE}, {"mask_views": True}],
         why=HIDDEN,
     )
     mask_length: int = setting(
@@ -96,6 +99,32 @@ class DataConfig(ReadConfig):
         least=0,
         most=1,
         only={"views": False, "mask_kind": "block"},
+        why=SINGLE,
+    )
+    target_scale: list[float] = setting(
+        [0.15, 0.2],
+        "Of multi_block: the share of a clip's tokens in a target is drawn from here, once a batch.",
+        above=0,
+        most=1,
+        count=2,
+        only=OF_BLOCKS,
+        why=SINGLE,
+    )
+    context_scale: list[float] = setting(
+        [0.85, 1.0],
+        "Of multi_block: the share of tokens in the span that is read, targets not yet taken out.",
+        above=0,
+        most=1,
+        count=2,
+        only=OF_BLOCKS,
+        why=SINGLE,
+    )
+    min_context: int = setting(
+        10,
+        "Of multi_block: fewest tokens that are read; targets stay in the span where they would leave fewer.",
+        least=1,
+        limit=1_000_000,
+        only=OF_BLOCKS,
         why=SINGLE,
     )
     min_masks: int = setting(
@@ -134,7 +163,8 @@ class DataConfig(ReadConfig):
         """ValueError: a value that makes no sense, or two settings that contradict each other."""
         super().__post_init__()
         fits = self.masks == 1 or self.mask_kind != "span"
-        check_settings(self, ("masks", fits, "1, or more with data.mask_kind block or random"))
+        check_settings(self, ("masks", fits, "1, or more with data.mask_kind block, random or multi_block"))
+        check_ranges(self, "target_scale", "context_scale")
         check_views(self.views, VIEWS)
 
 

@@ -226,7 +226,7 @@ class Frontend(nn.Module):
         super().__init__()
         if dim % config.pos_groups:
             raise ValueError(f"frontend pos_groups={config.pos_groups} does not divide the model's width {dim}")
-        self.config = config
+        self.config, self.source_dim = config, config.conv_dim
         self.zero_padding = not config.reference_padded_input
         self.extractor = (MelExtractor if config.kind == "mel" else WaveformExtractor)(config)
         self.norm = nn.LayerNorm(config.conv_dim, config.norm_eps)
@@ -243,12 +243,18 @@ class Frontend(nn.Module):
 
         ValueError: no token fits.
         """
+        return self.sources(input_values, attention_mask)[0]
+
+    def sources(self, input_values: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """As `embed`; and what lies before the projection, and before its norm, (B, T, C) each."""
         if lengths(self.config, input_values.shape[-1]) < 1:
             needed = receptive_field(self.config)
             raise ValueError(f"input_values hold {input_values.shape[-1]} samples; one token needs {needed}")
         if attention_mask is not None:
             input_values = input_values.masked_fill(attention_mask == 0, 0)
-        return self.projection(self.norm(self.extractor(input_values)))
+        raw = self.extractor(input_values)
+        normed = self.norm(raw)
+        return self.projection(normed), normed, raw
 
     @property
     def content_dim(self) -> int:

@@ -94,7 +94,7 @@ class Frontend(nn.Module):
                 f"frontend: mask_token_id {config.mask_token_id} and pad_token_id {config.pad_token_id} must lie in "
                 f"[0, vocab_size), vocab_size is {config.vocab_size}; `prepare` takes them from the tokenizer"
             )
-        self.config = config
+        self.config, self.source_dim = config, dim
         self.zero_padding = not config.reference_padded_input
         self.tokens = nn.Embedding(config.vocab_size, dim, padding_idx=config.pad_token_id)
         self.position_table = nn.Embedding(
@@ -146,6 +146,13 @@ class Frontend(nn.Module):
                 "to be predicted: set it to false, and model.trunk.input_norm to true"
             )
         return self.tokens.weight
+
+    def sources(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, corrupted_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `embed`, three times: nothing lies before the tokens that a method could quantise instead."""
+        tokens = self.embed(input_ids, attention_mask, corrupted_ids)
+        return tokens, tokens, tokens
 
     def hide(
         self, tokens: Tensor, hidden: Tensor, input_ids: Tensor, corrupted_ids: Tensor | None = None, **_: Tensor

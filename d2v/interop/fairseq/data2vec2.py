@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from d2v import plugins
-from d2v.interop.fairseq.settings import conv_layers, spec_of, targets, targets_of, task_of
+from d2v.interop.fairseq.settings import conv_layers, spec_of, targets, targets_of_2, task_of
 from d2v.interop.renaming import Names, Prefixes, encoder_of, fill_objective, original, require, settings_at, without
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
@@ -150,7 +150,7 @@ def _settings_of(objective: Data2Vec2) -> dict[str, Any]:
     nested = {key: value for key, value in encoder.items() if "." not in key}
     return {
         **REQUIRED,
-        **targets_of(config),
+        **targets_of_2(config),
         "_name": "data2vec_multi",
         "supported_modality": NAMES[modality],
         "depth": trunk.depth - trunk.prenet_depth,

@@ -26,6 +26,16 @@ def targets(cfg: dict, layers: str) -> dict[str, Any]:
     }
 
 
+def targets_of_2(config: Any) -> dict[str, Any]:
+    """The same of data2vec 2.0. ValueError: targets of single layers, or a loss at visible tokens, too."""
+    if config.targets != "mean" or config.visible_weight:
+        raise ValueError(
+            f"objective.targets is {config.targets} and objective.visible_weight {config.visible_weight}; "
+            "fairseq's data2vec 2.0 has the mean and 0"
+        )
+    return targets_of(config)
+
+
 def targets_of(config: Any) -> dict[str, Any]:
     """The inverse of `targets`. ValueError: norms or a scale that the reference does not have."""
     settings = {

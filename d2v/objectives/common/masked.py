@@ -1,15 +1,18 @@
 """What methods that predict hidden tokens of one view have in common.
 
-N masked rows, T tokens, n predicted tokens in all.
+B samples, N masked rows, R rows that are encoded, T tokens, K visible tokens, n predicted tokens in all.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from d2v.models.encoder import D2vModel
+from d2v.training.distributed import mine
 from d2v.types import Mask, View
 
 
@@ -102,3 +105,43 @@ def drawn(logits: Tensor, uniform: Tensor) -> Tensor:
     """Words (n,) drawn from the softmax of logits (n, V), each by its uniform number (n,)."""
     ends = logits.softmax(dim=1).cumsum(dim=1)
     return (ends < uniform[:, None] * ends[:, -1:]).sum(dim=1).clamp(max=logits.shape[1] - 1)
+
+
+def check_others(name: str, mask: Mask) -> None:
+    """ValueError: a row hides one token, which has no other that it could be told from."""
+    if (mask.hidden.sum(dim=1) == 1).any():
+        raise ValueError(
+            f"{name} takes negatives from the hidden tokens of the same row, and a row of the first batch hides "
+            "only one: hide more of it (data.mask_prob, data.mask_length), or leave short rows out"
+        )
+
+
+def row_generators(seed: int, step: int, rows: int, device: torch.device) -> Iterator[torch.Generator]:
+    """One for each of this process's `rows`: a function of seed, step and the row's place in the global batch."""
+    for place in mine(rows, torch.device("cpu")).tolist():
+        (word,) = np.random.SeedSequence((seed, step, place)).generate_state(1)
+        yield torch.Generator(device).manual_seed(int(word))
+
+
+def only_kept(mask: Mask, padding: Tensor | None) -> Mask:
+    """The mask of a pass that knows of nothing but the tokens `keep` (R, K), whatever is predicted: all else is hidden.
+
+    Positions that are computed from tokens would tell of those that are neither kept nor predicted.
+    """
+    assert mask.keep is not None
+    shown = torch.zeros(len(mask.keep), mask.hidden.shape[1], dtype=torch.bool, device=mask.keep.device)
+    hidden = ~shown.scatter(1, mask.keep, True)  # (R, T)
+    if padding is not None:
+        hidden &= ~padding.repeat_interleave(len(hidden) // len(padding), dim=0)
+    return Mask(hidden, mask.keep)
+
+
+def some_of(hidden: Tensor, share: float, samples: int, seed: int, step: int) -> Tensor:
+    """A share of each row's hidden tokens, at least one, drawn anew in each step: (N, T) bool of (N, T) bool."""
+    scores = []
+    for generator in row_generators(seed, step, samples, hidden.device):
+        shape = len(hidden) // samples, hidden.shape[1]
+        scores.append(torch.rand(shape, generator=generator, device=hidden.device))
+    ranks = torch.cat(scores).masked_fill(~hidden, 2.0).argsort(dim=1).argsort(dim=1)  # (N, T), hidden ones first
+    wanted = (hidden.sum(dim=1, keepdim=True) * share).round().clamp(min=1)
+    return (ranks < wanted) & hidden

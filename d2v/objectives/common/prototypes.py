@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from d2v.models.heads import perceptron
-from d2v.training.distributed import all_mean, all_sum
+from d2v.training.distributed import all_max, all_mean, all_sum
 
 
 def bottleneck(widths: list[int], *, norm: bool = False) -> nn.Sequential:
@@ -72,10 +72,30 @@ def sinkhorn(cosines: Tensor, epsilon: float, iterations: int = 3) -> Tensor:
     `cosines` (n, K) are at most 1: less 1, no epsilon makes them overflow. The published code also divides by the
     total, and each sum by K or by the number of rows, all of which cancels.
     """
-    shares = ((cosines.float() - 1) / epsilon).exp()
+    return balanced(((cosines.float() - 1) / epsilon).exp(), iterations)
+
+
+@torch.no_grad()
+def sinkhorn_of_logits(logits: Tensor, temperature: float, iterations: int, padding: Tensor | None = None) -> Tensor:
+    """The same of logits of any size, (n, ..., K), for each place between rows and prototypes by itself.
+
+    Rows of `padding` (n, ...) take no part: they have none. Each prototype's largest logit of all ranks becomes 50,
+    which Sinkhorn's algorithm does not see (CAPI, arXiv 2502.08769).
+    """
+    scaled = logits.float() / temperature
+    if padding is not None:
+        scaled = scaled.masked_fill(padding[..., None], -torch.inf)
+    largest = all_max(scaled.amax(dim=0))  # (..., K)
+    largest = largest.masked_fill(largest.isneginf(), 0.0)  # padding alone
+    return balanced((scaled - largest + 50).exp(), iterations, 1e-8)
+
+
+def balanced(shares: Tensor, iterations: int, eps: float = 0.0) -> Tensor:
+    """Shares (n, ..., K) divided in turn by the sums of each prototype over the rows of all ranks and by those of each
+    row, to which `eps` is added."""
     for _ in range(iterations):
-        shares = shares / all_sum(shares.sum(dim=0))
-        shares = shares / shares.sum(dim=1, keepdim=True)
+        shares = shares / (all_sum(shares.sum(dim=0)) + eps)
+        shares = shares / (shares.sum(dim=-1, keepdim=True) + eps)
     return shares
 
 

@@ -56,36 +56,54 @@ def batch_norm(x: Tensor, padding: Tensor | None) -> Tensor:
 NORMS = {"instance": instance_norm, "layer": layer_norm, "group": group_norm, "batch": batch_norm}
 
 
+def normed(x: Tensor, norms: list[str], padding: Tensor | None = None) -> Tensor:
+    """(B, T, D) in float32 after the norms of these names, keys of NORMS, in their order."""
+    x = x.float()
+    for name in norms:
+        x = NORMS[name](x, padding)
+    return x
+
+
 def mean_of_layers(
     layers: list[Tensor], layer_norms: list[str], final_norms: list[str], padding: Tensor | None = None
 ) -> Tensor:
     """Targets (B, T, D) from the top K layers, each (B, T, D). `*_norms` are keys of NORMS, applied in their order."""
     total = None
     for layer in layers:
-        layer = layer.float()
-        for name in layer_norms:
-            layer = NORMS[name](layer, padding)
+        layer = normed(layer, layer_norms, padding)
         total = layer if total is None else total + layer
     assert total is not None, "no teacher layers"
-    target = total / len(layers)
-    for name in final_norms:
-        target = NORMS[name](target, padding)
-    return target
+    return normed(total / len(layers), final_norms, padding)
+
+
+def layers_side_by_side(
+    layers: list[Tensor], layer_norms: list[str], final_norms: list[str], padding: Tensor | None = None
+) -> Tensor:
+    """Targets (B, T, K * D): each of the top K layers (B, T, D), with all norms of its own, after one another."""
+    return torch.cat([normed(layer, [*layer_norms, *final_norms], padding) for layer in layers], dim=-1)
+
+
+TARGETS = {"mean": mean_of_layers, "layers": layers_side_by_side}
 
 
 SCALES = {"sqrt": lambda dim: 1 / math.sqrt(dim), "mean": lambda dim: 1 / dim, "sum": lambda dim: 1.0}
 
 
-def regression_loss(prediction: Tensor, target: Tensor, beta: float, scale: str) -> Tensor:
+def regression_loss(
+    prediction: Tensor, target: Tensor, beta: float, scale: str, weights: Tensor | None = None
+) -> Tensor:
     """Sum over predictions (n, D) of smooth L1 with `beta` (0: the squared error), scaled over channels as `scale` says
-    (a key of SCALES).
+    (a key of SCALES); with `weights` (n,) each counts as much.
 
     data2vec 1.0 (arXiv 2202.03555) equation 3; speech divides the sum over channels by sqrt(D), text by nothing, images
     by D.
     """
     prediction, target = prediction.float(), target.float()
     loss = F.mse_loss if beta == 0 else partial(F.smooth_l1_loss, beta=beta)
-    error = loss(prediction, target, reduction="sum")
+    if weights is None:
+        error = loss(prediction, target, reduction="sum")
+    else:
+        error = (loss(prediction, target, reduction="none").sum(dim=1) * weights).sum()
     return error * SCALES[scale](prediction.shape[-1])
 
 

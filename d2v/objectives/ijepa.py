@@ -1,0 +1,87 @@
+"""I-JEPA (arXiv 2301.08243): from one block of a sample, predict what an EMA teacher says of several others.
+
+B samples, R contexts, N rows of targets (R * M), T tokens, K read, D width, n hidden tokens in all.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2v.models.encoder import D2vModel
+from d2v.models.predictor import Predictor, PredictorConfig
+from d2v.objectives.common.masked import masked_view, only_kept, refuse_mask_token
+from d2v.objectives.common.objective import Objective
+from d2v.objectives.common.regression import channel_std, regression_loss
+from d2v.settings import check_fields, section, setting
+from d2v.training.schedules import linear_decay
+from d2v.types import Loss, View
+
+
+@dataclass
+class Config:
+    """Predictor, loss and teacher; the published values."""
+
+    name: str = setting("ijepa", "Which method.")
+    loss_beta: float = setting(1.0, "Where smooth L1 becomes linear; 0 is the squared error.", least=0)
+    predictor: PredictorConfig = section(PredictorConfig, "The predictor's shape.")
+    ema_decay: float = setting(0.996, "The teacher's at the start; 1 never updates it.", least=0, most=1)
+    ema_stretch: float = setting(
+        1.25, "It would reach 1, linearly, after so many times train.steps.", least=1, limit=1000
+    )
+
+    def __post_init__(self):
+        """ValueError: a number outside its bounds."""
+        check_fields(self, "objective")
+
+
+class IJEPA(Objective):
+    """Student and teacher encoders and a predictor from the context to each row of targets."""
+
+    def __init__(self, encoder: D2vModel, config: Config):
+        """ValueError: a mask token, which nothing would train."""
+        super().__init__(encoder=encoder)
+        refuse_mask_token(encoder, "ijepa")
+        self.config = config
+        self.predictor = Predictor(encoder.trunk.config.dim, config.predictor)
+
+    def check(self, views: list[View]) -> None:
+        """ValueError: several views, or masks that leave nothing out."""
+        masked_view(views, "ijepa", keep=True)
+
+    def forward(self, views: list[View]) -> Loss:
+        """Smooth L1 of the teacher's normed output at hidden tokens, the mean over channels, summed over tokens;
+        ValueError as in `check`."""
+        self.check(views)
+        (view,) = views
+        mask = view.mask
+        assert mask is not None
+        student = self.student["encoder"]
+        context = student(view, only_kept(mask, view.padding)).x  # (R, K, D)
+        prediction = self.predictor(context, mask, view.padding, student.frontend(view.modality).grid).float()  # (n, D)
+        target = self.target(view)  # (B, T, D)
+        row, place = mask.hidden.nonzero(as_tuple=True)  # (n,) each
+        wanted = target[row // (len(mask.hidden) // len(target)), place]  # (n, D)
+        count = mask.hidden.sum()
+        metrics = {
+            "target_std": channel_std(wanted),
+            "prediction_std": channel_std(prediction.detach()),
+            "hidden_share": count / mask.hidden.numel(),
+        }
+        return Loss(regression_loss(prediction, wanted, self.config.loss_beta, "mean"), count, metrics)
+
+    @torch.no_grad()
+    def target(self, view: View) -> Tensor:
+        """The teacher's output on the whole view, each token normed over its channels, (B, T, D)."""
+        x = self.teacher["encoder"](view).x.float()
+        return F.layer_norm(x, x.shape[-1:])
+
+    def ema_decay(self, step: int, steps: int) -> float:
+        """Linear from ema_decay towards 1, of which the run sees 1 / ema_stretch."""
+        return linear_decay(step, self.config.ema_decay, 1.0, round(self.config.ema_stretch * steps))
+
+
+def build(encoder: D2vModel, config: Config) -> IJEPA:
+    """The objective around an encoder."""
+    return IJEPA(encoder, config)
