@@ -19,6 +19,7 @@ from d2v.objectives.common.masked import masked_view, only_kept, refuse_mask_tok
 from d2v.objectives.common.objective import Objective, check_together
 from d2v.objectives.common.prototypes import cross_entropy
 from d2v.settings import check_fields, section, setting
+from d2v.training.distributed import world_size
 from d2v.training.schedules import cosine_between
 from d2v.types import Loss, Mask, View
 
@@ -71,7 +72,7 @@ class CAPI(Objective):
 
     def check_batch(self, batch_size: int, parts: int) -> None:
         """ValueError: a batch that is cut, or has too little to be shared out among the clusters."""
-        check_together("capi", batch_size, parts)
+        check_together("capi", batch_size, parts, world_size())
         self.clusters.check_size(batch_size, self.places)
 
     def forward(self, views: list[View]) -> Loss:

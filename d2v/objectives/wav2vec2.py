@@ -16,6 +16,7 @@ from d2v.objectives.common.masked import check_others, masked_view, row_generato
 from d2v.objectives.common.objective import Objective, check_together
 from d2v.objectives.common.quantised import GumbelQuantiser, gumbel, mean_square, others, perplexity, similarities
 from d2v.settings import check_fields, setting
+from d2v.training.distributed import world_size
 from d2v.types import Loss, View
 
 
@@ -63,7 +64,7 @@ class Wav2Vec2(Objective):
 
     def check_batch(self, batch_size: int, parts: int) -> None:
         """ValueError: a batch cut into micro-batches, or that processes do not share evenly."""
-        check_together("wav2vec2", batch_size, parts)
+        check_together("wav2vec2", batch_size, parts, world_size())
 
     def begin_step(self, step: int, steps: int) -> None:
         """The Gumbel softmax's temperature, which falls to its least; what is drawn is drawn for this step."""
