@@ -29,7 +29,8 @@ def average_precision(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray])
     """
     from torchmetrics.detection import MeanAveragePrecision  # seconds that who finds nothing need not wait
 
-    metric = MeanAveragePrecision(backend="faster_coco_eval")
+    # Scores are of the main process alone: the others would wait for nothing.
+    metric = MeanAveragePrecision(backend="faster_coco_eval", sync_on_compute=False)
     for boxes, truth in zip(found, wanted, strict=True):
         boxes, truth = torch.from_numpy(np.asarray(boxes)), torch.from_numpy(np.asarray(truth))
         predicted: dict[str, Any] = {"boxes": boxes[:, :4], "scores": boxes[:, 4], "labels": boxes[:, 5].long()}
