@@ -583,9 +583,9 @@ def test_two_processes_train_and_choose_as_one(table, tmp_path):
     assert tiny.wait(tiny.start(finetune_image.main, command, world=2)) == [0, 0]
     one, two = tiny.losses(tmp_path / "one"), tiny.losses(tmp_path / "two")
     assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-4)
-    first, second = (tiny.load(tmp_path / name / "export" / "model.safetensors") for name in ("one", "two"))
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert results[0]["steps"] == results[1]["steps"] == 6
+    assert results[0]["scores"]["validation"] == pytest.approx(results[1]["scores"]["validation"], rel=1e-2)
 
 
 @needs_metric
