@@ -273,6 +273,10 @@ def test_bad_files_are_refused_or_named(tmp_path):
     assert "left out, as their XML cannot be read: 2: 0.xml (no element found" in lines
     assert "1.xml (an object without a name or a whole bndbox)" in lines
     assert "left out, as no XML is of them: 1 images (2.png)" in lines
+    with pytest.raises(
+        ValueError, match=r"data.label is 'kind', and nothing reads it: it is of a table, and boxes are"
+    ):
+        samples_of(tmp_path, label="kind")
     with pytest.raises(ValueError, match=r"has no boxes \(data.boxes=coco\)"):
         samples_of(tmp_path, boxes="coco")
     content = coco_of(boxes)

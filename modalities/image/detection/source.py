@@ -20,6 +20,11 @@ def open_boxes(config: DetectionConfig, split: str) -> datasets.Dataset:
     for kind in READERS if config.boxes == AUTO else (config.boxes,):
         found = READERS[kind](files, root, split, config.label)
         if found is not None:
+            if kind != TABLE and config.label != DetectionConfig.label:
+                raise ValueError(
+                    f"data.label is {config.label!r}, and nothing reads it: it is of a table, and boxes are from "
+                    f"{found.source}"
+                )
             return _dataset(found, config.path, split)
     raise ValueError(
         f"data.path {root} has no boxes (data.boxes={config.boxes}): they are a table with the columns file, "
