@@ -22,11 +22,16 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from d2v import D2vConfig, D2vForObjectDetection
 from d2v.finetuning import precision
+from d2v.interop.huggingface.conversion import to_transformers
+from d2v.interop.onnx import export_onnx
+from d2v.interop.pretrained import load_ours
+from d2v.modalities.image.config import LabelledConfig
 from d2v.modalities.image.detection import task
 from d2v.modalities.image.detection.batches import transform
 from d2v.modalities.image.detection.config import DetectionConfig
 from d2v.modalities.image.detection.samples import BoxedSamples
 from d2v.modalities.image.frontend import FrontendConfig
+from d2v.modalities.image.samples import inherit
 from d2v.training.loop import Loop
 from d2v.training.same_data import marks_of
 from d2v.types import View
@@ -337,6 +342,17 @@ def test_views_are_what_the_exported_processor_makes(table, tmp_path):
     assert samples.scale(0) == pytest.approx([0.8] * 4)
 
 
+def test_who_reads_a_detectors_encoder_next_sees_whole_images(table, tmp_path):
+    """Its processor fits an image into a square; classes are then read from all of the shorter side."""
+    samples = samples_of(table, mean=[0.1, 0.2, 0.3])
+    task.save_preprocessor(tmp_path, samples.config, samples.frontend)
+    classes, boxes = LabelledConfig(), DetectionConfig()
+    for data in (classes, boxes):
+        inherit(data, tmp_path, None)
+        assert data.mean == pytest.approx([0.1, 0.2, 0.3])
+    assert classes.eval_crop == 1.0
+
+
 # Detectors.
 
 
@@ -429,6 +445,14 @@ def test_scales_give_maps_of_their_sizes(dtype):
     if dtype is not None:
         with torch.autocast("cpu", dtype):
             assert torch.isfinite(torch.div(*model.learn(view)))
+
+
+def test_other_formats_have_no_place_for_a_detector(tmp_path):
+    with pytest.raises(ValueError, match="has no counterpart of D2vForObjectDetection"):
+        to_transformers(detector())
+    pytest.importorskip("onnxscript")
+    with pytest.raises(ValueError, match="no ONNX file of a detector is written: how many boxes it finds is known"):
+        export_onnx(detector(), tmp_path / "model.onnx")
 
 
 # Average precision.
@@ -605,6 +629,7 @@ def test_an_encoder_frozen_or_a_network_of_timm(encoder, table, tmp_path):
         return
     source = tmp_path / "source"
     finetune.main(arguments(table, source))
+    assert isinstance(load_ours(source / "export"), D2vForObjectDetection)
     said = arguments(table, run, f"model={source}", "train.layers=frozen", "train.layer_decay=1", "train.seed=3")
     finetune.main(said)
     before, after = (tiny.load(place / "export" / "model.safetensors") for place in (source, run))
