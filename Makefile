@@ -1,4 +1,4 @@
-# make test | test-slow | fuzz | check | lint | types | format | demo | docs | clean.  Every target makes .venv first, once per change of
+# make test | test-slow | fuzz | table | check | lint | types | format | demo | docs | clean.  Every target makes .venv first, once per change of
 # pyproject.toml.
 PYTHON ?= python3
 # Of the demo, whose models are tiny (more would wait for one another), and test files at a time
@@ -6,7 +6,7 @@ THREADS ?= 2
 BIN := .venv/bin
 CODE := d2v modalities scripts benchmarks tests docs dev
 
-.PHONY: test test-slow fuzz check lint types format demo docs clean
+.PHONY: test test-slow fuzz table check lint types format demo docs clean
 
 # Tests start many processes, each of which would compile torch and transformers for ten seconds: bytecode is kept.
 test test-slow fuzz: export PYTHONDONTWRITEBYTECODE =
@@ -25,6 +25,11 @@ test-slow: .venv/.installed
 FUZZ ?= settings=4000 files=3000
 fuzz: .venv/.installed
 	PYTHONPATH=tests:. $(BIN)/python -m fuzz $(FUZZ)
+
+# All methods on one trunk in equal minutes, into docs/results.md; some hours, and it goes on where it was stopped.
+# make table TABLE="image=cifar10/ speech=fsdd/ text=banking77/ minutes=5"
+table: .venv/.installed
+	PYTHONPATH=benchmarks:. $(BIN)/python benchmarks/table.py $(TABLE)
 
 check: lint types test
 

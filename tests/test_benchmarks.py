@@ -1,6 +1,9 @@
 """The benchmarks run, and both sides of the comparison do the same work."""
 
+import csv
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -197,3 +200,66 @@ def test_views_of_both_sides_are_alike(benchmarks, size: int):
     assert all(views.shape == (24, 3, size, size) and views.dtype == torch.float32 for views in made)
     assert (made[0].mean((0, 2, 3)) - made[1].mean((0, 2, 3))).abs().max() < 0.3
     assert min(augment.compare(size, rounds=1, num_images=2).values()) > 0
+
+
+def test_a_table_of_all_methods(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import table
+
+    assert {"data2vec", "moco", table.CONTROL} <= set(table.methods("text"))
+    pages, folder = tmp_path / "pages", tmp_path / "out" / "speech"
+    pages.mkdir()
+    folder.mkdir(parents=True)
+    (pages / "results.md").write_text("# Results\n")
+    controls = {
+        "random init (3 seeds)": {"k-NN 20": 90.0, "k-NN 20, other speaker": 40.0, "linear, other speaker": 60.0}
+    }
+    for name, seed, knn, probe in (
+        ("moco", 0, 50.0, 70.0),
+        ("moco", 1, 52.0, 71.0),
+        ("dino", 0, 30.0, 61.0),
+        ("x", 0, 1.0, 1.0),
+    ):
+        own = {f"runs/{name}_{seed}/export": {"k-NN 20, other speaker": knn, "linear, other speaker": probe}}
+        found = {
+            "step": 0.5,
+            "settings": ["train.steps=600"],
+            "minutes": 6,
+            "rows": own | (controls if seed == 0 else {}),
+        }
+        (folder / f"{name}_{seed}.json").write_text(json.dumps(found))
+    for _ in range(2):  # again: in the same place
+        table.publish("speech", tmp_path / "out", pages)
+    text = (pages / "results.md").read_text()
+    assert text.count("## All methods: speech") == 1 and text.startswith("# Results")
+    shown = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert shown == [
+        "| random init (3 seeds) |  | 40.0 | 60.0 |  |",
+        "| moco | 600 | 50.0; 52.0 | 70.0; 71.0 |  |",
+        "| dino | 600 | 30.0 | 61.0 | only its probe rises |",
+        "| x | 600 | 1.0 | 1.0 | does not rise |",
+    ]
+    assert (pages / "table_speech.png").stat().st_size > 5000
+
+
+def test_no_bag_of_words_knows_a_minimal_pair(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import minimal_pairs
+
+    book = tmp_path / "book.txt"
+    book.write_text("\n".join(f"The old man number {n} went down to the river again. Yes." for n in range(80)))
+    minimal_pairs.main([str(tmp_path / "pairs"), f"text={book}"])
+    content: dict[str, set[str]] = {}
+    for name in (*minimal_pairs.TASKS, "order"):
+        for split in ("train", "test"):
+            with (tmp_path / "pairs" / name / f"{split}.csv").open() as file:
+                rows = list(csv.DictReader(file))
+            bags: dict[str, Counter] = {"right": Counter(), "wrong": Counter()}
+            for row in rows:
+                bags[row["label"]][" ".join(sorted(re.findall(r"\w+", row["text"])))] += 1
+            assert bags["right"] == bags["wrong"] and bags["right"], name
+            right = {row["text"] for row in rows if row["label"] == "right"}
+            assert not right & {row["text"] for row in rows if row["label"] == "wrong"}
+            content[split] = {word for row in rows for word in row["text"].split()} if name == "arguments" else set()
+        nouns = {*minimal_pairs.LIVING, *minimal_pairs.THINGS}
+        assert not content["train"] & content["test"] & nouns

@@ -102,7 +102,8 @@ class Loop:
             total=self.train.steps,
             initial=self.progress.step,
             disable=not self.accelerator.is_main_process,
-            mininterval=1.0,
+            mininterval=1.0 if sys.stderr.isatty() else 30.0,  # a log file keeps every line
+            maxinterval=60.0,
             unit="step",
         )
         self.model.train()

@@ -1,0 +1,234 @@
+"""All methods on one trunk in equal minutes: k-NN and linear probe of frozen features, with controls, as one table.
+
+    python benchmarks/table.py [image=PATH] [speech=PATH] [text=PATH] [minutes=5] [seeds=2] [threads=2] [out=runs/table]
+        [methods=mae,dino] [pages=docs]
+
+PATH: CIFAR-10 (10,000 images train), FSDD's spoken digits (scored among other speakers), BANKING77 (its intents).
+A method is a recipe <modality>/<method>_tiny, with the trunk and the front end of all others. Its steps are those that
+`minutes` hold, by the time of some steps before; warm-up and annealing keep their shares. One row after the other; rows
+that are in `out` stay, so that the command goes on where it was stopped. Writes docs/results.md between its marks, and
+a picture for each modality.
+"""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from config_steps import Steps
+from matplotlib.figure import Figure
+
+from d2v import plugins
+from d2v.config.loading import load_values
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = {"image": "data/cifar10_small", "speech": "data/fsdd", "text": "data/banking77"}
+TRUNK = {"depth": 4, "dim": 128, "num_heads": 4, "mlp_dim": 512, "input_norm": False}
+FRONTENDS: dict[str, dict[str, Any]] = {  # what every method of a modality reads with
+    "image": {
+        "image_size": 32,
+        "patch_size": 4,
+        "backbone": "",
+        "small_stem": False,
+        "relative_bias": False,
+        "class_token": False,
+        "positions": "sincos",
+        "init": "normal",
+        "init_std": 0.5,
+    },
+    "speech": {},
+    "text": {},
+}
+CONTROL = "data2vec2, teacher never updated"
+TIMED = 12  # steps, after the first few
+MARKS = "<!-- methods of {}: benchmarks/table.py -->", "<!-- end of {} -->"
+
+
+class Row(NamedTuple):
+    """One line of the table: scores in percent, by seed."""
+
+    name: str
+    knn: list[float]
+    probe: list[float]
+    steps: int
+
+
+def main(arguments: list[str]) -> None:
+    """`argv`: key=value."""
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    unknown = set(given) - {*DATA, "minutes", "seeds", "threads", "out", "methods", "pages"}
+    if unknown or not given.keys() & DATA.keys():
+        raise SystemExit(f"no option {', '.join(sorted(unknown))}\n{__doc__}" if unknown else __doc__)
+    out, threads = Path(given.get("out", "runs/table")), int(given.get("threads", 2))
+    for modality in DATA:
+        if modality not in given:
+            continue
+        asked = given["methods"].split(",") if "methods" in given else methods(modality)
+        for seed in range(int(given.get("seeds", 2))):
+            for method in asked:
+                row(modality, method, seed, given[modality], float(given.get("minutes", 5)), threads, out)
+        publish(modality, out, Path(given.get("pages", ROOT / "docs")))
+
+
+def methods(modality: str) -> list[str]:
+    """Those that have a tiny recipe for the modality, and the control."""
+    names = [name for name in plugins.available("d2v.objectives") if recipe(modality, name).is_file()]
+    return [*names, CONTROL]
+
+
+def recipe(modality: str, method: str) -> Path:
+    """The file of a method's tiny recipe."""
+    return ROOT / "configs" / modality / f"{method.split(',')[0]}_tiny.yaml"
+
+
+def row(modality: str, method: str, seed: int, data: str, minutes: float, threads: int, out: Path) -> None:
+    """Trains and scores one method, if that is not done; a failure is said, and the next one follows."""
+    result = out / modality / f"{method.replace(', ', '_').replace(' ', '_')}_{seed}.json"
+    if result.is_file():
+        return
+    result.parent.mkdir(parents=True, exist_ok=True)
+    trunk = out / modality / "trunk.yaml"
+    trunk.write_text(yaml.safe_dump({"model": {"frontends": {modality: FRONTENDS[modality]}, "trunk": TRUNK}}))
+    settings = [DATA[modality], str(trunk), f"data.path={data}", f"train.seed={seed}"]
+    settings += ["train.update_teacher=false"] if method == CONTROL else []
+    config, began = str(recipe(modality, method)), time.perf_counter()
+    if "norm_groups" in load_values(config)["objective"]:
+        settings.append("objective.norm_groups=1")  # the trunk has no batch norm to be divided
+    torch.set_num_threads(threads)
+    seconds, scaled = timed(config, settings, minutes)
+    run = result.with_suffix("")
+    common = [config, *settings, f"run.dir={run}", "run.overwrite=true"]
+    failed = d2v(threads, "pretrain", *common, *scaled) or d2v(
+        threads, "evaluate", *common, f"model={run / 'export'}", *controls(result.parent), "evaluate.reports=[]"
+    )
+    if failed:
+        print(f"{modality} {method} seed {seed} failed, see above", flush=True)
+        return
+    (table,) = (run / "evaluation").glob("*.json")
+    rows = {found["model"]: found["scores"] for found in json.loads(table.read_text())["rows"]}
+    kept = {"step": seconds, "settings": scaled, "minutes": (time.perf_counter() - began) / 60, "rows": rows}
+    result.write_text(json.dumps(kept, indent=1) + "\n")
+    print(f"{modality} {method} seed {seed}: {rows[str(run / 'export')]}", flush=True)
+
+
+def controls(folder: Path) -> list[str]:
+    """The raw input and random inits are scored with the first row."""
+    first = not list(folder.glob("*_[0-9]*.json"))
+    return [f"evaluate.raw={str(first).lower()}", f"evaluate.random_seeds={3 if first else 0}"]
+
+
+def timed(config: str, settings: list[str], minutes: float) -> tuple[float, list[str]]:
+    """Seconds of a step, and the settings of a run of so many minutes."""
+    with tempfile.TemporaryDirectory() as folder:
+        steps = Steps(config, settings, Path(folder) / "run")
+        for _ in range(3 + TIMED):
+            steps()
+    seconds = statistics.median(steps.wall[3:])
+    train, objective = steps.config.train, vars(steps.config.objective)
+    count = max(1, round(60 * minutes / seconds))
+    share = count / train.steps
+    scaled = [f"train.steps={count}", f"train.warmup_steps={min(count, round(share * train.warmup_steps))}"]
+    if objective.get("ema_anneal_steps"):
+        scaled.append(f"objective.ema_anneal_steps={max(1, round(share * objective['ema_anneal_steps']))}")
+    return seconds, scaled
+
+
+def d2v(threads: int, *arguments: str) -> int:
+    """The exit code of a command in a process of its own, on the CPU."""
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", "d2v", *arguments], env=environment).returncode
+
+
+def publish(modality: str, out: Path, pages: Path) -> None:
+    """The table into results.md, and its picture beside that."""
+    rows, minutes = rows_of(out / modality)
+    if not rows:
+        return
+    picture(rows, pages / f"table_{modality}.png", f"{modality}: {minutes:.0f} minutes each")
+    page, (start, end) = pages / "results.md", [mark.format(modality) for mark in MARKS]
+    shown = "\n".join([start, "", *lines_of(rows), "", f"![k-NN and probe](table_{modality}.png)", "", end])
+    text = page.read_text()
+    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(text):
+        text += f"\n## All methods: {modality}\n\n{shown}\n"
+    page.write_text(pattern.sub(lambda _: shown, text))
+
+
+def rows_of(folder: Path) -> tuple[list[Row], float]:
+    """Controls first, then methods from the best k-NN down; the median of the minutes that each took to train."""
+    found: dict[str, list[dict]] = {}
+    for path in sorted(folder.glob("*_[0-9]*.json")):
+        found.setdefault(path.stem.rsplit("_", 1)[0], []).append(json.loads(path.read_text()))
+    rows, controls, minutes = [], {}, []
+    for name, seeds in found.items():
+        scores = []
+        for seed in seeds:
+            for model, values in seed["rows"].items():
+                if model.endswith("export"):
+                    scores.append(values)
+                else:
+                    controls[model] = values
+            steps = int(seed["settings"][0].partition("=")[2])
+            minutes.append(seed["step"] * steps / 60)
+        rows.append(Row(name, [score(s, "k-NN") for s in scores], [score(s, "linear") for s in scores], steps))
+    rows.sort(key=lambda row: -statistics.mean(row.knn))
+    first = [Row(name, [score(s, "k-NN")], [score(s, "linear")], 0) for name, s in controls.items()]
+    return first + rows, statistics.median(minutes) if minutes else 0.0
+
+
+def score(scores: dict[str, float], kind: str) -> float:
+    """The one of a kind, among other groups where there are any."""
+    names = [name for name in scores if name.startswith(kind)]
+    return scores[next((name for name in names if "other" in name), names[0])]
+
+
+def lines_of(rows: list[Row]) -> list[str]:
+    """Markdown; rows whose k-NN and probe are both no better than the random init's say so."""
+    random = next((row for row in rows if row.name.startswith("random init")), None)
+    lines = ["| | steps | k-NN | linear probe | |", "|---|---|---|---|---|"]
+    for row in rows:
+        note = ""
+        if random is not None and row.steps:
+            rises = [
+                name
+                for name, mine, base in (("k-NN", row.knn, random.knn), ("probe", row.probe, random.probe))
+                if statistics.mean(mine) > statistics.mean(base)
+            ]
+            note = {0: "does not rise", 1: f"only its {rises[0] if rises else ''} rises", 2: ""}[len(rises)]
+        cells = [
+            row.name,
+            str(row.steps or ""),
+            *("; ".join(f"{x:.1f}" for x in y) for y in (row.knn, row.probe)),
+            note,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def picture(rows: list[Row], path: Path, title: str) -> None:
+    """A dot for each seed, from the best row down."""
+    figure = Figure(figsize=(7, 1 + 0.27 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for place, name in enumerate(("knn", "probe")):
+        for height, row in enumerate(reversed(rows)):
+            values = getattr(row, name)
+            axes[place].plot(
+                values, [height] * len(values), "o" if row.steps else "s", color="C0" if row.steps else "0.5"
+            )
+        axes[place].set(xlabel={"knn": "k-NN (%)", "probe": "linear probe (%)"}[name])
+        axes[place].grid(axis="both", alpha=0.2)
+    axes[0].set_yticks(range(len(rows)), [row.name for row in reversed(rows)], fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
