@@ -3,6 +3,7 @@
 B samples, C channels, S image size, D width, n boxes of an image, F places on the maps that a box was matched to.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
-from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
 from d2v.models.pyramid import Pyramid
@@ -96,9 +96,10 @@ class FasterRcnn(FasterRCNN):
 DETECTORS: dict[str, Any] = {"fcos": Fcos, "faster_rcnn": FasterRcnn}
 
 
-def _listed(pixels: Tensor) -> ImageList:
+def _listed(pixels: Tensor) -> Any:
     """Images (B, C, S, S) as torchvision's detectors ask for them."""
-    return ImageList(pixels, [(pixels.shape[-2], pixels.shape[-1])] * len(pixels))
+    sides = [(pixels.shape[-2], pixels.shape[-1])] * len(pixels)
+    return SimpleNamespace(tensors=pixels, image_sizes=sides)
 
 
 def _anchors(sizes: list[list[int]], ratios: tuple[float, ...]) -> AnchorGenerator:
