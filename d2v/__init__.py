@@ -10,11 +10,13 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForCTC,
     AutoModelForImageClassification,
+    AutoModelForObjectDetection,
     AutoModelForSequenceClassification,
 )
 
 from d2v.functions import convert, embed, evaluate, finetune, pretrain
 from d2v.models.configuration import D2vConfig
+from d2v.models.detection import D2vForObjectDetection
 from d2v.models.encoder import D2vModel
 from d2v.models.task_models import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
 
@@ -23,6 +25,7 @@ __all__ = [
     "D2vConfig",
     "D2vForCTC",
     "D2vForImageClassification",
+    "D2vForObjectDetection",
     "D2vForSequenceClassification",
     "D2vModel",
     "convert",
@@ -35,6 +38,7 @@ __all__ = [
 AutoConfig.register("d2v", D2vConfig)
 AutoModel.register(D2vConfig, D2vModel)
 AutoModelForImageClassification.register(D2vConfig, D2vForImageClassification)
+AutoModelForObjectDetection.register(D2vConfig, D2vForObjectDetection)
 AutoModelForCTC.register(D2vConfig, D2vForCTC)
 AutoModelForSequenceClassification.register(D2vConfig, D2vForSequenceClassification)
 AutoModelForAudioClassification.register(D2vConfig, D2vForSequenceClassification)

@@ -204,7 +204,7 @@ class Batches(Protocol):
         ...
 
 
-Score = Callable[[list[np.ndarray], Sequence[Any]], dict[str, float]]  # scores by name, of logits and labels
+Score = Callable[[list[np.ndarray], Sequence[Any]], dict[str, float]]  # scores by name, of answers and labels
 
 
 class ScoredSplit(NamedTuple):
@@ -235,6 +235,7 @@ class Labelled(NamedTuple):
     classes: list[str] | None  # of the confusion matrix
     save_preprocessor: Callable[[Path], None]
     row_scores: Callable[[list[dict]], dict[str, float]] | None = None  # what costs too much for `score`, of the rows
+    draw: Callable[[ScoredSplit, list[np.ndarray], Path], None] | None = None  # a picture of what was predicted
 
 
 class LabelledTask(NamedTuple):

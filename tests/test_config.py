@@ -11,7 +11,7 @@ from d2v.config.loading import differences, from_dict, load_config, load_values,
 
 # of pretraining; "_" is of bases, which are no recipes, and data/ of what belongs to a data set
 RECIPES = [path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "data"]
-FILES = sorted(path for path in RECIPES if not path.stem.startswith(("finetune", "_")))
+FILES = sorted(path for path in RECIPES if not path.stem.startswith(("finetune", "detect", "_")))
 DEMO = str(ROOT / "configs" / MODALITIES[0] / "demo.yaml")
 
 

@@ -60,6 +60,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     place, before, plot = tmp_path_factory.mktemp("docs"), Path.cwd(), Loop.plot
     (place / "configs").symlink_to(ROOT / "configs")
     _photos(place / "photos")
+    _boxes(place / "blood")
     _recordings(place / "recordings", {})
     _recordings(place / "read", {"text": ["a cat", "a dog"]})
     _recordings(place / "spoken", {"label": ["yes", "no"]})
@@ -79,6 +80,12 @@ def _photos(place: Path) -> None:
         for number in range(12):
             pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(place / name / f"{number}.png")
+
+
+def _boxes(place: Path) -> None:
+    _photos(place)
+    rows = [f"{name}/{number}.png,{name},{number},4,{number + 9},20" for name in ("cat", "dog") for number in range(12)]
+    (place / "boxes.csv").write_text("\n".join(["file,label,xmin,ymin,xmax,ymax", *rows]))
 
 
 def _recordings(place: Path, columns: dict[str, list[str]]) -> None:
@@ -160,6 +167,8 @@ def _runs(text: str) -> Iterator[re.Match]:
 
 def _marks(command: str) -> tuple:
     """The export to ONNX takes half a minute; tests/test_onnx.py has smaller ones."""
+    if "detect_" in command and importlib.util.find_spec("faster_coco_eval") is None:
+        return (pytest.mark.skip(reason="needs pip install 'd2v[detection]'"),)
     return (pytest.mark.slow,) if ".onnx" in command else ()
 
 

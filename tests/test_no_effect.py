@@ -140,7 +140,7 @@ RECIPES = [path for name in tiny.MODALITIES for path in sorted((tiny.ROOT / "con
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_sets_what_is_read_alone(path):
-    if "finetune" in path.stem:
+    if path.stem.startswith(("finetune", "detect")):
         assert finetuning.load([str(path), "data.path=x", "run.dir=y"])
     else:
         assert load_config(path)

@@ -342,7 +342,12 @@ def test_dense_probe_finds_what_tokens_know(scenes):
     subject = dense_subject(scenes)
     (finding,) = make_reports(subject, ["dense"]).values()
     assert list(finding.numbers["mine"]["iou"]) == ["2", "4"] and finding.numbers["mine"]["miou"] > 60
-    assert finding.lines == [f"dense probe of mine: mean IoU {finding.numbers['mine']['miou']:.1f} over 2 classes"]
+    neighbours = finding.numbers["mine"]["knn"]["20"]
+    assert finding.lines == [
+        f"dense probe of mine: mean IoU {finding.numbers['mine']['miou']:.1f} over 2 classes",
+        f"dense 20-NN of mine: mean IoU {neighbours:.1f} over 2 classes",
+    ]
+    assert neighbours > 60 and make_reports(subject, ["dense"])["dense"] == finding
     for path in (scenes / "masks" / "train").iterdir():  # masks that have nothing to do with the pictures
         Image.fromarray(
             np.random.default_rng(int(path.stem))
@@ -351,6 +356,40 @@ def test_dense_probe_finds_what_tokens_know(scenes):
             .repeat(8, 1)
         ).save(path)
     assert make_reports(dense_subject(scenes), ["dense"])["dense"].numbers["mine"]["miou"] < 50
+
+
+@pytest.mark.parametrize("zscore", [True, False])
+def test_the_neighbours_of_tokens_vote_as_a_slow_loop(scenes, zscore):
+    """Tokens of which half have no class are no neighbours; each votes by exp(cosine / temperature)."""
+    subject = dense_subject(scenes, k=[3, 7], zscore=zscore, temperature=0.1)
+    (finding,) = make_reports(subject, ["dense"]).values()
+    bank, labels = [], []
+    for tokens, masks in dense.batches(subject, subject.encoder, subject.train):
+        for b, r, c in np.ndindex(tokens.shape[:3]):
+            counts = np.bincount(masks[b, 8 * r : 8 * r + 8, 8 * c : 8 * c + 8].ravel(), minlength=256)[:255]
+            if counts.max() >= 32:
+                bank.append(tokens[b, r, c])
+                labels.append(int(counts.argmax()))
+    everything = np.concatenate([t.reshape(-1, 32) for t, _ in dense.batches(subject, subject.encoder, subject.train)])
+    mean, std = (everything.mean(0), everything.std(0)) if zscore else (0, 1)
+    unit = lambda x: (x - mean) / std / np.linalg.norm((x - mean) / std, axis=-1, keepdims=True)  # noqa: E731
+    bank = unit(np.stack(bank).astype(np.float64))
+    for k in (3, 7):
+        hits, union = dict.fromkeys((2, 4), 0), dict.fromkeys((2, 4), 0)
+        for tokens, masks in dense.batches(subject, subject.encoder, subject.test):
+            for b, y, x in np.ndindex(masks.shape):
+                if masks[b, y, x] == 255:
+                    continue
+                cosines = bank @ unit(tokens[b, y // 8, x // 8].astype(np.float64))
+                votes = dict.fromkeys((2, 4), 0.0)
+                for near in np.argsort(-cosines)[:k]:
+                    votes[labels[near]] += np.exp(cosines[near] / 0.1)
+                predicted = max(votes, key=lambda c: votes[c])
+                for c in votes:
+                    hits[c] += predicted == c == masks[b, y, x]
+                    union[c] += predicted == c or masks[b, y, x] == c
+        slow = 100 * np.mean([hits[c] / union[c] for c in hits])
+        assert finding.numbers["mine"]["knn"][str(k)] == pytest.approx(slow)
 
 
 def test_masks_are_cut_as_the_images_are(scenes):

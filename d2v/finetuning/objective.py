@@ -44,9 +44,7 @@ class Supervised(Objective):
     def forward(self, views: list[View]) -> Loss:
         """The summed loss of one labelled view."""
         (view,) = views
-        model = self.student["model"]
-        assert view.labels is not None
-        total, count = model.loss(model(view._replace(labels=None)).logits, view.labels, view.padding)
+        total, count = self.student["model"].learn(view)
         return Loss(total, count, {})
 
     def ema_decay(self, step: int, steps: int) -> float:

@@ -25,6 +25,8 @@ FILES = (
     "predictions_test.csv",
     "confusion_validation.png",
     "confusion_test.png",
+    "boxes_validation.png",
+    "boxes_test.png",
     "report.html",
 )
 
@@ -34,7 +36,7 @@ def write_outcome(
 ) -> dict[str, dict[str, float]]:
     """Scores of the exported model by split, written and printed.
 
-    Beside them predictions as csv and, for classes, the confusion matrix as PNG.
+    Beside them predictions as csv and, as PNG, the confusion matrix of classes, or images with their boxes.
     """
     model = model_class.from_pretrained(folder / "export").to(device)
     scores = {}
@@ -47,6 +49,8 @@ def write_outcome(
         _write_csv(folder / f"predictions_{name}.csv", rows)
         if data.classes:
             _plot_confusion(split, logits, data.classes, folder / f"confusion_{name}.png")
+        if data.draw:
+            data.draw(split, logits, folder / f"boxes_{name}.png")
     with written(folder / RESULTS) as draft:
         draft.write_text(json.dumps({"steps": step, "scores": scores}, indent=1) + "\n")
     for name, values in scores.items():

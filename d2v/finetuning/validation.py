@@ -1,7 +1,7 @@
 """Validation during fine-tuning: scores of a labelled split at intervals, the best model, and when to stop.
 
 The best score and its step are buffers of the objective, so that a resumed run chooses and stops as one that was
-never interrupted. N samples, T tokens, C classes, V letters.
+never interrupted.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ BATCH_SIZE = 64  # of scoring; changes no result
 def outputs(
     model: TaskModel, split: ScoredSplit, batch_size: int, reader: Reader, device: torch.device | str = "cpu"
 ) -> tuple[ScoredSplit, list[np.ndarray]]:
-    """The samples of a split that can be read, and logits of each in their order, (C,), or (T, V) of its own T tokens.
+    """The samples of a split that can be read, and in their order what the model says of each; see TaskModel.answers.
 
     In evaluation mode, samples of similar length together. ValueError: too many cannot be read.
     """
@@ -33,19 +33,14 @@ def outputs(
     order = np.argsort(np.zeros(len(split.indices)) if lengths is None else lengths[split.indices], kind="stable")
     training = model.training
     model.eval()
-    logits_of: dict[int, np.ndarray] = {}  # by the place in the split
+    answers: dict[int, np.ndarray] = {}  # by the place in the split
     batches = np.split(order, range(batch_size, len(order), batch_size))
     for places, view in reader.views(split.samples, split.indices, batches):
-        view = view.to(device)
-        logits = model(view).logits.float().cpu()
-        for row, place in enumerate(places):
-            kept = logits[row]
-            if logits.ndim > 2 and view.padding is not None:
-                kept = kept[~view.padding[row].cpu()]
-            logits_of[int(place)] = kept.numpy()
+        for place, answer in zip(places, model.answers(view.to(device)), strict=True):
+            answers[int(place)] = answer
     model.train(training)
-    read = sorted(logits_of)
-    return split.some(np.array(read, dtype=int)), [logits_of[place] for place in read]
+    read = sorted(answers)
+    return split.some(np.array(read, dtype=int)), [answers[place] for place in read]
 
 
 def interval(train: TuneConfig) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v import plugins
+from d2v.models.detection import D2vForObjectDetection
 from d2v.models.encoder import D2vModel
 
 TOLERANCE = 1e-4  # of the largest difference, where features are of the order of 1
@@ -23,8 +24,8 @@ def export_onnx(model: Any, path: str | Path) -> float:
 
     Returns the largest difference to it, measured at two lengths and batch sizes, with padding. Inputs have Hugging
     Face's names. Outputs of an encoder: last_hidden_state (B, T, D) and, with a class token, extra (B, E, D); of a
-    task: logits. ValueError: a package is absent, the model reads several modalities, or the file computes something
-    else.
+    task: logits. ValueError: a package is absent, the model reads several modalities or is a detector, or the file
+    computes something else.
     """
     # torch.onnx imports onnxscript when it is too late for a good message
     absent = [name for name in ("onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
@@ -96,6 +97,8 @@ class _Graph(nn.Module):
 
     def __init__(self, model: Any):
         super().__init__()
+        if isinstance(model, D2vForObjectDetection):
+            raise ValueError("no ONNX file of a detector is written: how many boxes it finds is known when it has run")
         self.model, self.task = model, not isinstance(model, D2vModel)
         encoder = model.encoder if self.task else model
         if len(encoder.config.frontends) != 1:

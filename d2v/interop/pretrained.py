@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
 from d2v.interop.renaming import why_unread
+from d2v.models.detection import D2vForObjectDetection
 from d2v.models.encoder import D2vModel
 from d2v.models.task_models import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
 
@@ -63,9 +64,8 @@ def load_ours(source: str | Path) -> Any:
 
     ValueError: none of them, or not whole.
     """
-    known = {
-        kind.__name__: kind for kind in (D2vModel, D2vForCTC, D2vForImageClassification, D2vForSequenceClassification)
-    }
+    tasks = (D2vForCTC, D2vForImageClassification, D2vForObjectDetection, D2vForSequenceClassification)
+    known = {kind.__name__: kind for kind in (D2vModel, *tasks)}
     named = (read_config(source).architectures or [D2vModel.__name__])[0]
     if named not in known:
         raise ValueError(f"{source} holds a {named}; this reads {', '.join(known)}")

@@ -6,6 +6,7 @@ B samples, T content tokens, D width, C labels, V letters.
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import initialization
@@ -138,6 +139,18 @@ class TaskModel(D2vPreTrainedModel):
     def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum and count of the loss of logits and labels."""
         raise NotImplementedError
+
+    def learn(self, view: View) -> tuple[Tensor, Tensor]:
+        """Sum and count of the loss of a labelled view."""
+        assert view.labels is not None
+        return self.loss(self(view._replace(labels=None)).logits, view.labels, view.padding)
+
+    def answers(self, view: View) -> list[np.ndarray]:
+        """What is predicted for each sample of a view: logits (C,), or (T, V) of its own tokens."""
+        logits = self(view).logits.float().cpu()
+        if logits.ndim > 2 and view.padding is not None:
+            return [one[~padding].numpy() for one, padding in zip(logits, view.padding.cpu(), strict=True)]
+        return list(logits.numpy())
 
     def encode(self, view: View, *, first: bool = False, **asked: Any) -> Features:
         """Features of a view; what its mask hides stays in the sequence, as the mask token, zeros or noise, and hidden

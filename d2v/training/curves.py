@@ -31,7 +31,7 @@ class Panel(NamedTuple):
     scale: str = "linear"
 
 
-SCORES = ("accuracy", "top5", "f1", "matthews", "pearson", "spearman", "wer", "cer")
+SCORES = ("accuracy", "top5", "f1", "matthews", "pearson", "spearman", "wer", "cer", "ap50", "ap")
 PANELS = (
     Panel("Loss (no progress signal by itself)", "loss", {"loss": "loss"}),
     Panel("Spread of targets and predictions", "std", {"target_std": "target", "prediction_std": "prediction"}),

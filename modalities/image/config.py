@@ -11,8 +11,8 @@ from d2v.settings import check_values, setting
 
 
 @dataclass
-class ReadConfig:
-    """Where images are, and how they are read and cropped."""
+class FilesConfig:
+    """Where images are, and what is read of them."""
 
     path: Any = setting(
         "",
@@ -25,30 +25,7 @@ class ReadConfig:
     max_bad_share: float = setting(0.1, "Share of bad images above which a run stops.", least=0, most=1)
     check_files: bool = setting(True, "Every file is decoded once before training; false: headers are read only.")
     min_size: int = setting(1, "Images whose shorter side has fewer pixels are left out.", least=0, limit=1_000_000)
-    crop_scale: list[float] = setting(
-        [0.08, 1.0],
-        "Least and greatest share of the area that a random crop has.",
-        above=0,
-        most=1,
-        count=2,
-        only={"views": False},
-        why="data.views have crops and colours of their own (data.view_scale, data.color_strength)",
-    )
-    crop_ratio: list[float] = setting(
-        [3 / 4, 4 / 3], "Least and greatest ratio of width to height of a random crop.", above=0, count=2, limit=1000
-    )
     flip: float = setting(0.5, "Chance that a training image is mirrored.", least=0, most=1)
-    color_jitter: float = setting(
-        0.4,
-        "Brightness, contrast and saturation of a training image change by up to this share; 0: not at all.",
-        least=0,
-        limit=1000,
-        only={"views": False},
-        why="data.views have crops and colours of their own (data.view_scale, data.color_strength)",
-    )
-    eval_crop: float = setting(
-        0.875, "Share of an image's shorter side that the centre crop of evaluation has.", above=0, most=1
-    )
     mean: list[float] = setting(
         [0.485, 0.456, 0.406],
         "What is subtracted from pixels between 0 and 1: one value, or one per channel.",
@@ -62,6 +39,39 @@ class ReadConfig:
     def __post_init__(self):
         """ValueError: a value that makes no sense."""
         check_values(self, "data")
+
+
+@dataclass
+class ReadConfig(FilesConfig):
+    """Where images are, and how they are read and cropped."""
+
+    crop_scale: list[float] = setting(
+        [0.08, 1.0],
+        "Least and greatest share of the area that a random crop has.",
+        above=0,
+        most=1,
+        count=2,
+        only={"views": False},
+        why="data.views have crops and colours of their own (data.view_scale, data.color_strength)",
+    )
+    crop_ratio: list[float] = setting(
+        [3 / 4, 4 / 3], "Least and greatest ratio of width to height of a random crop.", above=0, count=2, limit=1000
+    )
+    color_jitter: float = setting(
+        0.4,
+        "Brightness, contrast and saturation of a training image change by up to this share; 0: not at all.",
+        least=0,
+        limit=1000,
+        only={"views": False},
+        why="data.views have crops and colours of their own (data.view_scale, data.color_strength)",
+    )
+    eval_crop: float = setting(
+        0.875, "Share of an image's shorter side that the centre crop of evaluation has.", above=0, most=1
+    )
+
+    def __post_init__(self):
+        """ValueError: a value that makes no sense."""
+        super().__post_init__()
         check_ranges(self, "crop_scale", "crop_ratio")
 
 
@@ -117,13 +127,18 @@ class LabelledConfig(ReadConfig, labels.SplitConfig):
             raise ValueError("data.regression=true: data.mixup, data.cutmix and data.label_smoothing are for classes")
 
 
-def check_reading(data: ReadConfig, frontend: FrontendConfig) -> None:
-    """ValueError: settings of pixels that do not fit the number of channels."""
+def check_pixels(data: FilesConfig, frontend: FrontendConfig) -> None:
+    """ValueError: a mean or deviation that does not fit the number of channels."""
     for name, values in (("mean", data.mean), ("std", data.std)):
         if len(values) not in (1, frontend.channels):
             raise ValueError(
                 f"data.{name} has {len(values)} values for {frontend.channels} channels: give one, or one per channel"
             )
+
+
+def check_reading(data: ReadConfig, frontend: FrontendConfig) -> None:
+    """ValueError: settings of pixels that do not fit the number of channels."""
+    check_pixels(data, frontend)
     if data.color_jitter and frontend.channels not in (1, 3):
         raise ValueError(
             f"data.color_jitter {data.color_jitter} needs 1 or 3 channels, not {frontend.channels}: set it to 0"

@@ -20,8 +20,11 @@ from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment
 from d2v.modalities.image.batches import transform
 from d2v.modalities.image.config import LabelledConfig, check_labelled
+from d2v.modalities.image.detection import task
+from d2v.modalities.image.detection.config import DetectionConfig
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.modalities.image.samples import Samples, save_preprocessor
+from d2v.models.detection import D2vForObjectDetection
 from d2v.models.task_models import D2vForImageClassification
 from d2v.protocols import BadLog, Labelled, LabelledTask
 from d2v.reading import Limit
@@ -104,7 +107,9 @@ def _rand_augment(data: LabelledConfig, image_size: int) -> Callable[[Any], Any]
 
 
 def labelled_task(data: dict) -> LabelledTask:
-    """There is one kind."""
+    """Boxes where data.boxes is given; else classes or numbers."""
+    if "boxes" in data:
+        return LabelledTask(DetectionConfig, D2vForObjectDetection, task.open_data)
     return LabelledTask(LabelledConfig, D2vForImageClassification, open_data)
 
 

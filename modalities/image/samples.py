@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, ViTImageProcessor
 from d2v.modalities.common import feeding, sources, tables
 from d2v.modalities.common.data_report import Report, UnreadableError
 from d2v.modalities.image import augment, masks, patterns, views
-from d2v.modalities.image.config import DataConfig, ReadConfig, check_reading
+from d2v.modalities.image.config import DataConfig, FilesConfig, ReadConfig, check_reading
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.protocols import NoSplitError, Rows
 from d2v.types import View
@@ -245,7 +245,7 @@ def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, fron
     ).save_pretrained(folder)
 
 
-def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
+def inherit(data: FilesConfig, source: Path, former: dict | None) -> None:
     """Weights are of pixels as they were scaled and cropped: fills mean, std and eval_crop, where `source` says them.
 
     ValueError: its preprocessor cannot be read.
@@ -254,7 +254,8 @@ def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
     for name in ("mean", "std"):
         if name in trained and not _same(vars(data)[name], trained[name]):
             setattr(data, name, trained[name])
-    data.eval_crop = trained.get("eval_crop", data.eval_crop)
+    if isinstance(data, ReadConfig):  # boxes are of whole images
+        data.eval_crop = trained.get("eval_crop", data.eval_crop)
 
 
 def _same(first: Sequence[float], second: Sequence[float]) -> bool:
@@ -265,7 +266,7 @@ def _same(first: Sequence[float], second: Sequence[float]) -> bool:
     return list(first) * (count // len(first)) == list(second) * (count // len(second))
 
 
-def _of_preprocessor(source: Path, data: ReadConfig) -> dict[str, Any]:
+def _of_preprocessor(source: Path, data: FilesConfig) -> dict[str, Any]:
     """What the image processor of an export or of a stock model does, as our settings.
 
     Says what our evaluation transform does otherwise.
@@ -276,13 +277,13 @@ def _of_preprocessor(source: Path, data: ReadConfig) -> dict[str, Any]:
     scale = 255 * found.rescale_factor if found.do_rescale else 255  # of our pixels, which lie between 0 and 1
     mean, std = (found.image_mean, found.image_std) if found.do_normalize else ([0.0], [1.0])
     trained: dict[str, Any] = {"mean": [value / scale for value in mean], "std": [value / scale for value in std]}
-    if not found.do_resize:
+    if not found.do_resize or not isinstance(data, ReadConfig):
         return trained
-    side = found.size.shortest_edge or found.size.height
+    side = found.size.shortest_edge or found.size.height or found.size.max_height  # the last: of detectors
     cut = found.crop_size.height if found.do_center_crop else side
     exact = vars(found).get("crop_pct") or cut / side
     trained["eval_crop"] = data.eval_crop if round(cut / data.eval_crop) == side else min(1.0, exact)
-    if not found.size.shortest_edge:
+    if found.size.height:
         log.warning("%s squeezes images that are no squares; d2v keeps their middle", source)
     if found.resample != Image.Resampling.BICUBIC:
         log.warning("%s resizes by %s; d2v is bicubic", source, Image.Resampling(found.resample).name.lower())

@@ -1,0 +1,113 @@
+"""Images with boxes, checked once: boxes lie inside their images and are no lines; and how an image fits a square.
+
+B samples of a batch, C channels, S image size, n boxes of an image.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as V2
+
+from d2v.modalities.image import augment
+from d2v.modalities.image.detection.config import DetectionConfig
+from d2v.modalities.image.detection.source import open_boxes
+from d2v.modalities.image.frontend import MODALITY, FrontendConfig
+from d2v.modalities.image.samples import Samples
+from d2v.types import View
+
+LEAST = 2.0  # pixels of a side of a box
+BEYOND = 1.0  # pixels that a box may reach outside of its image unsaid: some count from 1, some to the last pixel
+
+
+class BoxedSamples(Samples):
+    """The usable images of one split, each with its boxes (n, 4) and their names."""
+
+    config: Any  # a DetectionConfig
+    open = staticmethod(open_boxes)  # type: ignore[assignment]
+
+    def __init__(self, config: DetectionConfig, frontend: FrontendConfig, *, split: str, folder: Path):
+        """ValueError: as Samples and open_boxes; too many boxes outside of their images, or none that can be used."""
+        super().__init__(config, frontend, split=split, folder=folder)  # type: ignore[arg-type]
+        self.sizes = [augment.size(self._source(int(row))) for row in self._rows]  # height, width
+        self.names: list[np.ndarray] = []
+        self.boxes: list[np.ndarray] = []  # left, top, right, bottom, in pixels of the image
+        given = [np.asarray(boxes, dtype=float).reshape(-1, 4) for boxes in self.column("boxes")]
+        self._check_inside(given)
+        thin = []
+        for index, (boxes, names) in enumerate(zip(given, self.column("names"), strict=True)):
+            height, width = self.sizes[index]
+            boxes = boxes.clip(0, [width, height, width, height])
+            whole = (boxes[:, 2:] - boxes[:, :2] >= LEAST).all(axis=1)
+            thin += [self.ids[index]] * int((~whole).sum())
+            self.boxes.append(boxes[whole])
+            self.names.append(np.array(names, dtype=object)[whole])
+        self._say(thin)
+
+    def _check_inside(self, given: list[np.ndarray]) -> None:
+        """ValueError: too many boxes reach outside of their images."""
+        outside, total = [], 0
+        for index, boxes in enumerate(given):
+            height, width = self.sizes[index]
+            over = np.maximum(-boxes, boxes - [width, height, width, height]).max(axis=1, initial=-np.inf) > BEYOND
+            outside += [(index, box) for box in boxes[over]]
+            total += len(boxes)
+        if not outside:
+            return
+        index, box = outside[0]
+        height, width = self.sizes[index]
+        first = f"{self.ids[index]} of {width} x {height} pixels has one of {','.join(f'{side:g}' for side in box)}"
+        line = f"boxes that reach outside of their images: {len(outside)} of {total}: {first}"
+        if len(outside) > self.config.max_bad_share * total:
+            raise ValueError(f"{line}; data.max_bad_share is {self.config.max_bad_share:.1%}")
+        self.report.notes.append(f"{line}; they are cut there")
+
+    def _say(self, thin: list[str]) -> None:
+        """What the boxes are, for the report. ValueError: none is left."""
+        counts = Counter(str(name) for names in self.names for name in names)
+        some = f"{len(thin)} thinner than {LEAST:g} pixels ({', '.join(list(dict.fromkeys(thin))[:5])})"
+        if not counts:
+            raise ValueError(f"data.path {self.config.path} has no box that can be used{f': {some}' if thin else ''}")
+        classes = ", ".join(f"{name} {count}" for name, count in counts.most_common(20))
+        without = [name for name, boxes in zip(self.ids, self.boxes, strict=True) if not len(boxes)]
+        self.report.notes.append(f"boxes: {counts.total()} of {len(counts)} classes: {classes}")
+        if thin:
+            self.report.notes.append(f"boxes left out: {some}")
+        if without:
+            self.report.notes.append(f"images without boxes: {len(without)}: {', '.join(without[:5])}")
+
+    def scale(self, index: int) -> np.ndarray:
+        """(4,) what coordinates of the image are multiplied by in its view."""
+        height, width = self.sizes[index]
+        new = fitting(height, width, self.frontend.image_size)
+        return np.array([new[1] / width, new[0] / height] * 2)
+
+    def view(self, indices: Iterable[int]) -> View:
+        """Resized such that the longer side is S, normalised, and zero below or to the right; (B, C, S, S).
+
+        UnreadableError: an image can no longer be read.
+        """
+        size = self.frontend.image_size
+        rows = []
+        for index in indices:
+            image = self.image(index)
+            height, width = fitting(*augment.size(image), size)
+            image = V2.resize(image, [height, width], interpolation=augment.BICUBIC, antialias=True)
+            pixels = self.normalised(image)
+            rows.append(F.pad(pixels, (0, size - width, 0, size - height)))
+        return View(MODALITY, {"pixel_values": torch.stack(rows)})
+
+    def normalised(self, image: Any) -> Tensor:
+        """(C, H, W) of an image."""
+        return augment.normalise([image], self.config.mean, self.config.std)[0]
+
+
+def fitting(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of an image whose longer side becomes `size`, as transformers' image processors round them."""
+    ratio = min(size / height, size / width)
+    return max(1, int(height * ratio)), max(1, int(width * ratio))

@@ -1,0 +1,56 @@
+"""Opens images with boxes: a row for each image of a split, from whichever of three forms the data has."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from d2v.modalities.common.folders import walk
+from d2v.modalities.common.tables import name_rows
+from d2v.modalities.image.detection import coco, table, voc
+from d2v.modalities.image.detection.annotated import Annotated
+from d2v.modalities.image.detection.config import AUTO, COCO, TABLE, VOC, DetectionConfig
+
+READERS = {TABLE: table.read, COCO: coco.read, VOC: voc.read}
+
+
+def open_boxes(config: DetectionConfig, split: str) -> datasets.Dataset:
+    """A row for each image: "file", "names" and "boxes". ValueError: there are no boxes, or some cannot be read."""
+    files, root = _files(config.path)
+    for kind in READERS if config.boxes == AUTO else (config.boxes,):
+        found = READERS[kind](files, root, split, config.label)
+        if found is not None:
+            if kind != TABLE and config.label != DetectionConfig.label:
+                raise ValueError(
+                    f"data.label is {config.label!r}, and nothing reads it: it is of a table, and boxes are from "
+                    f"{found.source}"
+                )
+            return _dataset(found, config.path, split)
+    raise ValueError(
+        f"data.path {root} has no boxes (data.boxes={config.boxes}): they are a table with the columns file, "
+        f"{config.label}, xmin, ymin, xmax and ymax, Pascal VOC's XML beside images or in Annotations/, or COCO's JSON"
+    )
+
+
+def _files(path: Any) -> tuple[list[Path], Path]:
+    """The files of data.path, a folder or a file, and the folder. ValueError: it is neither."""
+    place = Path(path).expanduser().absolute() if isinstance(path, str | Path) and path else None
+    if place is not None and place.is_file():
+        return [place], place.parent
+    if place is None or not place.is_dir():
+        raise ValueError(f"data.path is {path!r}; boxes are read from a folder, a table or a JSON of this machine")
+    return walk(place).files, place
+
+
+def _dataset(found: Annotated, path: Any, split: str) -> datasets.Dataset:
+    columns = {
+        "file": list(found.images),
+        "names": [[name for name, *_ in boxes] for boxes in found.images.values()],
+        "boxes": [[sides for _, *sides in boxes] for boxes in found.images.values()],
+    }
+    string, number = datasets.Value("string"), datasets.Value("float64")
+    kinds = {"file": string, "names": datasets.List(string), "boxes": datasets.List(datasets.List(number))}
+    dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+    dataset = name_rows(dataset, path, split, "image")
+    dataset.info.description = "\n".join([f"boxes of split {split!r}: from {found.source}", *found.notes])
+    return dataset

@@ -1,0 +1,89 @@
+"""Boxes from a table, a row a box: file, label, xmin, ymin, xmax, ymax, and split where it holds several.
+
+A row whose cells of a box are all empty is an image without boxes.
+"""
+
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from d2v.modalities.common import table_files
+from d2v.modalities.common.splits import choose
+from d2v.modalities.common.tables import PATH_COLUMNS, number
+from d2v.modalities.image.detection.annotated import Annotated, Box, found_below, in_split
+
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+SPLIT = "split"  # the column
+
+
+def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | None:
+    """The boxes of a split; None: no table among `files` has the columns. ValueError: cells that say no box."""
+    tables = {}
+    for file in files:
+        if file.suffix.lower() in SUFFIXES and {*SIDES} <= {*(names := _columns(file))}:
+            tables[file] = names
+    if not tables:
+        return None
+    first, columns = next(iter(tables.items()))
+    if len(tables) == 1 and SPLIT in columns:
+        return _read([first], root, split, label)
+    chosen = choose(list(tables), root, split, split)
+    found = _read(chosen.files, root, "", label)
+    return found._replace(notes=[*chosen.notes, *found.notes])
+
+
+def _columns(file: Path) -> list[str]:
+    if file.suffix.lower() == ".parquet":
+        return pq.read_schema(file).names
+    return table_files.read(file).column_names
+
+
+def _read(files: list[Path], root: Path, split: str, label: str) -> Annotated:
+    """The rows of tables; with `split` those whose column says it."""
+    images: dict[str, list[Box]] = {}
+    for file in files:
+        rows = _rows(file, label)
+        if split:
+            wanted = in_split(split, {str(row[SPLIT] or "") for row in rows}, file)
+            rows = [row for row in rows if row[SPLIT] in wanted]
+        folder = found_below([row["file"] for row in rows], file.parent)
+        for row in rows:
+            boxes = images.setdefault(str(folder / row["file"]), [])
+            if row["box"] is not None:
+                boxes.append(row["box"])
+    names = ", ".join(file.name for file in files[:3])
+    return Annotated(images, f"the table {names}, a row a box", [])
+
+
+def _rows(file: Path, label: str) -> list[dict]:
+    """File, split and box of each row. ValueError: no column of files or classes, or a cell that is no number."""
+    table = pq.read_table(file) if file.suffix.lower() == ".parquet" else table_files.read(file)
+    path = next((name for name in PATH_COLUMNS if name in table.column_names), None)
+    for name, wanted in ((path, PATH_COLUMNS[0]), (label if label in table.column_names else None, label)):
+        if name is None:
+            raise ValueError(
+                f"{file} has boxes and no column {wanted!r}; its columns are {', '.join(table.column_names)}"
+            )
+    columns = [table[name].to_pylist() for name in (path, label, *SIDES)]
+    splits = table[SPLIT].to_pylist() if SPLIT in table.column_names else [None] * table.num_rows
+    rows = []
+    for place, (name, kind, *sides, one) in enumerate(zip(*columns, splits, strict=True), 1):
+        if not name:
+            raise ValueError(f"row {place} of {file} names no file")
+        rows.append({"file": str(name), SPLIT: one, "box": _box(kind, sides, f"row {place} of {file}")})
+    return rows
+
+
+def _box(kind: object, sides: list, where: str) -> Box | None:
+    """A box; None: its cells are empty. ValueError: some are, or are no numbers."""
+    if all(side is None for side in sides):
+        return None
+    left, top, right, bottom = map(number, sides)
+    for name, value, side in zip(SIDES, (left, top, right, bottom), sides, strict=True):
+        if not math.isfinite(value):
+            raise ValueError(f"{where}: {name} is {side!r}; it must be a number of pixels")
+    if kind is None or not str(kind).strip():
+        raise ValueError(f"{where} has a box and no class")
+    return str(kind), left, top, right, bottom

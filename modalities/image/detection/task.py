@@ -1,0 +1,114 @@
+"""Images with boxes as a task of fine-tuning: what is trained on, how it is scored, and what is left of it.
+
+n boxes that were found in an image, m that it has.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from d2v.evaluation.class_names import in_order
+from d2v.finetuning.precision import average_precision, check_installed
+from d2v.modalities.common import labels
+from d2v.modalities.image.config import check_pixels
+from d2v.modalities.image.detection.batches import BoxedBatches
+from d2v.modalities.image.detection.config import DetectionConfig
+from d2v.modalities.image.detection.pictures import draw
+from d2v.modalities.image.detection.samples import BoxedSamples
+from d2v.modalities.image.frontend import FrontendConfig
+from d2v.protocols import BadLog, Labelled, ScoredSplit
+from d2v.reading import Limit
+
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], None]) -> Labelled:
+    """The batches and splits of a run; `config` is a FinetuneConfig.
+
+    ValueError: as BoxedSamples and labels.divide; a class that training does not have; the metric is not installed.
+    """
+    check_installed()
+    data, frontend, train = config.data, config.frontend, config.train
+    check_pixels(data, frontend)
+
+    def make(split: str) -> BoxedSamples:
+        samples = BoxedSamples(data, frontend, split=split, folder=folder)
+        say("\n".join(samples.report.lines()))
+        return samples
+
+    samples, indices, parts = labels.divide(data, train.seed, make)
+    names = in_order({str(name) for some in samples.names for name in some})
+    classes = _classes(samples, names, data.split)
+    splits = {}
+    for split, (others, rows) in parts.items():
+        known = classes if others is samples else _classes(others, names, getattr(data, f"{split}_split"))
+        splits[split] = _scored(others, rows, known)
+    limit = Limit(bad_log, data.max_bad_share, len(indices))
+    return Labelled(
+        batches=BoxedBatches(samples, indices, classes, batch_size=train.batch_size, seed=train.seed, bad_log=limit),
+        training=_scored(samples, indices, classes),
+        splits=splits,
+        head={"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}},
+        score=average_precision,
+        metric="ap50",
+        rows=partial(_rows, names),
+        classes=None,
+        save_preprocessor=lambda place: save_preprocessor(place, data, frontend),
+        draw=partial(draw, names),
+    )
+
+
+def _classes(samples: BoxedSamples, names: list[str], split: str) -> list[np.ndarray]:
+    """Numbers of the classes of each sample's boxes. ValueError: a class that is not among `names`."""
+    unseen = {str(name) for some in samples.names for name in some}.difference(names)
+    if unseen:
+        raise ValueError(
+            f"boxes of split {split!r} are of {', '.join(map(repr, in_order(unseen)[:5]))}, unseen in training; "
+            f"its classes are {', '.join(names[:20])}"
+        )
+    by_name = {name: number for number, name in enumerate(names)}
+    return [np.array([by_name[str(name)] for name in some], dtype=int) for some in samples.names]
+
+
+def _scored(samples: BoxedSamples, indices: np.ndarray, classes: list[np.ndarray]) -> ScoredSplit:
+    """True boxes (m, 5) of the samples as their views have them, classes last."""
+    wanted = []
+    for index in indices:
+        boxes = samples.boxes[index] * samples.scale(index)
+        wanted.append(np.concatenate([boxes, classes[index][:, None]], axis=1).astype(np.float32))
+    return ScoredSplit(samples, indices, wanted)
+
+
+def _rows(names: list[str], split: ScoredSplit, found: list[np.ndarray]) -> list[dict]:
+    """Lines of a predictions file, one a box in pixels of its image; one without a box where none was found."""
+    rows = []
+    for index, boxes in zip(split.indices, found, strict=True):
+        name, scale = split.samples.ids[index], split.samples.scale(index)
+        height, width = split.samples.sizes[index]
+        for *sides, score, kind in boxes.tolist():
+            places = (np.array(sides) / scale).clip(0, [width, height] * 2).round(2).tolist()
+            box = dict(zip(SIDES, places, strict=True))
+            rows.append({"id": name, "label": names[int(kind)], "score": round(score, 6), **box})
+        if not len(boxes):
+            rows.append(dict.fromkeys(("id", "label", "score", *SIDES), "") | {"id": name})
+    return rows
+
+
+def save_preprocessor(folder: Path, data: DetectionConfig, frontend: FrontendConfig) -> None:
+    """Writes preprocessor_config.json: what BoxedSamples.view does, for `AutoImageProcessor`."""
+    size = frontend.image_size
+    ViTImageProcessor(
+        size={"max_height": size, "max_width": size},
+        do_center_crop=False,
+        do_pad=True,
+        pad_size={"height": size, "width": size},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=list(data.mean),
+        image_std=list(data.std),
+        do_convert_rgb=frontend.channels == 3,
+    ).save_pretrained(folder)
