@@ -653,7 +653,7 @@ def test_an_encoder_frozen_or_a_network_of_timm(encoder, table, tmp_path):
         (("data.scale_jitter=[2,1]",), r"data.scale_jitter is \[2.0, 1.0\]; it must be \[least, most\]"),
         (("data.mean=[0.5,0.5]",), "data.mean has 2 values for 3 channels"),
         (("data.crop_scale=[0.5,1]",), "unknown key 'data.crop_scale'"),
-        (("data.validation_split=test",), "data.split 'test': .*boxes.csv has the splits odd, train, val"),
+        (("data.validation_split=test",), "data.validation_split 'test': .*boxes.csv has the splits odd, train, val"),
         (("train.metric=accuracy",), "train.metric is 'accuracy'; the scores of this task are ap50, ap"),
         (
             ("data.validation_split=odd",),
