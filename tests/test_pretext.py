@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from two_views import in_double
 
+from d2v import D2vConfig, D2vModel
 from d2v.objectives import instdisc, jigsaw, pirl, rotnet
 from d2v.objectives.common.masked import row_generators
 from d2v.objectives.common.multi_view import MultiView, generator_of_step, summary
@@ -365,6 +366,17 @@ def test_images_too_small_for_the_tiles_are_refused_before_the_first_step(name, 
     with pytest.raises(ValueError, match=message) as caught:
         tiny.run(tiny.arguments("image", tmp_path, tiny.using(name), *more))
     assert "\n" not in str(caught.value) and not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_backbone_of_one_size_cannot_read_tiles():
+    frontends = {"image": {"image_size": 224, "backbone": "mixer_s32_224"}}
+    encoder = D2vModel(D2vConfig(frontends=frontends, trunk={"dim": 512, "depth": 0, "input_norm": False}))
+    made = jigsaw.build(encoder, jigsaw.Config(num_permutations=2))
+    view = View("image", {"pixel_values": torch.zeros(1, 3, 224, 224)})
+    with pytest.raises(
+        ValueError, match=r"^objective.tile_size is 64, which the encoder cannot read: .*\(1, 3, 64, 64\)"
+    ):
+        made.check([view])
 
 
 def test_images_that_are_not_square_cannot_be_turned():
