@@ -197,6 +197,29 @@ def test_pirls_bank_is_of_unit_rows_from_the_start():
     torch.testing.assert_close(objective("pirl").bank.rows.norm(dim=1), torch.ones(SAMPLES))
 
 
+def fitted(case: str, steps: int) -> tuple[MultiView, dict[str, Tensor]]:
+    """After steps on ten smooth images, which are seen in each; what the last one says."""
+    made, generator = objective(case), torch.Generator().manual_seed(0)
+    images = torch.nn.functional.interpolate(torch.randn(SAMPLES, 3, 3, 3, generator=generator), size=(SIZE, SIZE))
+    views = [View("image", {"pixel_values": images}, indices=torch.arange(SAMPLES))] * made.config.num_views
+    optimizer = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=3e-3)
+    for step in range(steps):
+        made.begin_step(step, steps)
+        loss = made(views)
+        optimizer.zero_grad()
+        (loss.total / loss.count).backward()
+        optimizer.step()
+    return made, loss.metrics
+
+
+@pytest.mark.parametrize(("case", "least"), [("rotnet", 0.8), ("jigsaw", 0.4), ("pirl_softmax", 0.9)])
+def test_what_is_asked_can_be_learnt(case, least):
+    before, after = fitted(case, 1)[1], fitted(case, 100)[1]
+    assert float(before["accuracy"]) <= 0.3 and float(after["accuracy"]) >= least
+    if "pirl" in case:
+        assert float(after["tiles_cosine"]) > 0.4 > float(before["tiles_cosine"])
+
+
 # Orders of tiles.
 
 
