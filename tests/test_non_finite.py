@@ -39,7 +39,7 @@ class Changed:
 def poison(value: float, which: int):
     def change(views):
         for tensor in views[which % len(views)].inputs.values():
-            tensor.view(-1)[0] = value
+            tensor[0] = value  # a whole sample: what tiles leave out is not read
         return views
 
     return change

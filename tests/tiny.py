@@ -85,6 +85,8 @@ SMALL = {
     "mochi": ("objective.start_step=0", "objective.hardest=16"),
     "ibot": ("data.mask_views=true",),
     "wmse": ("objective.out_dim=2", "objective.sub_batch=4"),
+    "jigsaw": ("model.frontends.image.image_size=12", "objective.tile_size=2"),
+    "pirl": ("model.frontends.image.image_size=12", "objective.tile_size=2"),
     "data2vec2": (
         "objective.decoder.dim=16",
         "objective.decoder.groups=2",
@@ -94,6 +96,10 @@ SMALL = {
 }
 # two equal views, which are the first kind of text's without dropout, teach these nothing: their loss is 0
 DIFFERENT = ("wmse",)
+# methods that read whole views, but only of pixels
+OF_IMAGES = ("rotnet", "jigsaw", "pirl")
+# and of these those that do not compare samples: they may be trained in micro-batches where there is no batch norm
+ALONE = ("rotnet",)
 
 LEAVE_OUT = ("ijepa", "capi")  # which do not read what is hidden, as data2vec2
 
@@ -158,6 +164,8 @@ def averages_layers(objective: str) -> bool:
 
 def fits(modality: str, objective: str) -> bool:
     """Whether an objective makes sense with a modality: one that predicts hidden tokens has a tiny config there."""
+    if objective in OF_IMAGES:
+        return modality == "image"
     return compares_views(objective) or (ROOT / "configs" / modality / f"{objective}_tiny.yaml").is_file()
 
 

@@ -62,7 +62,7 @@ class InstDisc(MultiView):
         """ValueError: no number of samples."""
         if config.num_samples < 1:
             raise ValueError(
-                f"objective.num_samples is {config.num_samples}; instdisc remembers every sample: "
+                f"objective.num_samples is {config.num_samples}; {config.name} remembers every sample: "
                 "set it to the number of usable samples "
                 "that the report of the data counts"
             )
@@ -77,7 +77,8 @@ class InstDisc(MultiView):
         indices = views[0].indices
         if indices is None:
             raise ValueError(
-                "instdisc remembers every sample, but these views do not number them: this data cannot be used with it"
+                f"{self.config.name} remembers every sample, but these views do not number them: "
+                "this data cannot be used with it"
             )
         if int(indices.max()) >= self.config.num_samples:
             raise ValueError(

@@ -33,7 +33,7 @@ class Family(NamedTuple):
     order: str = "crop flip jitter grey blur solarise"
 
 
-STRONG, WEAK = (0.8, 0.8, 0.8, 0.2), (0.4, 0.4, 0.2, 0.1)
+STRONG, WEAK, PIRL = (0.8, 0.8, 0.8, 0.2), (0.4, 0.4, 0.2, 0.1), (0.4, 0.4, 0.4, 0.2)
 FAMILIES = {
     # MoCo v2 (arXiv 2003.04297) and SimSiam
     "moco_v2": Family(
@@ -52,6 +52,12 @@ FAMILIES = {
     "dino_b": Family((0.4, 1), WEAK, blur=0.1, solarise=0.2),
     "dino_local": Family((0.05, 0.4), WEAK, blur=0.5),
     "swav": Family((0.14, 1), STRONG, blur=0.5, interpolation=BILINEAR),  # arXiv 2006.09882
+    # pretext tasks, with the values of VISSL; rotnet and jigsaw change no colours, but for grey
+    "rotnet": Family((0.08, 1), (0, 0, 0, 0), interpolation=BILINEAR, order="crop flip"),
+    # published: 255 pixels of a side, anywhere, of an image whose shorter side has 256
+    "jigsaw": Family((0.6, 1), (0, 0, 0, 0), grey=0.66, interpolation=BILINEAR, order="crop flip grey"),
+    "pirl": Family((0.08, 1), PIRL, jitter_chance=1, interpolation=BILINEAR, order="crop jitter grey flip"),
+    "pirl_tiles": Family((0.6, 1), PIRL, jitter_chance=1, interpolation=BILINEAR, order="crop jitter grey flip"),
 }
 SWAV_LOCAL = FAMILIES["swav"]._replace(scale=(0.05, 0.14))
 VIEWS = tuple(FAMILIES)
