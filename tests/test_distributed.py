@@ -95,7 +95,8 @@ CASES = [(modality, name) for modality in MODALITIES for name in variants(modali
 @pytest.mark.parametrize(("modality", "variant"), CASES)
 def test_two_processes_follow_one(modality, variant, root):
     one, two = (root / f"{number}_{modality}_{variant}" for number in ("one", "two"))
-    assert tiny.losses(two) == pytest.approx(tiny.losses(one), rel=1e-4)
+    # a mean of cosines is near 0 at first: its digits are those of 1
+    assert tiny.losses(two) == pytest.approx(tiny.losses(one), rel=1e-4, abs=2e-6)
     expected, found = (torch.load(folder / "end.pt", weights_only=True) for folder in (one, two))
     assert len(tiny.losses(one)) == (
         20 if variant == "plain" else 3 if variant in OBJECTIVES and tiny.compares_views(variant) else 6

@@ -41,10 +41,13 @@ def everything(loop) -> dict[str, torch.Tensor]:
     return tensors
 
 
+SEE_ALL = ("capi", "wav2vec2")  # of those that hide tokens: they look at a batch as a whole
+
+
 @pytest.mark.parametrize(("modality", "objective"), RUNS)
 def test_two_micro_batches_are_one_batch(modality, objective, tmp_path):
     settings = tiny.using(objective), "train.steps=6"
-    if tiny.compares_views(objective) and objective not in tiny.ALONE:
+    if (tiny.compares_views(objective) and objective not in tiny.ALONE) or objective in SEE_ALL:
         with pytest.raises(ValueError, match=r"train.accumulate is 2; .* compares the samples of a whole batch"):
             tiny.loop_of(tiny.config_of(modality, tmp_path, *settings, "train.accumulate=2"))
         return

@@ -20,7 +20,7 @@ OF_DATA = {  # settings that a data set has, not a recipe
     "data": ("path", "split", "label", "transcript", "text", "text_pair", "group", "validation_split", "test_split"),
     "evaluate": ("path", "train_split", "test_split", "max_train", "max_test", "label", "group", "masks"),
 }
-RECIPES = [name for name in config_names() if not name.startswith("data/") and not name.endswith("/demo")]
+RECIPES = [name for name in config_names() if not name.startswith("data/") and "/demo" not in name]
 OVERLAYS = [name for name in config_names() if name.startswith("data/")]
 
 
@@ -37,8 +37,19 @@ def plain(tmp_path_factory) -> Path:
             soundfile.write(root / folder / "speech" / place / f"{number}.wav", draw.standard_normal(36000) / 10, 16000)
             lines = "\n".join(f"line {line} of file {number} has some words" for line in range(20))
             (root / folder / "text" / place / f"{number}.txt").write_text(lines)
+    for number in range(6):
+        place = root / "boxes" / "image" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (48, 40), (number, 90, 0)).save(place)
+    rows = "".join(f"{number}.png,cell,2,3,30,30\n" for number in range(6))
+    (root / "boxes" / "image" / "boxes.csv").write_text(f"file,label,xmin,ymin,xmax,ymax\n{rows}")
     (root / "classes" / "text" / "table.csv").write_text("text,label\n" + "a good film,a\na bad film,b\n" * 3)
     return root
+
+
+def is_tuning(name: str) -> bool:
+    """Whether a recipe is one of `d2v finetune`."""
+    return "finetune" in name or "detect" in name
 
 
 def given(values: dict, section: str) -> set[str]:
@@ -57,12 +68,15 @@ def test_a_recipe_names_nothing_that_is_of_a_data_set(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_opens_a_plain_folder_as_it_stands(name, plain, capsys):
-    modality, tuning = name.split("/")[0], "finetune" in name
-    path = plain / ("classes" if tuning else "mine") / modality
+    modality, tuning = name.split("/")[0], is_tuning(name)
+    path = plain / ("boxes" if "detect" in name else "classes" if tuning else "mine") / modality
     path = path / "table.csv" if tuning and modality == "text" else path
     data.main([name, f"data.path={path}", *(["train.batch_size=4"] if tuning else [])])
     said = capsys.readouterr().out
     assert re.search(r"(\d+) of \1 samples usable", said) and "typical " in said
+    if "detect" in name:  # whose splits are those of its boxes
+        assert "boxes of split 'train': from the table boxes.csv" in said
+        return
     assert "no splits: all of it is trained on" in said
     assert not tuning or "but for 10% of it, which chooses the best model" in said
 
@@ -73,7 +87,7 @@ def test_the_command_in_a_header_is_of_configs_that_exist(name):
     named = re.findall(r"(?<= )(?:image|speech|text|data)/\w+(?= |$)", line)
     assert named[0] == name and set(named) <= {*config_names()}
     overlays = [overlay for overlay in named if overlay.startswith("data/")]
-    if "finetune" in name:
+    if is_tuning(name):
         from d2v.finetuning.config import load
 
         assert load([name, *overlays])[0].data

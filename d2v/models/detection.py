@@ -31,6 +31,8 @@ class DetectorConfig:
         list(SCALES),
         "Sides of the pyramid's maps, in sides of the encoder's (4, 2, 1, 0.5), finest first; one more follows, of "
         "half the last.",
+        least=SCALES[-1],
+        most=SCALES[0],
     )
     pyramid_dim: int = setting(256, "Width of the pyramid's maps; a multiple of 32.", least=32, limit=1_000_000)
 

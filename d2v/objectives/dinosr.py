@@ -105,6 +105,10 @@ class DinoSR(Objective):
                 if any(within(name, prefix) for prefix in self.config.frozen):
                     parameter.grad = None
 
+    def of_length(self, step: int, steps: int) -> tuple[float, ...]:
+        """Whether parts are frozen, too."""
+        return (*super().of_length(step, steps), step >= self.config.freeze_share * steps)
+
     def ema_decay(self, step: int, steps: int) -> float:
         """Linear from ema_decay to ema_end_decay over ema_anneal_steps; 1 after freeze_share."""
         config = self.config

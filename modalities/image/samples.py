@@ -71,7 +71,7 @@ class Samples:
     @staticmethod
     def open(config: ReadConfig, split: str) -> datasets.Dataset:
         """The rows of a split, not read yet. ValueError: there are none."""
-        if config.path in DEMOS:
+        if isinstance(config.path, str) and config.path in DEMOS:
             dataset, splits = DEMOS[config.path]
             return sources.with_splits(dataset(split), splits)
         return sources.open_source(config.path, split, sources.IMAGES, "image")
