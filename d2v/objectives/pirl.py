@@ -70,22 +70,22 @@ class PIRL(instdisc.InstDisc):
         check_tiles(self.student["encoder"], views[1], self.config.tile_size)
 
     def forward(self, views: list[View]) -> Loss:
-        """The mean of what the image and the tiles lose (equation 5, its weight 1/2), summed over samples.
+        """The mean of what the image and the tiles lose (the paper's lambda is 1/2), summed over samples.
 
         Both read the bank as it was; the image alone moves it, and estimates Z.
         """
         indices = views[0].indices
         assert indices is not None
-        image = unit(embedding(self.student, views[0]))  # (B, P)
+        whole = unit(embedding(self.student, views[0]))  # (B, P)
         tiles = unit(self.of_tiles(views[1]))  # (B, P)
         places = self.places(indices)
         contrast = partial(self.contrast, indices=indices, places=places)
-        of_image, similarity, labels = with_gradient_now(contrast, image)
+        of_whole, similarity, labels = with_gradient_now(contrast, whole)
         of_tiles, *_ = with_gradient_now(contrast, tiles)
-        metrics = describe(similarity, labels, image, self.bank.rows[indices], again=places == indices.unsqueeze(1))
-        metrics["tiles_cosine"] = (image * tiles).sum(dim=1).mean().detach()
-        self.bank.update(gather(indices), gather(image))
-        return Loss((of_image + of_tiles) / 2, torch.tensor(len(image), device=image.device), metrics)
+        metrics = describe(similarity, labels, whole, self.bank.rows[indices], again=places == indices.unsqueeze(1))
+        metrics["tiles_cosine"] = (whole * tiles).sum(dim=1).mean().detach()
+        self.bank.update(gather(indices), gather(whole))
+        return Loss((of_whole + of_tiles) / 2, torch.tensor(len(whole), device=whole.device), metrics)
 
     def of_tiles(self, view: View) -> Tensor:
         """The embedding (B, P) of a view's nine tiles in a random order."""

@@ -1,12 +1,13 @@
 """What pretext tasks do to whole images: tiles out of a grid of three by three cells, with gaps between them.
 
-B samples, C channels, S pixels of a side of an image, t of a tile.
+Any is a D2vModel out of a ModuleDict. B samples, C channels, S pixels of a side of an image, t of a tile.
 """
 
 import copy
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,17 +27,17 @@ def refuse_sequences(encoder: D2vModel, method: str, does: str) -> None:
         raise ValueError(f"{method} {does} of images, and samples here are sequences: objective.name must be another")
 
 
-def images_of(encoder: D2vModel, view: View) -> Tensor:
+def images_of(encoder: Any, view: View) -> Tensor:
     """The pixels of a view, (B, C, S, S)."""
     return view.inputs[encoder.frontend(view.modality).main_input]
 
 
-def view_of(encoder: D2vModel, view: View, images: Tensor) -> View:
+def view_of(encoder: Any, view: View, images: Tensor) -> View:
     """Other images (N, C, t, t) as a view of the same modality."""
     return View(view.modality, {encoder.frontend(view.modality).main_input: images})
 
 
-def check_tiles(encoder: D2vModel, view: View, size: int) -> None:
+def check_tiles(encoder: Any, view: View, size: int) -> None:
     """ValueError: tiles that leave no gap between them, or that the encoder cannot read."""
     images = images_of(encoder, view)
     sides = images.shape[-2:]
