@@ -15,7 +15,7 @@ from fuzz import files, journeys
 def test_hostile_settings_and_damaged_files_end_in_a_run_or_in_one_line(root: Path):
     command = [sys.executable, "-m", "fuzz", "settings=40", "files=40", "workers=1", "first=100000"]
     paths = os.pathsep.join([str(root / "tests"), str(root)])
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -29,7 +29,12 @@ def no_pictures(monkeypatch):
 # What a run leaves.
 
 
-@pytest.mark.parametrize(("modality", "objective"), RUNS)
+# What does not depend on the method, fast for one of each kind: with a teacher, without one, with a state of its own.
+OFTEN = ("data2vec", "data2vec2", "simclr", "moco", "capi", "mlm", "mae")
+KINDS = [run if run.values[1] in OFTEN else pytest.param(*run.values, marks=pytest.mark.slow) for run in RUNS]
+
+
+@pytest.mark.parametrize(("modality", "objective"), KINDS)
 def test_a_run_folder_is_complete(modality, objective):
     folder = tiny.finished(modality, objective)
     names = {path.name for path in folder.iterdir()}
@@ -87,7 +92,7 @@ def test_the_export_is_student_or_teacher_to_the_bit_and_the_other_lies_beside_i
     assert len(seen) == 1 or not torch.equal(*seen)
 
 
-@pytest.mark.parametrize(("modality", "objective"), RUNS)
+@pytest.mark.parametrize(("modality", "objective"), KINDS)
 def test_the_export_reads_raw_inputs_by_hugging_faces_tools(modality, objective):
     from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 

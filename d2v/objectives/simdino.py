@@ -61,10 +61,11 @@ class SimDINO(MultiView):
         self.config = config
 
     def forward(self, views: list[View]) -> Loss:
-        """-cos of each global view's target with every other view, its mean over pairs, summed over samples, less the
-        weighted coding rate of the global views, times B.
+        """-cos of each global view's target with every other view, its mean over pairs and samples, less the
+        weighted coding rate of the global views, all times B.
 
-        The rate is of the mean of student and teacher (expa_type 1 of the published code).
+        The rate is of the mean of student and teacher (expa_type 1 of the published code), over the global batch; the
+        code's is of the rows of each process, unless it is told to reduce them.
         """
         self.check(views)
         rows = [unit(z) for z in projections(self.student, views)]  # (B, P) each

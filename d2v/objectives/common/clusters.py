@@ -30,8 +30,9 @@ class Clusters(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D), normed without weights and to unit length -> (B, T, C), float32."""
-        x = x.float()
-        return self.layer(F.normalize(F.layer_norm(x, x.shape[-1:]), dim=2)).float()
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            return self.layer(F.normalize(F.layer_norm(x, x.shape[-1:]), dim=2))
 
     @torch.no_grad()
     def assignments(self, logits: Tensor, padding: Tensor | None) -> Tensor:

@@ -70,7 +70,8 @@ class Codebooks(nn.Module):
     def nearest(self, book: int, targets: Tensor) -> Tensor:
         """The code of one book that is nearest to each target: (n, D) -> (n,)."""
         codes = self.sums[book] / self.counts[book, :, None]  # (C, D)
-        return (targets.float() @ codes.T - codes.square().sum(dim=1) / 2).argmax(dim=1)
+        with torch.autocast(targets.device.type, enabled=False):  # in bfloat16 one in twenty would be another
+            return (targets.float() @ codes.T - codes.square().sum(dim=1) / 2).argmax(dim=1)
 
     @torch.no_grad()
     def gather(self, book: int, targets: Tensor, chosen: Tensor) -> None:

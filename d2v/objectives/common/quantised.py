@@ -45,7 +45,8 @@ class GumbelQuantiser(nn.Module):
         if noise is not None:
             soft = noisy.softmax(dim=2)
             chosen = chosen + (soft - soft.detach())  # to the bit what it was
-        vectors = torch.einsum("ngv,gvd->ngd", chosen, self.vectors.float()).flatten(1)  # (n, Q)
+        with torch.autocast(x.device.type, enabled=False):
+            vectors = torch.einsum("ngv,gvd->ngd", chosen, self.vectors.float()).flatten(1)  # (n, Q)
         return Quantised(vectors, codes, logits.softmax(dim=2))
 
 
@@ -75,7 +76,8 @@ def similarities(prediction: Tensor, target: Tensor, codes: Tensor, negatives: T
     """
     unit, targets = F.normalize(prediction.float(), dim=1), F.normalize(target.float(), dim=1)
     among = torch.cat([torch.arange(len(codes), device=codes.device)[:, None], negatives], dim=1)  # (n, 1 + K)
-    cosines = torch.einsum("np,nkp->nk", unit, targets[among])
+    with torch.autocast(unit.device.type, enabled=False):
+        cosines = torch.einsum("np,nkp->nk", unit, targets[among])
     same = (codes[among] == codes[:, None]).all(dim=2)
     same[:, 0] = False
     return cosines.masked_fill(same, float("-inf"))
