@@ -42,7 +42,7 @@ class Config:
     name: str = setting("jigsaw", "Which method.")
     num_permutations: int = setting(2000, "Orders of the tiles that are told apart.", least=2, most=10_000)
     tile_size: int = setting(
-        64, "Pixels of a side of a tile: less than a third of the image's, for the gaps.", least=2, limit=10_000
+        64, "Pixels of a side of a tile: less than a third of the image's, for the gaps.", least=1, limit=10_000
     )
     hidden_dim: int = setting(1000, "Width of what is made of a tile.", least=1, limit=1_000_000)
 
