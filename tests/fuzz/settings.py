@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny
 
 from d2v import plugins
 from d2v.config.loading import load_config
@@ -40,7 +41,8 @@ def case(template: Template, seed: int, folder: Path) -> tuple[str, Outcome]:
     """A command line and how it ended."""
     generator = np.random.default_rng((1, seed))
     script = str(generator.choice(["pretrain", "finetune", "evaluate", "embed"], p=[0.6, 0.2, 0.1, 0.1]))
-    modality, objective = str(generator.choice(MODALITIES)), str(generator.choice(OBJECTIVES))
+    modality = str(generator.choice(MODALITIES))
+    objective = str(generator.choice([name for name in OBJECTIVES if tiny.fits(modality, name)]))
     out = folder / "out.parquet"
     good = {
         "pretrain": lambda: pretraining(template, modality, folder, objective),
