@@ -203,14 +203,14 @@ def lines_of(rows: list[Row]) -> list[str]:
                 if statistics.mean(mine) > statistics.mean(base)
             ]
             note = {0: "does not rise", 1: f"only its {rises[0] if rises else ''} rises", 2: ""}[len(rises)]
-        cells = [
-            row.name,
-            str(row.steps or ""),
-            *("; ".join(f"{x:.1f}" for x in y) for y in (row.knn, row.probe)),
-            note,
-        ]
+        cells = [row.name, str(row.steps or ""), seeds_of(row.knn), seeds_of(row.probe), note]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def seeds_of(scores: list[float]) -> str:
+    """A cell with the score of each seed."""
+    return "; ".join(f"{score:.1f}" for score in scores)
 
 
 def picture(rows: list[Row], path: Path, title: str) -> None:

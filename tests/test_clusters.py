@@ -5,30 +5,16 @@ import math
 import pytest
 import tiny
 import torch
+from latent import build
 from tiny import MODALITIES
 from torch import Tensor
 
-from d2v.objectives.common.codebooks import Codebooks, code_use
+from d2v.objectives.common.codebooks import Codebooks
+from d2v.objectives.common.codes import code_use
 from d2v.objectives.dinosr import DinoSR
 from d2v.types import View
 
 NAMES = ("dinosr", "spidr")
-
-
-def build(name: str, modality: str, folder, *more: str) -> tuple[DinoSR, View]:
-    """A tiny objective with perturbed weights, student and teacher apart, and a batch; of clips of unequal lengths."""
-    unpacked = ("data.pack_seconds=0",) if modality == "speech" else ()
-    config = tiny.config_of(modality, folder, tiny.using(name), *unpacked, *more)
-    objective = tiny.objective_of(config)
-    with torch.no_grad():
-        for parameter in objective.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    batches = tiny.batches_of(config)
-    views = [batches(step, 0, 1)[0][0] for step in range(20)]
-    view = next((view for view in views if view.padding is not None), views[0])
-    assert (view.padding is not None) == (modality != "image")
-    objective.begin_step(0, 20)
-    return objective.train(), view
 
 
 def standard(x: Tensor) -> Tensor:

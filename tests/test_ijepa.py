@@ -2,6 +2,7 @@
 
 import math
 
+import latent
 import numpy as np
 import pytest
 import tiny
@@ -17,18 +18,9 @@ from d2v.types import Mask, View
 
 
 def build(modality: str, folder, *more: str) -> tuple[IJEPA, View]:
-    """A tiny objective with perturbed weights, student and teacher apart, and a batch; of clips of unequal lengths."""
-    unpacked = ("data.pack_seconds=0", "data.min_context=3") if modality == "speech" else ()
-    config = tiny.config_of(modality, folder, tiny.using("ijepa"), *unpacked, *more)
-    objective = tiny.objective_of(config)
-    with torch.no_grad():
-        for parameter in objective.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    batches = tiny.batches_of(config)
-    views = [batches(step, 0, 1)[0][0] for step in range(20)]
-    view = next((view for view in views if view.padding is not None), views[0])
-    assert (view.padding is not None) == (modality != "image")
-    return objective.train(), view
+    """I-JEPA and a batch."""
+    unpacked = ("data.min_context=3",) if modality == "speech" else ()
+    return latent.build("ijepa", modality, folder, *unpacked, *more)
 
 
 def places(modality: str, size: int, width: int) -> Tensor:

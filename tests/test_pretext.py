@@ -2,16 +2,14 @@
 
 import copy
 import math
-import os
 from itertools import combinations, permutations
-from pathlib import Path
 
 import pytest
 import small
 import tiny
 import torch
 from torch import Tensor
-from two_views import in_double
+from two_views import assert_equal, by_two, in_double
 
 from d2v import D2vConfig, D2vModel
 from d2v.objectives import instdisc, jigsaw, pirl, rotnet
@@ -331,18 +329,9 @@ def trained(case: str, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
         return found | {key: value.clone() for key, value in model.state_dict().items()}
 
 
-def two_processes(folder: Path) -> None:
-    torch.distributed.init_process_group("gloo")
-    rank = int(os.environ["RANK"])
-    torch.save({case: trained(case, rank, 2) for case in CASES}, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
-    folder = tmp_path_factory.mktemp("two")
-    assert tiny.wait(tiny.start(two_processes, folder, world=2)) == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return by_two(tmp_path_factory.mktemp("two"), trained, CASES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -350,11 +339,7 @@ def test_two_processes_are_one(case, two):
     one = trained(case)
     assert any(key.startswith("gradient.0.student.encoder") and value.abs().max() > 1e-4 for key, value in one.items())
     for found in two:
-        assert found[case].keys() == one.keys()
-        for key, value in one.items():
-            torch.testing.assert_close(
-                found[case][key], value, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
-            )
+        assert_equal(found[case], one)
 
 
 # What is refused.

@@ -2,9 +2,12 @@
 views of noise."""
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 
 import small
+import tiny
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -124,3 +127,26 @@ def trained(case: str, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
         if len(model.teacher):
             model.update_teacher(0.9)
     return found | {key: value.clone() for key, value in model.state_dict().items()}
+
+
+Found = dict[str, Tensor]
+
+
+def by_two(folder: Path, trained: Callable[[str, int, int], Found], cases: Collection[str]) -> list[dict[str, Found]]:
+    """What each of two processes has of `trained(case, rank, 2)`, by case."""
+    assert tiny.wait(tiny.start(_one_of_two, folder, trained, list(cases), world=2)) == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def _one_of_two(folder: Path, trained: Callable[[str, int, int], Found], cases: Collection[str]) -> None:
+    dist.init_process_group("gloo")
+    rank = int(os.environ["RANK"])
+    torch.save({case: trained(case, rank, 2) for case in cases}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def assert_equal(found: Found, one: Found) -> None:
+    """To 1e-6, which is all that may lie between two processes and one."""
+    assert found.keys() == one.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")

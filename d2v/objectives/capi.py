@@ -14,8 +14,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from d2v.models.encoder import D2vModel
 from d2v.models.predictor import CrossConfig, CrossPredictor
 from d2v.objectives.common.clusters import Clusters, clusters_loss
-from d2v.objectives.common.codebooks import code_use
-from d2v.objectives.common.masked import masked_view, only_kept, refuse_mask_token, some_of
+from d2v.objectives.common.codes import code_use
+from d2v.objectives.common.masked import at, masked_view, only_kept, refuse_mask_token, share_of, some_of
 from d2v.objectives.common.objective import Objective, check_together
 from d2v.objectives.common.prototypes import cross_entropy
 from d2v.settings import check_fields, section, setting
@@ -78,8 +78,8 @@ class CAPI(Objective):
     def forward(self, views: list[View]) -> Loss:
         """Cross entropy of the predicted tokens' assignments, summed; and, as the mean over all tokens, that of the
         clusters."""
-        given = masked_view(views, "capi", keep=True)[1]
-        (view,), config, student = views, self.config, self.student["encoder"]
+        view, given = masked_view(views, "capi", keep=True)
+        config, student = self.config, self.student["encoder"]
         with torch.no_grad():
             x = self.teacher["encoder"](view).x  # (B, T, D)
         logits = self.clusters(x)  # (B, T, C)
@@ -89,8 +89,7 @@ class CAPI(Objective):
         mask = Mask(asked, given.keep)
         prediction = self.predictor(visible, mask, view.padding, student.frontend(view.modality).grid)  # (n, D)
         shares = self.head(F.normalize(prediction.float(), dim=1))  # (n, C)
-        row, place = asked.nonzero(as_tuple=True)  # (n,) each
-        wanted = targets[row // (len(asked) // len(logits)), place]  # (n, C)
+        wanted = at(targets, asked)  # (n, C)
         count = asked.sum()
         of_clusters, cluster_loss = clusters_loss(targets, logits, config.temperature, count, view.padding)
         predicted = cross_entropy(wanted, shares, config.temperature).sum()
@@ -100,7 +99,7 @@ class CAPI(Objective):
             "accuracy": (shares.argmax(dim=1) == chosen).float().mean(),
             "prediction_loss": predicted.detach() / count,
             "cluster_loss": cluster_loss,
-            "hidden_share": count / (asked.numel() if view.padding is None else (~view.padding).sum()),
+            "hidden_share": share_of(asked, view.padding),
         }
         return Loss(predicted + of_clusters, count, metrics)
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.models.encoder import D2vModel
-from d2v.objectives.common.codebooks import Codebooks, CodebookSettings, code_use
-from d2v.objectives.common.masked import masked_view
+from d2v.objectives.common.codebooks import Codebooks, CodebookSettings
+from d2v.objectives.common.codes import code_use
+from d2v.objectives.common.masked import masked_view, share_of
 from d2v.objectives.common.objective import Objective, check_prefixes, within
 from d2v.objectives.common.regression import channel_std, normed
 from d2v.settings import setting
@@ -60,10 +61,8 @@ class DinoSR(Objective):
     def forward(self, views: list[View]) -> Loss:
         """Cross entropy of the codes of hidden tokens, its mean over layers, summed over tokens; ValueError as in
         `check`."""
-        self.check(views)
-        (view,) = views
-        assert view.mask is not None
-        hidden = view.mask.hidden  # (B, T)
+        view, mask = masked_view(views, self.config.name, keep=False)
+        hidden = mask.hidden  # (B, T)
         tokens = self.student["encoder"].embed(view)  # (B, T, D)
         targets = self.targets(view, tokens.detach(), hidden)  # L of (n, D)
         sources = self.sources(view, tokens)  # L of (n, D)
@@ -81,7 +80,7 @@ class DinoSR(Objective):
             **code_use(chosen, self.config.num_codes),
             "accuracy": torch.stack(right).mean() / count.clamp(min=1),
             "target_std": channel_std(targets[-1]),
-            "hidden_share": count / (hidden.numel() if view.padding is None else (~view.padding).sum()),
+            "hidden_share": share_of(hidden, view.padding),
         }
         return Loss(torch.stack(losses).mean(), count, metrics)
 

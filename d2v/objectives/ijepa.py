@@ -11,7 +11,7 @@ from torch import Tensor
 
 from d2v.models.encoder import D2vModel
 from d2v.models.predictor import Predictor, PredictorConfig
-from d2v.objectives.common.masked import masked_view, only_kept, refuse_mask_token
+from d2v.objectives.common.masked import at, masked_view, only_kept, refuse_mask_token, share_of
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.regression import channel_std, regression_loss
 from d2v.settings import check_fields, section, setting
@@ -53,23 +53,17 @@ class IJEPA(Objective):
     def forward(self, views: list[View]) -> Loss:
         """Smooth L1 of the teacher's normed output at hidden tokens, the mean over channels, summed over tokens;
         ValueError as in `check`."""
-        self.check(views)
-        (view,) = views
-        mask = view.mask
-        assert mask is not None
+        view, mask = masked_view(views, "ijepa", keep=True)
         student = self.student["encoder"]
         context = student(view, only_kept(mask, view.padding)).x  # (R, K, D)
         prediction = self.predictor(context, mask, view.padding, student.frontend(view.modality).grid).float()  # (n, D)
-        target = self.target(view)  # (B, T, D)
-        row, place = mask.hidden.nonzero(as_tuple=True)  # (n,) each
-        wanted = target[row // (len(mask.hidden) // len(target)), place]  # (n, D)
-        count = mask.hidden.sum()
+        wanted = at(self.target(view), mask.hidden)  # (n, D)
         metrics = {
             "target_std": channel_std(wanted),
             "prediction_std": channel_std(prediction.detach()),
-            "hidden_share": count / mask.hidden.numel(),
+            "hidden_share": share_of(mask.hidden, None),
         }
-        return Loss(regression_loss(prediction, wanted, self.config.loss_beta, "mean"), count, metrics)
+        return Loss(regression_loss(prediction, wanted, self.config.loss_beta, "mean"), mask.hidden.sum(), metrics)
 
     @torch.no_grad()
     def target(self, view: View) -> Tensor:

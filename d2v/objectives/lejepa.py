@@ -5,9 +5,10 @@ B samples of this process, V views, P width of the projections, S directions.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
@@ -39,7 +40,7 @@ class Config:
 class LeJEPA(MultiView):
     """One encoder and projector for all views; local ones are smaller."""
 
-    def __init__(self, encoder: D2vModel, config: Config):
+    def __init__(self, encoder: D2vModel, config: Any):
         widths = [encoder.trunk.config.dim, config.hidden_dim, config.hidden_dim, config.out_dim]
         super().__init__(encoder, teacher=False, projector=projector(widths, bias=True))
         self.config = config
@@ -50,20 +51,21 @@ class LeJEPA(MultiView):
         check_global(self.config.global_views, len(views))
 
     def forward(self, views: list[View]) -> Loss:
-        """(1 - weight) invariance + weight SIGReg, the mean over views, times B, so that total / count is it."""
+        """(1 - weight) invariance + weight spread, times B, so that total / count is it."""
         self.check(views)
         config, device = self.config, next(self.parameters()).device
         rows = [z.float() for z in projections(self.student, views)]  # (B, P) each
         along = directions(config.out_dim, config.num_directions, generator_of_step(self.step, device, self.seed))
         apart = invariance(rows, config.global_views)
-        spread = torch.stack([sigreg(z, along) for z in rows]).mean()
+        spread, terms = self.spread(rows, along)
         count = torch.tensor(len(rows[0]), device=device)
-        metrics = {
-            "invariance": apart.detach(),
-            "sigreg": spread.detach(),
-            "prediction_spread": normalised_std(rows[0]),
-        }
+        metrics = {"invariance": apart.detach(), "prediction_spread": normalised_std(rows[0]), **terms}
         return Loss(count * ((1 - config.weight) * apart + config.weight * spread), count, metrics)
+
+    def spread(self, rows: list[Tensor], along: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """SIGReg of the rows of each view, (B, P), along (P, S): the mean over views, (), and what is logged of it."""
+        value = torch.stack([sigreg(z, along) for z in rows]).mean()
+        return value, {"sigreg": value.detach()}
 
 
 def build(encoder: D2vModel, config: Config) -> LeJEPA:

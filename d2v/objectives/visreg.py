@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from d2v.models.encoder import D2vModel
-from d2v.models.heads import projector
-from d2v.objectives.common.gaussian import center_scale_shape, check_global, directions, invariance
-from d2v.objectives.common.multi_view import MultiView, generator_of_step, projections
+from d2v.objectives import lejepa
+from d2v.objectives.common.gaussian import center_scale_shape
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import normalised_std
-from d2v.types import Loss, View
 
 
 @dataclass
@@ -46,36 +44,14 @@ class Config:
         check_fields(self, "objective")
 
 
-class VISReg(MultiView):
-    """One encoder and projector for all views; local ones are smaller."""
+class VISReg(lejepa.LeJEPA):
+    """LeJEPA with another measure of how rows are spread."""
 
-    def __init__(self, encoder: D2vModel, config: Config):
-        widths = [encoder.trunk.config.dim, config.hidden_dim, config.hidden_dim, config.out_dim]
-        super().__init__(encoder, teacher=False, projector=projector(widths, bias=True))
-        self.config = config
-
-    def check(self, views: list[View]) -> None:
-        """ValueError: fewer views than two, or than there are to be global ones."""
-        super().check(views)
-        check_global(self.config.global_views, len(views))
-
-    def forward(self, views: list[View]) -> Loss:
-        """(1 - weight) invariance + weight (centre + scale + shape), the mean over views.
-
-        Times B, so that total / count is it.
-        """
-        self.check(views)
-        config, device = self.config, next(self.parameters()).device
-        rows = [z.float() for z in projections(self.student, views)]  # (B, P) each
-        along = directions(config.out_dim, config.num_directions, generator_of_step(self.step, device, self.seed))
-        apart = invariance(rows, config.global_views)
+    def spread(self, rows: list[Tensor], along: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Centre + scale + shape of the rows of each view, (B, P), along (P, S): the mean over views, (), and each."""
         terms = torch.stack([torch.stack(center_scale_shape(z, along)) for z in rows]).mean(dim=0)  # (3,)
-        spread = terms.sum()
-        count = torch.tensor(len(rows[0]), device=device)
         names = ("center", "scale", "shape")
-        metrics = {name: value.detach() for name, value in zip(names, terms, strict=True)}
-        metrics |= {"invariance": apart.detach(), "prediction_spread": normalised_std(rows[0])}
-        return Loss(count * ((1 - config.weight) * apart + config.weight * spread), count, metrics)
+        return terms.sum(), {name: value.detach() for name, value in zip(names, terms, strict=True)}
 
 
 def build(encoder: D2vModel, config: Config) -> VISReg:

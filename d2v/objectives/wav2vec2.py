@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from d2v.models.encoder import D2vModel
-from d2v.objectives.common.codebooks import code_use
-from d2v.objectives.common.masked import check_others, masked_view, row_generators
+from d2v.objectives.common.codes import code_use
+from d2v.objectives.common.masked import check_others, masked_view, row_generators, share_of
 from d2v.objectives.common.objective import Objective, check_together
 from d2v.objectives.common.quantised import GumbelQuantiser, gumbel, mean_square, others, perplexity, similarities
 from d2v.settings import check_fields, setting
@@ -95,7 +95,7 @@ class Wav2Vec2(Objective):
             "accuracy": (logits.argmax(dim=1) == 0).float().mean(),
             "contrast": contrast.detach() / count.clamp(min=1),
             "feature_square": square.detach(),
-            "hidden_share": hidden.sum() / (hidden.numel() if view.padding is None else (~view.padding).sum()),
+            "hidden_share": share_of(hidden, view.padding),
         }
         return Loss(contrast + count * extra, count, metrics)
 

@@ -5,13 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from d2v.config.bases import merged, read_yaml
 from d2v.config.loading import differences
 from d2v.config.schema import OneModality
 from d2v.objectives.common.objective import Objective
-from d2v.settings import defaults_of
 from d2v.training.checkpoint import checkpoints_in
-from d2v.training.run_folder import CONFIG, EXPORT, LENGTH
+from d2v.training.run_folder import EXPORT, LENGTH, former
 from d2v.training.schedules import cosine_between, rate
 
 Paced = Callable[[int, Any], Any]  # something of step `step` (0 is the first) by a TrainConfig
@@ -19,8 +17,8 @@ Paced = Callable[[int, Any], Any]  # something of step `step` (0 is the first) b
 
 def changed_length(folder: Path, config: OneModality) -> list[str]:
     """What of the run's length is other than in the run that a folder holds, one "key: old -> new" each."""
-    former = _former(folder, config)
-    changed = differences(former, config.as_dict(), ("train",)) if former else []
+    before = former(folder, config)
+    changed = differences(before, config.as_dict(), ("train",)) if before else []
     return [one for one in changed if one.partition(":")[0] in LENGTH]
 
 
@@ -41,7 +39,7 @@ def check_length(
             f"train.steps is {train.steps}, but {folder} holds a run that has done {done} steps; "
             "give at least as many, or another run.dir"
         )
-    old = _former(folder, config)["train"]
+    old = former(folder, config)["train"]
     before = dataclasses.replace(train, **{name: old[name] for name in old if f"train.{name}" in LENGTH})
     paced: dict[str, Paced] = {
         f"the learning rate (train.schedule={train.schedule})": lambda step, train: rate(train, step, train.steps),
@@ -60,9 +58,3 @@ def check_length(
                 f"others in one of this length: {name} depends on it. To train its weights further: "
                 f"{setting}={weights}, and another run.dir"
             )
-
-
-def _former(folder: Path, config: OneModality) -> dict[str, Any]:
-    """The settings of the run in a folder; {}: there is none."""
-    path = folder / CONFIG
-    return merged(defaults_of(config), read_yaml(path)) if path.is_file() else {}

@@ -42,6 +42,12 @@ EXPORTED = {
 }
 
 
+def former(folder: Path, config: OneModality) -> dict[str, Any]:
+    """The settings of the run that a folder holds, with today's defaults below them; {}: there is none."""
+    path = folder / CONFIG
+    return merged(defaults_of(config), read_yaml(path)) if path.is_file() else {}
+
+
 def check_settings(folder: Path, config: OneModality, resume: str, sections: tuple[str, ...] = RESULT_SECTIONS) -> None:
     """A setting that did not exist when the run began had the value that is its default now.
 
@@ -49,11 +55,8 @@ def check_settings(folder: Path, config: OneModality, resume: str, sections: tup
 
     ValueError: the folder holds a run of another config, or checkpoints that run.resume=never forbids to use.
     """
-    path = folder / CONFIG
-    if path.is_file():
-        changed = differences(
-            merged(defaults_of(config), read_yaml(path)), config.as_dict(), sections, places_in(config)
-        )
+    if before := former(folder, config):
+        changed = differences(before, config.as_dict(), sections, places_in(config))
         changed = [one for one in changed if one.partition(":")[0] not in LENGTH]
         if changed:
             raise ValueError(

@@ -39,20 +39,24 @@ class DataCheck:
 
     def __call__(self, path: Any, splits: Iterable[ScoredSplit]) -> None:
         """Compares the samples of `path`, on the main process. ValueError, on all: they have changed, and may not."""
-        error = None
-        if self.accelerator.is_main_process:
+
+        def compare() -> None:
             self.marks = marks_of(path, splits)
-            error = self._error()
-        error = first_error(error)
-        if error is not None:
-            raise ValueError(error)
+            if error := self._error():
+                raise ValueError(error)
+
+        self._on_main(compare)
 
     def ask(self, check: Callable[[str], None]) -> None:
         """Has the fingerprint of the data checked, on the main process. ValueError, on all: as of `check`."""
+        self._on_main(lambda: check(self.marks["digest"]))
+
+    def _on_main(self, check: Callable[[], None]) -> None:
+        """Calls it on the main process. ValueError, on all processes: as there."""
         error = None
         if self.accelerator.is_main_process:
             try:
-                check(self.marks["digest"])
+                check()
             except ValueError as fault:
                 error = str(fault)
         error = first_error(error)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.objectives.common.codes import nearest
 from d2v.objectives.common.regression import NORMS
 from d2v.settings import check_fields, setting
 from d2v.training.distributed import all_sum
@@ -70,8 +71,7 @@ class Codebooks(nn.Module):
     def nearest(self, book: int, targets: Tensor) -> Tensor:
         """The code of one book that is nearest to each target: (n, D) -> (n,)."""
         codes = self.sums[book] / self.counts[book, :, None]  # (C, D)
-        with torch.autocast(targets.device.type, enabled=False):  # in bfloat16 one in twenty would be another
-            return (targets.float() @ codes.T - codes.square().sum(dim=1) / 2).argmax(dim=1)
+        return nearest(targets, codes)
 
     @torch.no_grad()
     def gather(self, book: int, targets: Tensor, chosen: Tensor) -> None:
@@ -86,21 +86,3 @@ class Codebooks(nn.Module):
         decay = torch.where(counts > 0, self.decay, 1.0)  # (L, C)
         self.counts.mul_(decay).add_((1 - decay) * counts)
         self.sums.mul_(decay[..., None]).add_((1 - decay[..., None]) * sums)
-
-
-@torch.no_grad()
-def code_use(chosen: list[Tensor], num_codes: int) -> dict[str, Tensor]:
-    """How the targets of all ranks use the codes, the mean over books: `chosen` are (n,) of each book.
-
-    `target_perplexity`: exp of the entropy of the codes' shares, C if all are used alike, 1 if one is.
-    `code_use`: the share of codes that some target has.
-    """
-    counts = torch.stack([torch.zeros(num_codes, device=one.device).index_add_(0, one, _ones(one)) for one in chosen])
-    counts = all_sum(counts)  # (L, C)
-    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    perplexity = torch.special.entr(shares).sum(dim=1).exp()  # (L,)
-    return {"target_perplexity": perplexity.mean(), "code_use": (counts > 0).float().mean()}
-
-
-def _ones(chosen: Tensor) -> Tensor:
-    return torch.ones_like(chosen, dtype=torch.float32)

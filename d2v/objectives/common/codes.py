@@ -1,6 +1,6 @@
 """Codes of tokens: what numbers they get, and how many of the codes are used.
 
-B samples, T tokens, n tokens in all, P numbers of a token, C codes.
+B samples, T tokens, n tokens in all, P numbers of a token, C codes, L codebooks.
 """
 
 from pathlib import Path
@@ -49,9 +49,14 @@ class NearestCenter(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Normalised tokens (n, P) -> numbers of their codes (n,), in float32."""
-        with torch.autocast(x.device.type, enabled=False):
-            centers = self.centers.float()
-            return (x.float() @ centers.T - centers.square().sum(dim=1) / 2).argmax(dim=1)
+        return nearest(x, self.centers.float())
+
+
+def nearest(x: Tensor, centers: Tensor) -> Tensor:
+    """Which of the centers (C, P) is nearest to each of (n, P), (n,): in float32, as in bfloat16 one in twenty would be
+    another."""
+    with torch.autocast(x.device.type, enabled=False):
+        return (x.float() @ centers.T - centers.square().sum(dim=1) / 2).argmax(dim=1)
 
 
 def save_centers(file: Path, centers: Tensor, about: dict[str, str]) -> None:
@@ -74,11 +79,32 @@ def load_centers(file: Path) -> tuple[Tensor, dict[str, str]]:
 
 
 @torch.no_grad()
-def code_use(codes: Tensor, num_codes: int) -> dict[str, Tensor]:
+def used_codes(codes: Tensor, num_codes: int) -> dict[str, Tensor]:
     """How the codes (n,) of all ranks use the C that there are.
 
     `codes_used`: how many some token has; `code_perplexity`: C if all are used alike, 1 if one is.
     """
-    counts = all_sum(torch.zeros(num_codes, device=codes.device).index_add_(0, codes, torch.ones_like(codes).float()))
-    shares = counts / counts.sum().clamp(min=1)
-    return {"codes_used": (counts > 0).sum().float(), "code_perplexity": torch.special.entr(shares).sum().exp()}
+    used, perplexity = uses([codes], num_codes)
+    return {"codes_used": used.float()[0], "code_perplexity": perplexity[0]}
+
+
+@torch.no_grad()
+def code_use(chosen: list[Tensor], num_codes: int) -> dict[str, Tensor]:
+    """How the targets of all ranks use the codes, the mean over codebooks: `chosen` are (n,) of each.
+
+    `target_perplexity`: exp of the entropy of the codes' shares, C if all are used alike, 1 if one is.
+    `code_use`: the share of codes that some target has.
+    """
+    used, perplexity = uses(chosen, num_codes)
+    return {"target_perplexity": perplexity.mean(), "code_use": (used / num_codes).mean()}
+
+
+def uses(chosen: list[Tensor], num_codes: int) -> tuple[Tensor, Tensor]:
+    """Of each codebook, with codes (n,): how many any rank uses, and the perplexity of their shares, (L,) each."""
+    counts = []
+    for codes in chosen:
+        ones = torch.ones_like(codes, dtype=torch.float32)
+        counts.append(torch.zeros(num_codes, device=codes.device).index_add_(0, codes, ones))
+    total = all_sum(torch.stack(counts))  # (L, C)
+    shares = total / total.sum(dim=1, keepdim=True).clamp(min=1)
+    return (total > 0).sum(dim=1), torch.special.entr(shares).sum(dim=1).exp()
