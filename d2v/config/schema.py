@@ -94,6 +94,10 @@ class TrainConfig:
                 f"train.warmup_steps is {self.warmup_steps}; it must lie between 0 and train.steps, {self.steps}"
             )
 
+    def samples(self) -> str:
+        """How many samples a step takes, for a person."""
+        return f"{self.batch_size} samples"
+
 
 @dataclass
 class RunConfig:

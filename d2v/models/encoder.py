@@ -218,6 +218,18 @@ def with_frontend(encoder: D2vModel, modality: str, settings: dict[str, Any]) ->
     return other.to(dtype=encoder.dtype).train(encoder.training)
 
 
+def of_modalities(encoder: D2vModel, names: list[str]) -> D2vModel:
+    """The encoder without the frontends of other modalities; all that it holds is the other's, no copy."""
+    part = copy.copy(encoder)
+    part._modules = dict(encoder._modules)
+    part.frontends = nn.ModuleDict({_key(name): encoder.frontend(name) for name in names})
+    part.config = copy.deepcopy(encoder.config)
+    part.config.frontends = {name: encoder.config.frontends[name] for name in names}
+    part.input_names = {name: encoder.input_names[name] for name in names}
+    part.main_input_name = encoder.frontend(names[0]).main_input
+    return part
+
+
 def _repeated(x: Tensor | None, num_rows: int) -> Tensor | None:
     """(B, ...) -> (N, ...), the M rows of a sample next to each other."""
     return x if x is None or len(x) == num_rows else x.repeat_interleave(num_rows // len(x), dim=0)

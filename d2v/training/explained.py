@@ -33,6 +33,7 @@ SIDES = {
 
 def explain(name: str) -> str:
     """The sentence of a metric such as student_knn, loss or accuracy; "" where there is none."""
+    name = name.rpartition("/")[2]  # of a joint run: its part is before it
     side, _, what = name.partition("_")
     if side in SIDES and what:
         of = "k-NN" if what == "knn" else what

@@ -97,8 +97,8 @@ def open_trackers(accelerator: Accelerator, config: OneModality) -> None:
     record_trackers(folder, before)
 
 
-def build_objective(config: Config, num_samples: int) -> Objective:
-    """A new objective with its encoder.
+def build_objective(config: Config, num_samples: int, family: str = "d2v.objectives") -> Objective:
+    """A new objective, of a family of plug-ins, with its encoder.
 
     One that remembers each sample has room for `num_samples`, if its settings name no number. ValueError: settings
     that contradict one another.
@@ -114,7 +114,7 @@ def build_objective(config: Config, num_samples: int) -> Objective:
             f"objective.num_samples is {remembered}, but the data has {num_samples} usable samples, each of which is "
             "remembered: 0 takes as many"
         )
-    objective = plugins.load("d2v.objectives", settings.name).build(encoder, settings)
+    objective = plugins.load(family, settings.name).build(encoder, settings)
     objective.seed = config.train.seed
     return objective
 

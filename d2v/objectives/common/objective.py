@@ -33,6 +33,12 @@ class Objective(nn.Module):
         check_prefixes(copied, self.student)
         self.copied = copied
 
+    def lend(self, student: nn.ModuleDict, teacher: nn.ModuleDict) -> None:
+        """From now on student and teacher are another objective's, which trains, moves and saves them: what remains
+        this one's is beside them."""
+        del self.student, self.teacher
+        self.__dict__ |= {"student": student, "teacher": teacher}
+
     def is_copied(self, name: str) -> bool:
         """Whether the teacher shares the student's parameter of this name."""
         return any(within(name, prefix) for prefix in self.copied)

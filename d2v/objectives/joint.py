@@ -1,0 +1,230 @@
+"""Several methods around one student and one EMA teacher, each with its own modality, weight and steps.
+
+`total` of a part is a sum over its predictions: what a step minimises is the sum over parts of the weight times the
+mean over predictions, so that a modality with more tokens does not weigh more.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2v.models.encoder import D2vModel, of_modalities
+from d2v.objectives.common.objective import Objective
+from d2v.settings import check_fields, setting
+from d2v.training.distributed import all_mean, all_sum
+from d2v.training.mixes import Mix, Together, Turns
+from d2v.training.schedules import linear_decay
+from d2v.types import Loss, View
+
+AUTO = "auto"
+BETWEEN = "+"  # of the two modalities of a part that compares them: image+text
+
+
+@dataclass
+class JointSettings:
+    """How parts are mixed and weighted, and the one teacher of all."""
+
+    name: str = setting("joint", "Which method.")
+    mix: str = setting(
+        "together", "together: a step trains every part; turns: one of them.", among=("together", "turns")
+    )
+    shares: Any = setting({}, "Of turns: steps of each part in a cycle, 1 where none are given.")
+    weights: Any = setting(
+        {},
+        "Of each part's mean loss, 1 where none is given; 0: it is not trained; auto: what makes the gradients of all "
+        "parts equally long in the trunk, measured before the first step.",
+    )
+    parts: Any = setting({}, "The method of each part, by the modality that it reads, or by two that it compares.")
+    measured_steps: int = setting(20, "Batches that auto measures.", least=1, limit=10_000, only={"weights": AUTO})
+    ema_decay: float = setting(
+        0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1, only={"ema_anneal_steps": True}
+    )
+    ema_end_decay: float = setting(0.9999, "The teacher's after ema_anneal_steps.", least=0, most=1)
+    ema_anneal_steps: int = setting(
+        30000, "Steps of the run, not of a part, from the first decay to the last.", least=0
+    )
+
+    def __post_init__(self):
+        """ValueError: a choice that does not exist, a number outside its bounds, or one that nothing reads."""
+        check_fields(self, "objective")
+        _check_numbers("shares", self.shares, int, "a whole number of at least 1", least=1)
+        if self.weights != AUTO:
+            _check_numbers("weights", self.weights, float, "a number of 0 or more", least=0)
+        if self.shares and self.mix != "turns":
+            raise ValueError(f"objective.shares is {self.shares}, which objective.mix={self.mix} does not read")
+
+
+def _check_numbers(name: str, values: Any, kind: type, allowed: str, *, least: float) -> None:
+    if not isinstance(values, dict):
+        auto = f", or {AUTO}" if name == "weights" else ""
+        raise ValueError(f"objective.{name} is {values!r}; it must name parts and their {name}{auto}")
+    for part, value in values.items():
+        numbers = (int,) if kind is int else (int, float)
+        if not isinstance(value, numbers) or isinstance(value, bool) or not least <= value < 1e6:
+            raise ValueError(f"objective.{name}.{part} is {value!r}; it must be {allowed}")
+
+
+class Joint(Objective):
+    """One student and one teacher, and the parts that read and train them."""
+
+    def __init__(self, encoder: D2vModel, parts: Mapping[str, Objective], config: JointSettings, seed: int):
+        """`parts` were built around encoders of their own, which go. ValueError: a weight or share of no part."""
+        heads = {
+            f"{name}_{key}": module
+            for name, part in parts.items()
+            for key, module in part.student.items()
+            if key != "encoder"
+        }
+        taught = [name for name, part in parts.items() if len(part.teacher)]
+        copied = dict.fromkeys(prefix for part in parts.values() for prefix in part.copied)
+        super().__init__(tuple(copied), teacher=bool(taught), encoder=encoder, **heads)
+        for key in heads:
+            if taught and not any(key.startswith(f"{name}_") for name in taught):
+                del self.teacher[key]
+        self.config, self.seed = config, seed
+        self.parts = nn.ModuleDict(parts)
+        for name, part in parts.items():
+            modalities = name.split(BETWEEN)
+            part.lend(
+                _side(self.student, name, modalities), _side(self.teacher if name in taught else None, name, modalities)
+            )
+        self.constant_rate = tuple(
+            f"parts.{name}.{prefix}" for name, part in parts.items() for prefix in part.constant_rate
+        )
+        auto = config.weights == AUTO
+        known = {} if auto else config.weights
+        for what, values in (("weights", known), ("shares", config.shares)):
+            for name in values:
+                if name not in parts:
+                    raise ValueError(
+                        f"objective.{what} names {name!r}, which is no part; the parts are {', '.join(parts)}"
+                    )
+        self.weights: Tensor  # (P,) float32, of each part's mean loss
+        self.register_buffer("weights", torch.tensor([float(known.get(name, 1)) for name in parts]))
+        on = {name: int(known.get(name, 1) > 0) for name in parts}
+        if not any(on.values()):
+            raise ValueError("objective.weights is 0 for every part: there is nothing to train")
+        shares = {name: int(config.shares.get(name, 1)) * on[name] for name in parts}
+        self.mix: Mix = Turns(shares, seed) if config.mix == "turns" else Together(on)
+        self.places = {name: place for place, name in enumerate(parts)}
+
+    def of_part(self, views: list[View]) -> dict[str, list[View]]:
+        """The views of each part, in the order in which parts come."""
+        found: dict[str, list[View]] = {}
+        for view in views:
+            found.setdefault(view.part, []).append(view)
+        return found
+
+    def forward(self, views: list[View]) -> Loss:
+        """The weighted sum of the parts' mean losses, over all processes; its count is 1."""
+        total: Tensor = torch.zeros((), device=self.weights.device)
+        metrics: dict[str, Tensor] = {}
+        for name, group in self.of_part(views).items():
+            loss = self.parts[name](group)
+            count = all_mean(loss.count.float()).clamp(min=1)
+            total = total + self.weights[self.places[name]] * (loss.total / count)
+            metrics[f"{name}/loss"] = all_sum(loss.total.detach().float()) / all_sum(loss.count.float())
+            metrics |= {f"{name}/{key}": value for key, value in loss.metrics.items()}
+        return Loss(total, torch.ones((), device=total.device), metrics)
+
+    def check(self, views: list[View]) -> None:
+        """ValueError: as of the parts."""
+        for name, group in self.of_part(views).items():
+            with names_of(name):
+                self.parts[name].check(group)
+
+    def check_masks(self, views: list[View]) -> None:
+        """ValueError: as of the parts."""
+        for name, group in self.of_part(views).items():
+            with names_of(name):
+                self.parts[name].check_masks(group)
+
+    def check_batch(self, batch_size: Any, parts: int) -> None:
+        """`batch_size`: by part. ValueError: as of the parts."""
+        for name, part in self.parts.items():
+            with names_of(name):
+                part.check_batch(batch_size[name], parts)
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Tells the parts of this step which of their own it is."""
+        super().begin_step(step, steps)
+        ends = self.mix.before(steps)
+        for name, own in self.mix.at(step).items():
+            self.parts[name].begin_step(own, ends[name])
+
+    def remembered(self) -> list[Tensor]:
+        """Of all parts."""
+        own = [*self.student.buffers(), *self.teacher.buffers()]
+        return [*own, *(x for part in self.parts.values() for x in part.remembered())]
+
+    def adjust_gradients(self, step: int, steps: int) -> None:
+        """Of the parts of this step."""
+        ends = self.mix.before(steps)
+        for name, own in self.mix.at(step).items():
+            self.parts[name].adjust_gradients(own, ends[name])
+
+    def ema_decay(self, step: int, steps: int) -> float:
+        """Linear from ema_decay to ema_end_decay over ema_anneal_steps, whatever was trained in them."""
+        return linear_decay(step, self.config.ema_decay, self.config.ema_end_decay, self.config.ema_anneal_steps)
+
+    def of_length(self, step: int, steps: int) -> tuple[float, ...]:
+        """Of the parts of this step, and the teacher's decay."""
+        found, ends = [self.ema_decay(step + 1, steps)], self.mix.before(steps)
+        for name, own in self.mix.at(step).items():
+            found += self.parts[name].of_length(own, ends[name])
+        return tuple(found)
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Within it steps may be tried: gradients, what parts remember and randomness are then as before."""
+        before = [x.clone() for x in self.remembered()]
+        device = self.weights.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+        self.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for x, old in zip(self.remembered(), before, strict=True):
+                x.copy_(old)
+
+    def trunk_norms(self, views: list[View]) -> dict[str, Tensor]:
+        """The length of the gradient of each part's mean loss in the trunk, (), over this process's rows alone."""
+        norms = {}
+        trunk = [p for p in self.student["encoder"].trunk.parameters() if p.requires_grad]
+        for name, group in self.of_part(views).items():
+            loss = self.parts[name](group)
+            mean = loss.total / loss.count.clamp(min=1)
+            gradients = torch.autograd.grad(mean, trunk, allow_unused=True)
+            norms[name] = torch.stack([g.float().norm() for g in gradients if g is not None]).norm()
+        return norms
+
+
+def _side(modules: nn.ModuleDict | None, name: str, modalities: list[str]) -> nn.ModuleDict:
+    """What a part sees of the student or the teacher: its encoder without other modalities' frontends, its heads."""
+    if modules is None or not len(modules):
+        return nn.ModuleDict()
+    encoder: Any = modules["encoder"]
+    heads = {key.removeprefix(f"{name}_"): module for key, module in modules.items() if key.startswith(f"{name}_")}
+    return nn.ModuleDict({"encoder": of_modalities(encoder, modalities), **heads})
+
+
+@contextmanager
+def names_of(part: str) -> Iterator[None]:
+    """Within it an error names settings as a joint config has them."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"part {part}: {renamed(str(error), part)}") from error
+
+
+def renamed(said: str, part: str) -> str:
+    """An error about the settings of one modality, as those of a part."""
+    names = {"data.": f"data.{part}.", "objective.": f"objective.parts.{part}.", "evaluate.": f"evaluate.{part}."}
+    names["train.batch_size"] = f"train.batch_size.{part}"
+    for name, own in names.items():
+        said = re.sub(rf"(?<![\w./]){re.escape(name)}(?!{re.escape(part)})", own.replace("\\", ""), said)
+    return said
