@@ -6,13 +6,16 @@ CONFIG names the modality and how the data is read; one of fine-tuning also open
 """
 
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 from d2v import plugins
 from d2v.config.cli import run_cli
 from d2v.config.find import find_config
-from d2v.config.loading import load_config, load_values
+from d2v.config.joint import load_parts
+from d2v.config.loading import load_values
 from d2v.finetuning.config import KINDS, load
+from d2v.objectives.joint import names_of
 from d2v.shown import printable
 from d2v.training.pretraining import advice, uses_of_splits
 
@@ -29,12 +32,13 @@ def main(argv: list[str]) -> None:
 
 def _unlabelled(argv: list[str], folder: Path) -> None:
     """What pretraining would read."""
-    config = load_config(find_config(argv[0]), argv[1:])
-    modality = plugins.load("d2v.modalities", config.modality)
-    modality.prepare(config.data, config.frontend, folder, config.train.seed)
-    samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
-    lines = [*samples.report.lines(), uses_of_splits(config, samples.report.splits), *advice(samples.report)]
-    print("\n".join(lines))
+    for part, config in load_parts(find_config(argv[0]), argv[1:]).items():
+        modality = plugins.load("d2v.modalities", config.modality)
+        with names_of(part) if part else nullcontext():
+            modality.prepare(config.data, config.frontend, folder, config.train.seed)
+            samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
+        lines = [*samples.report.lines(), uses_of_splits(config, samples.report.splits), *advice(samples.report)]
+        print("\n".join([*([f"{part}:"] if part else []), *lines]))
 
 
 def _labelled(argv: list[str], folder: Path) -> None:

@@ -5,7 +5,7 @@ d2v embed CONFIG model=PATH data.path=FOLDER out=features.parquet [embed.layers=
 `model` is a run's folder, its export/ or one of its checkpoints, a folder of transformers or a name on the Hub; it
 brings its size and how it was fed. CONFIG names the modality and how its data is found. Columns are id (the path below
 data.path, or split and row) and features. Parts are kept in out.parts/ until the end: the same command goes on from
-them, and makes those again whose files have changed since. Samples that cannot be read are left out, counted and named.
+them, and makes those again whose files have changed since. Samples that cannot be read are left out, counted and named. Of a joint run part=NAME says which part is meant.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import torch
 
 from d2v import plugins
 from d2v.config.cli import run_cli, take_arguments
-from d2v.config.loading import load_config
+from d2v.config.joint import load_parts
 from d2v.evaluation.embedding import embed_all, fingerprint
 from d2v.evaluation.feature_table import Shards
 from d2v.evaluation.load_encoder import open_model
@@ -29,10 +29,13 @@ from d2v.split_names import uses
 
 def main(argv: list[str]) -> None:
     """`argv`: CONFIG model=PATH out=FILE [key=value ...]. ValueError: whatever the user can mend."""
-    given, rest = take_arguments(argv, "model", "out")
-    if not rest or "=" in rest[0] or not all(given.values()):
+    given, rest = take_arguments(argv, "model", "out", "part")
+    if not rest or "=" in rest[0] or not (given["model"] and given["out"]):
         raise ValueError("usage: d2v embed CONFIG model=PATH data.path=FOLDER out=FILE.parquet [key=value ...]")
-    config, out = load_config(rest[0], rest[1:]), Path(given["out"])
+    configs, out = load_parts(rest[0], rest[1:], given["part"]), Path(given["out"])
+    if len(configs) > 1:
+        raise ValueError(f"{rest[0]} has several parts: give part=NAME of {', '.join(configs)}")
+    (config,) = configs.values()
     check_new(out, config.run.overwrite)
     modality = plugins.load("d2v.modalities", config.modality)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,7 +13,7 @@ from d2v import plugins
 from d2v.config.checks import check_keys
 from d2v.config.find import find_config
 from d2v.config.given import given
-from d2v.config.loading import load_values, typed
+from d2v.config.loading import load_config, load_values, typed
 from d2v.config.schema import SECTIONS, Config, ModelConfig, OneModality, RunConfig, TrainConfig
 from d2v.config.written import read, section_of
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
@@ -91,7 +91,7 @@ class JointConfig:
             evaluate=self.evaluate[part],
             embed=self.embed,
         )
-        config.given = _given_of(part, self.given)
+        config.given, config.part = _given_of(part, self.given), part
         return config
 
     def as_dict(self) -> dict:
@@ -114,6 +114,21 @@ def load_joint(path: str | Path, overrides: list[str] | None = None) -> JointCon
     config = joint_from_dict(load_values(path, overrides), str(path))
     config.given = given(path, overrides or [])
     return config
+
+
+def load_parts(path: str | Path, overrides: list[str], part: str = "") -> dict[str, Config]:
+    """The settings of each part of a joint run, or of the one asked for; of another run under "".
+
+    ValueError: as load_joint, or no such part.
+    """
+    if not is_joint(load_values(path, overrides)):
+        if part:
+            raise ValueError(f"part is {part!r}, but {path} is no joint run, which alone has parts: leave it out")
+        return {"": load_config(path, overrides)}
+    config = load_joint(path, overrides)
+    if part and part not in config.data:
+        raise ValueError(f"part is {part!r}; the parts of {path} are {', '.join(config.data)}")
+    return {name: config.of(name) for name in config.data if part in ("", name)}
 
 
 def joint_from_dict(values: dict, path: str = "config.yaml") -> JointConfig:
@@ -223,9 +238,10 @@ def _check_part(part: str, config: Config) -> None:
         check_readers(sections)
     for one in dataclasses.fields(config.objective):
         if one.name.startswith("ema_") and getattr(config.objective, one.name) != one.default:
+            value = getattr(config.objective, one.name)
             raise ValueError(
-                f"objective.parts.{part}.{one.name} is {getattr(config.objective, one.name)}, and nothing reads it: one "
-                "teacher serves all parts, and its decay is objective.ema_decay, ema_end_decay and ema_anneal_steps"
+                f"objective.parts.{part}.{one.name} is {value}, and nothing reads it: one teacher serves all parts, "
+                "and its decay is objective.ema_decay, ema_end_decay and ema_anneal_steps"
             )
 
 

@@ -145,6 +145,7 @@ class OneModality:
     model: ModelConfig
     run: RunConfig
     given: Mapping[str, str] = MappingProxyType({})  # no setting: where settings were given, see d2v/config/given.py
+    part = ""  # no setting: of which part of a joint run these are, see d2v/config/joint.py
 
     @property
     def modality(self) -> str:

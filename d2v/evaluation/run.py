@@ -238,7 +238,17 @@ def result_file(model: str, config: Config, in_run: bool) -> Path:
     place = path.resolve().parent if path.exists() else Path()
     if (place / "pretraining.yaml").is_file():
         place, called = place.parent, f"{place.name}_{called}"
-    name = "_".join([called, f"layer-{config.evaluate.layer}", *config.evaluate.reports]) + ".json"
+    name = (
+        "_".join(
+            [
+                *([config.part] if config.part else []),
+                called,
+                f"layer-{config.evaluate.layer}",
+                *config.evaluate.reports,
+            ]
+        )
+        + ".json"
+    )
     if in_run:
         return Path(config.run.dir) / "evaluation" / name
     if is_checkpoint(path):

@@ -45,6 +45,6 @@ class JointHealth:
         return {name: check.judge(of_name(records, name)) for name, check in self.checks.items()}
 
     def better(self, records: list[dict]) -> str:
-        """Which of "student" and "teacher" is the better one for more modalities; the teacher where they are as many."""
+        """Which of "student" and "teacher" is better for more modalities; the teacher where they are as many."""
         students = sum(better(of_name(records, name)) == "student" for name in self.names)
         return "student" if 2 * students > len(self.names) else "teacher"
