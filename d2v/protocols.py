@@ -134,6 +134,7 @@ class Samples(Protocol):
     """The usable samples of a split, read as a model reads them in evaluation."""
 
     ids: list[str]
+    rows: np.ndarray  # (n,) which row of the data each is
     lengths: np.ndarray | None  # (n,) in any unit, to batch similar ones together; None: all are of one length
     classes: list[str] | None  # names of integer labels, if the source knows them
     raw_name: str  # what `raw` is, for a table

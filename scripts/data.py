@@ -15,7 +15,7 @@ from d2v.config.find import find_config
 from d2v.config.joint import load_parts
 from d2v.config.loading import load_values
 from d2v.finetuning.config import KINDS, load
-from d2v.objectives.joint import names_of
+from d2v.objectives.common.parts import names_of
 from d2v.shown import printable
 from d2v.training.pretraining import advice, uses_of_splits
 

@@ -5,7 +5,8 @@ d2v embed CONFIG model=PATH data.path=FOLDER out=features.parquet [embed.layers=
 `model` is a run's folder, its export/ or one of its checkpoints, a folder of transformers or a name on the Hub; it
 brings its size and how it was fed. CONFIG names the modality and how its data is found. Columns are id (the path below
 data.path, or split and row) and features. Parts are kept in out.parts/ until the end: the same command goes on from
-them, and makes those again whose files have changed since. Samples that cannot be read are left out, counted and named. Of a joint run part=NAME says which part is meant.
+them, and makes those again whose files have changed since. Samples that cannot be read are left out, counted and
+named. Of a joint run part=NAME says which part is meant.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ from d2v.config.cli import run_cli, take_arguments
 from d2v.config.joint import load_parts
 from d2v.config.written import in_home
 from d2v.evaluation.run import evaluate
-from d2v.objectives.joint import names_of
+from d2v.objectives.common.parts import names_of
 
 
 def main(argv: list[str]) -> dict[str, Any]:

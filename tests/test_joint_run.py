@@ -215,11 +215,10 @@ def test_a_run_that_goes_on_ends_as_if_nothing_had_been(mix, tmp_path):
     tiny.assert_same(last(tmp_path / "cut"), last(tmp_path / "whole"))
 
 
-SGD = ("train.optimizer=sgd", "train.lr=0.01", "train.steps=4")
+SGD = ("train.optimizer=sgd", "train.lr=0.01", "train.schedule=constant", "train.steps=4")
 RUNS = {
     "together": ("objective.weights.text=0.5",),
     "turns": ("objective.mix=turns", "objective.shares.text=2"),
-    "accumulated": ("train.accumulate=2",),
     "auto": ("objective.weights=auto", "objective.measured_steps=2"),
 }
 
@@ -236,16 +235,12 @@ def two_processes(root: Path) -> None:
 
 
 def test_two_processes_are_one(tmp_path):
-    """Four runs, and one of turns that goes on in the middle of a cycle."""
+    """Three runs, and one of turns that goes on in the middle of a cycle."""
     for name in RUNS:
         config_of(tmp_path / f"one_{name}")
     processes = tiny.start(two_processes, tmp_path, world=2)
     for name, more in RUNS.items():
-        pretrain_joint(
-            load_joint(
-                tmp_path / f"one_{name}.yaml", [*SGD, *more, "train.accumulate=1" if name == "auto" else more[0]]
-            )
-        )
+        pretrain_joint(load_joint(tmp_path / f"one_{name}.yaml", [*SGD, *more]))
     pretrain_joint(load_joint(tmp_path / "one_turns.yaml", [*SGD, *RUNS["turns"], "train.steps=6"]))
     assert tiny.wait(processes) == [0, 0]
     for name in RUNS:

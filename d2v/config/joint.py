@@ -18,7 +18,7 @@ from d2v.config.schema import SECTIONS, Config, ModelConfig, OneModality, RunCon
 from d2v.config.written import read, section_of
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
 from d2v.models.transformer import TrunkConfig
-from d2v.objectives.joint import BETWEEN, JointSettings, names_of
+from d2v.objectives.common.parts import BETWEEN, JointSettings, names_of
 from d2v.settings import check_readers, setting, shortened
 
 

@@ -59,7 +59,7 @@ class D2vModel(D2vPreTrainedModel):
         self.input_names = {}
         for name, fields in config.frontends.items():
             frontend = _frontend(name, fields, trunk)
-            self.frontends[_key(name)] = frontend
+            self.frontends[key_of(name)] = frontend
             self.input_names[name] = tuple(inspect.signature(frontend.embed).parameters)
         self.trunk = Trunk(trunk)
         self.set_attn_implementation(self.config._attn_implementation)
@@ -79,9 +79,9 @@ class D2vModel(D2vPreTrainedModel):
 
     def frontend(self, modality: str) -> Any:
         """The frontend of a modality, a module that is a d2v.protocols.Frontend. ValueError: this model has none."""
-        if _key(modality) not in self.frontends:
+        if key_of(modality) not in self.frontends:
             raise ValueError(f"this model reads {', '.join(self.config.frontends)}, not {modality!r}")
-        return self.frontends[_key(modality)]
+        return self.frontends[key_of(modality)]
 
     def view(self, first: View | Tensor | None = None, /, **inputs: Tensor | None) -> View:
         """The View of raw inputs given by Hugging Face's names, or of one tensor without a name; a View stays as it is.
@@ -222,7 +222,7 @@ def of_modalities(encoder: D2vModel, names: list[str]) -> D2vModel:
     """The encoder without the frontends of other modalities; all that it holds is the other's, no copy."""
     part = copy.copy(encoder)
     part._modules = dict(encoder._modules)
-    part.frontends = nn.ModuleDict({_key(name): encoder.frontend(name) for name in names})
+    part.frontends = nn.ModuleDict({key_of(name): encoder.frontend(name) for name in names})
     part.config = copy.deepcopy(encoder.config)
     part.config.frontends = {name: encoder.config.frontends[name] for name in names}
     part.input_names = {name: encoder.input_names[name] for name in names}
@@ -256,7 +256,7 @@ def _frontend(name: str, fields: dict, trunk: TrunkConfig) -> Any:
     return frontend
 
 
-def _key(modality: str) -> str:
+def key_of(modality: str) -> str:
     """The name of a frontend in a state dict: the last part of its modality's, as a dot would split the key."""
     return modality.rpartition(".")[2]
 

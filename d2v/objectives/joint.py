@@ -4,69 +4,20 @@
 mean over predictions, so that a modality with more tokens does not weigh more.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from d2v.models.encoder import D2vModel, of_modalities
+from d2v.models.encoder import D2vModel
 from d2v.objectives.common.objective import Objective
-from d2v.settings import check_fields, setting
+from d2v.objectives.common.parts import AUTO, BETWEEN, JointSettings, names_of, seen_by
 from d2v.training.distributed import all_mean, all_sum
 from d2v.training.mixes import Mix, Together, Turns
 from d2v.training.schedules import linear_decay
 from d2v.types import Loss, View
-
-AUTO = "auto"
-BETWEEN = "+"  # of the two modalities of a part that compares them: image+text
-
-
-@dataclass
-class JointSettings:
-    """How parts are mixed and weighted, and the one teacher of all."""
-
-    name: str = setting("joint", "Which method.")
-    mix: str = setting(
-        "together", "together: a step trains every part; turns: one of them.", among=("together", "turns")
-    )
-    shares: Any = setting({}, "Of turns: steps of each part in a cycle, 1 where none are given.")
-    weights: Any = setting(
-        {},
-        "Of each part's mean loss, 1 where none is given; 0: it is not trained; auto: what makes the gradients of all "
-        "parts equally long in the trunk, measured before the first step.",
-    )
-    parts: Any = setting({}, "The method of each part, by the modality that it reads, or by two that it compares.")
-    measured_steps: int = setting(20, "Batches that auto measures.", least=1, limit=10_000, only={"weights": AUTO})
-    ema_decay: float = setting(
-        0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1, only={"ema_anneal_steps": True}
-    )
-    ema_end_decay: float = setting(0.9999, "The teacher's after ema_anneal_steps.", least=0, most=1)
-    ema_anneal_steps: int = setting(
-        30000, "Steps of the run, not of a part, from the first decay to the last.", least=0
-    )
-
-    def __post_init__(self):
-        """ValueError: a choice that does not exist, a number outside its bounds, or one that nothing reads."""
-        check_fields(self, "objective")
-        _check_numbers("shares", self.shares, int, "a whole number of at least 1", least=1)
-        if self.weights != AUTO:
-            _check_numbers("weights", self.weights, float, "a number of 0 or more", least=0)
-        if self.shares and self.mix != "turns":
-            raise ValueError(f"objective.shares is {self.shares}, which objective.mix={self.mix} does not read")
-
-
-def _check_numbers(name: str, values: Any, kind: type, allowed: str, *, least: float) -> None:
-    if not isinstance(values, dict):
-        auto = f", or {AUTO}" if name == "weights" else ""
-        raise ValueError(f"objective.{name} is {values!r}; it must name parts and their {name}{auto}")
-    for part, value in values.items():
-        numbers = (int,) if kind is int else (int, float)
-        if not isinstance(value, numbers) or isinstance(value, bool) or not least <= value < 1e6:
-            raise ValueError(f"objective.{name}.{part} is {value!r}; it must be {allowed}")
 
 
 class Joint(Objective):
@@ -91,7 +42,8 @@ class Joint(Objective):
         for name, part in parts.items():
             modalities = name.split(BETWEEN)
             part.lend(
-                _side(self.student, name, modalities), _side(self.teacher if name in taught else None, name, modalities)
+                seen_by(self.student, name, modalities),
+                seen_by(self.teacher if name in taught else None, name, modalities),
             )
         self.constant_rate = tuple(
             f"parts.{name}.{prefix}" for name, part in parts.items() for prefix in part.constant_rate
@@ -121,7 +73,10 @@ class Joint(Objective):
         return found
 
     def forward(self, views: list[View]) -> Loss:
-        """The weighted sum of the parts' mean losses, over all processes; its count is 1."""
+        """The weighted sum of the parts' mean losses, over all processes; its count is 1.
+
+        Of several micro-batches each has its own means, and the step takes their mean.
+        """
         total: Tensor = torch.zeros((), device=self.weights.device)
         metrics: dict[str, Tensor] = {}
         for name, group in self.of_part(views).items():
@@ -191,6 +146,12 @@ class Joint(Objective):
             for x, old in zip(self.remembered(), before, strict=True):
                 x.copy_(old)
 
+    def diagnose(self, views: list[View]) -> dict[str, Tensor]:
+        """How hard each part pulls the trunk: the length of its gradient there, times its weight."""
+        with self.untouched():
+            norms = self.trunk_norms(views)
+        return {f"{name}/trunk_norm": self.weights[self.places[name]] * norm for name, norm in norms.items()}
+
     def trunk_norms(self, views: list[View]) -> dict[str, Tensor]:
         """The length of the gradient of each part's mean loss in the trunk, (), over this process's rows alone."""
         norms = {}
@@ -201,30 +162,3 @@ class Joint(Objective):
             gradients = torch.autograd.grad(mean, trunk, allow_unused=True)
             norms[name] = torch.stack([g.float().norm() for g in gradients if g is not None]).norm()
         return norms
-
-
-def _side(modules: nn.ModuleDict | None, name: str, modalities: list[str]) -> nn.ModuleDict:
-    """What a part sees of the student or the teacher: its encoder without other modalities' frontends, its heads."""
-    if modules is None or not len(modules):
-        return nn.ModuleDict()
-    encoder: Any = modules["encoder"]
-    heads = {key.removeprefix(f"{name}_"): module for key, module in modules.items() if key.startswith(f"{name}_")}
-    return nn.ModuleDict({"encoder": of_modalities(encoder, modalities), **heads})
-
-
-@contextmanager
-def names_of(part: str) -> Iterator[None]:
-    """Within it an error names settings as a joint config has them."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"part {part}: {renamed(str(error), part)}") from error
-
-
-def renamed(said: str, part: str) -> str:
-    """An error about the settings of one modality, as those of a part."""
-    names = {"data.": f"data.{part}.", "objective.": f"objective.parts.{part}.", "evaluate.": f"evaluate.{part}."}
-    names["train.batch_size"] = f"train.batch_size.{part}"
-    for name, own in names.items():
-        said = re.sub(rf"(?<![\w./]){re.escape(name)}(?!{re.escape(part)})", own.replace("\\", ""), said)
-    return said

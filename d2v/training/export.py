@@ -72,7 +72,7 @@ def measured(records: list[dict]) -> list[tuple[str, str, str]]:
     for name in sorted(last):
         if name.rpartition("/")[2].startswith(("student", "teacher", "local")):
             rows.append((name, _number(init.get(name)), _number(last[name])))
-    for name in ("loss", "target_std", "prediction_std", "hidden_share", "grad_norm"):
+    for name in ("loss", "target_std", "prediction_std", "hidden_share", "trunk_norm", "grad_norm"):
         for key in sorted(key for key in last if key.rpartition("/")[2] == name):
             rows.append((key, "", _number(last[key])))
     return rows

@@ -16,7 +16,8 @@ from d2v.config.written import dumped
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.objectives.common.objective import Objective
-from d2v.objectives.joint import AUTO, BETWEEN, Joint, names_of
+from d2v.objectives.common.parts import AUTO, BETWEEN, names_of
+from d2v.objectives.joint import Joint
 from d2v.protocols import Batches, ScoredSplit
 from d2v.reading import Limit, Reader
 from d2v.shown import printable
@@ -154,14 +155,15 @@ def _prepare(config: JointConfig, folder: Path) -> None:
     done = set()
     for part in sorted(config.data, key=lambda part: BETWEEN in part):
         for name in part.split(BETWEEN):
-            data = config.data[part] if BETWEEN not in part else plugins.pairs().side_of(config.data[part], name)
             if name in done:
                 continue
             done.add(name)
+            modality, frontend = plugins.load("d2v.modalities", name), config.model.frontends[name]
             with names_of(part):
-                plugins.load("d2v.modalities", name).prepare(
-                    data, config.model.frontends[name], folder, config.train.seed
-                )
+                if BETWEEN in part:
+                    modality.Plain.prepare(plugins.pairs().side_of(config.data[part], name), frontend, folder)
+                else:
+                    modality.prepare(config.data[part], frontend, folder, config.train.seed)
 
 
 def _open(config: JointConfig, part: str, accelerator: Accelerator) -> Part:

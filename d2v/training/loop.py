@@ -23,7 +23,7 @@ from d2v.protocols import Batches
 from d2v.training import checkpoint
 from d2v.training.collapse import singular_values
 from d2v.training.curves import plot_curves, plot_spectrum
-from d2v.training.distributed import all_sum
+from d2v.training.distributed import all_sum, mean_of_metrics
 from d2v.training.forecast import Forecast
 from d2v.training.health import HealthCheck
 from d2v.training.online_probe import OnlineProbe
@@ -91,6 +91,7 @@ class Loop:
         self.verdict = Verdict("too early", "no step yet")
         self.was_finished = False  # when it was called
         self.waited = 0.0  # seconds that the last step waited for data
+        self.views: list[View] = []  # of the last micro-batch
 
     def __call__(self) -> Verdict:
         """Trains from where the run folder stands to train.steps.
@@ -155,6 +156,9 @@ class Loop:
             self._run_probe()
         if step % self._every(self.run.health_every) == 0 or last_step:
             self._check_health()
+            found = mean_of_metrics(self.objective.diagnose(self.views))
+            if found:
+                self.history.add({"step": step, **{name: value.item() for name, value in found.items()}})
             return self.run.stop_on_collapse and self._collapsed()
         return False
 
@@ -187,6 +191,7 @@ class Loop:
         self.waited = 0.0
         for micro in range(train.accumulate):
             views, names, waited = next(batches)
+            self.views = views
             ids += names
             self.waited += waited
             last = micro == train.accumulate - 1

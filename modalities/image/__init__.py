@@ -1,6 +1,6 @@
 """Images: patches of pixels, hidden in blocks, or views of the same image."""
 
-from d2v.modalities.image.batches import batches
+from d2v.modalities.image.batches import Plain, batches
 from d2v.modalities.image.config import DataConfig, LabelledConfig
 from d2v.modalities.image.frontend import Frontend, FrontendConfig
 from d2v.modalities.image.labelled import labelled_task
@@ -16,6 +16,7 @@ __all__ = [
     "Frontend",
     "FrontendConfig",
     "LabelledConfig",
+    "Plain",
     "Samples",
     "batches",
     "inherit",

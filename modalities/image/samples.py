@@ -99,27 +99,27 @@ class Samples:
         self.report = Report(
             "image", found=len(dataset), usable=0, notes=sources.notes(dataset), splits=sources.splits(dataset)
         )
-        self._rows = np.flatnonzero(self._scan(ids))
-        self.ids = [ids[row] for row in self._rows]
-        self.report.usable = len(self._rows)
+        self.rows = np.flatnonzero(self._scan(ids))
+        self.ids = [ids[row] for row in self.rows]
+        self.report.usable = len(self.rows)
         if config.label in dataset.column_names:
             self.report.count_classes(self.column(config.label), self.classes, config.label)
         if rows is None:
             self.report.check(config.max_bad_share, config.path)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def image(self, index: int) -> Any:
         """The decoded image of a usable sample: PIL, or a tensor (C, H, W). UnreadableError: it is damaged."""
         try:
-            return augment.decode(self._source(int(self._rows[index])), self.frontend.channels)
+            return augment.decode(self._source(int(self.rows[index])), self.frontend.channels)
         except augment.UNREADABLE as error:
             raise UnreadableError(_reason(error)) from error
 
     def column(self, name: str) -> np.ndarray:
         """Values of a data column per usable sample, None for missing ones. ValueError: there is none of that name."""
-        return tables.cells(self._dataset, name, self._rows)
+        return tables.cells(self._dataset, name, self.rows)
 
     def view(self, indices: Iterable[int]) -> View:
         """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S).
@@ -146,7 +146,7 @@ class Samples:
                     f"{self.config.path}; give the folder that holds all images, or a table there"
                 )
             place = (Path(folder) / name).with_suffix(".png")
-            source = self._source(int(self._rows[index]))
+            source = self._source(int(self.rows[index]))
             if isinstance(source, Path) and place.exists() and place.samefile(source):
                 raise ValueError(f"evaluate.masks {folder}: {place} is the image itself, and no mask of it")
             mask = augment.decode_mask(place, augment.size(self.image(index)))

@@ -94,10 +94,10 @@ class Samples:
         self.report = Report(
             "audio", found=len(dataset), usable=0, notes=sources.notes(dataset), splits=sources.splits(dataset)
         )
-        self._rows, self.lengths = self._scan(ids)  # (N,) each
+        self.rows, self.lengths = self._scan(ids)  # (N,) each
         self.cut = self.lengths > self._longest
-        self.ids = [ids[row] for row in self._rows]
-        self.report.usable = len(self._rows)
+        self.ids = [ids[row] for row in self.rows]
+        self.report.usable = len(self.rows)
         if len(self.lengths):
             self.report.sizes, self.report.advice = self._sizes()
         self.report.amount = f"{self.lengths.sum() / self.rate / 3600:.2f} hours"
@@ -107,7 +107,7 @@ class Samples:
             self.report.check(config.max_bad_share, config.path)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def clip(self, index: int) -> np.ndarray | audio.Long:
         """A usable clip as `wave` gives it; one that is long by slices, which alone are decoded.
@@ -116,7 +116,7 @@ class Samples:
         """
         if self.lengths[index] <= LONG * self._longest:
             return self.wave(index)
-        row = int(self._rows[index])
+        row = int(self.rows[index])
         if row not in self._found:
             self._found[row] = audio.survey(self._source(row), self.rate, self._part(row))
         return audio.Long(self._source(row), self.rate, self._found[row], normalised=self.config.normalize)
@@ -125,7 +125,7 @@ class Samples:
         """A usable clip, whole, normalised if asked for, (S,) float32. UnreadableError: it can no longer be read."""
         if self.lengths[index] > LONG * self._longest:
             return self.clip(index)[:]
-        row = int(self._rows[index])
+        row = int(self.rows[index])
         wave = None if self._cache is None else self._cache.get(row)
         if wave is None:
             wave = audio.decode(self._source(row), self.rate, self._part(row))
@@ -141,8 +141,8 @@ class Samples:
         ValueError: no such column.
         """
         if empty is None:
-            return tables.cells(self._dataset, name, self._rows)
-        return tables.values(self._dataset, name, self._rows, self.ids, empty=empty)
+            return tables.cells(self._dataset, name, self.rows)
+        return tables.values(self._dataset, name, self.rows, self.ids, empty=empty)
 
     def view(self, indices: Iterable[int]) -> View:
         """Whole clips, unmasked; those above max_seconds keep their middle; input_values (B, S)."""

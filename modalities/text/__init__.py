@@ -1,6 +1,6 @@
 """Text: byte-pair tokens and learned positions; blocks of whole lines; span masks."""
 
-from d2v.modalities.text.batches import batches
+from d2v.modalities.text.batches import Plain, batches
 from d2v.modalities.text.config import DataConfig, LabelledConfig
 from d2v.modalities.text.frontend import Frontend, FrontendConfig
 from d2v.modalities.text.labelled import labelled_task
@@ -16,6 +16,7 @@ __all__ = [
     "Frontend",
     "FrontendConfig",
     "LabelledConfig",
+    "Plain",
     "Samples",
     "batches",
     "inherit",

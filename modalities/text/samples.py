@@ -52,6 +52,7 @@ class Samples:
         self._column = corpora.text_column(self.dataset, config.path, config.text)
         self.corpus = corpora.tokenize(self.dataset, self._column, tokenizer)
         self.ordinary = np.array(tokenizers.ordinary_ids(tokenizer))
+        self.rows = self.corpus.rows
         every_id = tables.identifiers(self.dataset, config.path, split, first)
         self.ids = [every_id[row] for row in self.corpus.rows]
         self.report = corpora.report(self.corpus, self.dataset, every_id, config.label)

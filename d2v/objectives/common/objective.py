@@ -88,6 +88,10 @@ class Objective(nn.Module):
         """The loss of one batch of views."""
         raise NotImplementedError
 
+    def diagnose(self, views: list[View]) -> dict[str, Tensor]:
+        """What else there is to know of a step with these views, at each health check; nothing is changed by it."""
+        return {}
+
     def ema_decay(self, step: int, steps: int) -> float:
         """Decay of the teacher after optimizer step `step` (1 is the first) of `steps`.
 
