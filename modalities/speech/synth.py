@@ -65,7 +65,7 @@ def rows(
         {"audio": audio, "label": datasets.ClassLabel(names=list(words)), "text": string, "speaker": string}
     )
     columns = {
-        "audio": [{"bytes": _wav(wave), "path": None} for wave in waves],
+        "audio": [{"bytes": wav(wave), "path": None} for wave in waves],
         "label": list(labels),
         "text": [words[label] for label in labels],
         "speaker": list(speakers),
@@ -81,13 +81,7 @@ def say(word: str, pitch: float, scale: float, generator: np.random.Generator) -
     count = len(word)
     num_frames = int(generator.uniform(0.4, 0.8) * RATE * count / 2) // FRAME
     time = np.linspace(0, 1, num_frames * FRAME)
-    jitter = 1 + 0.01 * np.cumsum(generator.normal(size=len(time))) / np.sqrt(len(time))
-    height = pitch * generator.uniform(0.92, 1.08)
-    glide = 1 + generator.uniform(-0.15, 0.15) * time
-    phase = np.cumsum(height * glide * jitter / RATE)
-    pulses = np.diff(np.floor(phase), prepend=0) + 0.03 * generator.normal(size=len(time))  # and a little breath
-    glottis = lfilter([1], [1, -1.9, 0.9025], pulses)  # -12 dB per octave
-    source = np.diff(glottis, prepend=0)  # +6 at the lips
+    source = voiced(pitch, time, generator)
     borders = [generator.uniform((number + 0.8) / count, (number + 1.2) / count) for number in range(count - 1)]
     width = generator.uniform(0.03, 0.06) * 2 / count
     vowels = [np.array(VOWELS[vowel]) * scale * generator.uniform(0.93, 1.07, size=3) for vowel in word]
@@ -95,14 +89,33 @@ def say(word: str, pitch: float, scale: float, generator: np.random.Generator) -
     for border, vowel in zip(borders, vowels[1:], strict=True):
         mix = 1 / (1 + np.exp(-(place - border) / width))  # 0 before, 1 at the next vowel
         formants = (1 - mix) * formants + mix * vowel  # (frames, 3)
-    wave = _filter(source, formants) * np.minimum(1, np.minimum(time, 1 - time) * 12)
+    wave = filtered(source, formants) * np.minimum(1, np.minimum(time, 1 - time) * 12)
+    return recorded(wave, generator)
+
+
+def voiced(pitch: float, time: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """What the glottis and the lips make of a pitch in Hz that trembles and glides, (S,).
+
+    `time`: 0 to 1, from the first sample to the last.
+    """
+    jitter = 1 + 0.01 * np.cumsum(generator.normal(size=len(time))) / np.sqrt(len(time))
+    height = pitch * generator.uniform(0.92, 1.08)
+    glide = 1 + generator.uniform(-0.15, 0.15) * time
+    phase = np.cumsum(height * glide * jitter / RATE)
+    pulses = np.diff(np.floor(phase), prepend=0) + 0.03 * generator.normal(size=len(time))  # and a little breath
+    glottis = lfilter([1], [1, -1.9, 0.9025], pulses)  # -12 dB per octave
+    return np.diff(glottis, prepend=0)  # +6 at the lips
+
+
+def recorded(wave: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A wave in noise, by a microphone and at a level of its own, (S,) float32."""
     noise = generator.normal(size=len(wave))
     wave = wave / wave.std() + noise * generator.uniform(0.1, 0.5)  # 20 to 6 dB
     wave = np.asarray(lfilter([1, generator.uniform(-0.6, 0.6)], [1], wave))  # another microphone for every take
     return (wave * generator.uniform(0.2, 0.9) / np.abs(wave).max()).astype(np.float32)
 
 
-def _filter(source: np.ndarray, formants: np.ndarray) -> np.ndarray:
+def filtered(source: np.ndarray, formants: np.ndarray) -> np.ndarray:
     """The source through a cascade of resonators that move every FRAME.
 
     Overlapping pieces are filtered in the frequency domain and added.
@@ -124,7 +137,8 @@ def _filter(source: np.ndarray, formants: np.ndarray) -> np.ndarray:
     return wave[: len(source)]
 
 
-def _wav(wave: np.ndarray) -> bytes:
+def wav(wave: np.ndarray, rate: int = RATE) -> bytes:
+    """The bytes of a file, 16 bits a sample."""
     file = io.BytesIO()
-    soundfile.write(file, wave, RATE, format="WAV", subtype="PCM_16")
+    soundfile.write(file, wave, rate, format="WAV", subtype="PCM_16")
     return file.getvalue()
