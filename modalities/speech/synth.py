@@ -16,6 +16,8 @@ from d2v.protocols import NoSplitError
 
 RATE = 8000
 FRAME = 160  # samples for which the formants stand still
+SIZE = 512  # of a piece that is filtered: long enough for a resonator to ring out
+DELAY = np.exp(-2j * np.pi * np.arange(SIZE // 2 + 1) / SIZE)  # by one sample, (frequencies,)
 VOWELS = {
     "a": (730, 1090, 2440),
     "e": (530, 1840, 2480),
@@ -89,7 +91,7 @@ def say(word: str, pitch: float, scale: float, generator: np.random.Generator) -
     for border, vowel in zip(borders, vowels[1:], strict=True):
         mix = 1 / (1 + np.exp(-(place - border) / width))  # 0 before, 1 at the next vowel
         formants = (1 - mix) * formants + mix * vowel  # (frames, 3)
-    wave = filtered(source, formants) * np.minimum(1, np.minimum(time, 1 - time) * 12)
+    wave = filtered(source, responses(formants)) * np.minimum(1, np.minimum(time, 1 - time) * 12)
     return recorded(wave, generator)
 
 
@@ -115,25 +117,27 @@ def recorded(wave: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return (wave * generator.uniform(0.2, 0.9) / np.abs(wave).max()).astype(np.float32)
 
 
-def filtered(source: np.ndarray, formants: np.ndarray) -> np.ndarray:
-    """The source through a cascade of resonators that move every FRAME.
-
-    Overlapping pieces are filtered in the frequency domain and added.
-    """
-    size = 512  # long enough for a resonator to ring out
-    z = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)  # (frequencies,)
+def responses(formants: np.ndarray) -> np.ndarray:
+    """What a cascade of resonators does to the frequencies of each FRAME: (frames, 3) Hz -> (frames, frequencies)."""
     radius = np.exp(-np.pi * BANDWIDTHS / RATE)
     middle = -2 * radius * np.cos(2 * np.pi * np.minimum(formants, 0.48 * RATE) / RATE)  # (frames, 3)
     top = (1 + middle + radius**2)[..., None]  # (frames, 3, 1)
-    resonators = top / (1 + middle[..., None] * z + radius[:, None] ** 2 * z**2)  # (frames, 3, frequencies)
-    response = np.prod(resonators, axis=1)  # (frames, frequencies)
+    resonators = top / (1 + middle[..., None] * DELAY + radius[:, None] ** 2 * DELAY**2)  # (frames, 3, frequencies)
+    return np.prod(resonators, axis=1)
+
+
+def filtered(source: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """The source (S,) through resonators that move every FRAME, (frames, frequencies).
+
+    Overlapping pieces are filtered in the frequency domain and added.
+    """
     padded = np.pad(source, (0, FRAME))
     pieces = np.lib.stride_tricks.sliding_window_view(padded, 2 * FRAME)[::FRAME]  # (frames, 2 FRAME)
     pieces = pieces * np.hanning(2 * FRAME + 1)[:-1]
-    filtered = np.fft.irfft(np.fft.rfft(pieces, size) * response, size)  # (frames, size)
-    wave = np.zeros(len(source) + size)
-    for number, piece in enumerate(filtered):
-        wave[number * FRAME : number * FRAME + size] += piece
+    rings = np.fft.irfft(np.fft.rfft(pieces, SIZE) * response, SIZE)  # (frames, SIZE)
+    wave = np.zeros(len(source) + SIZE)
+    for number, piece in enumerate(rings):
+        wave[number * FRAME : number * FRAME + SIZE] += piece
     return wave[: len(source)]
 
 
