@@ -5,14 +5,15 @@ The library, which is under the GPL, is called through ctypes and no part of d2v
 
 import ctypes
 import importlib
+import math
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.signal import resample_poly
 
-from d2v.modalities.speech.resampling import Resampler
 from d2v.modalities.speech.synth import recorded
 
 RATE = 16000
@@ -72,7 +73,6 @@ class Espeak:
             *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, ctypes.c_uint, ctypes.c_uint),
             *(ctypes.c_void_p, ctypes.c_void_p),
         ]
-        self._resampled = Resampler(self._given, RATE)
         self._heard: list[np.ndarray] = []
         self._hear = HEARD(self._take)  # must live as long as the library calls it
         self._library.espeak_SetSynthCallback(self._hear)
@@ -91,4 +91,6 @@ class Espeak:
         self._library.espeak_SetParameter(PITCH, round(voice.pitch + generator.uniform(-4, 4)), 0)
         words = text.encode()
         self._library.espeak_Synth(words, len(words) + 1, 0, CHARACTERS, 0, UTF8, None, None)
-        return recorded(self._resampled(np.concatenate(self._heard)), generator)
+        common = math.gcd(RATE, self._given)
+        wave = resample_poly(np.concatenate(self._heard), RATE // common, self._given // common)
+        return recorded(wave, generator)

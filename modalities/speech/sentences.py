@@ -10,6 +10,7 @@ import numpy as np
 
 from d2v.modalities.speech.synth import DELAY, FRAME, RATE, VOWELS, filtered, recorded, responses, voiced
 
+
 class Phone(NamedTuple):
     """The sound of a letter."""
 
@@ -73,7 +74,9 @@ def say(text: str, voice: Voice, generator: np.random.Generator) -> np.ndarray:
     before, after = generator.uniform(0, SILENCE * RATE / FRAME, 2).astype(int)
     around = ((before, after + 1), (0, 0))  # a frame for what rings out
     gains = np.pad(gains, around)  # (frames, 2)
-    formants = np.pad(formants, around, mode="edge") * voice.scale * generator.uniform(0.95, 1.05, size=3)  # (frames, 3)
+    formants = (
+        np.pad(formants, around, mode="edge") * voice.scale * generator.uniform(0.95, 1.05, size=3)
+    )  # (frames, 3)
     response = responses(formants)  # (frames, frequencies)
     power = np.square(np.abs(response))
     level = np.sqrt(np.stack([power @ VOICED, power.mean(axis=1)]))  # (2, frames), at which all phones are as loud
