@@ -59,7 +59,7 @@ def _made(kind: str, *arguments: str) -> list[str]:
         raise ValueError(f"usage: d2v data {kind} OUT [key=value ...]; d2v data --help names the keys")
     config, fill = GENERATED[kind]
     given = {key: Argument(value) for key, _, value in (one.partition("=") for one in arguments if "=" in one)}
-    settings = typed(config, given, kind, "arguments")
+    settings = typed(config, given, kind, f"d2v data {kind}")
     folder, start = Path(in_home(places[0])), time.perf_counter()
     said = make(folder.resolve(), kind, settings, fill)
     return [*said, f"{folder}: done in {time.perf_counter() - start:.0f} s"]

@@ -16,7 +16,16 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 FORMS = ("{word}", "{figure}", "number {word}")
 TEMPLATES = {
     "train": (
-        *("{}", "a picture of {}", "say {}", "this is {}", "i hear {}", "somebody says {}", "it reads {}", "write {}"),
+        *(
+            "it is {}",
+            "a picture of {}",
+            "say {}",
+            "this is {}",
+            "i hear {}",
+            "somebody says {}",
+            "it reads {}",
+            "write {}",
+        ),
         *("here is {}", "press {}", "the answer is {}", "a photo of {}", "it must be {}", "we count to {}", "page {}"),
         *("she wrote {}", "the sign says {}", "one more {}", "not far from {}", "a handwritten {}", "turn to {}"),
         *("he draws a {}", "that was {}", "the last one is {}"),
@@ -56,9 +65,12 @@ def recordings(path: str) -> tuple[list[Recording], list[str]]:
     Digit and speaker stand in the columns label or text, and speaker, or in the names of files, as in 7_jackson_32.wav.
     ValueError: the source cannot be opened, or holds none.
     """
-    dataset = sources.open_source(path, "train", sources.AUDIO, "audio")
-    if len(sources.splits(dataset)) > 1:
-        dataset = sources.open_source(path, "+".join(sources.splits(dataset)), sources.AUDIO, "audio")
+    try:
+        dataset = sources.open_source(path, "train", sources.AUDIO, "audio")
+        if len(sources.splits(dataset)) > 1:
+            dataset = sources.open_source(path, "+".join(sources.splits(dataset)), sources.AUDIO, "audio")
+    except ValueError as error:
+        raise ValueError(str(error).replace("data.path", "speech")) from None
     media = tables.cells_of(dataset, tables.media_column(dataset, "audio"))
     ids = tables.identifiers(dataset, path, "train")
     found, left = [], []
@@ -76,8 +88,8 @@ def recordings(path: str) -> tuple[list[Recording], list[str]]:
         found.append(Recording(digit, speaker, content, suffix))
     if not found:
         raise ValueError(
-            f"speech={path} has no digits by speakers ({len(left)} recordings): it needs columns label (0 to 9, or zero "
-            "to nine) and speaker, or files named as 7_jackson_32.wav"
+            f"speech={path} has no digits by speakers ({len(left)} recordings): it needs columns label (0 to 9, or "
+            "zero to nine) and speaker, or files named as 7_jackson_32.wav"
         )
     some = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
     return found, [f"left out, as they cannot be read or name no digit and speaker: {len(left)}: {some}"] * bool(left)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from d2v.modalities.common.generated.scenes import COLOURS, SHAPES, Scene
 
-RADII = {"small": (0.125, 0.145), "large": (0.205, 0.23)}  # of the circle around a thing, as shares of S
-GAP = 0.04  # least share of S between two such circles
+RADII = {"small": (0.125, 0.145), "large": (0.2, 0.22)}  # of the circle around a thing, as shares of S
+GAP = 0.06  # least share of S between two such circles
 SLANT = 0.5  # most that a thing left of another is above or below it, as a share of how far it is left
 ANGLE = 0.25  # most that a thing is turned, in radians
 POINTS = 4  # K

@@ -1,4 +1,4 @@
-"""What a scene holds: one to three things, each of a size, a colour and a shape, and where the first is from the second.
+"""What a scene holds: one to three things of a size, a colour and a shape, and where the first is from the second.
 
 Some pairs of a colour and a shape are held out: they are in no scene of training, and in each of `combinations`.
 """

@@ -74,7 +74,9 @@ def _picture(folder: Path, name: str, scene: scenes.Scene, size: int, generator:
     rows = []
     for thing, box in zip(scene.things, picture.boxes, strict=True):
         sides = dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
-        rows.append({"file": f"images/{name}.png", "label": thing.shape, **sides, **thing._asdict()})
+        rows.append(
+            {"file": f"images/{name}.png", "label": thing.shape, **sides, "size": thing.size, "colour": thing.colour}
+        )
     return rows
 
 
@@ -110,7 +112,8 @@ configs:
 
 Drawn and said by `d2v data scenes` (made.yaml has the settings). A row of a table is one scene: a picture (`image`),
 its caption (`text`), the caption said by a synthesiser (`audio`, by `speaker`), how many `things` there are, the
-`relation` of the first to the second, and `size1`, `colour1`, `shape1`, ... of each. No two rows of a split say the same.
+`relation` of the first to the second, and `size1`, `colour1`, `shape1`, ... of each. No two rows of a split say the
+same.
 
 * `train`: {config.train} scenes. `test`: {config.test} others, by voices that train has not.
 * `combinations`: {config.test} scenes by the voices of test, in each of which one thing is of a colour and shape that
