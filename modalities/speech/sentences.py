@@ -8,7 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d2v.modalities.speech.synth import DELAY, FRAME, RATE, VOWELS, filtered, recorded, responses, voiced
+from d2v.modalities.speech.synth import (
+    DELAY,
+    FRAME,
+    RATE,
+    VOWELS,
+    joined,
+    pieces_of,
+    recorded,
+    responses,
+    spectra,
+    voiced,
+)
 
 
 class Phone(NamedTuple):
@@ -78,13 +89,13 @@ def say(text: str, voice: Voice, generator: np.random.Generator) -> np.ndarray:
         np.pad(formants, around, mode="edge") * voice.scale * generator.uniform(0.95, 1.05, size=3)
     )  # (frames, 3)
     response = responses(formants)  # (frames, frequencies)
-    power = np.square(np.abs(response))
-    level = np.sqrt(np.stack([power @ VOICED, power.mean(axis=1)]))  # (2, frames), at which all phones are as loud
-    of_voice, of_noise = (gains.T / level)[..., None] * response  # (frames, frequencies) each
-    time = np.linspace(0, 1, len(gains) * FRAME)
-    wave = filtered(voiced(voice.pitch, time, generator), of_voice)
-    wave += filtered(generator.normal(size=len(time)), of_noise)
-    return recorded(wave, generator)
+    power = np.square(response.real) + np.square(response.imag)
+    gains = gains / np.sqrt(np.stack([power @ VOICED, power.mean(axis=1)], axis=1))  # all phones are as loud as theirs
+    length = len(gains) * FRAME
+    found = spectra(pieces_of(voiced(voice.pitch, np.linspace(0, 1, length), generator))) * gains[:, :1]
+    noisy = np.flatnonzero(gains[:, 1])
+    found[noisy] += spectra(pieces_of(generator.normal(size=length))[noisy]) * gains[noisy, 1:]
+    return recorded(joined(found * response, length), generator)
 
 
 def _track(text: str, speed: float) -> tuple[np.ndarray, np.ndarray]:

@@ -127,18 +127,31 @@ def responses(formants: np.ndarray) -> np.ndarray:
 
 
 def filtered(source: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """The source (S,) through resonators that move every FRAME, (frames, frequencies).
+    """The source (S,) through resonators that move every FRAME, (frames, frequencies)."""
+    return joined(spectra(pieces_of(source)) * response, len(source))
 
-    Overlapping pieces are filtered in the frequency domain and added.
-    """
+
+def pieces_of(source: np.ndarray) -> np.ndarray:
+    """Overlapping pieces of (S,), which fade in and out and sum to it, (frames, 2 FRAME)."""
     padded = np.pad(source, (0, FRAME))
-    pieces = np.lib.stride_tricks.sliding_window_view(padded, 2 * FRAME)[::FRAME]  # (frames, 2 FRAME)
-    pieces = pieces * np.hanning(2 * FRAME + 1)[:-1]
-    rings = np.fft.irfft(np.fft.rfft(pieces, SIZE) * response, SIZE)  # (frames, SIZE)
-    wave = np.zeros(len(source) + SIZE)
-    for number, piece in enumerate(rings):
-        wave[number * FRAME : number * FRAME + SIZE] += piece
-    return wave[: len(source)]
+    pieces = np.lib.stride_tricks.sliding_window_view(padded, 2 * FRAME)[::FRAME]
+    return pieces * np.hanning(2 * FRAME + 1)[:-1]
+
+
+def spectra(pieces: np.ndarray) -> np.ndarray:
+    """Of pieces with room to ring out, (frames, frequencies)."""
+    return np.fft.rfft(pieces, SIZE)
+
+
+def joined(spectra: np.ndarray, length: int) -> np.ndarray:
+    """The pieces of some spectra (frames, frequencies), added up where they lie, (length,)."""
+    rings = np.fft.irfft(spectra, SIZE)
+    steps = -(-SIZE // FRAME)  # of a FRAME, into which a piece rings
+    rings = np.pad(rings, ((0, 0), (0, steps * FRAME - SIZE))).reshape(len(rings), steps, FRAME)
+    wave = np.zeros((len(rings) + steps - 1, FRAME))
+    for step in reversed(range(steps)):
+        wave[step : step + len(rings)] += rings[:, step]
+    return wave.reshape(-1)[:length]
 
 
 def wav(wave: np.ndarray, rate: int = RATE) -> bytes:

@@ -27,8 +27,8 @@ TEMPLATES = {
             "write {}",
         ),
         *("here is {}", "press {}", "the answer is {}", "a photo of {}", "it must be {}", "we count to {}", "page {}"),
-        *("she wrote {}", "the sign says {}", "one more {}", "not far from {}", "a handwritten {}", "turn to {}"),
-        *("he draws a {}", "that was {}", "the last one is {}"),
+        *("she wrote {}", "the sign says {}", "another {}", "not far from {}", "a handwritten {}", "turn to {}"),
+        *("he draws a {}", "that was {}", "the last was {}"),
     ),
     "test": (
         *("an image of {}", "the voice said {}", "that looks like {}", "please repeat {}", "they printed {}"),

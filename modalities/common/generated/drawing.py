@@ -91,10 +91,18 @@ def _holds(relation: str, way: np.ndarray) -> np.ndarray:
 
 def _cover(shape: str, place: np.ndarray, radius: float, angle: float, side: int) -> np.ndarray:
     """Which share of each pixel a thing covers, (S, S)."""
-    points = (np.arange(POINTS * side) + 0.5) / POINTS
-    x, y = (points - place[0])[None] / radius, (points - place[1])[:, None] / radius
+    (left, top), (right, bottom) = np.floor(place - radius).astype(int), np.ceil(place + radius).astype(int)
+    x = _points(left, right, place[0]) / radius  # (columns K,)
+    y = _points(top, bottom, place[1])[:, None] / radius  # (rows K, 1)
     inside = INSIDE[shape](np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x)
-    return inside.reshape(side, POINTS, side, POINTS).mean(axis=(1, 3))
+    cover = np.zeros((side, side))
+    cover[top:bottom, left:right] = inside.reshape(bottom - top, POINTS, right - left, POINTS).mean(axis=(1, 3))
+    return cover
+
+
+def _points(first: int, last: int, middle: float) -> np.ndarray:
+    """Points of the pixels from `first` to `last`, as they are from the middle of a thing, ((last - first) K,)."""
+    return first + (np.arange(POINTS * (last - first)) + 0.5) / POINTS - middle
 
 
 def _ground(side: int, generator: np.random.Generator) -> np.ndarray:
