@@ -40,14 +40,13 @@ class DigitsConfig:
 def fill(folder: Path, config: DigitsConfig) -> list[str]:
     """Writes the three folders; returns what there is. ValueError: recordings that cannot be used."""
     images, spoken, words = (np.random.default_rng((config.seed, place)) for place in range(3))
-    said = [_images(folder / "image", images)]
     if config.speech:
         found, notes = recordings(config.speech)
         by_split = _divided(found, config.speech, spoken)
     else:
         by_split, notes = _synthesised(spoken), []
-    said.append(_speech(folder / "speech", by_split))
-    return [*said, *notes, _text(folder / "text", words)]
+    said = [_images(folder / "image", images), _speech(folder / "speech", by_split), _text(folder / "text", words)]
+    return [*said, *notes]
 
 
 def _images(folder: Path, generator: np.random.Generator) -> str:
