@@ -77,6 +77,11 @@ class D2vModel(D2vPreTrainedModel):
             for part in (self.trunk, *self.frontends.values()):
                 part.init_weights()
 
+    def begin_with(self, modality: str, samples: Any) -> str:
+        """A new encoder takes from a run's Samples what its frontend's settings ask for; what that was, or ""."""
+        begin = getattr(self.frontend(modality), "begin_with", None)
+        return "" if begin is None else begin(samples)
+
     def frontend(self, modality: str) -> Any:
         """The frontend of a modality, a module that is a d2v.protocols.Frontend. ValueError: this model has none."""
         if key_of(modality) not in self.frontends:

@@ -1,7 +1,9 @@
 """One joint run, from a config of several parts to one exported encoder."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,7 @@ from d2v.shown import printable
 from d2v.training.checkpoint import checkpoints_in
 from d2v.training.export import export, measured, model_card
 from d2v.training.forecast import where
+from d2v.training.inherited import resumes
 from d2v.training.joint_batches import JointBatches
 from d2v.training.joint_health import JointHealth
 from d2v.training.joint_weights import weigh
@@ -128,7 +131,8 @@ def _assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list
     open_trackers(accelerator, config)
 
     set_seed(train.seed)
-    objective = build_joint(config, counts)
+    begins = {} if resumes(folder) else {name: part.samples for name, part in parts.items()}
+    objective = build_joint(config, counts, begins)
     check_length(folder, config, objective, setting="train.init_from")
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
     size = f"{num_parameters(objective) / 1e6:.2f} M parameters"
@@ -199,10 +203,13 @@ def _check_part(objective: Joint, name: str, part: Part, config: JointConfig, ac
     check_batch(own, views, accelerator.num_processes * config.train.accumulate, accelerator.device)
 
 
-def build_joint(config: JointConfig, num_samples: dict[str, int]) -> Joint:
+def build_joint(
+    config: JointConfig, num_samples: dict[str, int], samples: Mapping[str, Any] = MappingProxyType({})
+) -> Joint:
     """A new objective, each part of which starts as it would alone; the trunk is that of the first.
 
-    `num_samples`: by part. ValueError: settings that contradict one another.
+    `num_samples`: by part. `samples`: by part, of a run that begins; see build_objective. ValueError: settings that
+    contradict one another.
     """
     parts, trunks, frontends = dict[str, Objective](), [], dict[str, Any]()
     encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
@@ -212,7 +219,8 @@ def build_joint(config: JointConfig, num_samples: dict[str, int]) -> Joint:
             torch.manual_seed(config.train.seed)
             family = "d2v.objectives.paired" if BETWEEN in name else "d2v.objectives"
             with names_of(name):
-                parts[name] = build_objective(config.of(name), num_samples[name], family)
+                begin = samples.get(name) if BETWEEN not in name else None
+                parts[name] = build_objective(config.of(name), num_samples[name], begin, family)
             alone: Any = parts[name].student["encoder"]
             trunks.append(alone.trunk)
             for key, frontend in alone.frontends.items():

@@ -22,6 +22,7 @@ from d2v.split_names import uses
 from d2v.training.export import export, measured, model_card
 from d2v.training.forecast import where
 from d2v.training.health import HealthCheck
+from d2v.training.inherited import resumes
 from d2v.training.init_from import adopt, bring_preparation, start_from
 from d2v.training.length import check_length
 from d2v.training.loop import Loop
@@ -105,7 +106,8 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     open_trackers(accelerator, config)
 
     set_seed(train.seed)
-    objective = build_objective(config, len(samples))
+    begins = source is None and not resumes(folder)
+    objective = build_objective(config, len(samples), samples if begins else None)
     check_length(folder, config, objective, setting="train.init_from")
     if source is not None:
         accelerator.print("\n".join(start_from(objective, train.init_from, config, source)))

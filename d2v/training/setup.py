@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -97,14 +98,19 @@ def open_trackers(accelerator: Accelerator, config: OneModality) -> None:
     record_trackers(folder, before)
 
 
-def build_objective(config: Config, num_samples: int, family: str = "d2v.objectives") -> Objective:
-    """A new objective, of a family of plug-ins, with its encoder.
+def build_objective(
+    config: Config, num_samples: int, samples: Any = None, family: str = "d2v.objectives"
+) -> Objective:
+    """A new objective, of a family of plug-ins, with its encoder, which takes of `samples`, if they are given, what its
+    settings ask for.
 
     One that remembers each sample has room for `num_samples`, if its settings name no number. ValueError: settings
     that contradict one another.
     """
     encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
     checkpoint_activations(encoder, config.train.checkpoint_activations)
+    if samples is not None:
+        encoder.begin_with(config.modality, samples)
     settings = config.objective
     remembered = vars(settings).get("num_samples")
     if remembered == 0:
