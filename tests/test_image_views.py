@@ -206,6 +206,7 @@ def test_views_are_of_the_same_samples_globals_first(folder):
     assert [tuple(view.inputs["pixel_values"].shape) for view in made] == [(6, 3, 16, 16)] * 2 + [(6, 3, 8, 8)] * 3
     assert all(view.indices.dtype == torch.long and [samples.ids[i] for i in view.indices] == ids for view in made)
     assert [view.mask is None for view in made] == [False, False, True, True, True]
+    assert [view.to("cpu").local for view in made] == [False, False, True, True, True]
     assert made[0].mask.hidden.shape == (6, 16) and made[0].mask.keep is None
     assert not same(made[0], made[1]) and not torch.equal(
         made[2].inputs["pixel_values"], made[3].inputs["pixel_values"]
