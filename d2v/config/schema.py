@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
-from d2v.models.transformer import TrunkConfig
+from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_fields, section, setting
 from d2v.training.online_probe import ProbeConfig
 from d2v.training.schedules import SCHEDULES

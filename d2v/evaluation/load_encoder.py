@@ -13,7 +13,9 @@ from d2v.interop.fidelity import QUIRKS
 from d2v.interop.pretrained import read_config
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel, with_frontend
+from d2v.models.slices import one_modality
 from d2v.training.inherited import Origin, Say, resized, take_architecture, take_data
+from d2v.training.preparation import preparation_of
 from d2v.training.weights import checkpoint_of, folder_of_model, home, is_checkpoint, read_encoder, read_weights
 
 
@@ -38,11 +40,11 @@ def open_model(config: Config, path: str, say: Say, *, quirks: bool = True) -> O
     encoder = resized(encoder, name, sizes, origin, say)
     take_data(own, origin, say)
     frontend = plugins.load("d2v.modalities", name).FrontendConfig(**encoder.config.frontends[name])
-    return Opened(encoder, own.data, frontend, home(Path(path)))
+    return Opened(encoder, own.data, frontend, preparation_of(home(Path(path)), name))
 
 
 def open_encoder(path: str, modality: str, *, quirks: bool = True) -> D2vModel:
-    """The encoder of `model=path`, which must read `modality`; of a checkpoint the teacher.
+    """The encoder of `model=path`, which must read `modality`, and is that of it alone; of a checkpoint the teacher.
 
     Of a task model without its head; a stock one of transformers becomes ours. `quirks` false: without those of the
     reference's that make a sample's features depend on the padding beside it. ValueError: no whole model there, or it
@@ -62,6 +64,7 @@ def open_encoder(path: str, modality: str, *, quirks: bool = True) -> D2vModel:
             _check_modality(config, modality)
             encoder = read_encoder(source, config)
         _check_modality(encoder.config, modality)
+        encoder = one_modality(encoder, modality)
     except ValueError as error:
         raise ValueError(f"model={path}: {error}") from None
     known = {field.name for field in fields(plugins.load("d2v.modalities", modality).FrontendConfig)}

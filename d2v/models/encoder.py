@@ -16,7 +16,8 @@ from transformers.initialization import guard_torch_init_functions
 from d2v import plugins
 from d2v.models.configuration import D2vConfig
 from d2v.models.states import watched
-from d2v.models.transformer import Attention, Trunk, TrunkConfig, attention_bias
+from d2v.models.transformer import Attention, Trunk, attention_bias
+from d2v.models.trunk_config import TrunkConfig
 from d2v.protocols import Frontend
 from d2v.types import Features, Mask, View
 
@@ -61,7 +62,7 @@ class D2vModel(D2vPreTrainedModel):
             frontend = _frontend(name, fields, trunk)
             self.frontends[key_of(name)] = frontend
             self.input_names[name] = tuple(inspect.signature(frontend.embed).parameters)
-        self.trunk = Trunk(trunk)
+        self.trunk = Trunk(trunk, list(self.frontends))
         self.set_attn_implementation(self.config._attn_implementation)
         self.main_input_name = next(frontend.main_input for frontend in self.frontends.values())  # pipelines ask for it
         self.post_init()
@@ -197,7 +198,7 @@ class D2vModel(D2vPreTrainedModel):
         bias = attention_bias(padding, frontend.bias(num_tokens, keep))
         if only is not None:
             only = nn.functional.pad(only, (num_extra, 0))
-        x, results = self.trunk(x, bias, layers=layers, first=first, only=only)
+        x, results = self.trunk(x, bias, layers=layers, first=first, only=only, modality=_key(view.modality))
         if only is not None:
             return Features(x, results)
         content = [result[:, num_extra:] for result in results]
