@@ -82,8 +82,11 @@ class JointConfig:
     def of(self, part: str) -> Config:
         """The settings of one part, as a run of it alone has them; what is changed in them is changed here."""
         frontends = {name: self.model.frontends[name] for name in part.split(BETWEEN)}
+        trunk = self.model.trunk
+        if len(frontends) == 1 and (trunk.own_norms or trunk.own_ffn_from):
+            trunk = trunk.shared  # nothing is a modality's own where there is one
         config = Config(
-            model=ModelConfig(frontends, self.model.trunk),
+            model=ModelConfig(frontends, trunk),
             data=self.data[part],
             objective=self.objective.parts[part],
             train=self.train.of(part),

@@ -198,7 +198,7 @@ class D2vModel(D2vPreTrainedModel):
         bias = attention_bias(padding, frontend.bias(num_tokens, keep))
         if only is not None:
             only = nn.functional.pad(only, (num_extra, 0))
-        x, results = self.trunk(x, bias, layers=layers, first=first, only=only, modality=_key(view.modality))
+        x, results = self.trunk(x, bias, layers=layers, first=first, only=only, modality=key_of(view.modality))
         if only is not None:
             return Features(x, results)
         content = [result[:, num_extra:] for result in results]

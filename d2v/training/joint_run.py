@@ -17,6 +17,7 @@ from d2v.config.loading import save_yaml
 from d2v.config.written import dumped
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
+from d2v.models.slices import fill_trunk
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.parts import AUTO, BETWEEN, names_of
 from d2v.objectives.joint import Joint
@@ -211,7 +212,7 @@ def build_joint(
     `num_samples`: by part. `samples`: by part, of a run that begins; see build_objective. ValueError: settings that
     contradict one another.
     """
-    parts, trunks, frontends = dict[str, Objective](), [], dict[str, Any]()
+    parts, trunks, frontends = dict[str, Objective](), dict[str, Any](), dict[str, Any]()
     encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
     checkpoint_activations(encoder, config.train.checkpoint_activations)
     with torch.random.fork_rng(devices=[]):
@@ -222,11 +223,11 @@ def build_joint(
                 begin = samples.get(name) if BETWEEN not in name else None
                 parts[name] = build_objective(config.of(name), num_samples[name], begin, family)
             alone: Any = parts[name].student["encoder"]
-            trunks.append(alone.trunk)
-            for key, frontend in alone.frontends.items():
+            for modality, (key, frontend) in zip(name.split(BETWEEN), alone.frontends.items(), strict=True):
                 if BETWEEN not in name or key not in frontends:
-                    frontends[key] = frontend
-    encoder.trunk = trunks[0]
+                    frontends[key], trunks[modality] = frontend, alone.trunk
+    first = next(iter(config.data)).split(BETWEEN)[0]
+    fill_trunk(encoder, {name: trunk.state_dict() for name, trunk in trunks.items()}, first)
     for key, frontend in frontends.items():
         encoder.frontends[key] = frontend
     return Joint(encoder, parts, config.objective, config.train.seed)

@@ -98,9 +98,7 @@ def open_trackers(accelerator: Accelerator, config: OneModality) -> None:
     record_trackers(folder, before)
 
 
-def build_objective(
-    config: Config, num_samples: int, samples: Any = None, family: str = "d2v.objectives"
-) -> Objective:
+def build_objective(config: Config, num_samples: int, samples: Any = None, family: str = "d2v.objectives") -> Objective:
     """A new objective, of a family of plug-ins, with its encoder, which takes of `samples`, if they are given, what its
     settings ask for.
 
