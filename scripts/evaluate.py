@@ -15,8 +15,9 @@ from typing import Any
 from d2v.config.cli import run_cli, take_arguments
 from d2v.config.joint import load_parts
 from d2v.config.written import in_home
+from d2v.evaluation.pair_run import evaluate_pairs
 from d2v.evaluation.run import evaluate
-from d2v.objectives.common.parts import names_of
+from d2v.objectives.common.parts import BETWEEN, names_of
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -29,7 +30,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     found = {}
     for part, config in load_parts(rest[0], rest[1:], given["part"]).items():
         with names_of(part) if part else nullcontext():
-            found[part] = evaluate(config, models, config_path=rest[0], in_run=in_run)
+            if BETWEEN in part:
+                found[part] = evaluate_pairs(config, models[0], in_run=in_run)
+            else:
+                found[part] = evaluate(config, models, config_path=rest[0], in_run=in_run)
     return found.get("", found)
 
 

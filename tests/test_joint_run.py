@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_pairs
 import tiny
 import torch
 import yaml
 from accelerate import Accelerator
 
 from d2v.config.joint import load_joint
+from d2v.models.alignment import D2vForAlignment
 from d2v.models.encoder import D2vModel
 from d2v.training.checkpoint import checkpoints_in
 from d2v.training.joint_batches import JointBatches
@@ -21,7 +23,7 @@ from d2v.training.joint_weights import weigh
 from d2v.training.loop import Loop
 from d2v.training.mixes import Together, Turns
 from d2v.training.verdict import Verdict
-from scripts import pretrain
+from scripts import evaluate, pretrain
 
 TRUNK = {"depth": 2, "dim": 32, "num_heads": 2, "mlp_dim": 64}
 FRONTENDS = {
@@ -365,3 +367,65 @@ def test_one_line_before_the_first_step(argument, tmp_path):
 def test_a_share_of_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"objective.shares.image is 0; it must be a whole number of at least 1"):
         pretrain.main(config_of(tmp_path / "run", "objective.mix=turns", "objective.shares.image=0"))
+
+
+# Pairs in a joint run.
+
+
+def with_pairs(folder: Path, table: Path, *overrides: str) -> list[str]:
+    """The command line of a run of images and texts, each alone and as rows of a table."""
+    values = {
+        "model": {"frontends": {name: FRONTENDS[name] for name in ("image", "text")}, "trunk": TRUNK},
+        "data": {
+            "image": {**DATA["image"], "path": str(table)},
+            "text": {**DATA["text"], "path": str(table)},
+            "image+text": {
+                "path": str(table),
+                "image": {name: DATA["image"][name] for name in ("mean", "std", "color_jitter")},
+                "text": {"block_size": 32},
+            },
+        },
+        "objective": {
+            "name": "joint",
+            "parts": {"image": METHOD, "text": METHOD, "image+text": {"name": "siglip", "projection_dim": 8}},
+            **TEACHER,
+        },
+        "train": {**TRAIN, "batch_size": {"image": 4, "text": 4, "image+text": 8}},
+        "run": {**RUN, "dir": str(folder)},
+    }
+    path = folder.with_name(f"{folder.name}.yaml")
+    path.write_text(yaml.safe_dump(values, default_flow_style=None))
+    return [str(path), *overrides]
+
+
+def test_pairs_are_a_part_of_a_joint_run_and_the_export_has_their_space(tmp_path, capsys):
+    table = test_pairs.world(tmp_path / "world", 8)
+    arguments = with_pairs(tmp_path / "run", table, "train.lr=5e-3")
+    pretrain.main(arguments)
+    assert {"image/loss", "text/loss", "image+text/loss", "image+text/found"} <= losses(tmp_path / "run")[-1].keys()
+    export = tmp_path / "run" / "export"
+    model = D2vForAlignment.from_pretrained(export)
+    assert list(model.projections) == ["image", "text"]
+    assert D2vModel.from_pretrained(export)(pixel_values=torch.randn(2, 1, 8, 8)).x.shape == (2, 16, 32)
+    capsys.readouterr()
+    found = evaluate.main([*arguments, f"model={export}", "part=image+text"])
+    said = capsys.readouterr().out
+    assert (
+        "recall@1" in said and "random init" in said and (tmp_path / "run/evaluation/image+text/retrieval.png").exists()
+    )
+    assert found["image+text"]["scores"][str(export)]["image to text"]["queries"] == 32
+
+
+def test_pairs_alone_are_a_run(tmp_path):
+    table = test_pairs.world(tmp_path / "world", 4)
+    path, *_ = with_pairs(tmp_path / "run", table)
+    values = yaml.safe_load(Path(path).read_text())
+    for name in ("image", "text"):
+        del values["data"][name], values["objective"]["parts"][name], values["train"]["batch_size"][name]
+    for name in TEACHER:
+        del values["objective"][name]
+    values["data"]["image+text"]["text"]["vocab_size"] = 280
+    Path(path).write_text(yaml.safe_dump(values))
+    pretrain.main([path])
+    assert (tmp_path / "run/export/text/tokenizer.json").is_file()
+    assert D2vForAlignment.from_pretrained(tmp_path / "run/export").task.modalities == ["image", "text"]

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from d2v.models.alignment import D2vForAlignment
 from d2v.models.encoder import D2vModel
 from d2v.objectives.common.objective import Objective
-from d2v.objectives.common.parts import AUTO, BETWEEN, JointSettings, names_of, seen_by
+from d2v.objectives.common.parts import AUTO, BETWEEN, PROJECTIONS, JointSettings, heads_of, names_of, seen_by
 from d2v.training.distributed import all_mean, all_sum
 from d2v.training.mixes import Mix, Together, Turns
 from d2v.training.schedules import linear_decay
@@ -25,18 +27,13 @@ class Joint(Objective):
 
     def __init__(self, encoder: D2vModel, parts: Mapping[str, Objective], config: JointSettings, seed: int):
         """`parts` were built around encoders of their own, which go. ValueError: a weight or share of no part."""
-        heads = {
-            f"{name}_{key}": module
-            for name, part in parts.items()
-            for key, module in part.student.items()
-            if key != "encoder"
-        }
+        heads = heads_of(parts)
         taught = [name for name, part in parts.items() if len(part.teacher)]
         copied = dict.fromkeys(prefix for part in parts.values() for prefix in part.copied)
         super().__init__(tuple(copied), teacher=bool(taught), encoder=encoder, **heads)
         for key in heads:
             if taught and not any(key.startswith(f"{name}_") for name in taught):
-                del self.teacher[key]
+                del self.teacher[key]  # of a part without a teacher, or projections
         self.config, self.seed = config, seed
         self.parts = nn.ModuleDict(parts)
         for name, part in parts.items():
@@ -64,6 +61,12 @@ class Joint(Objective):
         shares = {name: int(config.shares.get(name, 1)) * on[name] for name in parts}
         self.mix: Mix = Turns(shares, seed) if config.mix == "turns" else Together(on)
         self.places = {name: place for place, name in enumerate(parts)}
+
+    def exported(self, encoder: D2vModel) -> PreTrainedModel:
+        """What is saved of an encoder: with the projections, where there are pairs."""
+        if PROJECTIONS not in self.student:
+            return encoder
+        return D2vForAlignment.of(encoder, self.student[PROJECTIONS])
 
     def of_part(self, views: list[View]) -> dict[str, list[View]]:
         """The views of each part, in the order in which parts come."""

@@ -24,7 +24,7 @@ def export(
             del encoders["teacher"]
         for name, encoder in encoders.items():
             place = draft if name == best else draft / name
-            encoder.save_pretrained(place)
+            objective.exported(encoder).save_pretrained(place)
             save_preprocessor(place)
             (place / "README.md").write_text(card.replace("{which}", name))
         save_yaml(config.as_dict(), draft / "pretraining.yaml")

@@ -118,6 +118,10 @@ class Samples:
         """All usable samples of a side."""
         return self.sides[name]
 
+    def matched(self, name: str) -> np.ndarray:
+        """(n,) which samples of a side the pairs are of."""
+        return self.places[:, self.names.index(name)]
+
     def pair(self, number: int, generator: np.random.Generator) -> tuple[int, int]:
         """The places of a pair's samples; of a class the partner is drawn."""
         first, second = self.places[number].tolist()

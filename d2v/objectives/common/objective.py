@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,10 @@ class Objective(nn.Module):
         """The student's and the teacher's encoder; the student's twice where there is no teacher."""
         student = self.student["encoder"]
         return student, self.teacher["encoder"] if len(self.teacher) else student
+
+    def exported(self, encoder: Any) -> Any:
+        """The model that is saved of an encoder of this method."""
+        return encoder
 
     def check(self, views: list[View]) -> None:
         """ValueError: batches of this form cannot be trained on; asked once, before a run begins."""

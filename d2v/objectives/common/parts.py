@@ -4,7 +4,7 @@ A part is named by the modality that it reads, or by two that it compares: image
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,12 +62,40 @@ def _check_numbers(name: str, values: Any, kind: type, allowed: str, *, least: f
             raise ValueError(f"objective.{name}.{part} is {value!r}; it must be {allowed}")
 
 
+PROJECTIONS = "projections"  # to the one space of all pairs, of each modality
+
+
+def heads_of(parts: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """What is averaged beside the encoders of the parts, by names of the joint run; of a modality that several pairs
+    have, the first one's projection.
+
+    ValueError: spaces of several widths.
+    """
+    heads: dict[str, nn.Module] = {}
+    space: dict[str, Any] = {}
+    for name, part in parts.items():
+        for key, module in part.student.items():
+            if key == PROJECTIONS:
+                space = {**module, **space}
+            elif key != "encoder":
+                heads[f"{name}_{key}"] = module
+    widths = {layer.out_features for layer in space.values()}
+    if len(widths) > 1:
+        raise ValueError(
+            f"objective.parts: projection_dim is {' and '.join(map(str, sorted(widths)))}; all pairs of a run are in "
+            "one space: give one width"
+        )
+    return {**heads, PROJECTIONS: nn.ModuleDict(space)} if space else heads
+
+
 def seen_by(modules: nn.ModuleDict | None, name: str, modalities: list[str]) -> nn.ModuleDict:
     """What a part sees of the student or the teacher: its encoder without other modalities' frontends, its heads."""
     if modules is None or not len(modules):
         return nn.ModuleDict()
     encoder: Any = modules["encoder"]
     heads = {key.removeprefix(f"{name}_"): module for key, module in modules.items() if key.startswith(f"{name}_")}
+    if PROJECTIONS in modules and len(modalities) > 1:
+        heads[PROJECTIONS] = modules[PROJECTIONS]
     return nn.ModuleDict({"encoder": of_modalities(encoder, modalities), **heads})
 
 
