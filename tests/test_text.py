@@ -167,10 +167,17 @@ def test_errors_name_what_is_wrong(tmp_path: Path, novels: Path):
 
 def test_report_counts_lines_not_borders(samples: text.Samples):
     assert (samples.report.found, samples.report.usable, len(samples)) == (13, 12, 12)
-    assert [reason for _, reason in samples.report.too_short] == ["1 tokens"] and samples.report.unreadable == []
+    too_short = [reason for _, reason in samples.report.too_short]
+    assert too_short == ["1 tokens, at least 2 are needed"] and samples.report.unreadable == []
     assert samples.report.amount.endswith("tokens") and samples.report.classes is None
     assert samples.corpus.documents.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     samples.report.check(0.2, "here")
+
+
+def test_single_words_stay_where_they_are_asked_for(samples: text.Samples, tmp_path: Path):
+    data = replace(samples.config, min_tokens=1)
+    every = text.Samples(data, samples.frontend, split="train", folder=tmp_path / "run")
+    assert len(every) == 13 and every.report.too_short == [] and every.view([0, 12]).inputs["input_ids"].shape[0] == 2
 
 
 def test_bytes_that_are_no_text_are_counted(tmp_path: Path, novels: Path):

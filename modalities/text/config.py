@@ -44,6 +44,12 @@ class ReadConfig:
 class DataConfig(ReadConfig):
     """Text to pretrain on: how rows are joined into blocks, what is hidden in them, or which views of rows are made."""
 
+    min_tokens: int = setting(
+        2,
+        "Rows of fewer tokens are left out; 1 keeps single words, where nothing is hidden in them.",
+        least=1,
+        limit=1000,
+    )
     # complete_doc would give a class away in every block of a file that is sorted by class: shuffled is for those
     break_mode: str = setting(
         "complete_doc",

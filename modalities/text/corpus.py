@@ -97,7 +97,7 @@ def lines(dataset: datasets.Dataset, column: str) -> Iterator[str]:
         yield from (text for text in texts[start : start + CHUNK][column] if not _fault(text))
 
 
-def tokenize(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerFast, shortest: int = 2) -> Corpus:
+def tokenize(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerFast, shortest: int) -> Corpus:
     """All rows of at least `shortest` tokens as ids.
 
     An empty line is the border of a document, or, in a table, a bad sample.
@@ -118,7 +118,7 @@ def tokenize(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokeni
             if reason:
                 corpus.unreadable.append((row, reason))
             elif len(ids) < shortest:
-                corpus.too_short.append((row, f"{len(ids)} tokens"))
+                corpus.too_short.append((row, f"{len(ids)} tokens, at least {shortest} are needed"))
             else:
                 pieces.append(np.array([*ids, eos], dtype=np.int32))
                 lengths.append(len(ids) + 1)

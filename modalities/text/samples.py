@@ -50,7 +50,7 @@ class Samples:
         self.config, self.frontend, self.split = config, frontend, split
         self.dataset, first = (self.open(config, split), 0) if rows is None else rows
         self._column = corpora.text_column(self.dataset, config.path, config.text)
-        self.corpus = corpora.tokenize(self.dataset, self._column, tokenizer)
+        self.corpus = corpora.tokenize(self.dataset, self._column, tokenizer, config.min_tokens)
         self.ordinary = np.array(tokenizers.ordinary_ids(tokenizer))
         every_id = tables.identifiers(self.dataset, config.path, split, first)
         self.ids = [every_id[row] for row in self.corpus.rows]
