@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_pairs
+import test_alignment
 import tiny
 import torch
 import yaml
@@ -399,7 +399,7 @@ def with_pairs(folder: Path, table: Path, *overrides: str) -> list[str]:
 
 
 def test_pairs_are_a_part_of_a_joint_run_and_the_export_has_their_space(tmp_path, capsys):
-    table = test_pairs.world(tmp_path / "world", 8)
+    table = test_alignment.world(tmp_path / "world", 8)
     arguments = with_pairs(tmp_path / "run", table, "train.lr=5e-3")
     pretrain.main(arguments)
     assert {"image/loss", "text/loss", "image+text/loss", "image+text/found"} <= losses(tmp_path / "run")[-1].keys()
@@ -417,7 +417,7 @@ def test_pairs_are_a_part_of_a_joint_run_and_the_export_has_their_space(tmp_path
 
 
 def test_pairs_alone_are_a_run(tmp_path):
-    table = test_pairs.world(tmp_path / "world", 4)
+    table = test_alignment.world(tmp_path / "world", 4)
     path, *_ = with_pairs(tmp_path / "run", table)
     values = yaml.safe_load(Path(path).read_text())
     for name in ("image", "text"):

@@ -6,7 +6,7 @@ B samples, M masks per sample, N = B * M rows, T content tokens, K visible token
 import copy
 import inspect
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,9 @@ class D2vPreTrainedModel(PreTrainedModel):
 
 class D2vModel(D2vPreTrainedModel):
     """The encoder: embed, hide, add positions, take what is kept, run the blocks."""
+
+    # of D2vForAlignment, whose encoder is read without them
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^projections\."]
 
     def __init__(self, config: D2vConfig):
         """ValueError: no frontend, an unknown modality, a field that the modality or the trunk does not have."""

@@ -163,12 +163,12 @@ def _prepare(config: JointConfig, folder: Path) -> None:
             if name in done:
                 continue
             done.add(name)
-            modality, frontend = plugins.load("d2v.modalities", name), config.model.frontends[name]
+            frontend, seed = config.model.frontends[name], config.train.seed
             with names_of(part):
                 if BETWEEN in part:
-                    modality.Plain.prepare(plugins.pairs().side_of(config.data[part], name), frontend, folder)
+                    plugins.pairs().prepare(config.data[part], name, frontend, folder, seed)
                 else:
-                    modality.prepare(config.data[part], frontend, folder, config.train.seed)
+                    plugins.load("d2v.modalities", name).prepare(config.data[part], frontend, folder, seed)
 
 
 def _open(config: JointConfig, part: str, accelerator: Accelerator) -> Part:

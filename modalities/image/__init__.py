@@ -1,10 +1,11 @@
 """Images: patches of pixels, hidden in blocks, or views of the same image."""
 
-from d2v.modalities.image.batches import Plain, batches
+from d2v.modalities.image.batches import batches
 from d2v.modalities.image.config import DataConfig, LabelledConfig
 from d2v.modalities.image.frontend import Frontend, FrontendConfig
 from d2v.modalities.image.labelled import labelled_task
 from d2v.modalities.image.samples import Samples, inherit, prepare, save_preprocessor
+from d2v.modalities.image.side import Side, SideConfig
 from d2v.modalities.image.views import VIEWS
 
 PREPARED = ()
@@ -16,8 +17,9 @@ __all__ = [
     "Frontend",
     "FrontendConfig",
     "LabelledConfig",
-    "Plain",
     "Samples",
+    "Side",
+    "SideConfig",
     "batches",
     "inherit",
     "labelled_task",

@@ -4,7 +4,6 @@ B samples of a batch, C channels, S image size, M masks of an image, T patches.
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from d2v.modalities.common import sampling
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment, masks, views
-from d2v.modalities.image.config import DataConfig, ReadConfig, check_reading
+from d2v.modalities.image.config import DataConfig, ReadConfig
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.modalities.image.samples import Samples
 from d2v.reading import ignored
@@ -118,29 +117,6 @@ class ViewBatches:
             local = number >= len(self._data.views)
             made.append(View(MODALITY, {"pixel_values": pixels}, mask=mask, indices=numbers, local=local))
         return made, [self._samples.ids[index] for index in indices]
-
-
-class Plain:
-    """One augmented reading of images without masks, for parts that compare modalities."""
-
-    @staticmethod
-    def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path) -> None:
-        """ValueError: settings of pixels that do not fit the number of channels."""
-        check_reading(data, frontend)
-
-    def __init__(self, samples: Samples, data: DataConfig, frontend: FrontendConfig):
-        self._samples, self._data, self._transform = samples, data, transform(data, frontend)
-
-    def read(self, index: int, generator: np.random.Generator) -> Any:
-        """A sample, augmented. UnreadableError, OSError: it can no longer be read."""
-        image = self._samples.image(index)
-        with seeded_globals(generator):
-            return self._transform(image)
-
-    def collate(self, read: list[Any], indices: list[int], batch: np.ndarray) -> View:
-        """What was read of `indices` as a view; `batch`: all samples of the global batch."""
-        pixels = augment.normalise(read, self._data.mean, self._data.std)
-        return View(MODALITY, {"pixel_values": pixels}, indices=torch.tensor(indices))
 
 
 def _rows(

@@ -90,8 +90,9 @@ class Samples:
         ValueError: the source cannot be opened, or too many of its images are bad.
         """
         self.config, self.frontend = config, frontend
-        dataset, first = (self.open(config, split), 0) if rows is None else rows
-        self._decodes = config.check_files and rows is None
+        dataset, first = (self.open(config, split), 0) if rows is None else rows[:2]
+        in_passing = rows is not None and not rows.whole
+        self._decodes = config.check_files and not in_passing
         self._dataset = dataset
         self._media = dataset.select_columns([tables.media_column(dataset, "image")])
         self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
@@ -99,27 +100,32 @@ class Samples:
         self.report = Report(
             "image", found=len(dataset), usable=0, notes=sources.notes(dataset), splits=sources.splits(dataset)
         )
-        self.rows = np.flatnonzero(self._scan(ids))
-        self.ids = [ids[row] for row in self.rows]
-        self.report.usable = len(self.rows)
+        self._rows = np.flatnonzero(self._scan(ids))
+        self.ids = [ids[row] for row in self._rows]
+        self.report.usable = len(self._rows)
         if config.label in dataset.column_names:
             self.report.count_classes(self.column(config.label), self.classes, config.label)
-        if rows is None:
+        if not in_passing:
             self.report.check(config.max_bad_share, config.path)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._rows)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(n,) which rows of the source they are."""
+        return self._rows
 
     def image(self, index: int) -> Any:
         """The decoded image of a usable sample: PIL, or a tensor (C, H, W). UnreadableError: it is damaged."""
         try:
-            return augment.decode(self._source(int(self.rows[index])), self.frontend.channels)
+            return augment.decode(self._source(int(self._rows[index])), self.frontend.channels)
         except augment.UNREADABLE as error:
             raise UnreadableError(_reason(error)) from error
 
     def column(self, name: str) -> np.ndarray:
         """Values of a data column per usable sample, None for missing ones. ValueError: there is none of that name."""
-        return tables.cells(self._dataset, name, self.rows)
+        return tables.cells(self._dataset, name, self._rows)
 
     def view(self, indices: Iterable[int]) -> View:
         """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S).
@@ -146,7 +152,7 @@ class Samples:
                     f"{self.config.path}; give the folder that holds all images, or a table there"
                 )
             place = (Path(folder) / name).with_suffix(".png")
-            source = self._source(int(self.rows[index]))
+            source = self._source(int(self._rows[index]))
             if isinstance(source, Path) and place.exists() and place.samefile(source):
                 raise ValueError(f"evaluate.masks {folder}: {place} is the image itself, and no mask of it")
             mask = augment.decode_mask(place, augment.size(self.image(index)))

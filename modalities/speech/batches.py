@@ -6,7 +6,6 @@ B samples of a batch, M masks of each, N = B * M, S audio samples, T tokens.
 from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import itemgetter
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from d2v.modalities.common import masking, sampling
 from d2v.modalities.speech import audio
 from d2v.modalities.speech.config import DataConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, lengths, receptive_field
-from d2v.modalities.speech.samples import MIN_TOKENS, Samples, collate, prepare
+from d2v.modalities.speech.samples import MIN_TOKENS, Samples, collate
 from d2v.modalities.speech.views import Views
 from d2v.reading import ignored
 from d2v.types import Mask, View
@@ -251,30 +250,6 @@ class ViewBatches:
             return audio.anywhere(wave, self._longest, generator) if isinstance(wave, audio.Long) else wave
 
         return readable(self._samples, int(generator.integers(len(self._samples))), 1, take, self._bad_log)[1]
-
-
-class Plain:
-    """Clips without masks, cropped at random where they are too long, for parts that compare modalities."""
-
-    @staticmethod
-    def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path) -> None:
-        """ValueError: rows would be too short."""
-        prepare(data, frontend, folder, 0)
-
-    def __init__(self, samples: Samples, data: DataConfig, frontend: FrontendConfig):
-        self._samples, self._frontend = samples, frontend
-        self._sizes = np.minimum(samples.lengths, round(data.max_seconds * frontend.sample_rate))
-
-    def read(self, index: int, generator: np.random.Generator) -> np.ndarray:
-        """A clip, or a part of it. UnreadableError, OSError: it can no longer be read."""
-        size, wave = int(self._sizes[index]), self._samples.clip(index)
-        return audio.anywhere(wave if len(wave) >= size else np.resize(wave[:], size), size, generator)
-
-    def collate(self, read: list[np.ndarray], indices: list[int], batch: np.ndarray) -> View:
-        """What was read of `indices`, as wide as the longest of the global batch, whose samples are `batch`."""
-        width = int(self._sizes[batch].max())
-        inputs, padding = collate([wave[:width] for wave in read], self._frontend, width)
-        return View(MODALITY, inputs, padding, indices=torch.tensor(indices))
 
 
 def readable(

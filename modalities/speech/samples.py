@@ -78,13 +78,14 @@ class Samples:
         """
         self.config, self.frontend = config, frontend
         self.rate = frontend.sample_rate
-        dataset, first = (self.open(config, split), 0) if rows is None else rows
-        self._decodes = config.check_files and rows is None
+        dataset, first = (self.open(config, split), 0) if rows is None else rows[:2]
+        in_passing = rows is not None and not rows.whole
+        self._decodes = config.check_files and not in_passing
         self._dataset = dataset
         self._media = dataset.select_columns([tables.media_column(dataset, "audio")])
         self._segments = tables.segments(dataset)  # (rows, 2) seconds; None: every row is a whole recording
         # Both only save time: short clips, decoded, and what a pass over a long clip found, by row.
-        self._cache: dict[int, np.ndarray] | None = {} if rows is None else None
+        self._cache: dict[int, np.ndarray] | None = None if in_passing else {}
         self._found: dict[int, audio.Found] = {}
         self._budget, self._kept = config.cache_hours * 3600 * frontend.sample_rate, 0  # samples that the cache holds
         self._longest = round(config.max_seconds * self.rate)
@@ -94,20 +95,25 @@ class Samples:
         self.report = Report(
             "audio", found=len(dataset), usable=0, notes=sources.notes(dataset), splits=sources.splits(dataset)
         )
-        self.rows, self.lengths = self._scan(ids)  # (N,) each
+        self._rows, self.lengths = self._scan(ids)  # (N,) each
         self.cut = self.lengths > self._longest
-        self.ids = [ids[row] for row in self.rows]
-        self.report.usable = len(self.rows)
+        self.ids = [ids[row] for row in self._rows]
+        self.report.usable = len(self._rows)
         if len(self.lengths):
             self.report.sizes, self.report.advice = self._sizes()
         self.report.amount = f"{self.lengths.sum() / self.rate / 3600:.2f} hours"
         if config.label in dataset.column_names:
             self.report.count_classes(self.column(config.label), self.classes, config.label)
-        if rows is None:
+        if not in_passing:
             self.report.check(config.max_bad_share, config.path)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._rows)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(n,) which rows of the source they are."""
+        return self._rows
 
     def clip(self, index: int) -> np.ndarray | audio.Long:
         """A usable clip as `wave` gives it; one that is long by slices, which alone are decoded.
@@ -116,7 +122,7 @@ class Samples:
         """
         if self.lengths[index] <= LONG * self._longest:
             return self.wave(index)
-        row = int(self.rows[index])
+        row = int(self._rows[index])
         if row not in self._found:
             self._found[row] = audio.survey(self._source(row), self.rate, self._part(row))
         return audio.Long(self._source(row), self.rate, self._found[row], normalised=self.config.normalize)
@@ -125,7 +131,7 @@ class Samples:
         """A usable clip, whole, normalised if asked for, (S,) float32. UnreadableError: it can no longer be read."""
         if self.lengths[index] > LONG * self._longest:
             return self.clip(index)[:]
-        row = int(self.rows[index])
+        row = int(self._rows[index])
         wave = None if self._cache is None else self._cache.get(row)
         if wave is None:
             wave = audio.decode(self._source(row), self.rate, self._part(row))
@@ -141,8 +147,8 @@ class Samples:
         ValueError: no such column.
         """
         if empty is None:
-            return tables.cells(self._dataset, name, self.rows)
-        return tables.values(self._dataset, name, self.rows, self.ids, empty=empty)
+            return tables.cells(self._dataset, name, self._rows)
+        return tables.values(self._dataset, name, self._rows, self.ids, empty=empty)
 
     def view(self, indices: Iterable[int]) -> View:
         """Whole clips, unmasked; those above max_seconds keep their middle; input_values (B, S)."""

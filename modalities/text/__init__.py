@@ -1,10 +1,11 @@
 """Text: byte-pair tokens and learned positions; blocks of whole lines; span masks."""
 
-from d2v.modalities.text.batches import Plain, batches
+from d2v.modalities.text.batches import batches
 from d2v.modalities.text.config import DataConfig, LabelledConfig
 from d2v.modalities.text.frontend import Frontend, FrontendConfig
 from d2v.modalities.text.labelled import labelled_task
 from d2v.modalities.text.samples import Samples, inherit, prepare, save_preprocessor
+from d2v.modalities.text.side import Side, SideConfig
 from d2v.modalities.text.views import VIEWS
 
 PREPARED = ("tokenizer",)
@@ -16,8 +17,9 @@ __all__ = [
     "Frontend",
     "FrontendConfig",
     "LabelledConfig",
-    "Plain",
     "Samples",
+    "Side",
+    "SideConfig",
     "batches",
     "inherit",
     "labelled_task",

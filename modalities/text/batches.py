@@ -4,7 +4,6 @@ B rows of a batch, M masks of a row, N = B * M, T tokens of the longest row, K t
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from d2v.modalities.common.sampling import Sampler, share
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text.config import DataConfig
 from d2v.modalities.text.frontend import MODALITY, FrontendConfig
-from d2v.modalities.text.samples import Samples, block, collate, prepare_tokenizer
+from d2v.modalities.text.samples import Samples, block, collate
 from d2v.modalities.text.views import made
 from d2v.types import Mask, View
 
@@ -114,27 +113,6 @@ class ViewBatches:
             spans = masking.span(generator, len(row), data.mask_prob, data.mask_length, last_frame=True)
             hidden.append(masking.sometimes(generator, data.mask_chance, spans))
         return Mask(torch.from_numpy(masking.stacked(hidden, longest)))
-
-
-class Plain:
-    """Whole rows, for parts that compare modalities."""
-
-    @staticmethod
-    def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path) -> None:
-        """The tokenizer of a run. ValueError: see prepare_tokenizer."""
-        prepare_tokenizer(data, frontend, folder)
-
-    def __init__(self, samples: Samples, data: DataConfig, frontend: FrontendConfig):
-        self._samples = samples
-
-    def read(self, index: int, generator: np.random.Generator) -> np.ndarray:
-        """A row as <s> ... </s>, cut to block_size."""
-        return self._samples.row(index)
-
-    def collate(self, read: list[np.ndarray], indices: list[int], batch: np.ndarray) -> View:
-        """What was read of `indices`, as wide as the longest row of the global batch, whose rows are `batch`."""
-        longest = int(self._samples.lengths[batch].max())
-        return collate(read, self._samples.frontend, longest)._replace(indices=torch.tensor(indices))
 
 
 def hide(view: View, generators: list[np.random.Generator], data: DataConfig, samples: Samples) -> View:

@@ -1,1 +1,1 @@
-"""Methods that compare two modalities of the same rows; each file is one, as in d2v/objectives."""
+"""Methods that compare two modalities of the same samples, one a file."""

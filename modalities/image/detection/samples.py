@@ -34,7 +34,7 @@ class BoxedSamples(Samples):
     def __init__(self, config: DetectionConfig, frontend: FrontendConfig, *, split: str, folder: Path):
         """ValueError: as Samples and open_boxes; too many boxes outside of their images, or none that can be used."""
         super().__init__(config, frontend, split=split, folder=folder)  # type: ignore[arg-type]
-        self.sizes = [augment.size(self._source(int(row))) for row in self.rows]  # height, width
+        self.sizes = [augment.size(self._source(int(row))) for row in self._rows]  # height, width
         self.names: list[np.ndarray] = []
         self.boxes: list[np.ndarray] = []  # left, top, right, bottom, in pixels of the image
         given = [np.asarray(boxes, dtype=float).reshape(-1, 4) for boxes in self.column("boxes")]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from d2v import plugins
+from d2v.config.loading import typed
 from d2v.modalities.common import pairs
 from d2v.models.alignment import D2vForAlignment
 from d2v.models.configuration import D2vConfig
@@ -46,119 +47,18 @@ def world(folder: Path, count: int = 3) -> Path:
     return folder / "table.csv"
 
 
-def opened(part: str, folder: Path, **settings):
+def opened(part: str, path: Path, **settings):
     """Settings, frontends and samples of a part."""
-    names = part.split("+")
-    loaded = {name: plugins.load("d2v.modalities", name) for name in names}
-    kind = pairs.data_config(loaded)
-    given = {name: loaded[name].DataConfig(**{**SIDES[name], **settings.pop(name, {})}) for name in names}
-    config = kind(**{"path": str(folder), "max_bad_share": 0.5, **settings}, **given)
-    frontends = {name: loaded[name].FrontendConfig(**FRONTENDS[name]) for name in names}
-    prepared = folder.parent / "prepared"
+    loaded = {name: plugins.load("d2v.modalities", name) for name in part.split("+")}
+    given = {name: {**SIDES[name], **settings.pop(name, {})} for name in loaded}
+    values = {"path": str(path), "max_bad_share": 0.5, **settings, **given}
+    config = typed(pairs.data_config(loaded), values, "data", "config.yaml")
+    frontends = {name: loaded[name].FrontendConfig(**FRONTENDS[name]) for name in loaded}
+    prepared = path.parent / "prepared"
     prepared.mkdir(exist_ok=True)
-    for name in names:
-        loaded[name].Plain.prepare(pairs.side_of(config, name), frontends[name], prepared)
+    for name in loaded:
+        pairs.prepare(config, name, frontends[name], prepared, 0)
     return config, frontends, pairs.Samples(config, frontends, split=config.split, folder=prepared)
-
-
-# Which rows are pairs.
-
-
-def test_the_rows_of_both_sides_are_the_rows_of_the_table(tmp_path):
-    table = world(tmp_path / "w")
-    for part in ("image+text", "speech+text", "image+speech"):
-        _, _, samples = opened(part, table)
-        assert len(samples) == 12 and (samples.places[:, 0] == samples.places[:, 1]).all()
-    _, _, samples = opened("image+text", table)
-    assert [samples.labels[row] == samples.labels[row % 4] for row in range(12)] == [True] * 12  # equal words
-    assert len({*samples.labels}) == 4
-
-
-def test_a_row_that_one_side_cannot_read_is_left_out_on_both_and_named(tmp_path):
-    table = world(tmp_path / "w")
-    (tmp_path / "w/files/red1.png").write_bytes(b"no image")
-    (tmp_path / "w/files/blue0.wav").write_bytes(b"")
-    lines = table.read_text().splitlines()
-    lines[2] = lines[2].replace("a green square", "")
-    table.write_text("\n".join(lines) + "\n")
-    _, _, samples = opened("image+speech", table)
-    assert len(samples) == 10
-    said = "\n".join(samples.report.lines())
-    assert "10 of 12 samples usable" in said and said.count("files/red1.png (") == 1 and "blue0" in said
-    for image, sound in samples.places:
-        names = samples.side("image").ids[image], samples.side("speech").ids[sound]
-        assert names[0].replace(".png", "") == names[1].replace(".wav", "")
-    assert len(opened("image+text", table)[2]) == 10
-
-
-def test_recordings_belong_to_the_texts_of_their_names(tmp_path):
-    world(tmp_path / "w")
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    for path in sorted((tmp_path / "w/files").glob("*.wav")):
-        (folder / path.name).write_bytes(path.read_bytes())
-        (folder / path.with_suffix(".txt").name).write_text(f"the sound of {path.stem}\n")
-    (folder / "red0.txt").unlink()
-    _, _, samples = opened("speech+text", folder)
-    assert len(samples) == 11
-    for clip_, text in samples.places:
-        stem = Path(samples.side("speech").ids[clip_]).stem
-        assert samples.side("text").picture(text) == f"the sound of {stem}"
-
-
-def test_by_class_partners_are_of_one_class_and_classes_of_one_side_are_left_out(tmp_path):
-    for name, kind, count in (("image", "png", 3), ("speech", "wav", 2)):
-        world(tmp_path / f"of_{name}", count)
-        for path in (tmp_path / f"of_{name}/files").glob(f"*.{kind}"):
-            place = tmp_path / name / path.stem[:-1] / path.name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(path.read_bytes())
-    for path in (tmp_path / "speech/yellow").iterdir():
-        path.rename(path.parent.with_name("purple") / path.name) if False else path.unlink()
-    (tmp_path / "speech/yellow").rmdir()
-    sides = {name: {"path": str(tmp_path / name)} for name in ("image", "speech")}
-    config, frontends, samples = opened("image+speech", tmp_path / "nothing", by="class", **{"path": ""}, **sides)
-    assert len(samples) == 9 and "without a partner: 3" in "\n".join(samples.report.lines())
-    batches = pairs.batches(samples, config, frontends, 4, 0)
-    partners = set()
-    for step in range(8):
-        first, second = batches(step, 0, 1)[0]
-        assert torch.equal(first.labels, second.labels)
-        for one, other, label in zip(first.indices, second.indices, first.labels, strict=True):
-            names = samples.side("image").ids[one], samples.side("speech").ids[other]
-            assert Path(names[0]).parent.name == Path(names[1]).parent.name == sorted(COLOURS)[:3][label]
-            partners.add(names)
-    assert len(partners) > 9  # not always the same
-
-
-def test_batches_are_pure_and_two_parts_are_one(tmp_path):
-    config, frontends, samples = opened("image+speech", world(tmp_path / "w"))
-    batches = pairs.batches(samples, config, frontends, 6, 3)
-    whole, ids = batches(5, 0, 1)
-    again, _ = pairs.batches(samples, config, frontends, 6, 3)(5, 0, 1)
-    halves = [batches(5, part, 2) for part in range(2)]
-    for side in range(2):
-        name = whole[side]
-        for key, value in name.inputs.items():
-            assert torch.equal(value, again[side].inputs[key])
-            joined = torch.stack([halves[part][0][side].inputs[key] for part in range(2)], dim=1).flatten(0, 1)
-            assert torch.equal(joined, value)
-    assert ids == [ids_ for pair in zip(halves[0][1], halves[1][1], strict=True) for ids_ in pair]
-    assert not torch.equal(batches(6, 0, 1)[0][0].inputs["pixel_values"], whole[0].inputs["pixel_values"])
-    assert all(view.mask is None for view in whole)
-
-
-def test_a_pair_that_becomes_unreadable_is_stood_in_for_on_both_sides(tmp_path):
-    config, frontends, samples = opened("image+text", world(tmp_path / "w"))
-    for path in (tmp_path / "w/files").glob("red*.png"):
-        path.write_bytes(b"gone")
-    bad: list[str] = []
-    batches = pairs.batches(samples, config, frontends, 12, 0, lambda name, why: bad.append(name))
-    (first, second), _ = batches(0, 0, 1)
-    assert len({*bad}) == 3 and torch.equal(first.labels, second.labels)
-    for image, text in zip(first.indices, second.indices, strict=True):
-        colour = Path(samples.side("image").ids[image]).stem[:-1]
-        assert samples.side("text").picture(int(text)) == f"a {colour} square" and colour != "red"
 
 
 # Methods.
@@ -320,24 +220,6 @@ def test_the_model_comes_back_to_the_bit_and_its_encoder_too(tmp_path):
 
 
 # One line for what cannot be.
-
-
-@pytest.mark.parametrize(
-    ("part", "settings", "said"),
-    [
-        ("image+text", {"path": ""}, "data.path is required"),
-        ("image+text", {"image": {"masks": 3, "mask_kind": "block"}}, r"data.image.mask_kind is block, and pairs are"),
-        ("image+text", {"text": {"path": "elsewhere.txt"}}, "sides of data.by=row are in one place"),
-        ("image+text", {"by": "rows"}, "data.by is 'rows'; it may be row, class"),
-        ("image+text", {"max_bad_share": 0.1}, "of the image and text samples of .* are bad"),
-    ],
-)
-def test_settings_that_make_no_pairs(part, settings, said, tmp_path):
-    table = world(tmp_path / "w")
-    for path in sorted((tmp_path / "w/files").glob("red*.png")):
-        path.write_bytes(b"")
-    with pytest.raises(ValueError, match=said):
-        opened(part, table, **settings)
 
 
 def test_methods_say_what_they_need():
