@@ -57,6 +57,7 @@ class Some:
     def __init__(self, samples: Any, places: np.ndarray):
         self._samples, self._places = samples, places
         self.ids = [samples.ids[place] for place in places]
+        self.lengths = None if samples.lengths is None else samples.lengths[places]
 
     def __len__(self) -> int:
         return len(self._places)
