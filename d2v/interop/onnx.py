@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v import plugins
+from d2v.models.alignment import D2vForAlignment
 from d2v.models.detection import D2vForObjectDetection
 from d2v.models.encoder import D2vModel
 
@@ -24,7 +25,7 @@ def export_onnx(model: Any, path: str | Path) -> float:
 
     Returns the largest difference to it, measured at two lengths and batch sizes, with padding. Inputs have Hugging
     Face's names. Outputs of an encoder: last_hidden_state (B, T, D) and, with a class token, extra (B, E, D); of a
-    task: logits. ValueError: a package is absent, the model reads several modalities or is a detector, or the file
+    task: logits, or embeds (B, P). ValueError: a package is absent, the model reads several modalities or is a detector, or the file
     computes something else.
     """
     # torch.onnx imports onnxscript when it is too late for a good message
@@ -38,7 +39,7 @@ def export_onnx(model: Any, path: str | Path) -> float:
     short, long = _example(model, rows=2, tokens=5), _example(model, rows=3, tokens=12)
     with torch.no_grad():
         expected = [_arrays(graph, short), _arrays(graph, long)]  # also fills caches with real tensors
-        names = ["logits"] if graph.task else ["last_hidden_state", "extra"][: len(expected[0])]
+        names = [graph.output] if graph.task else ["last_hidden_state", "extra"][: len(expected[0])]
         free = tuple(_free_dimensions(x) for x in long.values())
         program = torch.onnx.export(
             graph.eval(),
@@ -100,6 +101,7 @@ class _Graph(nn.Module):
         if isinstance(model, D2vForObjectDetection):
             raise ValueError("no ONNX file of a detector is written: how many boxes it finds is known when it has run")
         self.model, self.task = model, not isinstance(model, D2vModel)
+        self.output = "embeds" if isinstance(model, D2vForAlignment) else "logits"
         encoder = model.encoder if self.task else model
         if len(encoder.config.frontends) != 1:
             raise ValueError(
@@ -108,10 +110,10 @@ class _Graph(nn.Module):
         self.names = list(_example(model, rows=1, tokens=1))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Logits, or the features of content tokens and, if there are some, of extra tokens."""
+        """Logits or embeddings, or the features of content tokens and, if there are some, of extra tokens."""
         outputs = self.model(**dict(zip(self.names, inputs, strict=True)))
         if self.task:
-            return (outputs.logits,)
+            return (outputs[self.output],)
         return (outputs.x,) if outputs.extra is None else (outputs.x, outputs.extra)
 
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
 from d2v.interop.renaming import why_unread
+from d2v.models.alignment import D2vForAlignment
 from d2v.models.detection import D2vForObjectDetection
 from d2v.models.encoder import D2vModel
 from d2v.models.task_models import D2vForCTC, D2vForImageClassification, D2vForSequenceClassification
@@ -64,7 +65,13 @@ def load_ours(source: str | Path) -> Any:
 
     ValueError: none of them, or not whole.
     """
-    tasks = (D2vForCTC, D2vForImageClassification, D2vForObjectDetection, D2vForSequenceClassification)
+    tasks = (
+        D2vForAlignment,
+        D2vForCTC,
+        D2vForImageClassification,
+        D2vForObjectDetection,
+        D2vForSequenceClassification,
+    )
     known = {kind.__name__: kind for kind in (D2vModel, *tasks)}
     named = (read_config(source).architectures or [D2vModel.__name__])[0]
     if named not in known:

@@ -1,44 +1,103 @@
-"""D2vForAlignment: an encoder of several modalities, and for each a projection to one space of unit vectors.
+"""The model that brings modalities to one space: an encoder, and a projection of each modality.
 
-B samples, D width of the encoder, P width of the space.
+B samples, T content tokens, D width, P width of the space.
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.initialization import guard_torch_init_functions
+from transformers.modeling_outputs import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from d2v.models.configuration import D2vConfig
-from d2v.models.encoder import D2vModel, D2vPreTrainedModel, build_config, key_of
+from d2v.models.encoder import D2vModel, D2vPreTrainedModel, build_config
 from d2v.models.heads import mean_of_tokens
-from d2v.types import View
+from d2v.settings import check_values, setting
+from d2v.types import Features, View
 
 
 @dataclass
 class AlignmentConfig:
-    """D2vConfig.task of such a model."""
+    """The space that modalities share."""
 
-    projection_dim: int = 256
-    modalities: list[str] = field(default_factory=list)  # that have a projection; none are named: all
+    projection_dim: int = setting(128, "Width of the projections.", least=1, limit=1_000_000)
+    modalities: list[str] = setting([], "Those that have a projection; empty: all that the encoder reads.")
+
+    def __post_init__(self):
+        """ValueError: a width below 1."""
+        check_values(self, "task")
+
+
+@dataclass
+class AlignmentOutput(ModelOutput):
+    """What D2vForAlignment returns."""
+
+    embeds: Tensor | None = None  # (B, P) float32, of length 1
+    last_hidden_state: Tensor | None = None  # (B, T, D)
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+def key_of(modality: str) -> str:
+    """The name of a modality's projection: the last part of the name of a user's own package."""
+    return modality.rpartition(".")[2]
+
+
+def new_projections(modalities: Iterable[str], dim: int, projection_dim: int) -> nn.ModuleDict:
+    """A linear layer from D to P for each modality, without a bias, N(0, 1 / D) as in CLIP's code."""
+    layers = {}
+    for name in modalities:
+        layers[key_of(name)] = nn.Linear(dim, projection_dim, bias=False)
+        nn.init.normal_(layers[key_of(name)].weight, std=dim**-0.5)
+    return nn.ModuleDict(layers)
+
+
+def projected(features: Features, view: View, projections: nn.ModuleDict) -> Tensor:
+    """(B, P) float32, of length 1: the mean over the real tokens of what the trunk makes of a view, projected.
+
+    ValueError: the modality has no projection.
+    """
+    if key_of(view.modality) not in projections:
+        raise ValueError(f"there are projections of {', '.join(projections)}, not of {view.modality!r}")
+    pooled = mean_of_tokens(features.x, view.padding)  # (B, D)
+    return F.normalize(projections[key_of(view.modality)](pooled).float(), dim=1)
 
 
 class D2vForAlignment(D2vPreTrainedModel):
-    """What pictures, sounds and words that belong together have one vector for."""
+    """A vector for each sample of any modality; the cosine of two says how well they belong together."""
 
     def __init__(self, config: D2vConfig):
-        """ValueError: as D2vModel; a task setting that this model does not have."""
+        """ValueError: as D2vModel; a task setting that this model does not have, or a modality that it does not
+        read."""
         super().__init__(config)
         self.task: AlignmentConfig = build_config(AlignmentConfig, config.task, "task")
-        config.task = asdict(self.task)
+        config.task = vars(self.task).copy()
+        unknown = [name for name in self.task.modalities if name not in config.frontends]
+        if unknown:
+            raise ValueError(f"task.modalities has {unknown[0]!r}; this model reads {', '.join(config.frontends)}")
         self.encoder = D2vModel(config)
-        self.projections = projections(self.encoder, self.task.projection_dim, self.task.modalities)
         self.main_input_name = self.encoder.main_input_name
+        names = self.task.modalities or list(config.frontends)
+        self.projections = new_projections(names, self.encoder.trunk.config.dim, self.task.projection_dim)
         self.post_init()
+
+    @classmethod
+    def of(cls, encoder: D2vModel, projections: nn.ModuleDict) -> "D2vForAlignment":
+        """A model of copies of an encoder and of projections of some of its modalities."""
+        names = [name for name in encoder.config.frontends if key_of(name) in projections]
+        task = {"projection_dim": projections[key_of(names[0])].out_features, "modalities": names}
+        config = D2vConfig(copy.deepcopy(encoder.config.frontends), copy.deepcopy(encoder.config.trunk), task)
+        with torch.random.fork_rng(devices=[]):  # a run in progress would miss the numbers that building draws
+            model = cls(config)
+        model.encoder.load_state_dict(encoder.state_dict())
+        model.projections.load_state_dict({f"{key_of(n)}.weight": projections[key_of(n)].weight for n in names})
+        return model.to(device=encoder.device, dtype=encoder.dtype).eval()
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -46,52 +105,37 @@ class D2vForAlignment(D2vPreTrainedModel):
         self.encoder.initialize_weights()
         with guard_torch_init_functions():
             for projection in self.projections.values():
-                fill(projection)
-
-    @classmethod
-    def of(cls, encoder: D2vModel, layers: nn.ModuleDict) -> "D2vForAlignment":
-        """A model that holds an encoder and projections of some of its modalities."""
-        config = copy.deepcopy(encoder.config)
-        names = [name for name in config.frontends if key_of(name) in layers]
-        config.task = {"projection_dim": layers[key_of(names[0])].out_features, "modalities": names}
-        with torch.random.fork_rng(devices=[]):  # a run in progress would miss the numbers that building draws
-            model = cls(config)
-        model.encoder, model.projections = encoder, layers
-        return model
+                nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
 
     def project(self, view: View) -> Tensor:
-        """(B, P) unit vectors of a view. ValueError: its modality has no projection."""
-        if key_of(view.modality) not in self.projections:
-            raise ValueError(
-                f"this model has {', '.join(self.projections)} in one space, and not {view.modality}, which no pairs "
-                "were given for"
-            )
-        return project(self.encoder, self.projections, view)
+        """(B, P) float32, of length 1. ValueError: no frontend or projection for the view's modality."""
+        return projected(self.encoder(view, return_dict=True), view, self.projections)
 
-    def forward(self, view: View | Tensor | None = None, **inputs: Any) -> Tensor:
-        """(B, P) unit vectors of a view, or of raw inputs by Hugging Face's names.
+    @can_return_tuple
+    def forward(
+        self,
+        view: View | Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """The embeddings of a view, or of raw inputs by Hugging Face's names, and the features that they were read
+        from.
 
-        ValueError: no frontend takes them.
+        ValueError: inputs that no frontend takes, or of a modality that has no projection.
         """
-        return self.project(self.encoder.view(view, **inputs))
-
-
-def projections(encoder: D2vModel, width: int, modalities: Sequence[str] = ()) -> nn.ModuleDict:
-    """A linear layer without bias for each modality, or for those that are named, as CLIP's (arXiv 2103.00020)."""
-    names = [key_of(name) for name in modalities] or list(encoder.frontends)
-    made = {name: nn.Linear(encoder.trunk.config.dim, width, bias=False) for name in names}
-    for projection in made.values():
-        fill(projection)
-    return nn.ModuleDict(made)
-
-
-def fill(projection: nn.Linear) -> None:
-    """N(0, 1 / D), as CLIP's code."""
-    nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
-
-
-def project(encoder: Any, layers: nn.ModuleDict, view: View) -> Tensor:
-    """(B, P) unit vectors in float32: the mean over content tokens, projected."""
-    mean = mean_of_tokens(encoder(view).x.float(), view.padding)  # (B, D)
-    with torch.autocast(mean.device.type, enabled=False):
-        return F.normalize(layers[key_of(view.modality)](mean), dim=1)
+        inputs |= {"pixel_values": pixel_values, "input_values": input_values, "input_ids": input_ids}
+        view = self.encoder.view(view, **inputs, attention_mask=attention_mask)
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        features = self.encoder(view, return_dict=True, **asked)
+        return AlignmentOutput(
+            embeds=projected(features, view, self.projections),
+            last_hidden_state=features.x,
+            hidden_states=features.hidden_states,
+            attentions=features.attentions,
+        )

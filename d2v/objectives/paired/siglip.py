@@ -1,11 +1,10 @@
-"""SigLIP (arXiv 2303.15343): whether two rows belong together, for every pair of the global batch by itself.
+"""SigLIP (arXiv 2303.15343): of each two samples of two modalities, do they belong together, yes or no?
 
-Several rows may belong to one, so that classes may be the pairs, and batches may be small.
+Nothing is normalised over the batch, so that small batches do, and a sample may have several partners.
 
-B rows of this process, N of all, P width of the space.
+B samples of this process, N of all, P width of the space.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,55 +12,48 @@ import torch.nn.functional as F
 from torch import nn
 
 from d2v.models.encoder import D2vModel
-from d2v.objectives.common.paired import FROZEN, Paired, found, of_all, positives
+from d2v.objectives.common.contrastive import cosines
+from d2v.objectives.common.pairing import FREEZE, Pairing, found, right_ones
 from d2v.settings import check_fields, setting
+from d2v.training.distributed import gather_with_gradient
 from d2v.types import Loss, View
 
 
 @dataclass
 class Config:
-    """The published start of scale and bias."""
+    """Width of the space, and where scale and bias start, as published."""
 
     name: str = setting("siglip", "Which method.")
-    projection_dim: int = setting(128, "Width of the common space.", least=1, limit=1_000_000)
-    scale: float = setting(10.0, "What cosines are multiplied by at the start; it is learned.", above=0, limit=1000)
-    bias: float = setting(
-        -10.0, "What is then added at the start, as most pairs do not belong together; it is learned.", limit=1000
-    )
-    frozen: list[str] = setting([], FROZEN)
+    projection_dim: int = setting(512, "Width of the space that both modalities share.", least=1, limit=1_000_000)
+    temperature: float = setting(0.1, "Where the learned one starts; the scale is its inverse.", least=0.001, most=1000)
+    bias: float = setting(-10.0, "Where the learned bias starts: low, as most pairs are wrong.", least=-1000, most=1000)
+    freeze: list[str] = setting([], FREEZE)
 
     def __post_init__(self):
-        """ValueError: a number outside its bounds."""
+        """ValueError: a width below 1, or a temperature or bias out of range."""
         check_fields(self, "objective")
 
 
-class SigLIP(Paired):
-    """Both encoders, their projections, and scale and bias of the cosines."""
+class SigLip(Pairing):
+    """Student encoder, projections, scale and bias."""
 
     def __init__(self, encoder: D2vModel, config: Config):
-        super().__init__(encoder, config, config.projection_dim, config.frozen)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
-        self.bias = nn.Parameter(torch.tensor(config.bias))
+        """ValueError: as Pairing."""
+        super().__init__(encoder, config)
+        self.bias = nn.Parameter(torch.tensor(config.bias))  # () of no dimension: no decay
 
     def forward(self, views: list[View]) -> Loss:
-        """Minus the log-likelihood of all N pairs of each row, summed over rows (equation 1)."""
-        self.check(views)
-        first, second = self.vectors(views)
-        wanted = positives(views[0], len(first), first.device)  # (B, N)
-        with torch.autocast(first.device.type, enabled=False):
-            cosines = first @ of_all(second).T  # (B, N)
-        logits = self.log_scale.exp() * cosines + self.bias
-        sign = wanted.float() * 2 - 1
-        total = -F.logsigmoid(sign * logits).sum()
-        metrics = {
-            "scale": self.log_scale.detach().exp(),
-            "bias": self.bias.detach(),
-            "found": found(cosines, wanted),
-            "positive_cosine": cosines.detach()[wanted].mean(),
-        }
+        """Equation 1, summed over this process's rows: -sum_ij log sigmoid(z_ij (s cos_ij + b)), z 1 for those that
+        belong together and -1 for others. Its count is B, as there."""
+        first, second = self.vectors(views)  # (B, P) each
+        right = right_ones(views[0], len(first))  # (B, N)
+        similarity = cosines(first, gather_with_gradient(second))  # (B, N)
+        logits = self.log_scale.exp() * similarity + self.bias
+        total = -F.logsigmoid(torch.where(right, logits, -logits)).sum()
+        metrics = {**self.described(similarity, right, first, second), "bias": self.bias.detach()}
         return Loss(total, torch.tensor(len(first), device=total.device), metrics)
 
 
-def build(encoder: D2vModel, config: Config) -> SigLIP:
-    """The objective around an encoder of two modalities."""
-    return SigLIP(encoder, config)
+def build(encoder: D2vModel, config: Config) -> SigLip:
+    """The objective around an encoder."""
+    return SigLip(encoder, config)
