@@ -4,13 +4,15 @@ from d2v.modalities.text.batches import batches
 from d2v.modalities.text.config import DataConfig, LabelledConfig
 from d2v.modalities.text.frontend import Frontend, FrontendConfig
 from d2v.modalities.text.labelled import labelled_task
-from d2v.modalities.text.samples import Samples, inherit, prepare, save_preprocessor
+from d2v.modalities.text.samples import Samples, inherit, prepare, queries, save_preprocessor
 from d2v.modalities.text.views import VIEWS
 
 PREPARED = ("tokenizer",)
+QUERIES = ()
 
 __all__ = [
     "PREPARED",
+    "QUERIES",
     "VIEWS",
     "DataConfig",
     "Frontend",
@@ -21,5 +23,6 @@ __all__ = [
     "inherit",
     "labelled_task",
     "prepare",
+    "queries",
     "save_preprocessor",
 ]
