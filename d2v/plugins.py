@@ -20,6 +20,7 @@ CONTRACTS = {
         "labelled_task",
     ),  # see Modality in d2v/protocols.py
     "d2v.objectives": ("Config", "build"),
+    "d2v.objectives.paired": ("Config", "build"),
     "d2v.evaluation.reports": ("report",),
 }
 

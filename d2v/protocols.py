@@ -168,6 +168,12 @@ class Stream(Samples, Protocol):
         ...
 
 
+class Rowed(Samples, Protocol):
+    """Samples that may be one side of pairs."""
+
+    rows: np.ndarray  # (n,) which rows of the source they are, in its order
+
+
 class Pictures(Samples, Protocol):
     """Samples whose tokens lie in a grid, for the report dense."""
 
@@ -187,13 +193,54 @@ class Source(Protocol):
 
 
 class Rows(NamedTuple):
-    """A part of a source that is open already, for samples that are read once, in passing.
+    """A source that is open already, or a part of it for samples that are read once, in passing.
 
-    Whether they decode shows then.
+    Whether those decode shows then.
     """
 
     dataset: Any  # a Source
     first: int  # number of its first row in the whole
+    whole: bool = False  # all of it, which is checked as if it had been opened here
+
+
+class Side(Protocol):
+    """How training reads one side of pairs: each row in one augmented view, of which nothing is hidden.
+
+    A modality that may be a side exports it, and SideConfig, the dataclass of what is read of its DataConfig then.
+    """
+
+    # (n,) equal where two samples are the very same to the model, so that neither is a wrong answer for the other's
+    # partner; None: that is not asked
+    keys: np.ndarray | None
+
+    def __init__(self, samples: Rowed, data: Any, frontend: Any, bad_log: BadLog): ...
+
+    @staticmethod
+    def open(config: Any, split: str) -> Source | None:
+        """The rows of a split, unread, with what lies beside their files; None: the other side opens what has both."""
+        ...
+
+    @staticmethod
+    def column(config: Any, source: Any) -> str:
+        """The column of the source that is read. ValueError: there is none."""
+        ...
+
+    @staticmethod
+    def prepare(data: Any, frontend: Any, folder: Path, seed: int, source: Callable[[], Any]) -> None:
+        """As the modality's `prepare`, from the rows that `source` opens."""
+        ...
+
+    def width(self, indices: np.ndarray) -> int:
+        """How long, in units of its own, the views of these samples can become; 0: all views are of one size."""
+        ...
+
+    def read(self, index: int, generator: np.random.Generator, width: int) -> Any:
+        """The view of a sample, cut to `width`. UnreadableError, OSError: it can no longer be read."""
+        ...
+
+    def view(self, read: Sequence[Any], width: int) -> View:
+        """What was read of B samples as a View, as wide as `width`."""
+        ...
 
 
 class Batches(Protocol):

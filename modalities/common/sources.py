@@ -21,7 +21,7 @@ from d2v.modalities.common.joining import join
 from d2v.modalities.common.kinds import AUDIO, CURES, IMAGES, TABLES, TEXTS, UNNAMED, extension, is_of, named, summary
 from d2v.modalities.common.media import METADATA, media_files
 from d2v.modalities.common.splits import choose
-from d2v.modalities.common.tables import KNOWN, file_paths, media_column, name_rows, with_folders
+from d2v.modalities.common.tables import KNOWN, file_paths, media_column, media_kinds, name_rows, with_folders
 from d2v.protocols import NoSplitError
 
 __all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source", "splits", "with_splits"]
@@ -244,25 +244,34 @@ def _open_tables(files: Sequence[Path], split: str, what: str, known: Sequence[s
         if file.suffix.lower() in (".csv", ".tsv"):
             table_files.check_header(file, table.column_names, known)
         dataset = datasets.Dataset(table)
-        parts.append(dataset if what == "text" else with_folders(dataset, what, [file.parent] * len(dataset)))
+        for kind in media_kinds(dataset, what):
+            dataset = with_folders(dataset, kind, [file.parent] * len(dataset))
+        parts.append(dataset)
     return parts[0] if len(parts) == 1 else join(parts, split, what)
 
 
 def _with_absolute_paths(dataset: datasets.Dataset, where: str, what: str, files: dict, split: str) -> datasets.Dataset:
     """The rows of parquet `files` of each split, with absolute paths in place of those relative to a file's folder."""
-    paths = None if what == "text" else file_paths(dataset, media_column(dataset, what))
-    if paths is None or not any(path and not Path(path).is_absolute() for path in paths):
+    relative = {}  # a path of each kind
+    for kind in media_kinds(dataset, what):
+        paths = file_paths(dataset, media_column(dataset, kind)) or []
+        relative[kind] = next((path for path in paths if path and not Path(path).is_absolute()), None)
+    if not any(relative.values()):
         return dataset
     folders: dict[str, list[Path]] = {}
     for name, some in files.items():
         folders[name] = []
         for file in map(Path, some):
             if file.suffix.lower() != ".parquet" or not file.is_file():
-                raise ValueError(f"{where} names files by paths, such as {next(filter(None, paths))!r}, and has none")
+                if not relative[what]:  # who reads the others will hear of it
+                    return dataset
+                raise ValueError(f"{where} names files by paths, such as {relative[what]!r}, and has none")
             folders[name] += [file.parent] * pq.read_metadata(file).num_rows
     places = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(some) for name, some in folders.items()})
-    of_rows = itertools.chain(*(folders[part.splitname][part.from_ : part.to] for part in places))
-    return with_folders(dataset, what, list(of_rows))
+    of_rows = [*itertools.chain(*(folders[part.splitname][part.from_ : part.to] for part in places))]
+    for kind, path in relative.items():
+        dataset = with_folders(dataset, kind, of_rows) if path else dataset
+    return dataset
 
 
 def _open_described(folder: Path, split: str, what: str, known: Sequence[str]) -> datasets.Dataset:

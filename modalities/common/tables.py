@@ -62,6 +62,13 @@ def media_column(dataset: datasets.Dataset, kind: str) -> str:
     return candidates[0]
 
 
+def media_kinds(dataset: datasets.Dataset, kind: str) -> list[str]:
+    """Of what rows may name files: `kind`, and others that have a column of their name; of "text" there are none."""
+    if kind == "text":
+        return []
+    return [kind, *(other for other in ("image", "audio") if other != kind and other in dataset.features)]
+
+
 def _has_words(column: pa.ChunkedArray) -> bool:
     """Whether a cell of strings holds more than a number."""
     for chunk in column.chunks:

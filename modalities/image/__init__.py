@@ -6,6 +6,7 @@ from d2v.modalities.image.config import DataConfig, LabelledConfig
 from d2v.modalities.image.frontend import Frontend, FrontendConfig
 from d2v.modalities.image.labelled import labelled_task
 from d2v.modalities.image.samples import Samples, inherit, prepare, queries, save_preprocessor
+from d2v.modalities.image.side import Side, SideConfig
 from d2v.modalities.image.views import VIEWS
 
 PREPARED = ()
@@ -20,6 +21,8 @@ __all__ = [
     "FrontendConfig",
     "LabelledConfig",
     "Samples",
+    "Side",
+    "SideConfig",
     "batches",
     "inherit",
     "labelled_task",

@@ -91,8 +91,9 @@ class Samples:
         ValueError: the source cannot be opened, or too many of its images are bad.
         """
         self.config, self.frontend = config, frontend
-        dataset, first = (self.open(config, split), 0) if rows is None else rows
-        self._decodes = config.check_files and rows is None
+        dataset, first = (self.open(config, split), 0) if rows is None else rows[:2]
+        in_passing = rows is not None and not rows.whole
+        self._decodes = config.check_files and not in_passing
         self._dataset = dataset
         self._media = dataset.select_columns([tables.media_column(dataset, "image")])
         self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
@@ -105,11 +106,16 @@ class Samples:
         self.report.usable = len(self._rows)
         if config.label in dataset.column_names:
             self.report.count_classes(self.column(config.label), self.classes, config.label)
-        if rows is None:
+        if not in_passing:
             self.report.check(config.max_bad_share, config.path)
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(n,) which rows of the source they are."""
+        return self._rows
 
     def image(self, index: int) -> Any:
         """The decoded image of a usable sample: PIL, or a tensor (C, H, W). UnreadableError: it is damaged."""

@@ -6,6 +6,7 @@ from d2v.modalities.speech.config import DataConfig, LabelledConfig
 from d2v.modalities.speech.frontend import Frontend, FrontendConfig
 from d2v.modalities.speech.labelled import labelled_task
 from d2v.modalities.speech.samples import Samples, inherit, prepare, queries, save_preprocessor
+from d2v.modalities.speech.side import Side, SideConfig
 from d2v.modalities.speech.views import VIEWS
 
 PREPARED = ()
@@ -20,6 +21,8 @@ __all__ = [
     "FrontendConfig",
     "LabelledConfig",
     "Samples",
+    "Side",
+    "SideConfig",
     "batches",
     "inherit",
     "labelled_task",

@@ -40,7 +40,11 @@ def open_labelled(path: Any, split: str) -> datasets.Dataset:
     """The rows of a split, with the texts that lie beside recordings, as in a.wav and a.txt, as transcripts."""
     if path == "demo":
         return sources.with_splits(synth.dataset(split), ["train", "test"])
-    dataset = sources.open_source(path, split, sources.AUDIO, "audio")
+    return with_transcripts(sources.open_source(path, split, sources.AUDIO, "audio"))
+
+
+def with_transcripts(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Rows of recordings with the texts that lie beside their files, where they have no texts of their own."""
     if "file" not in dataset.column_names or TRANSCRIPTS[0] in dataset.column_names:
         return dataset
     texts = [_beside(Path(file)) if file else None for file in tables.cells_of(dataset, "file")]

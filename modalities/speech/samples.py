@@ -79,13 +79,14 @@ class Samples:
         """
         self.config, self.frontend = config, frontend
         self.rate = frontend.sample_rate
-        dataset, first = (self.open(config, split), 0) if rows is None else rows
-        self._decodes = config.check_files and rows is None
+        dataset, first = (self.open(config, split), 0) if rows is None else rows[:2]
+        in_passing = rows is not None and not rows.whole
+        self._decodes = config.check_files and not in_passing
         self._dataset = dataset
         self._media = dataset.select_columns([tables.media_column(dataset, "audio")])
         self._segments = tables.segments(dataset)  # (rows, 2) seconds; None: every row is a whole recording
         # Both only save time: short clips, decoded, and what a pass over a long clip found, by row.
-        self._cache: dict[int, np.ndarray] | None = {} if rows is None else None
+        self._cache: dict[int, np.ndarray] | None = None if in_passing else {}
         self._found: dict[int, audio.Found] = {}
         self._budget, self._kept = config.cache_hours * 3600 * frontend.sample_rate, 0  # samples that the cache holds
         self._longest = round(config.max_seconds * self.rate)
@@ -104,11 +105,16 @@ class Samples:
         self.report.amount = f"{self.lengths.sum() / self.rate / 3600:.2f} hours"
         if config.label in dataset.column_names:
             self.report.count_classes(self.column(config.label), self.classes, config.label)
-        if rows is None:
+        if not in_passing:
             self.report.check(config.max_bad_share, config.path)
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(n,) which rows of the source they are."""
+        return self._rows
 
     def clip(self, index: int) -> np.ndarray | audio.Long:
         """A usable clip as `wave` gives it; one that is long by slices, which alone are decoded.

@@ -5,6 +5,7 @@ from d2v.modalities.text.config import DataConfig, LabelledConfig
 from d2v.modalities.text.frontend import Frontend, FrontendConfig
 from d2v.modalities.text.labelled import labelled_task
 from d2v.modalities.text.samples import Samples, inherit, prepare, queries, save_preprocessor
+from d2v.modalities.text.side import Side, SideConfig
 from d2v.modalities.text.views import VIEWS
 
 PREPARED = ("tokenizer",)
@@ -19,6 +20,8 @@ __all__ = [
     "FrontendConfig",
     "LabelledConfig",
     "Samples",
+    "Side",
+    "SideConfig",
     "batches",
     "inherit",
     "labelled_task",

@@ -3,7 +3,7 @@
 B rows of a batch, T tokens of the longest of them, with <s> before and </s> after every line.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,14 +49,14 @@ class Samples:
                 f"the model frontend.vocab_size {frontend.vocab_size}"
             )
         self.config, self.frontend, self.split = config, frontend, split
-        self.dataset, first = (self.open(config, split), 0) if rows is None else rows
+        self.dataset, first = (self.open(config, split), 0) if rows is None else rows[:2]
         self._column = corpora.text_column(self.dataset, config.path, config.text)
         self.corpus = corpora.tokenize(self.dataset, self._column, tokenizer, config.min_tokens)
         self.ordinary = np.array(tokenizers.ordinary_ids(tokenizer))
         every_id = tables.identifiers(self.dataset, config.path, split, first)
         self.ids = [every_id[row] for row in self.corpus.rows]
         self.report = corpora.report(self.corpus, self.dataset, every_id, config.label)
-        if rows is None:
+        if rows is None or rows.whole:
             self.report.check(config.max_bad_share, config.path)
         self.classes = corpora.classes(self.dataset, config.label)
         sizes = np.diff(self.corpus.offsets) + 1  # with <s>
@@ -66,6 +66,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(n,) which rows of the source they are."""
+        return self.corpus.rows
 
     def column(self, name: str) -> np.ndarray:
         """Values of a column per usable row, None for missing ones. ValueError: no such column."""
@@ -154,10 +159,16 @@ def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int)
     prepare_tokenizer(data, frontend, folder)
 
 
-def prepare_tokenizer(data: ReadConfig, frontend: FrontendConfig, folder: Path) -> None:
+def prepare_tokenizer(
+    data: ReadConfig,
+    frontend: FrontendConfig,
+    folder: Path,
+    source: Callable[[], datasets.Dataset] | None = None,
+) -> None:
     """Trains or adapts the tokenizer into folder/tokenizer unless `folder` has one, and fills in the frontend.
 
-    ValueError: no data, blocks longer than the model reads, no such tokenizer, or other ids of special tokens than its.
+    `source` opens the rows of data.path, if others have them. ValueError: no data, blocks longer than the model reads,
+    no such tokenizer, or other ids of special tokens than its.
     """
     if not data.path:
         raise ValueError(
@@ -173,7 +184,8 @@ def prepare_tokenizer(data: ReadConfig, frontend: FrontendConfig, folder: Path) 
         if data.tokenizer:
             tokenizer = tokenizers.load(data.tokenizer)
         else:
-            dataset, column = corpora.open_rows(data.path, data.split, data.text)
+            dataset = source() if source else corpora.open_rows(data.path, data.split, data.text)[0]
+            column = corpora.text_column(dataset, data.path, data.text)
             tokenizer = tokenizers.train(corpora.lines(dataset, column), data.vocab_size)
         tokenizer.model_max_length = frontend.max_positions
         tokenizers.save(tokenizer, folder)

@@ -1,0 +1,1 @@
+"""Methods that compare two modalities of the same samples, one a file."""
