@@ -305,6 +305,7 @@ class Modality(Protocol):
     Frontend: type  # a torch module that is a Frontend
     VIEWS: tuple[str, ...]  # what data.views may hold, the ordinary kind first; empty: no views
     PREPARED: tuple[str, ...]  # folders that `prepare` makes in a run's folder, e.g. a tokenizer's
+    QUERIES: tuple[str, ...]  # endings of files that `queries` reads; empty: it reads words
 
     class Samples:
         """A type whose objects are Samples."""
@@ -342,6 +343,14 @@ class Modality(Protocol):
     @staticmethod
     def save_preprocessor(folder: Path, samples_folder: Path, data: Any, frontend: Any) -> None:
         """Writes beside an export what Hugging Face's Auto classes need to read inputs."""
+        ...
+
+    @staticmethod
+    def queries(given: Sequence[str], data: Any, frontend: Any, folder: Path) -> Samples:
+        """What somebody looks for, as samples in its order: paths of files, or words where QUERIES is empty.
+
+        It and QUERIES may be missing: `d2v search` then finds samples of this modality by their ids alone.
+        """
         ...
 
     @staticmethod

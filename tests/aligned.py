@@ -1,5 +1,6 @@
 """A small world of four colours, each with pictures, tones and words, and a real encoder whose projections fit it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from d2v import plugins
 from d2v.config.loading import from_dict
 from d2v.models.configuration import D2vConfig
-from d2v.models.encoder import D2vModel
+from d2v.models.encoder import D2vModel, D2vPreTrainedModel
 from d2v.models.heads import mean_of_tokens
 from d2v.types import View
 
@@ -25,20 +26,25 @@ FRONTENDS = {
     "text": {"max_positions": 32},
 }
 DATA: dict[str, dict[str, Any]] = {
-    "image": {"mean": [0.4], "std": [0.3], "min_size": 1, "min_block": 1},
+    "image": {"min_block": 1},
     "speech": {"max_seconds": 2},
     "text": {"vocab_size": 280, "block_size": 32, "min_tokens": 1},
 }
 
 
-class Aligned(nn.Module):
+class Aligned(D2vPreTrainedModel):
     """An encoder, and for each modality a projection of the mean of its tokens to unit vectors."""
 
-    def __init__(self, encoder: D2vModel, width: int):
-        super().__init__()
-        self.encoder = encoder
-        dim = encoder.trunk.config.dim
-        self.projections = nn.ModuleDict({name: nn.Linear(dim, width, bias=False) for name in encoder.config.frontends})
+    def __init__(self, config: D2vConfig):
+        super().__init__(config)
+        self.encoder = D2vModel(config)
+        dim, width = self.encoder.trunk.config.dim, config.task["projection_dim"]
+        self.projections = nn.ModuleDict({name: nn.Linear(dim, width, bias=False) for name in config.frontends})
+        self.post_init()
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        self.encoder.initialize_weights()
 
     def project(self, view: View) -> Tensor:
         """(B, P)."""
@@ -77,16 +83,32 @@ def samples_of(table: Path, prepared: Path) -> dict[str, Any]:
     return found
 
 
-def model_of(samples: dict[str, Any], seed: int = 0) -> Aligned:
-    """A random encoder; least squares fit the projections to colours."""
+def model_of(samples: dict[str, Any], seed: int = 0, *, fitted: bool = True) -> Aligned:
+    """A random encoder; least squares fit its projections to colours, unless they are to be random too."""
     torch.manual_seed(seed)
     frontends = {name: one.frontend for name, one in samples.items()}
     trunk = {"dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64}
-    model = Aligned(D2vModel(D2vConfig(frontends, trunk)).eval(), len(COLOURS)).eval()
-    for name, one in samples.items():
+    model = Aligned(D2vConfig(frontends, trunk, {"projection_dim": len(COLOURS)})).eval()
+    for name, one in samples.items() if fitted else ():
         with torch.no_grad():
             features = torch.cat([pooled(model.encoder, one.view([row])) for row in range(len(one))])  # (n, D)
         wanted = torch.eye(len(COLOURS))[[list(COLOURS).index(label) for label in one.column("label")]]
-        fitted = torch.linalg.lstsq(features.double(), wanted.double(), driver="gelsd").solution  # (D, colours)
-        model.projections[name].weight.data = fitted.T.float()
+        weights = torch.linalg.lstsq(features.double(), wanted.double(), driver="gelsd").solution  # (D, colours)
+        model.projections[name].weight.data = weights.T.float()
     return model
+
+
+def export(model: Aligned, samples: dict[str, Any], prepared: Path, folder: Path) -> Path:
+    """What a run would write, with what reads its inputs."""
+    model.save_pretrained(folder)
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"Aligned"', '"D2vForAlignment"'))
+    plugins.load("d2v.modalities", "text").save_preprocessor(folder, prepared, samples["text"].config, None)
+    return folder
+
+
+def write_configs(folder: Path) -> None:
+    """NAME.yaml of each modality, by which its samples are read."""
+    for name, frontend in FRONTENDS.items():
+        values = {"model": {"frontends": {name: frontend}}, "data": DATA[name]}
+        (folder / f"{name}.yaml").write_text(json.dumps(values))

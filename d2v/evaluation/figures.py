@@ -78,16 +78,25 @@ class Tile(NamedTuple):
     right: bool = False  # it is framed
 
 
-def hits_figure(rows: Sequence[Sequence[Tile]], title: str) -> "Figure":
-    """A row for each query: the query, and what it found, the nearest first; right ones in a green frame."""
+def hits_figure(rows: Sequence[Sequence[Tile | None]], title: str) -> "Figure":
+    """A row for each query: the query, and what it found, the nearest first; right ones in a green frame.
+
+    None leaves a place empty: more hits of the query above.
+    """
     from matplotlib.figure import Figure
 
     columns = max(map(len, rows))
-    figure = Figure(figsize=(1.5 * columns + 0.3, 1.6 * len(rows) + 0.6), layout="constrained")
-    # a narrow column without axes sets the queries apart
+    width, height = 1.5 * columns + 0.3, 1.65 * len(rows) + 0.6
+    figure = Figure(figsize=(width, height))
+    # A narrow column without axes sets the queries apart; all squares are alike, and need no layout that is sought.
     grid = figure.add_gridspec(len(rows), columns + 1, width_ratios=[1, 0.08] + [1] * (columns - 1))
+    grid.update(
+        left=0.1 / width, right=1 - 0.1 / width, bottom=0.25 / height, top=1 - 0.5 / height, hspace=0.15, wspace=0.08
+    )
     for number, row in enumerate(rows):
         for place, tile in enumerate(row):
+            if tile is None:
+                continue
             axes = figure.add_subplot(grid[number, place and place + 1])
             _draw_tile(axes, tile, is_query=place == 0)
             if number == 0:

@@ -5,18 +5,32 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 
 from d2v import plugins
+from d2v.config.given import COMMAND_LINE
+from d2v.config.loading import from_dict
 from d2v.config.schema import Config
-from d2v.interop.fidelity import QUIRKS
+from d2v.interop.fidelity import QUIRKS, RESIZED
 from d2v.interop.pretrained import read_config
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel, with_frontend
 from d2v.models.slices import one_modality
 from d2v.training.inherited import Origin, Say, resized, take_architecture, take_data
 from d2v.training.preparation import preparation_of
-from d2v.training.weights import checkpoint_of, folder_of_model, home, is_checkpoint, read_encoder, read_weights
+from d2v.training.weights import (
+    WEIGHTS,
+    checkpoint_of,
+    folder_of_model,
+    home,
+    is_checkpoint,
+    read_encoder,
+    read_weights,
+)
+
+ALIGNMENT = "D2vForAlignment"
 
 
 class Opened(NamedTuple):
@@ -41,6 +55,32 @@ def open_model(config: Config, path: str, say: Say, *, quirks: bool = True) -> O
     take_data(own, origin, say)
     frontend = plugins.load("d2v.modalities", name).FrontendConfig(**encoder.config.frontends[name])
     return Opened(encoder, own.data, frontend, preparation_of(home(Path(path)), name))
+
+
+def open_alone(path: str, modality: str, data: dict, frontend: dict) -> Opened:
+    """What `model=path` names, as it reads a modality by its own settings, without a config of the user's.
+
+    `data`, `frontend`: settings that a table of features was made with; of `frontend` the sizes count, since images may
+    have been read at another than the model's. ValueError: as open_model.
+    """
+    sizes = {name: value for name, value in frontend.items() if name in RESIZED}
+    values = {"model": {"frontends": {modality: sizes}}, "data": data}
+    config = from_dict(values, path, ours=False)
+    config.given = {f"model.frontends.{modality}.{name}": COMMAND_LINE for name in sizes}
+    return open_model(config, path, lambda line: None, quirks=False)
+
+
+def open_projections(path: str) -> torch.nn.ModuleDict | None:
+    """Those of a model that aligns modalities, by their names; None: `model=path` is no such model."""
+    place = folder_of_model(Path(path))
+    if not (place / "config.json").is_file() or ALIGNMENT not in (read_config(place).architectures or []):
+        return None
+    found = torch.nn.ModuleDict()
+    for name, weight in load_file(place / WEIGHTS).items():
+        if name.startswith("projections."):
+            found[name.split(".")[1]] = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            found[name.split(".")[1]].weight.data = weight.float()
+    return found
 
 
 def open_encoder(path: str, modality: str, *, quirks: bool = True) -> D2vModel:

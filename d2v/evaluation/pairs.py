@@ -6,7 +6,7 @@ n samples of a side, P width of the space.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ from d2v.protocols import Samples
 from d2v.reading import Reader, named
 from d2v.shown import in_markdown
 
-if TYPE_CHECKING:  # matplotlib takes a second to import
-    from matplotlib.figure import Figure
-
 QUERIES, SHOWN = 3, 6  # of the picture: queries of each side, and what each found
 LEAST = 4  # rows of a side that the modality gap needs
 
@@ -37,12 +34,13 @@ class Side(NamedTuple):
 
 
 class PairReport(NamedTuple):
-    """What was measured: for a person, for a file and as a picture."""
+    """What was measured: for a person, for a file and for a picture."""
 
     table: str  # in Markdown
     lines: list[str]
     numbers: dict[str, Any]  # plain, for JSON; percentages
-    figure: "Figure"
+    hits: list[list[Tile]]  # of the first model: some queries, and what they found
+    title: str  # of a picture of these
 
 
 def retrieval_report(
@@ -79,7 +77,7 @@ def retrieval_report(
             raise ValueError(f"no row can be read on both sides: {named(readers[0].bad | readers[1].bad)}")
     sides = (first, second)
     labels = _labels(sides, chosen)
-    lines, numbers, rows, figure = _of_data(sides, chosen, readers), {}, [], None
+    lines, numbers, rows, hits = _of_data(sides, chosen, readers), {}, [], []
     for name, model in models.items():
         vectors = [
             readable_vectors(reader, model, side.samples, batch_size, device, indices=places)[1]
@@ -88,16 +86,17 @@ def retrieval_report(
         numbers[name], some = _measured(name, sides, vectors, labels, seed)
         rows += some
         lines.append(_of_gap(name, numbers[name]["gap"]))
-        figure = figure or _drawn(name, sides, chosen, vectors, labels, seed)
-    assert figure is not None, "no model"
-    return PairReport(_table(rows, with_precision=labels[0] is not None), lines, numbers, figure)
+        hits = hits or _hits(sides, chosen, vectors, labels, seed)
+    table = _table(rows, with_precision=labels[0] is not None)
+    kinds = f"{first.modality} and {second.modality}"
+    return PairReport(table, lines, numbers, hits, f"{kinds}, {next(iter(models))}: right ones are framed in green")
 
 
 def write_report(report: PairReport, folder: Path, name: str = "retrieval") -> list[Path]:
     """Writes the numbers as JSON and the picture as PNG, each whole; returns their paths."""
     numbers, picture = folder / f"{name}.json", folder / f"{name}.png"
     files.check_file(numbers)
-    save_figure(report.figure, picture)
+    save_figure(hits_figure(report.hits, report.title), picture)
     files.record(folder, [numbers.name])
     with written(numbers) as temporary:
         temporary.write_text(json.dumps(report.numbers, indent=1) + "\n")
@@ -187,14 +186,13 @@ def _table(rows: Sequence[Row], *, with_precision: bool) -> str:
     return markdown_of(cells)
 
 
-def _drawn(
-    name: str,
+def _hits(
     sides: tuple[Side, Side],
     chosen: Sequence[np.ndarray],
     vectors: Sequence[np.ndarray],
     labels: Sequence[Any],
     seed: int,
-) -> "Figure":
+) -> list[list[Tile]]:
     """Some queries of each side, and their first hits."""
     rows = []
     for one, other in ((0, 1), (1, 0)):
@@ -206,8 +204,7 @@ def _drawn(
                 right = query == place if labels[one] is None else labels[one][query] == labels[other][place]
                 row.append(_tile(sides[other], chosen[other][place], bool(right)))
             rows.append(row)
-    kinds = " and ".join(side.modality for side in sides)
-    return hits_figure(rows, f"{kinds}, {name}: right ones are framed in green")
+    return rows
 
 
 def _tile(side: Side, index: int, right: bool) -> Tile:

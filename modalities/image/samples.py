@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,12 @@ class Samples:
         if sizes:
             self.report.sizes, self.report.advice = _sizes(sizes, self.frontend)
         return usable
+
+
+def queries(given: Sequence[str], data: ReadConfig, frontend: FrontendConfig, folder: Path) -> Samples:
+    """Image files that are no data, as samples in their order; what cannot be read is in the report."""
+    rows = datasets.Dataset.from_dict({"file": list(given)})
+    return Samples(replace(data, min_size=0), frontend, split=data.split, folder=folder, rows=Rows(rows, 0))
 
 
 def _sizes(found: list[tuple[int, int]], frontend: FrontendConfig) -> tuple[str, str]:

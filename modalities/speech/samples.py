@@ -6,6 +6,7 @@ B samples of a batch, S audio samples, T tokens.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,12 @@ class Samples:
         where = f"model.frontends.{MODALITY}"
         higher = f" {where}.mel_high={common // 2 - 100}" if self.frontend.mel_high else ""
         return said, f"tones above {self.rate // 2} Hz are not heard; {where}.sample_rate={common}{higher} hears them"
+
+
+def queries(given: Sequence[str], data: ReadConfig, frontend: FrontendConfig, folder: Path) -> Samples:
+    """Sound files that are no data, as samples in their order; what cannot be read is in the report."""
+    rows = datasets.Dataset.from_dict({"file": list(given)})
+    return Samples(replace(data, min_seconds=0.0), frontend, split=data.split, folder=folder, rows=Rows(rows, 0))
 
 
 def _mean_spectrum(wave: np.ndarray | audio.Long, mel: LogMel) -> np.ndarray:
