@@ -120,6 +120,19 @@ def test_recipes_of_a_vit_start_as_published(recipe, std):
     assert float(frontend.class_token.std()) == pytest.approx(std, rel=0.1) and model.trunk.init == "xavier"
 
 
+@pytest.mark.parametrize("kind", ["sincos", "learned"])
+def test_positions_are_not_rounded_under_autocast(kind):
+    frontend = image.Frontend(small(positions=kind, relative_bias=False), 8, 2)
+    frontend.init_weights()
+    pixels = torch.randn(2, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = frontend.embed(pixels)
+        assert tokens.dtype == torch.bfloat16
+        assert torch.equal(frontend.positions(tokens, None), frontend.positions(tokens.float(), None))
+    rounded = frontend.to(torch.bfloat16)
+    assert rounded.positions(rounded.embed(pixels.bfloat16()), None).dtype == torch.bfloat16
+
+
 def test_embed_takes_patches_row_by_row_and_hide_replaces_them():
     frontend = image.Frontend(small(channels=2), 8, 2)
     frontend.init_weights()

@@ -136,7 +136,7 @@ class CrossPredictor(nn.Module):
         """As Predictor: (R, K, D) -> (n, D) for the tokens that are hidden in the mask (N, T)."""
         keep, rows = mask.keep, len(mask.hidden)
         assert keep is not None
-        where = positions.fixed(mask.hidden.shape[1], grid, x.shape[-1], x.device).to(x.dtype)  # (T, D)
+        where = positions.fixed(mask.hidden.shape[1], grid, x.shape[-1], x.device)  # (T, D)
         context = _repeated(F.layer_norm(x, x.shape[-1:]) + where[keep], rows)  # (N, K, D)
         unread = padding_of(keep, padding)
         bias = attention_bias(_repeated(unread, rows), None) if padding is not None else None
