@@ -116,8 +116,21 @@ def test_recipes_of_a_vit_start_as_published(recipe, std):
     frontend = image.Frontend(model.frontends["image"], 768, 12)
     frontend.init_weights()
     bound = (6 / (768 + 3 * 16 * 16)) ** 0.5
-    assert 0.999 * bound < float(frontend.patch_embed.weight.abs().max()) <= bound
-    assert float(frontend.class_token.std()) == pytest.approx(std, rel=0.1) and model.trunk.init == "xavier"
+    assert 0.999 * bound < float(frontend.patch_embed.weight.detach().abs().max()) <= bound
+    assert float(frontend.class_token.detach().std()) == pytest.approx(std, rel=0.1) and model.trunk.init == "xavier"
+
+
+@pytest.mark.parametrize("kind", ["sincos", "learned"])
+def test_positions_are_not_rounded_under_autocast(kind):
+    frontend = image.Frontend(small(positions=kind, relative_bias=False), 8, 2)
+    frontend.init_weights()
+    pixels = torch.randn(2, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = frontend.embed(pixels)
+        assert tokens.dtype == torch.bfloat16
+        assert torch.equal(frontend.positions(tokens, None), frontend.positions(tokens.float(), None))
+    rounded = frontend.to(torch.bfloat16)
+    assert rounded.positions(rounded.embed(pixels.bfloat16()), None).dtype == torch.bfloat16
 
 
 def test_embed_takes_patches_row_by_row_and_hide_replaces_them():

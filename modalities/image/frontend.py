@@ -311,13 +311,16 @@ class Frontend(nn.Module):
         return torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
 
     def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor | None:
-        """(T, D) to be added to tokens, or None where positions are in the attention bias alone."""
+        """(T, D) to be added to tokens, or None where positions are in the attention bias alone.
+
+        As exact as the weights: the sum with tokens that autocast has rounded is float32.
+        """
         grid = self._grid_of(tokens.shape[1])
         if self.position_table is not None:
             learned = self.position_table[int(self.class_token is not None) :]
-            return (learned if grid == self.grid else resized(learned, self.grid[0], grid[0])).to(tokens.dtype)
+            return learned if grid == self.grid else resized(learned, self.grid[0], grid[0]).to(learned.dtype)
         if self.config.positions == "sincos":
-            return sincos(grid, tokens.shape[-1], tokens.device).to(tokens.dtype)
+            return sincos(grid, tokens.shape[-1], tokens.device).to(self.patch_embed.weight.dtype)
         return None
 
     def _grid_of(self, num_tokens: int | None) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def say(text: str, voice: Voice, generator: np.random.Generator) -> np.ndarray:
         np.pad(formants, around, mode="edge") * voice.scale * generator.uniform(0.95, 1.05, size=3)
     )  # (frames, 3)
     response = responses(formants)  # (frames, frequencies)
-    power = np.square(response.real) + np.square(response.imag)
+    power = np.square(np.real(response)) + np.square(np.imag(response))
     gains = gains / np.sqrt(np.stack([power @ VOICED, power.mean(axis=1)], axis=1))  # all phones are as loud as theirs
     length = len(gains) * FRAME
     found = spectra(pieces_of(voiced(voice.pitch, np.linspace(0, 1, length), generator))) * gains[:, :1]
