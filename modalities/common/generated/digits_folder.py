@@ -53,11 +53,11 @@ def _images(folder: Path, generator: np.random.Generator) -> str:
     """Scikit-learn's digits of 8 x 8 pixels, in folders of their classes."""
     from sklearn.datasets import load_digits  # only this needs it
 
-    pixels, digits = load_digits(return_X_y=True)  # (1797, 64) in 0 to 16, (1797,)
+    pixels, digits = map(np.asarray, load_digits(return_X_y=True))  # (1797, 64) in 0 to 16, (1797,)
     order = generator.permutation(len(digits))
     for split, rows in (("train", order[TEST_IMAGES:]), ("test", order[:TEST_IMAGES])):
         for row in rows:
-            place = folder / split / NAMES[digits[row]] / f"{row:04}.png"
+            place = folder / split / NAMES[int(digits[row])] / f"{row:04}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.round(pixels[row].reshape(8, 8) * (255 / 16)).astype(np.uint8)).save(place)
     return f"image: {len(order) - TEST_IMAGES} pictures of 8 x 8 pixels in train, {TEST_IMAGES} others in test"
