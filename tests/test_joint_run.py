@@ -4,9 +4,9 @@ import functools
 import json
 from pathlib import Path
 
+import aligned
 import numpy as np
 import pytest
-import test_alignment
 import tiny
 import torch
 import yaml
@@ -399,10 +399,10 @@ def with_pairs(folder: Path, table: Path, *overrides: str) -> list[str]:
 
 
 def test_pairs_are_a_part_of_a_joint_run_and_the_export_has_their_space(tmp_path, capsys):
-    table = test_alignment.world(tmp_path / "world", 8)
+    table = aligned.write_world(tmp_path / "world", 8)
     arguments = with_pairs(tmp_path / "run", table, "train.lr=5e-3")
     pretrain.main(arguments)
-    assert {"image/loss", "text/loss", "image+text/loss", "image+text/found"} <= losses(tmp_path / "run")[-1].keys()
+    assert {"image/loss", "text/loss", "image+text/loss"} <= losses(tmp_path / "run")[-1].keys()
     export = tmp_path / "run" / "export"
     model = D2vForAlignment.from_pretrained(export)
     assert list(model.projections) == ["image", "text"]
@@ -416,8 +416,31 @@ def test_pairs_are_a_part_of_a_joint_run_and_the_export_has_their_space(tmp_path
     assert found["image+text"]["scores"][str(export)]["image to text"]["queries"] == 32
 
 
+def test_a_joint_run_starts_from_an_encoder_of_each_modality(tmp_path):
+    """The trunk is the first one's; what is frozen stays; a width that differs is one line."""
+    table = aligned.write_world(tmp_path / "world", 8)
+    short = ["train.steps=1", "train.warmup_steps=0", f"data.path={table}"]
+    for name in ("image", "text"):
+        pretrain.main(alone(tmp_path / f"alone_{name}", name, *short, "train.lr=0.01"))
+    froms = [f"train.init_from.{name}={tmp_path / f'alone_{name}'}/export" for name in ("image", "text")]
+    arguments = with_pairs(tmp_path / "run", table, *froms, "train.steps=1", "train.warmup_steps=0")
+    frozen = ["objective.parts.image+text.freeze=[trunk,frontends]", "objective.weights={image: 0, text: 0}"]
+    pretrain.main([*arguments, *frozen])
+    joint = D2vModel.from_pretrained(tmp_path / "run/export").state_dict()
+    own = {name: D2vModel.from_pretrained(tmp_path / f"alone_{name}/export").state_dict() for name in ("image", "text")}
+    for key, value in joint.items():
+        source = own["text"] if key.startswith("frontends.text") else own["image"]
+        assert torch.equal(value, source[key]), key
+    wide = [*alone(tmp_path / "wide", "text", *short), "model.trunk.dim=64"]
+    pretrain.main(wide)
+    with pytest.raises(
+        ValueError, match=r"train.init_from.text: .* is 64 wide, and what train.init_from.image names 32"
+    ):
+        pretrain.main([*arguments, f"run.dir={tmp_path / 'other'}", f"train.init_from.text={tmp_path / 'wide'}"])
+
+
 def test_pairs_alone_are_a_run(tmp_path):
-    table = test_alignment.world(tmp_path / "world", 4)
+    table = aligned.write_world(tmp_path / "world", 4)
     path, *_ = with_pairs(tmp_path / "run", table)
     values = yaml.safe_load(Path(path).read_text())
     for name in ("image", "text"):

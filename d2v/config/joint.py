@@ -97,6 +97,19 @@ class JointConfig:
         config.given, config.part = _given_of(part, self.given), part
         return config
 
+    def reading(self, modality: str) -> Config:
+        """The settings by which a modality is read: of its own part, or of its side of the first pairs that have it.
+
+        Of a side `data` is another object than what is written in the config.
+        """
+        if modality in self.data:
+            return self.of(modality)
+        part = next(part for part in self.data if modality in part.split(BETWEEN))
+        config = self.of(part)
+        config.model = ModelConfig({modality: self.model.frontends[modality]}, config.model.trunk)
+        config.data = plugins.pairs().side_of(self.data[part], modality)
+        return config
+
     def as_dict(self) -> dict:
         """Plain dictionaries, as written to config.yaml."""
         return dataclasses.asdict(self)

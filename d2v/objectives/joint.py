@@ -156,9 +156,12 @@ class Joint(Objective):
         return {f"{name}/trunk_norm": self.weights[self.places[name]] * norm for name, norm in norms.items()}
 
     def trunk_norms(self, views: list[View]) -> dict[str, Tensor]:
-        """The length of the gradient of each part's mean loss in the trunk, (), over this process's rows alone."""
-        norms = {}
+        """The length of the gradient of each part's mean loss in the trunk, (), over this process's rows alone; of a
+        frozen trunk none."""
+        norms: dict[str, Tensor] = {}
         trunk = [p for p in self.student["encoder"].trunk.parameters() if p.requires_grad]
+        if not trunk:
+            return norms
         for name, group in self.of_part(views).items():
             loss = self.parts[name](group)
             mean = loss.total / loss.count.clamp(min=1)

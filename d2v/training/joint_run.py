@@ -17,6 +17,7 @@ from d2v.config.loading import save_yaml
 from d2v.config.written import dumped
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
+from d2v.models.own import own_layers, plain_name
 from d2v.models.slices import fill_trunk
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.parts import AUTO, BETWEEN, names_of
@@ -30,6 +31,7 @@ from d2v.training.forecast import where
 from d2v.training.inherited import resumes
 from d2v.training.joint_batches import JointBatches
 from d2v.training.joint_health import JointHealth
+from d2v.training.joint_origins import adopt_many, start_from_many
 from d2v.training.joint_weights import weigh
 from d2v.training.length import check_length
 from d2v.training.loop import Loop
@@ -118,6 +120,7 @@ def _assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list
     """
     folder, train, run = Path(config.run.dir), config.train, config.run
     with accelerator.main_process_first():
+        origins = adopt_many(config, folder, accelerator.print)
         folder.mkdir(parents=True, exist_ok=True)
         _prepare(config, folder)
         check_settings(folder, config, run.resume)
@@ -135,6 +138,7 @@ def _assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list
     begins = {} if resumes(folder) else {name: part.samples for name, part in parts.items()}
     objective = build_joint(config, counts, begins)
     check_length(folder, config, objective, setting="train.init_from")
+    start_from_many(objective, origins)
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
     size = f"{num_parameters(objective) / 1e6:.2f} M parameters"
     accelerator.print(f"encoder: {size}; {train.steps} steps, {config.objective.mix}, of {train.samples()}")
@@ -213,6 +217,7 @@ def build_joint(
     contradict one another.
     """
     parts, trunks, frontends = dict[str, Objective](), dict[str, Any](), dict[str, Any]()
+    frozen: set[str] = set()
     encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
     checkpoint_activations(encoder, config.train.checkpoint_activations)
     with torch.random.fork_rng(devices=[]):
@@ -226,10 +231,15 @@ def build_joint(
             for modality, (key, frontend) in zip(name.split(BETWEEN), alone.frontends.items(), strict=True):
                 if BETWEEN not in name or key not in frontends:
                     frontends[key], trunks[modality] = frontend, alone.trunk
+            frozen |= {key for key, p in alone.named_parameters() if not p.requires_grad}
     first = next(iter(config.data)).split(BETWEEN)[0]
     fill_trunk(encoder, {name: trunk.state_dict() for name, trunk in trunks.items()}, first)
     for key, frontend in frontends.items():
         encoder.frontends[key] = frontend
+    own = own_layers(encoder)
+    for key, parameter in encoder.named_parameters():
+        if plain_name(key, own)[0] in frozen:  # by a part's settings
+            parameter.requires_grad_(False)
     return Joint(encoder, parts, config.objective, config.train.seed)
 
 
@@ -257,20 +267,12 @@ def _write_results(config: JointConfig, loop: Loop, verdict: Verdict, report: li
         for name, frontend in config.model.frontends.items():
             modality = plugins.load("d2v.modalities", name)
             (place / name).mkdir()
-            modality.save_preprocessor(place / name, folder, _data_of(config, name), frontend)
+            modality.save_preprocessor(place / name, folder, config.reading(name).data, frontend)
 
     best = health.better(loop.history.records) if len(objective.teacher) else "student"
     card = model_card(config, loop.history.records, verdict, report, num_parameters(objective))
     export(objective, folder / "export", config, save_preprocessors, card, best)
     _write_page(config, loop, verdict, report, best)
-
-
-def _data_of(config: JointConfig, name: str) -> Any:
-    """The settings by which a modality is read: its own part's, or those of its side of pairs."""
-    if name in config.data:
-        return config.data[name]
-    part = next(part for part in config.data if name in part.split(BETWEEN))
-    return plugins.pairs().side_of(config.data[part], name)
 
 
 def _write_page(config: JointConfig, loop: Loop, verdict: Verdict, report: list[str], best: str) -> None:

@@ -14,6 +14,8 @@ def weigh(objective: Joint, batches: Batches, accelerator: Accelerator, count: i
 
     Lengths are means over `count` batches of each part and over processes, at the initial weights; no weight changes.
     """
+    if not any(p.requires_grad for p in objective.student["encoder"].trunk.parameters()):
+        raise ValueError("objective.weights=auto measures gradients in the trunk, which is frozen: give numbers")
     device, world = accelerator.device, accelerator.num_processes
     objective.to(device)
     sums = torch.zeros(len(objective.places), device=device)
