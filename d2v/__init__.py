@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from d2v.functions import convert, embed, evaluate, finetune, pretrain
+from d2v.models.alignment import D2vForAlignment
 from d2v.models.configuration import D2vConfig
 from d2v.models.detection import D2vForObjectDetection
 from d2v.models.encoder import D2vModel
@@ -23,6 +24,7 @@ from d2v.models.task_models import D2vForCTC, D2vForImageClassification, D2vForS
 __version__ = "0.1.0"
 __all__ = [
     "D2vConfig",
+    "D2vForAlignment",
     "D2vForCTC",
     "D2vForImageClassification",
     "D2vForObjectDetection",

@@ -41,7 +41,8 @@ class Frontend(Protocol):
     """From raw inputs to tokens: a torch module made by `Frontend(config, dim, num_heads)`.
 
     One whose config has an image_size also has `resize_from(other)`, which fills its weights with those of a frontend
-    of another size.
+    of another size. One whose first weights may come from a run's data has `begin_with(samples)`, which says what did
+    in a few words, or "" for nothing.
     """
 
     main_input: ClassVar[str]  # Hugging Face's name of the input that says which frontend is meant, e.g. pixel_values

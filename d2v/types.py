@@ -33,6 +33,7 @@ class View(NamedTuple):
     # their classes followed by -1
     labels: Tensor | None = None
     indices: Tensor | None = None  # (B,) numbers of the samples in their split, for methods that remember each sample
+    local: bool = False  # a smaller view beside whole ones (multi-crop)
     part: str = ""  # of a joint run: which of its parts reads the view
 
     def to(self, device) -> "View":
@@ -43,7 +44,8 @@ class View(NamedTuple):
 
         mask = self.mask and Mask(*map(move, self.mask))
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
-        return View(self.modality, inputs, move(self.padding), mask, move(self.labels), move(self.indices), self.part)
+        rest = move(self.padding), mask, move(self.labels), move(self.indices)
+        return View(self.modality, inputs, *rest, self.local, self.part)
 
 
 class Features(NamedTuple):

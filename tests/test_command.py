@@ -17,6 +17,7 @@ from PIL import Image
 import d2v
 from d2v import __main__ as command
 from d2v.config.find import CONFIGS, config_names, find_config
+from d2v.config.joint import load_joint
 from d2v.config.loading import load_config
 from d2v.evaluation.index import Index
 from d2v.finetuning.config import load
@@ -73,7 +74,7 @@ def test_a_config_is_found_by_its_name_and_a_file_of_that_name_goes_first(tmp_pa
     ("name", "said"),
     [
         ("image/dem", "did you mean image/demo"),
-        ("demo", "image/demo or speech/demo or text/demo"),
+        ("demo", "image/demo or joint/demo or speech/demo or text/demo"),
         ("x7", "d2v configs"),
     ],
 )
@@ -239,6 +240,9 @@ def test_the_command_of_a_header_is_read(name: str, line: str, tmp_path: Path):
     assert name in rest
     if script == "finetune":
         loaded = load([*rest, f"run.dir={tmp_path}"])[0]
+    elif name.startswith("joint/"):
+        assert script == "pretrain" and load_joint(rest[0], [*rest[1:], f"run.dir={tmp_path}"]).data
+        return
     else:
         assert script == "pretrain"
         loaded = load_config(rest[0], [*rest[1:], f"run.dir={tmp_path}"])

@@ -117,6 +117,8 @@ def smaller(script: str, arguments: list[str]) -> list[str]:
     """Overrides that make a run of a script short and its model small."""
     if script == "evaluate":
         return ["evaluate.random_seeds=1", "evaluate.probe_steps=2", "evaluate.k=[2]"]
+    if arguments[0] == "scenes":
+        return ["train=6", "test=3"]
     if script not in ("pretrain", "finetune_image", "finetune_speech", "finetune_text", "finetune"):
         return []
     values = load_values(arguments[0], [argument for argument in arguments[1:] if not argument.startswith("model=")])

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from d2v.models.heads import perceptron
 from d2v.models.positions import sincos
 from d2v.models.token_conv import convolved
-from d2v.models.transformer import Trunk, TrunkConfig, attention_bias, is_plain
+from d2v.models.transformer import Trunk, attention_bias, is_plain
+from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_values, setting
 from d2v.types import Features, Mask
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.models import positions
-from d2v.models.transformer import MLP, Trunk, TrunkConfig, attention_bias
+from d2v.models.transformer import MLP, Trunk, attention_bias
+from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_values, setting
 from d2v.types import Mask
 

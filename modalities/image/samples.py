@@ -263,7 +263,7 @@ def inherit(data: FilesConfig, source: Path, former: dict | None) -> None:
 
     ValueError: its preprocessor cannot be read.
     """
-    trained = former or feeding.of_run(source) or _of_preprocessor(source, data)
+    trained = former or feeding.of_run(source, MODALITY) or _of_preprocessor(source, data)
     for name in ("mean", "std"):
         if name in trained and not _same(vars(data)[name], trained[name]):
             setattr(data, name, trained[name])

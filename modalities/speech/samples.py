@@ -312,7 +312,7 @@ def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
 
     ValueError: its preprocessor cannot be read.
     """
-    trained = former or feeding.of_run(source) or feeding.of_fairseq(source)
+    trained = former or feeding.of_run(source, MODALITY) or feeding.of_fairseq(source)
     if "normalize" not in trained:
         found = feeding.preprocessor(AutoFeatureExtractor, source)
         trained = {} if found is None else {"normalize": found.do_normalize}

@@ -21,7 +21,7 @@ from d2v.interop.renaming import Prefixes, fill, original, renamed, translated
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.task_models import D2vForCTC
-from d2v.models.transformer import TrunkConfig
+from d2v.models.trunk_config import TrunkConfig
 
 log = logging.getLogger(__name__)
 KINDS = {
