@@ -21,9 +21,9 @@ from d2v import plugins
 from d2v.config.cli import run_cli, take_arguments
 from d2v.config.joint import load_parts
 from d2v.evaluation.config import PROJECTED
-from d2v.evaluation.embedding import embed_all, fingerprint, identity
+from d2v.evaluation.embedding import embed_all, fingerprint
 from d2v.evaluation.feature_table import Shards
-from d2v.evaluation.load_encoder import open_model, open_projections
+from d2v.evaluation.load_encoder import open_alignment, open_model, projection_of
 from d2v.files import check_new, locked
 from d2v.modalities.common.part_inputs import PartInputs
 from d2v.protocols import Rows
@@ -45,10 +45,11 @@ def main(argv: list[str]) -> None:
     modality = plugins.load("d2v.modalities", config.modality)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder, data, frontend, folder = open_model(config, given["model"], print, quirks=False)
-    projections = open_projections(given["model"])
+    aligned = open_alignment(given["model"])
     encoder = encoder.to(device)
-    asked = config.embed.of_model(projects=config.modality in (projections or {}))
-    projection = projections[config.modality].to(device) if projections and asked.layers == [PROJECTED] else None
+    projection = projection_of(aligned, config.modality)
+    asked = config.embed.of_model(projects=projection is not None)
+    projection = projection.to(device) if projection is not None and asked.layers == [PROJECTED] else None
     rows = modality.Samples.open(data, data.split)
 
     data_settings = {key: value for key, value in dataclasses.asdict(data).items() if key != "max_bad_share"}
@@ -60,7 +61,6 @@ def main(argv: list[str]) -> None:
         "frontend": dataclasses.asdict(frontend),  # images may be read at another size
         "embed": dataclasses.asdict(asked),
     }
-    weights = identity(encoder, projections)
     with locked(out.with_name(f"{out.name}.parts")):
         shards = Shards(out, settings, places=["model", *places_in({"data": data})], overwrite=config.run.overwrite)
 
@@ -81,6 +81,7 @@ def main(argv: list[str]) -> None:
                 f"{len(bad)} of {total + len(bad)} samples of {data.path} cannot be read ({names}); "
                 f"data.max_bad_share is {data.max_bad_share}; the others are kept in {shards.folder}"
             )
+        weights = fingerprint(encoder if projection is None else aligned)
         shards.join({**about(settings, data), "modality": config.modality, "weights": weights})
         left_out = f"; left out {len(bad)}: {names}" if bad else ""
         width = encoder.trunk.config.dim if projection is None else f"{projection.out_features} projected"

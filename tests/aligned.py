@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from d2v import plugins
 from d2v.config.loading import from_dict
+from d2v.models.alignment import D2vForAlignment
 from d2v.models.configuration import D2vConfig
-from d2v.models.encoder import D2vModel, D2vPreTrainedModel
+from d2v.models.encoder import D2vModel
 from d2v.models.heads import mean_of_tokens
 from d2v.types import View
 
@@ -26,29 +26,10 @@ FRONTENDS = {
     "text": {"max_positions": 32},
 }
 DATA: dict[str, dict[str, Any]] = {
-    "image": {"min_block": 1},
+    "image": {"mean": [0.4], "std": [0.3], "min_block": 1},
     "speech": {"max_seconds": 2},
     "text": {"vocab_size": 280, "block_size": 32, "min_tokens": 1},
 }
-
-
-class Aligned(D2vPreTrainedModel):
-    """An encoder, and for each modality a projection of the mean of its tokens to unit vectors."""
-
-    def __init__(self, config: D2vConfig):
-        super().__init__(config)
-        self.encoder = D2vModel(config)
-        dim, width = self.encoder.trunk.config.dim, config.task["projection_dim"]
-        self.projections = nn.ModuleDict({name: nn.Linear(dim, width, bias=False) for name in config.frontends})
-        self.post_init()
-
-    @torch.no_grad()
-    def initialize_weights(self) -> None:
-        self.encoder.initialize_weights()
-
-    def project(self, view: View) -> Tensor:
-        """(B, P)."""
-        return F.normalize(self.projections[view.modality](pooled(self.encoder, view)), dim=1)
 
 
 def pooled(encoder: D2vModel, view: View) -> Tensor:
@@ -83,12 +64,12 @@ def samples_of(table: Path, prepared: Path) -> dict[str, Any]:
     return found
 
 
-def model_of(samples: dict[str, Any], seed: int = 0, *, fitted: bool = True) -> Aligned:
+def model_of(samples: dict[str, Any], seed: int = 0, *, fitted: bool = True) -> D2vForAlignment:
     """A random encoder; least squares fit its projections to colours, unless they are to be random too."""
     torch.manual_seed(seed)
     frontends = {name: one.frontend for name, one in samples.items()}
     trunk = {"dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64}
-    model = Aligned(D2vConfig(frontends, trunk, {"projection_dim": len(COLOURS)})).eval()
+    model = D2vForAlignment(D2vConfig(frontends, trunk, {"projection_dim": len(COLOURS)})).eval()
     for name, one in samples.items() if fitted else ():
         with torch.no_grad():
             features = torch.cat([pooled(model.encoder, one.view([row])) for row in range(len(one))])  # (n, D)
@@ -98,12 +79,12 @@ def model_of(samples: dict[str, Any], seed: int = 0, *, fitted: bool = True) -> 
     return model
 
 
-def export(model: Aligned, samples: dict[str, Any], prepared: Path, folder: Path) -> Path:
-    """What a run would write, with what reads its inputs."""
+def export(model: D2vForAlignment, samples: dict[str, Any], prepared: Path, folder: Path) -> Path:
+    """As a joint run does: beside the weights a folder for each modality, which says how its inputs are read."""
     model.save_pretrained(folder)
-    config = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(config.replace('"Aligned"', '"D2vForAlignment"'))
-    plugins.load("d2v.modalities", "text").save_preprocessor(folder, prepared, samples["text"].config, None)
+    for name, one in samples.items():
+        (folder / name).mkdir()
+        plugins.load("d2v.modalities", name).save_preprocessor(folder / name, prepared, one.config, one.frontend)
     return folder
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from d2v.evaluation.index import read_index
+from d2v.models.alignment import D2vForAlignment
 from scripts import embed, search
 
 QUERIES = {"image": "files/{}0.png", "speech": "files/{}0.wav", "text": "a {} square"}
@@ -65,7 +66,7 @@ def test_a_table_says_how_it_was_made_and_holds_what_the_model_projects(world):
     assert index.projected and index.about["modality"] == "speech" and index.about["model"] == str(world / "export")
     assert np.linalg.norm(index.features, axis=1) == pytest.approx(1, abs=1e-5) and index.features.shape == (24, 4)
     samples = aligned.samples_of(world / "table.csv", world / "prepared")["speech"]
-    model = aligned.Aligned.from_pretrained(world / "export").eval()
+    model = D2vForAlignment.from_pretrained(world / "export").eval()
     with torch.no_grad():
         assert index.features[5] == pytest.approx(model.project(samples.view([5]))[0].numpy(), abs=1e-5)
     plain = read_index(world / "speech_plain.parquet")
@@ -158,16 +159,10 @@ def test_what_cannot_be_sought_is_one_line(argv: list[str], said: str):
 
 
 def test_a_model_that_aligns_others_is_named(world):
-    """Its projection of speech is taken away."""
-    from safetensors.torch import load_file, save_file
-
-    state = load_file(world / "export" / "model.safetensors")
-    del state["projections.speech.weight"]
-    two = world / "two"
-    two.mkdir()
-    for file in (world / "export").iterdir():
-        (two / file.name).write_bytes(file.read_bytes())
-    save_file(state, two / "model.safetensors", {"format": "pt"})
+    """Speech has a frontend, and no projection."""
+    model = D2vForAlignment.from_pretrained(world / "export")
+    model.projections.pop("speech")
+    D2vForAlignment.of(model.encoder, model.projections).save_pretrained(world / "two")
     with pytest.raises(ValueError, match="two aligns image, text: a query of speech cannot be compared"):
         search.main(["image.parquet", "query=files/red0.wav", "model=two"])
 
@@ -179,7 +174,7 @@ def test_projected_is_asked_of_a_model_that_projects(world):
         f"data.path={world / 'table.csv'}",
         "out=x.parquet",
     ]
-    aligned.Aligned.from_pretrained(world / "export").encoder.save_pretrained(world / "plain")
+    D2vForAlignment.from_pretrained(world / "export").encoder.save_pretrained(world / "plain")
     with pytest.raises(ValueError, match="this model aligns no modalities"):
         embed.main([*command, "embed.layers=[projected]"])
     embed.main(command)

@@ -157,14 +157,6 @@ def embed_all(
             shards.add(number, *part, inputs)
 
 
-def identity(encoder, projections: torch.nn.Module | None) -> str:
-    """A hash of the weights that make vectors of two modalities comparable: those of the trunk and all projections.
-
-    Frontends have no part in it: one may have been resized.
-    """
-    return fingerprint(encoder.trunk, projections)
-
-
 def fingerprint(*modules: torch.nn.Module | None) -> str:
     """A hash of all weights: features of two models must not be joined. What is None has none."""
     digest = hashlib.sha256()

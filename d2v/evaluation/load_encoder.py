@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 
 from d2v import plugins
@@ -14,23 +13,14 @@ from d2v.config.given import COMMAND_LINE
 from d2v.config.loading import from_dict
 from d2v.config.schema import Config
 from d2v.interop.fidelity import QUIRKS, RESIZED
-from d2v.interop.pretrained import read_config
+from d2v.interop.pretrained import load_whole, read_config
+from d2v.models.alignment import D2vForAlignment
 from d2v.models.configuration import D2vConfig
-from d2v.models.encoder import D2vModel, with_frontend
+from d2v.models.encoder import D2vModel, key_of, with_frontend
 from d2v.models.slices import one_modality
 from d2v.training.inherited import Origin, Say, resized, take_architecture, take_data
 from d2v.training.preparation import preparation_of
-from d2v.training.weights import (
-    WEIGHTS,
-    checkpoint_of,
-    folder_of_model,
-    home,
-    is_checkpoint,
-    read_encoder,
-    read_weights,
-)
-
-ALIGNMENT = "D2vForAlignment"
+from d2v.training.weights import checkpoint_of, folder_of_model, home, is_checkpoint, read_encoder, read_weights
 
 
 class Opened(NamedTuple):
@@ -70,17 +60,21 @@ def open_alone(path: str, modality: str, data: dict, frontend: dict) -> Opened:
     return open_model(config, path, lambda line: None, quirks=False)
 
 
-def open_projections(path: str) -> torch.nn.ModuleDict | None:
-    """Those of a model that aligns modalities, by their names; None: `model=path` is no such model."""
+def open_alignment(path: str) -> D2vForAlignment | None:
+    """The model that `model=path` names, whole, if it is one that aligns modalities; else None.
+
+    ValueError: it cannot be read.
+    """
     place = folder_of_model(Path(path))
-    if not (place / "config.json").is_file() or ALIGNMENT not in (read_config(place).architectures or []):
+    if is_checkpoint(place) or D2vForAlignment.__name__ not in (read_config(place).architectures or []):
         return None
-    found = torch.nn.ModuleDict()
-    for name, weight in load_file(place / WEIGHTS).items():
-        if name.startswith("projections."):
-            found[name.split(".")[1]] = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-            found[name.split(".")[1]].weight.data = weight.float()
-    return found
+    return load_whole(D2vForAlignment, place).eval()
+
+
+def projection_of(model: D2vForAlignment | None, modality: str) -> torch.nn.Module | None:
+    """The layer from the mean of a sample's tokens to the space of the model; None: there is none of that modality."""
+    layers = {} if model is None else dict(model.projections.items())
+    return layers.get(key_of(modality))
 
 
 def open_encoder(path: str, modality: str, *, quirks: bool = True) -> D2vModel:

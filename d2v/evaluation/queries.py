@@ -10,9 +10,9 @@ import torch
 from d2v import plugins
 from d2v.config.loading import typed
 from d2v.evaluation.config import EmbedConfig
-from d2v.evaluation.embedding import embed, identity
+from d2v.evaluation.embedding import embed, fingerprint
 from d2v.evaluation.index import Index
-from d2v.evaluation.load_encoder import open_alone, open_projections
+from d2v.evaluation.load_encoder import open_alignment, open_alone, projection_of
 
 
 class Query(NamedTuple):
@@ -44,23 +44,24 @@ def embedded(index: Index, modality: str, given: str, model: str = "", device: s
             f"{index.path} holds features of {about['modality']} that are not projected, so that a query of {modality} "
             f"cannot be compared with them; embed its files with a model that aligns {about['modality']} and {modality}"
         )
-    projections = open_projections(path)
-    if index.projected and modality not in (projections or {}):
-        aligned = ", ".join(projections or {}) or "nothing"
-        raise ValueError(f"{path} aligns {aligned}: a query of {modality} cannot be compared with {index.path}")
+    aligned = open_alignment(path) if index.projected else None
+    projection = projection_of(aligned, modality)
+    if index.projected and projection is None:
+        known = "no modalities" if aligned is None else ", ".join(aligned.projections)
+        raise ValueError(f"{path} aligns {known}: a query of {modality} cannot be compared with {index.path}")
     same = modality == about["modality"]
     data = {name: value for name, value in about["data"].items() if name != "path"} if same else {}
     opened = open_alone(path, modality, data, about["frontend"] if same else {})
-    weights = identity(opened.encoder, projections)
+    weights = fingerprint(opened.encoder if aligned is None else aligned)
     if weights != about["weights"]:
         raise ValueError(
             f"{index.path} was made by {about['model']} (weights {about['weights']}), and {path} is another model "
             f"(weights {weights}): what they give cannot be compared; embed the files again by it, or leave model= out"
         )
     samples = readers((modality,))[modality].queries([given], opened.data, opened.frontend, opened.folder)
-    projection = projections[modality].to(device) if index.projected and projections is not None else None
     settings = typed(EmbedConfig, about["embed"], "embed", str(index.path))
-    part = embed(opened.encoder.to(device), samples, settings, device, projection=projection)
+    layer = None if projection is None else projection.to(device)
+    part = embed(opened.encoder.to(device), samples, settings, device, projection=layer)
     if part.bad:
         raise ValueError(f"query={given} cannot be read by {modality}: {part.bad[0][1]}")
     return Query(part.features[0], samples.picture(0))
