@@ -50,7 +50,8 @@ def take_data(config: OneModality, origin: Origin, say: Say, former: dict[str, A
     `former`: the section data of the run that is resumed; what was given then stays, to be compared. ValueError: the
     model does not have them, or another value was given.
     """
-    place = preparation_of(home(Path(origin.path)), config.modality)
+    place = home(Path(origin.path))  # which may be gone where there is a former run
+    place = preparation_of(place, config.modality) if former is None else place
     data, taken, changed = config.data, copy.deepcopy(config.data), []  # type: ignore[attr-defined]
     try:
         plugins.load("d2v.modalities", config.modality).inherit(taken, place, former)

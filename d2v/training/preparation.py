@@ -7,6 +7,8 @@ several has those of each in a folder of the modality's name, as their names wou
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.hub import cached_files
+
 from d2v.training.run_folder import EXPORT
 
 FILES = (
@@ -23,14 +25,26 @@ FILES = (
 
 
 def preparation_of(folder: Path, modality: str) -> Path:
-    """Where an export, or the folder of a run, says it of a modality: in the folder of that name, or in itself.
+    """Where an export, a run's folder or a name on the Hub says it of a modality: in its folder of that name.
 
-    What is no such folder, a name on the Hub or a file, stays.
+    What has none stays as it is.
     """
-    for place in (folder / EXPORT / modality, folder / modality):
-        if any((place / name).is_file() for name in FILES):
-            return place
+    place = folder if folder.exists() else _from_hub(folder, modality)
+    for inner in (place / EXPORT / modality, place / modality):
+        if any((inner / name).is_file() for name in FILES):
+            return inner
     return folder
+
+
+def _from_hub(name: Path, modality: str) -> Path:
+    """Where that folder of a name on the Hub is downloaded to, or the name, if there is nothing to be had."""
+    wanted = [f"{modality}/{file}" for file in FILES]
+    quietly = {f"_raise_exceptions_for_{reason}": False for reason in ("missing_entries", "connection_errors")}
+    try:
+        found = cached_files(str(name), wanted, **quietly)
+    except OSError:  # no such name
+        return name
+    return Path(found[0]).parents[1] if found else name
 
 
 def data_of(settings: dict[str, Any], modality: str) -> dict[str, Any]:

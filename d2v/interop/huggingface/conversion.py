@@ -168,6 +168,7 @@ def _flat(model: Any) -> tuple[str, dict[str, Any]]:
     if len(encoder.config.frontends) != 1:
         raise ValueError(
             f"transformers' classes read one modality; this model reads {', '.join(encoder.config.frontends)}"
+            "; d2v.models.slices.one_modality takes one out"
         )
     (modality,) = encoder.config.frontends
     ours = _fields("frontend", encoder.frontend(modality).config) | _fields("trunk", encoder.trunk.config)
