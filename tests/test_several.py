@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,25 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 import several
 import soundfile
-import torch
-import transformers as hf
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import MODALITIES, assert_same
 
 from d2v import plugins
-from d2v.interop.pretrained import load_ours
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.slices import one_modality
-from d2v.settings import section
 from d2v.training import checkpoint
 from d2v.training.loop import Loop
-from d2v.training.preparation import data_of, preparation_of
-from d2v.training.start_many import start_many
-from d2v.training.weights import read_weights
-from scripts import convert, embed, evaluate, finetune, pretrain
+from scripts import embed, evaluate, finetune
 
 # None of these is a default: what is fed otherwise gives other features.
 FED = {
@@ -68,7 +60,11 @@ def data(tmp_path_factory) -> dict[str, Path]:
     root, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for folder in ("image/train/a", "image/train/b", "speech/train", "text"):
         (root / folder).mkdir(parents=True)
-    clips, lines, boxes = [["file_name", "label"]], [["text", "label"]], [["file", "label", "xmin", "ymin", "xmax", "ymax"]]
+    clips, lines, boxes = (
+        [["file_name", "label"]],
+        [["text", "label"]],
+        [["file", "label", "xmin", "ymin", "xmax", "ymax"]],
+    )
     for number in range(12):
         kind = "ab"[number % 2]
         pixels = draw.integers(0, 200, (20, 24, 3), dtype=np.uint8) // (1 + number % 2)

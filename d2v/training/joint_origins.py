@@ -4,22 +4,20 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from d2v.config.joint import JointConfig
 from d2v.config.schema import Config
-from d2v.models.slices import fill_trunk
 from d2v.objectives.common.parts import BETWEEN
 from d2v.objectives.joint import Joint
 from d2v.training.inherited import Say
 from d2v.training.init_from import adopt, bring_preparation
+from d2v.training.start_many import start_many
 from d2v.training.weights import Weights
 
 
 def adopt_many(config: JointConfig, folder: Path, say: Say) -> dict[str, Weights]:
     """What the run starts from, by modality, whose architectures and ways of being fed become the config's.
 
-    ValueError: one cannot be had, was trained otherwise than the command line says, or is not as wide as the first.
+    ValueError: one cannot be had, or was trained otherwise than the command line says.
     """
     found: dict[str, Weights] = {}
     for number, (name, path) in enumerate(config.train.init_from.items()):
@@ -30,12 +28,6 @@ def adopt_many(config: JointConfig, folder: Path, say: Say) -> dict[str, Weights
         weights = adopt(own, path, folder, say, setting=setting, resizable=False)
         bring_preparation(own, folder, say, setting)
         _write_back(config, name, own)
-        if own.model.trunk.dim != config.model.trunk.dim:
-            first = next(iter(config.train.init_from))
-            raise ValueError(
-                f"{setting}: {path} is {own.model.trunk.dim} wide, and what train.init_from.{first} names "
-                f"{config.model.trunk.dim}; modalities of one trunk have one width"
-            )
         if weights is not None:
             found[name] = weights
     return found
@@ -51,13 +43,13 @@ def _write_back(config: JointConfig, modality: str, own: Config) -> None:
                     setattr(section, name, value)
 
 
-@torch.no_grad()
-def start_from_many(objective: Joint, origins: dict[str, Weights]) -> None:
-    """Fills the frontends of student and teacher, and the trunk by the first; heads start anew."""
-    if not origins:
-        return
-    trunks = {name: weights.encoder.trunk.state_dict() for name, weights in origins.items()}
-    for encoder in {id(one): one for one in objective.encoders}.values():
-        for name, weights in origins.items():
-            encoder.frontend(name).load_state_dict(weights.encoder.frontend(name).state_dict())
-        fill_trunk(encoder, trunks, next(iter(origins)))
+def start_from_many(objective: Joint, origins: dict[str, Weights]) -> list[str]:
+    """Fills student and teacher, the trunk by the first; heads start anew. Says what came from where.
+
+    ValueError: encoders of other widths or architectures; see start_many.
+    """
+    said: list[str] = []
+    sources = {name: weights.encoder for name, weights in origins.items()}
+    for encoder in {id(one): one for one in objective.encoders}.values() if sources else ():
+        said = start_many(encoder, sources, next(iter(sources)))
+    return said

@@ -138,7 +138,7 @@ def _assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list
     begins = {} if resumes(folder) else {name: part.samples for name, part in parts.items()}
     objective = build_joint(config, counts, begins)
     check_length(folder, config, objective, setting="train.init_from")
-    start_from_many(objective, origins)
+    accelerator.print(*start_from_many(objective, origins), sep="\n", end="\n" if origins else "")
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
     size = f"{num_parameters(objective) / 1e6:.2f} M parameters"
     accelerator.print(f"encoder: {size}; {train.steps} steps, {config.objective.mix}, of {train.samples()}")
