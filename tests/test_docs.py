@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import aligned
 import numpy as np
 import pytest
 import soundfile
@@ -25,6 +24,7 @@ from tiny import MODALITIES, OBJECTIVES, ROOT, averages_layers, compares_views, 
 from d2v.config.joint import is_joint
 from d2v.config.loading import from_dict, load_values
 from d2v.training.loop import Loop
+from scripts import data
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -61,7 +61,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     """The working directory; runs draw no pictures, which take seconds."""
     place, before, plot = tmp_path_factory.mktemp("docs"), Path.cwd(), Loop.plot
     (place / "configs").symlink_to(ROOT / "configs")
-    aligned.write_world(place / "archive")
+    data.main(["scenes", str(place / "archive"), "train=12", "test=4"])
     _photos(place / "photos")
     _boxes(place / "blood")
     _recordings(place / "recordings", {})
