@@ -125,7 +125,7 @@ def _assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list
         _prepare(config, folder)
         check_settings(folder, config, run.resume)
         parts = {part: _open(config, part, accelerator) for part in config.data}
-    report = [f"{name}: {line}" for name, part in parts.items() for line in part.report]
+    report = [f"{name}: {line.removeprefix(f'{name}: ')}" for name, part in parts.items() for line in part.report]
     accelerator.print("\n".join(report))
     counts = {name: len(part.samples) for name, part in parts.items()}
     check_memory(config, lambda config: build_joint(config, counts), accelerator.device)

@@ -210,7 +210,8 @@ def say_how_it_stands(folder: Path, verdict: Verdict) -> None:
     other = next((name for name in ("student", "teacher") if (folder / "export" / name).is_dir()), "")
     which = f" (the {'teacher' if other == 'student' else 'student'}; the {other} is in {folder / 'export' / other})"
     print(f"encoder in {folder / 'export'}{which if other else ''}")
-    print(f"report in {folder / 'report.html'}, curves in {folder / 'curves.png'}")
+    curves = ", ".join(str(path) for path in sorted(folder.glob("curves*.png")))
+    print(f"report in {folder / 'report.html'}, curves in {curves}")
 
 
 def _write_page(config: Config, loop: Loop, verdict: Verdict, report: list[str]) -> None:
