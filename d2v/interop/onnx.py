@@ -25,8 +25,8 @@ def export_onnx(model: Any, path: str | Path) -> float:
 
     Returns the largest difference to it, measured at two lengths and batch sizes, with padding. Inputs have Hugging
     Face's names. Outputs of an encoder: last_hidden_state (B, T, D) and, with a class token, extra (B, E, D); of a
-    task: logits, or embeds (B, P). ValueError: a package is absent, the model reads several modalities or is a detector, or the file
-    computes something else.
+    task: logits, or embeds (B, P). ValueError: a package is absent, the model reads several modalities or is a
+    detector, or the file computes something else.
     """
     # torch.onnx imports onnxscript when it is too late for a good message
     absent = [name for name in ("onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]

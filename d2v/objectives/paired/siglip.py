@@ -13,7 +13,7 @@ from torch import nn
 
 from d2v.models.encoder import D2vModel
 from d2v.objectives.common.contrastive import cosines
-from d2v.objectives.common.pairing import FREEZE, Pairing, found, right_ones
+from d2v.objectives.common.pairing import FREEZE, Pairing, right_ones
 from d2v.settings import check_fields, setting
 from d2v.training.distributed import gather_with_gradient
 from d2v.types import Loss, View
