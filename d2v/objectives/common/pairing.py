@@ -88,8 +88,8 @@ class Pairing(Objective):
         """ValueError: batches of one, or that processes do not share evenly, or that are cut into micro-batches."""
         if batch_size < 2:
             raise ValueError(
-                f"train.batch_size is {batch_size}; {self.config.name} compares the samples of a batch: at least 2 "
-                "must be together"
+                f"train.batch_size is {batch_size}; {self.config.name} compares the samples of a batch: at least "
+                "2 must be together"
             )
         check_together(self.config.name, batch_size, parts, world_size())
 

@@ -133,7 +133,8 @@ def side_named(data: PairConfig, modality: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        said = re.sub(rf"(?<![\w./])data\.(?=({'|'.join(names)})\b)", f"data.{key_of(modality)}.", str(error))
+        key = key_of(modality)  # where it stands already, an inner one of these has named the side
+        said = re.sub(rf"(?<![\w./])data\.(?!{key}\.)(?=({'|'.join(names)})\b)", f"data.{key}.", str(error))
         if said == str(error):
             raise
         raise type(error)(said) from error

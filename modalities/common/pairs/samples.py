@@ -49,8 +49,6 @@ class Samples:
         self.lengths = None if first.lengths is None else first.lengths[self.first]
         self.report.usable = len(self.first)
         where = data.path or " and ".join(str(side_of(data, name).path) for name in self.names)
-        if not len(self.first):  # as each side alone may have passed
-            raise ValueError("\n".join([f"{where} has no pairs of {' and '.join(self.names)}", *self.report.notes][:2]))
         self.report.check(data.max_bad_share, where)
 
     def __len__(self) -> int:
@@ -129,10 +127,7 @@ def open_sides(data: PairConfig, split: str) -> dict[str, Any]:
     ValueError: it cannot be opened, or has no column for one of them.
     """
     sides = {name: side_of(data, name, split) for name in data.modules}
-    sharing = [name for name in sides if not section_of_side(data, name).path]
-    if sharing and not data.path:
-        own = " and ".join(f"data.{key_of(name)}.path" for name in sides)
-        raise ValueError(f"data.path is required: a table with columns of both sides, or another such source; or {own}")
+    sharing = _sharing(data)
     found, shared = {}, None
     for name in sharing if len(sharing) > 1 else []:
         with side_named(data, name):
@@ -146,6 +141,15 @@ def open_sides(data: PairConfig, split: str) -> dict[str, Any]:
     if shared is not None:
         _check_columns(data, sides, shared)
     return found
+
+
+def _sharing(data: PairConfig) -> list[str]:
+    """The sides that have no path of their own. ValueError: nor has the pair one."""
+    names = [name for name in data.modules if not section_of_side(data, name).path]
+    if names and not data.path:
+        own = " and ".join(f"data.{key_of(name)}.path" for name in data.modules)
+        raise ValueError(f"data.path is required: a table with columns of both sides, or another such source; or {own}")
+    return names
 
 
 def _check_columns(data: PairConfig, sides: dict[str, Any], source: Any) -> None:
@@ -171,6 +175,7 @@ def prepare(data: PairConfig, modality: str, frontend: Any, folder: Path, seed: 
     def source() -> Any:
         return open_sides(data, data.split)[modality]
 
+    _sharing(data)
     with side_named(data, modality):
         side = side_of(data, modality)
         data.modules[modality].Side.prepare(side, frontend, folder, seed, source)

@@ -1,0 +1,102 @@
+"""Small models and data of two modalities side by side, for tests of pairs."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import small
+import soundfile
+import torch
+from PIL import Image
+
+from d2v import plugins
+from d2v.modalities.common import pairs
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
+from d2v.objectives.common.pairing import Pairing
+from d2v.types import View
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 230), "yellow": (230, 220, 40)}
+TONES = dict(zip(COLOURS, (300, 700, 1300, 2300), strict=True))  # Hz
+FRONTENDS = {**small.FRONTENDS, "text": {"max_positions": 16, "init_std": 0.3}}
+SIDES = {
+    "image": {"flip": 0.0, "color_jitter": 0.0, "crop_scale": [0.8, 1.0]},
+    "speech": {},
+    "text": {"block_size": 16, "vocab_size": 280},
+}
+
+
+def encoder(*modalities: str, **trunk) -> D2vModel:
+    """One block, the same whenever it is made."""
+    settings = {"depth": 1, "dim": small.DIM, "num_heads": 2, "mlp_dim": 32, "init_std": 0.2, **trunk}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return D2vModel(D2vConfig({name: small.FRONTENDS[name] for name in modalities}, settings))
+
+
+def objective(name: str, *modalities: str, **settings) -> Pairing:
+    """In training mode, the same whenever it is made."""
+    module = plugins.load("d2v.objectives.paired", name)
+    made = encoder(*(modalities or ("image", "text")))
+    torch.manual_seed(2)
+    return module.build(made, module.Config(**{"projection_dim": 8, **settings})).train()
+
+
+def noise(samples: int = 6, labels: Sequence[int] | None = None, seed: int = 0) -> list[View]:
+    """Views of noise of an image and a text for each sample."""
+    numbers = None if labels is None else torch.tensor(labels)
+    return [small.view(name, samples, seed)._replace(labels=numbers, indices=None) for name in ("image", "text")]
+
+
+def some(views: list[View], rows: slice) -> list[View]:
+    """Rows of views."""
+    return [
+        View(
+            view.modality,
+            {name: value[rows] for name, value in view.inputs.items()},
+            None if view.padding is None else view.padding[rows],
+            labels=None if view.labels is None else view.labels[rows],
+        )
+        for view in views
+    ]
+
+
+def world(folder: Path, count: int = 3, more: Sequence[str] = ()) -> Path:
+    """table.csv with the columns image, audio, text and label, a row of each colour `count` times, and `more` lines."""
+    generator = np.random.default_rng(0)
+    (folder / "files").mkdir(parents=True)
+    lines = ["image,audio,text,label"]
+    for number in range(count):
+        for name, colour in COLOURS.items():
+            pixels = np.clip(np.array(colour) + generator.normal(0, 12, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "files" / f"{name}{number}.png")
+            wave = np.sin(2 * np.pi * TONES[name] * np.arange(2000 + 200 * number) / 8000)
+            wave += generator.normal(0, 0.05, len(wave))
+            soundfile.write(folder / "files" / f"{name}{number}.wav", 0.3 * wave, 8000)
+            lines.append(f"files/{name}{number}.png,files/{name}{number}.wav,a {name} one,{name}")
+    (folder / "table.csv").write_text("\n".join([*lines, *more]) + "\n")
+    return folder / "table.csv"
+
+
+def config(modalities: Sequence[str], sides: dict[str, dict[str, Any]] | None = None, **settings) -> pairs.PairConfig:
+    """The section data of a part that pairs two modalities."""
+    kind = pairs.data_config({name: plugins.load("d2v.modalities", name) for name in modalities})
+    made = {}
+    for one in dataclasses.fields(kind):
+        if one.name in modalities:
+            made[one.name] = one.default_factory()  # type: ignore[misc]
+            for name, value in {**SIDES[one.name], **((sides or {}).get(one.name, {}))}.items():
+                assert name in vars(made[one.name])
+                setattr(made[one.name], name, value)
+    return kind(**settings, **made)
+
+
+def opened(data: pairs.PairConfig, folder: Path, split: str = "train") -> tuple[pairs.Samples, dict[str, Any]]:
+    """Its samples, and frontends as they became; the tokenizer is in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frontends = {name: module.FrontendConfig(**FRONTENDS[name]) for name, module in data.modules.items()}
+    for name, frontend in frontends.items():
+        pairs.prepare(data, name, frontend, folder, 0)
+    return pairs.Samples(data, frontends, split=split, folder=folder), frontends
