@@ -29,7 +29,7 @@ class Samples:
     @staticmethod
     def open(config: DataConfig, split: str) -> datasets.Dataset:
         """The rows of a split, not read yet. ValueError: there are none, or they have no text."""
-        return corpora.open_rows(config.path, split, config.text)[0]
+        return corpora.open_rows(config.path, split, config.text, config.sample_by)[0]
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ def prepare_tokenizer(data: ReadConfig, frontend: FrontendConfig, folder: Path) 
         if data.tokenizer:
             tokenizer = tokenizers.load(data.tokenizer)
         else:
-            dataset, column = corpora.open_rows(data.path, data.split, data.text)
+            dataset, column = corpora.open_rows(data.path, data.split, data.text, data.sample_by)
             tokenizer = tokenizers.train(corpora.lines(dataset, column), data.vocab_size)
         tokenizer.model_max_length = frontend.max_positions
         tokenizers.save(tokenizer, folder)
