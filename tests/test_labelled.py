@@ -200,6 +200,21 @@ def test_pairs_are_joined_and_the_longer_text_is_cut_first(tmp_path):
     assert tokenizer("q", "r")["input_ids"] == samples.view([1]).inputs["input_ids"][0].tolist()
 
 
+def test_folders_of_texts_are_classes_to_learn(tmp_path):
+    for number in range(8):
+        file = tmp_path / ("pos" if number % 2 else "neg") / f"{number}.txt"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"Film {number}.\nSeen twice.")
+    data = TextConfig(path=str(tmp_path), vocab_size=300, block_size=32)
+    frontend = TextFrontend(max_positions=32)
+    prepare_tokenizer(data, frontend, tmp_path / "run")
+    opened = labels.open_splits(
+        data, 0, lambda split: texts.LabelledSamples(data, frontend, split=split, folder=tmp_path / "run")
+    )
+    assert opened.names == ["neg", "pos"] and opened.train.ids[4] == "pos/1.txt"
+    assert opened.labels.tolist() == [0] * 4 + [1] * 4
+
+
 def test_batches_of_text_hold_labels_and_parts(tmp_path):
     Dataset.from_dict(
         {"text": [f"word {n} " * (1 + n % 5) for n in range(32)], "label": [n % 3 for n in range(32)]}

@@ -157,3 +157,65 @@ def test_a_damaged_tokenizer_of_an_export_is_one_line(name: str, text: str, said
     with pytest.raises(ValueError, match="the tokenizer in") as error:
         tokenizers.read(tmp_path)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def reviews(folder: Path, count: int = 12) -> Path:
+    """`count` films in pos/ and in neg/, of two lines each."""
+    for kind, word in (("neg", "dull"), ("pos", "fine")):
+        (folder / kind).mkdir(parents=True)
+        for number in range(count):
+            (folder / kind / f"{number}_7.txt").write_text(f"Film {number} was {word}.\n\nI saw it {number} times.\n")
+    return folder
+
+
+def test_files_in_folders_of_classes_are_samples(tmp_path):
+    found = samples(reviews(tmp_path / "data"), tmp_path / "run")
+    assert found.report.usable == 24 and found.report.classes == {"neg": 12, "pos": 12}
+    assert found.ids[0] == "neg/0_7.txt" and found.picture(0) == "Film 0 was dull.\n\nI saw it 0 times."
+    assert found.column("label").tolist() == [0] * 12 + [1] * 12 and found.classes == ["neg", "pos"]
+    said = "a sample is a file, its folder the class (data.sample_by=line takes lines, without classes)"
+    assert said in found.report.lines()
+    starts = found.corpus.offsets[:-1].tolist()  # no block holds parts of two films, as these are sorted by class
+    assert text.batches(found, found.config, found.frontend, 4, 0).blocks[:, 0].tolist() == starts
+
+
+def test_lines_of_class_folders_and_files_of_a_flat_one_can_be_asked_for(tmp_path):
+    folder = reviews(tmp_path / "data")
+    lines = samples(folder, tmp_path / "lines", sample_by="line")
+    assert lines.report.usable == 48 and lines.dataset.column_names == ["text"] and lines.classes is None
+    files = samples(folder / "pos", tmp_path / "files", sample_by="document")
+    assert files.report.usable == 12 and files.ids[1] == "10_7.txt" and "a sample is a file" in files.report.lines()
+    assert samples(folder / "pos", tmp_path / "flat").report.usable == 24
+    (tmp_path / "one" / "inner").mkdir(parents=True)
+    (tmp_path / "one" / "inner" / "a.txt").write_text("\n".join(LINES))
+    assert samples(tmp_path / "one", tmp_path / "single").report.usable == len(LINES)  # one folder is no class
+
+
+def test_class_folders_may_lie_in_folders_of_splits_and_beside_a_readme(tmp_path):
+    reviews(tmp_path / "data" / "train")
+    (tmp_path / "data" / "test" / "pos").mkdir(parents=True)
+    (tmp_path / "data" / "test" / "pos" / "a.txt").write_text("The only one of this split.")
+    (tmp_path / "data" / "train" / "README.txt").write_text("Films.")
+    data = text.DataConfig(path=str(tmp_path / "data"), block_size=64, vocab_size=300)
+    frontend = text.FrontendConfig(max_positions=64)
+    text.prepare(data, frontend, tmp_path / "run", seed=0)
+    train, test = (text.Samples(data, frontend, split=split, folder=tmp_path / "run") for split in ("train", "test"))
+    assert train.report.usable == 24 and train.report.splits == ["train", "test"]
+    assert "not read, beside the folders of classes: 1 (README.txt)" in train.report.lines()
+    assert test.ids == ["test/pos/a.txt"] and test.column("label").tolist() == [1]
+
+
+def test_books_in_folders_stay_lines(tmp_path):
+    for author in ("austen", "doyle"):
+        (tmp_path / "data" / author).mkdir(parents=True)
+        (tmp_path / "data" / author / "book.txt").write_text("\n".join(LINES * 60))
+    found = samples(tmp_path / "data", tmp_path / "run")
+    assert found.report.usable == 2 * 60 * len(LINES) and found.dataset.column_names == ["text"]
+    assert any("a sample is a line, as files have 8" in line for line in found.report.lines())
+
+
+@pytest.mark.parametrize("path", ["table", "demo"])
+def test_samples_by_lines_or_files_are_of_text_files(path, tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\nfine,1\ndull,0\n")
+    with pytest.raises(ValueError, match=r"data.sample_by is 'line', and nothing reads it: .*: leave it out$"):
+        samples(tmp_path if path == "table" else Path("demo"), tmp_path / "run", sample_by="line")

@@ -193,7 +193,7 @@ def _column(samples: Any, column: str) -> np.ndarray:
         return samples.column(column)
     except ValueError as error:
         raise ValueError(
-            f"data.label is {column!r}: {error}; classes are the sub-folders of images and recordings, a column of "
+            f"data.label is {column!r}: {error}; classes are the folders that files lie in, a column of "
             "metadata.csv beside them, or of a table (csv, jsonl, parquet) of any data"
         ) from None
 

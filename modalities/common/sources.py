@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
 from d2v.modalities.common import table_files
+from d2v.modalities.common.documents import AUTO, documents
 from d2v.modalities.common.encodings import encoding_of
 from d2v.modalities.common.folders import is_ignored, walk, with_names
 from d2v.modalities.common.joining import join
@@ -30,50 +31,56 @@ DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", 
 
 
 def open_source(
-    path: Any, split: str, extensions: Sequence[str], what: str, columns: Sequence[str] = ()
+    path: Any, split: str, extensions: Sequence[str], what: str, columns: Sequence[str] = (), sample_by: str = AUTO
 ) -> datasets.Dataset:
     """One data set from a folder, file, glob, Hub name ("org/name" or "org/name:config"), or a list of these.
 
     Folders of media give the columns "file" (absolute path) and "label" (sub-folder, if all files lie in sub-folders)
-    or those of metadata.csv / metadata.jsonl; text files give one row per line, column "text". Media are never decoded.
+    or those of metadata.csv / metadata.jsonl; text files give one row per line, column "text", or per file: see
+    documents.py. Media are never decoded.
     `columns`: names that settings give; a table without any that is known has no names of columns.
+    `sample_by`: what a sample of text files is.
     ValueError: says what is missing and what there is.
     """
     datasets.disable_progress_bars()  # of the training loop alone is one shown
-    opened = _open(path, split, tuple(extensions), what, (*columns, *KNOWN[what]))
+    opened = _open(path, split, tuple(extensions), what, (*columns, *KNOWN[what]), sample_by)
     return _with_notes(name_rows(opened, path, split, what), notes(opened), splits(opened))
 
 
-def _open(path: Any, split: str, extensions: tuple[str, ...], what: str, known: Sequence[str]) -> datasets.Dataset:
+def _open(
+    path: Any, split: str, extensions: tuple[str, ...], what: str, known: Sequence[str], sample_by: str
+) -> datasets.Dataset:
     if not path:
         raise ValueError(
             f"data.path is required: a folder of {what} files, a table (parquet, csv, jsonl), a Hub data set, "
             "or a list of these"
         )
     if not isinstance(path, str | os.PathLike):
-        parts = [_open(entry, split, extensions, what, known) for entry in path]
+        parts = [_open(entry, split, extensions, what, known, sample_by) for entry in path]
         names = dict.fromkeys(itertools.chain(*map(splits, parts)))
         return _with_notes(join(parts, split, what), list(itertools.chain(*map(notes, parts))), [*names])
     name = os.fspath(path)
     local = Path(name).expanduser().absolute()
     if local.is_dir():
         if _has_configs(local / "README.md"):
+            _no_files(sample_by, local)
             opened = _open_described(local, split, what, known)
             return _with_notes(opened, [], splits(opened))
         files, said = walk(local)
         if not files:
             raise ValueError(f"data.path {local} is an empty folder{': ' if said else ''}{'; '.join(said)}")
-        return _open_files(files, split, extensions, what, local, said, known)
+        return _open_files(files, split, extensions, what, local, said, known, sample_by)
     if local.is_file():
-        return _open_files([local], split, extensions, what, local.parent, [], known)
+        return _open_files([local], split, extensions, what, local.parent, [], known, sample_by)
     if glob.has_magic(name):
         files, said = _matches(local, name)
         root = Path(os.path.commonpath([file.parent for file in files]))
-        return _open_files(files, split, extensions, what, root, said, known)
+        return _open_files(files, split, extensions, what, root, said, known, sample_by)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", name):
         raise ValueError(f"data.path {name!r} does not exist (looked for {local})")
     hub, _, config = name.partition(":")
     where = f"data.path {name!r} is no local file or folder (looked for {local}); as a Hub data set"
+    _no_files(sample_by, name)
     opened = _load(split, where, what, hub, config or None)
     return _with_notes(opened, [], splits(opened))
 
@@ -122,6 +129,7 @@ def _open_files(
     root: Path,
     said: list[str],
     known: Sequence[str],
+    sample_by: str,
 ) -> datasets.Dataset:
     """Those of `files` that are of the kind that is looked for, or else the tables among them; `said`: of others.
 
@@ -131,6 +139,7 @@ def _open_files(
     tables = _tables(files)
     if not wanted or (tables and all(file.stem.lower() in DOCUMENTS for file in wanted)):
         wanted = tables
+        _no_files(sample_by, root)
     gone: list[Path] = []
     if extensions == TEXTS or wanted is tables:  # of media, what cannot be read is counted one by one
         gone = [file for file in wanted if not file.is_file()]
@@ -154,7 +163,8 @@ def _open_files(
         name = one.partition("[")[0] if one.endswith("]") else one
         chosen = choose(wanted, root, name, split)
         said, names = said + chosen.notes, names | dict.fromkeys(chosen.splits)
-        opened = _open_kind(chosen.files, chosen.root, name, extensions, what, known)
+        opened = _open_kind(chosen.files, chosen.root, name, extensions, what, known, sample_by)
+        said += [note for note in notes(opened) if note not in said]
         parts.append(_cut(opened, name, one))
     if left:
         said = [*said, f"not read: {summary(left)}"]
@@ -195,7 +205,13 @@ def _cut(dataset: datasets.Dataset, name: str, part: str) -> datasets.Dataset:
 
 
 def _open_kind(
-    files: list[Path], root: Path, split: str, extensions: tuple[str, ...], what: str, known: Sequence[str]
+    files: list[Path],
+    root: Path,
+    split: str,
+    extensions: tuple[str, ...],
+    what: str,
+    known: Sequence[str],
+    sample_by: str,
 ) -> datasets.Dataset:
     """Files that are all tables, or all of the kind `extensions`."""
     suffix = files[0].suffix.lower()
@@ -204,17 +220,29 @@ def _open_kind(
     if suffix == ".parquet" and suffix not in extensions:
         return _load("train", str(root), what, "parquet", data_files=[glob.escape(str(file)) for file in files])
     if extensions == TEXTS:
-        return _texts(files, root)
+        return _texts(files, root, split, sample_by)
     return media_files(files, root, split, extensions)
 
 
-def _texts(files: list[Path], root: Path) -> datasets.Dataset:
-    """The lines of text files, column "text"."""
+def _texts(files: list[Path], root: Path, split: str, sample_by: str) -> datasets.Dataset:
+    """The lines of text files, column "text", or whole files with the columns of `documents`."""
+    whole, said = documents(files, root, split, sample_by)
+    if whole is not None:
+        return _with_notes(whole, said, [])
     parts = []
     for encoding, some in itertools.groupby(files, encoding_of):
         names = [glob.escape(str(file)) for file in some]
         parts.append(_load("train", str(root), "text", "text", data_files=names, encoding=encoding))
-    return datasets.concatenate_datasets(parts)
+    return _with_notes(datasets.concatenate_datasets(parts), said, [])
+
+
+def _no_files(sample_by: str, path: Any) -> None:
+    """ValueError: samples by lines or files of what is read as rows of a table."""
+    if sample_by != AUTO:
+        raise ValueError(
+            f"data.sample_by is {sample_by!r}, and nothing reads it: it is of text files, and data.path {path} is a "
+            "table, whose rows are the samples: leave it out"
+        )
 
 
 def _has_configs(readme: Path) -> bool:

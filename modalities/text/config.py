@@ -5,6 +5,7 @@ from typing import Any
 
 from d2v.modalities.common import labels
 from d2v.modalities.common.checks import HIDDEN, OF_MASKED_VIEWS, check_views
+from d2v.modalities.common.documents import AUTO, SAMPLES_BY
 from d2v.modalities.text.views import VIEWS, AugmentConfig
 from d2v.settings import check_readers, check_values, section, setting
 
@@ -19,13 +20,20 @@ class ReadConfig:
 
     path: Any = setting(
         "",
-        "Text files (a line or paragraph a line, an empty line between documents), tables with a text column, "
+        "Text files (a line or paragraph a line, an empty line between documents, or see sample_by), tables with a "
+        "text column, "
         'Hub data sets, a list of these, "demo": Python\'s documentation, or "demo-topics": drawn; required.',
         place=True,
     )
     split: str = setting("train", "The split to train on.")
     max_bad_share: float = setting(0.1, "Share of bad rows above which a run stops.", least=0, most=1)
     text: str = setting("text", "The column with the text.")
+    sample_by: str = setting(
+        AUTO,
+        "What a sample of text files is: line; document: a file; auto: a file where they lie in folders of classes, "
+        "such as pos/ and neg/, else a line.",
+        among=SAMPLES_BY,
+    )
     label: str = setting("label", "The column with the class, if there is one.")
     tokenizer: str | None = setting(
         None, "A folder or a Hub name; null: a byte-level BPE (byte-pair encoding) is trained on the data.", place=True

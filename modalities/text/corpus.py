@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from d2v.modalities.common import sources, tables
 from d2v.modalities.common.data_report import Report
+from d2v.modalities.common.documents import AUTO, are_documents
 from d2v.modalities.text import tokenizer as tokenizers
 from d2v.modalities.text import topics
 from d2v.protocols import NoSplitError
@@ -36,14 +37,19 @@ class Corpus:
     too_short: list[tuple[int, str]]
 
 
-def open_rows(path: Any, split: str, text: str) -> tuple[datasets.Dataset, str]:
-    """The data set and the name of its text column. ValueError: nothing there, no such split, no such column."""
+def open_rows(path: Any, split: str, text: str, sample_by: str) -> tuple[datasets.Dataset, str]:
+    """The data set and the name of its text column.
+
+    ValueError: nothing there, no such split, no such column, or no text files, of which `sample_by` could be.
+    """
+    if path in (DEMO, topics.DEMO) and sample_by != AUTO:
+        raise ValueError(f"data.sample_by is {sample_by!r}, and nothing reads it: data.path is {path}: leave it out")
     if path == DEMO:
         dataset = sources.with_splits(demo(split), DEMO_SPLITS)
     elif path == topics.DEMO:
         dataset = sources.with_splits(topics.dataset(split), topics.STORIES)
     else:
-        dataset = sources.open_source(path, split, sources.TEXTS, "text", [text])
+        dataset = sources.open_source(path, split, sources.TEXTS, "text", [text], sample_by)
     return dataset, text_column(dataset, path, text)
 
 
@@ -100,9 +106,9 @@ def lines(dataset: datasets.Dataset, column: str) -> Iterator[str]:
 def tokenize(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerFast, shortest: int) -> Corpus:
     """All rows of at least `shortest` tokens as ids.
 
-    An empty line is the border of a document, or, in a table, a bad sample.
+    An empty line is the border of a document, or, in a table, a bad sample. Rows that are files are documents.
     """
-    has_borders = len(dataset.column_names) == 1  # a text file
+    has_borders, are_whole = len(dataset.column_names) == 1, are_documents(dataset)  # lines of text files; the files
     pieces, lengths, documents, rows = [], [], [], []
     corpus = Corpus(*(np.zeros(0),) * 4, num_rows=0, unreadable=[], too_short=[])
     document, eos = 0, tokenizer.eos_token_id
@@ -122,7 +128,7 @@ def tokenize(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokeni
             else:
                 pieces.append(np.array([*ids, eos], dtype=np.int32))
                 lengths.append(len(ids) + 1)
-                documents.append(document)
+                documents.append(row if are_whole else document)
                 rows.append(row)
     corpus.tokens = np.concatenate([np.zeros(0, np.int32), *pieces])
     corpus.offsets = np.cumsum([0, *lengths])

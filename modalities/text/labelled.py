@@ -29,7 +29,7 @@ class LabelledSamples:
         """ValueError: no data, no second column, or no tokenizer in `folder`."""
         tokenizer = tokenizers.read(folder)
         self.config, self.frontend = config, frontend
-        self.dataset, column = corpora.open_rows(config.path, split, config.text)
+        self.dataset, column = corpora.open_rows(config.path, split, config.text, config.sample_by)
         if config.text_pair and config.text_pair not in self.dataset.column_names:
             columns = ", ".join(self.dataset.column_names)
             raise ValueError(

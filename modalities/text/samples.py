@@ -30,7 +30,7 @@ class Samples:
     @staticmethod
     def open(config: DataConfig, split: str) -> datasets.Dataset:
         """The rows of a split, not read yet. ValueError: there are none, or they have no text."""
-        return corpora.open_rows(config.path, split, config.text)[0]
+        return corpora.open_rows(config.path, split, config.text, config.sample_by)[0]
 
     def __init__(
         self,
@@ -184,7 +184,7 @@ def prepare_tokenizer(
         if data.tokenizer:
             tokenizer = tokenizers.load(data.tokenizer)
         else:
-            dataset = source() if source else corpora.open_rows(data.path, data.split, data.text)[0]
+            dataset = source() if source else corpora.open_rows(data.path, data.split, data.text, data.sample_by)[0]
             column = corpora.text_column(dataset, data.path, data.text)
             tokenizer = tokenizers.train(corpora.lines(dataset, column), data.vocab_size)
         tokenizer.model_max_length = frontend.max_positions
