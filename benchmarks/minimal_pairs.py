@@ -1,11 +1,12 @@
 """Sentences in pairs of the same words in another order, of which one is right: no bag of words can tell which.
 
-    python benchmarks/minimal_pairs.py OUT [text=BOOK.txt] [seed=0]
+    python benchmarks/minimal_pairs.py OUT [text=BOOK.txt or TABLE.csv] [seed=0]
 
 Writes tables with the columns text and label, OUT/<task>/train.csv and test.csv, whose content words are different
 ones. For d2v evaluate: evaluate.path=OUT/agreement; a bag of tokens scores 50.
 Tasks: agreement ("the key near the doors is old"), arguments (what lives is what acts), negation ("it was warm, not
-cold" is warm), and with text=, a file of natural sentences, order (as it was, or shuffled).
+cold" is warm), and with text=, natural sentences of a book or of a table's column text, order (as it was, or its twin
+of the same words shuffled). What single words mean in a sentence is asked by word_classes.py beside this file.
 """
 
 import csv
@@ -69,17 +70,25 @@ TASKS: dict[str, Callable[[str, random.Random], tuple[str, str]]] = {
 }
 
 
-def order(text: str, split: str, draw: random.Random) -> list[tuple[str, str]]:
-    """Sentences of 6 to 14 words of a natural text, and the same words shuffled; halves of the text for the splits."""
-    half = text[: len(text) // 2] if split == "train" else text[len(text) // 2 :]
-    sentences = [sentence.split() for sentence in re.findall(r"[A-Z][^.!?\n]{20,90}(?=[.!?])", half)]
-    sentences = [sentence for sentence in sentences if 6 <= len(sentence) <= 14]
+def sentences(path: Path) -> list[list[str]]:
+    """Of 6 to 14 words without signs, in small letters: those of a book, or the rows of a table."""
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            found = [row["text"] for row in csv.DictReader(file)]
+    else:
+        found = re.findall(r"[A-Z][^.!?\n]{20,90}(?=[.!?])", path.read_text())
+    plain = [[re.sub(r"[^\w']", "", word).lower() for word in sentence.split()] for sentence in found]
+    return [sentence for sentence in plain if 6 <= len(sentence) <= 14]
+
+
+def order(natural: list[list[str]], split: str, draw: random.Random) -> list[tuple[str, str]]:
+    """Sentences, and the same words shuffled; every third sentence is one of the test split."""
+    mine = words(natural, split)
     pairs = []
-    for sentence in draw.sample(sentences, min(SIZE[split], len(sentences))):
-        plain = [re.sub(r"[^\w']", "", word).lower() for word in sentence]
-        shuffled = draw.sample(plain, len(plain))
-        if shuffled != plain:
-            pairs.append((" ".join(plain), " ".join(shuffled)))
+    for sentence in draw.sample(mine, min(SIZE[split], len(mine))):
+        shuffled = draw.sample(sentence, len(sentence))
+        if shuffled != sentence:
+            pairs.append((" ".join(sentence), " ".join(shuffled)))
     return pairs
 
 
@@ -104,8 +113,8 @@ def main(argv: list[str]) -> None:
             write(Path(places[0]) / name / f"{split}.csv", [pair(split, draw) for _ in range(size)], draw)
         if "text" in given:
             draw = random.Random(f"order {split} {given.get('seed', 0)}")
-            natural = order(Path(given["text"]).read_text(), split, draw)
-            write(Path(places[0]) / "order" / f"{split}.csv", natural, draw)
+            twins = order(sentences(Path(given["text"])), split, draw)
+            write(Path(places[0]) / "order" / f"{split}.csv", twins, draw)
 
 
 if __name__ == "__main__":

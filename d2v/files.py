@@ -151,6 +151,25 @@ def _replaced(folder: Path) -> Iterator[Path]:
     _finish_replacing(folder, old)
 
 
+@contextmanager
+def filled(folder: Path) -> Iterator[Path]:
+    """A folder to be filled that then is `folder`, whole or not at all. ValueError: something is there already."""
+    with writing(folder):
+        _check_is_no_file(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty, and would be filled: choose another place, or move it away")
+        draft = folder.with_name(f".{folder.name}.d2v-tmp")
+        shutil.rmtree(draft, ignore_errors=True)  # of a command that was killed: nobody but d2v writes there
+        draft.mkdir(parents=True)
+        try:
+            yield draft
+            if folder.exists():
+                folder.rmdir()
+            draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
 def _finish_replacing(folder: Path, old: Path) -> None:
     """`old` was replaced by `folder`: what d2v did not write moves there; `old` itself, if a kill left no `folder`.
 

@@ -34,9 +34,13 @@ def embed(config: str | Path, model: str | Path, out: str | Path, **settings: An
     return Path(out)
 
 
-def convert(source: str | Path, target: str | Path, *, overwrite: bool = False) -> Path:
-    """Converts a model, as scripts/convert.py; the target."""
-    _call("convert", str(source), str(target), *(["run.overwrite=true"] if overwrite else []))
+def convert(source: str | Path, target: str | Path, *, modality: str = "", overwrite: bool = False) -> Path:
+    """Converts a model, as scripts/convert.py; the target.
+
+    `modality`: which one to take out of a model of several.
+    """
+    options = [*([f"modality={modality}"] if modality else []), *(["run.overwrite=true"] if overwrite else [])]
+    _call("convert", str(source), str(target), *options)
     return Path(target)
 
 

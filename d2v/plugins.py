@@ -57,6 +57,11 @@ def trusted(family: str, name: str) -> ModuleType:
     return load(family, name)
 
 
+def pairs() -> ModuleType:
+    """What reads the samples of two modalities side by side."""
+    return importlib.import_module("d2v.modalities.common.pairs")
+
+
 def _path(family: str, name: str) -> str:
     """The name of a module. ValueError: it cannot be one."""
     parts = name.split(".") if isinstance(name, str) else []

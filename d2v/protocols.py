@@ -41,7 +41,8 @@ class Frontend(Protocol):
     """From raw inputs to tokens: a torch module made by `Frontend(config, dim, num_heads)`.
 
     One whose config has an image_size also has `resize_from(other)`, which fills its weights with those of a frontend
-    of another size.
+    of another size. One whose first weights may come from a run's data has `begin_with(samples)`, which says what did
+    in a few words, or "" for nothing.
     """
 
     main_input: ClassVar[str]  # Hugging Face's name of the input that says which frontend is meant, e.g. pixel_values
@@ -304,6 +305,7 @@ class Modality(Protocol):
     Frontend: type  # a torch module that is a Frontend
     VIEWS: tuple[str, ...]  # what data.views may hold, the ordinary kind first; empty: no views
     PREPARED: tuple[str, ...]  # folders that `prepare` makes in a run's folder, e.g. a tokenizer's
+    QUERIES: tuple[str, ...]  # endings of files that `queries` reads; empty: it reads words
 
     class Samples:
         """A type whose objects are Samples."""
@@ -341,6 +343,14 @@ class Modality(Protocol):
     @staticmethod
     def save_preprocessor(folder: Path, samples_folder: Path, data: Any, frontend: Any) -> None:
         """Writes beside an export what Hugging Face's Auto classes need to read inputs."""
+        ...
+
+    @staticmethod
+    def queries(given: Sequence[str], data: Any, frontend: Any, folder: Path) -> Samples:
+        """What somebody looks for, as samples in its order: paths of files, or words where QUERIES is empty.
+
+        It and QUERIES may be missing: `d2v search` then finds samples of this modality by their ids alone.
+        """
         ...
 
     @staticmethod

@@ -20,6 +20,18 @@ class Mask(NamedTuple):
     channels: Tensor | None = None
     # (N, T) bool, True where a word was chosen: hidden, replaced or kept as it is; None: the hidden ones alone
     chosen: Tensor | None = None
+    # (N, T) `hidden` on the CPU, where it was made: which tokens these are is known there without waiting for a device
+    host: Tensor | None = None
+
+    @property
+    def known(self) -> Tensor:
+        """`hidden` where it can be read soonest, (N, T)."""
+        return self.hidden if self.host is None else self.host
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Row and place of each hidden token on the mask's device, (n,) each, row by row."""
+        row, place = self.known.nonzero(as_tuple=True)
+        return row.to(self.hidden.device, non_blocking=True), place.to(self.hidden.device, non_blocking=True)
 
 
 class View(NamedTuple):
@@ -33,6 +45,7 @@ class View(NamedTuple):
     # their classes followed by -1
     labels: Tensor | None = None
     indices: Tensor | None = None  # (B,) numbers of the samples in their split, for methods that remember each sample
+    local: bool = False  # a smaller view beside whole ones (multi-crop)
     part: str = ""  # of a joint run: which of its parts reads the view
 
     def to(self, device) -> "View":
@@ -41,9 +54,13 @@ class View(NamedTuple):
         def move(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device, non_blocking=True)
 
-        mask = self.mask and Mask(*map(move, self.mask))
+        mask = self.mask
+        if mask is not None:
+            host = mask.host if mask.hidden.device.type != "cpu" else mask.hidden
+            mask = Mask(*map(move, mask[:-1]), host=host)
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
-        return View(self.modality, inputs, move(self.padding), mask, move(self.labels), move(self.indices), self.part)
+        rest = move(self.padding), mask, move(self.labels), move(self.indices)
+        return View(self.modality, inputs, *rest, self.local, self.part)
 
 
 class Features(NamedTuple):

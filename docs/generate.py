@@ -20,7 +20,9 @@ from typing import Any
 
 import d2v
 from d2v import plugins
+from d2v.config.joint import JointTrainConfig
 from d2v.config.schema import Config
+from d2v.objectives.common.parts import JointSettings
 from d2v.settings import LARGEST, Allowed, default_of, type_name
 
 DOCS = Path(__file__).resolve().parent
@@ -176,6 +178,7 @@ error. `model`, `data`, `objective` and `train` may change the result of a run; 
 * Of a modality, `model.frontends` and `data`: {", ".join(f"[{name}]({name}.md)" for name in modalities)}.
 * [Of an objective](objectives.md), `objective`.
 * [Of fine-tuning](finetuning.md), `train` and `task`.
+* [Of a joint run](joint.md) of several modalities, and of pairs.
 
 ## One table for what you train
 
@@ -199,6 +202,26 @@ def modality_page(modality: str) -> str:
     for kind in labelled(modality):
         text += described(f"`data`, of fine-tuning: {kind.__name__}", kind, Section("data", kind))
     return text
+
+
+def joint_page() -> str:
+    """Settings that a joint run has beside those of its parts."""
+    text = f"{HEAD}# Settings of joint runs\n\nSections of a part are those of its modality and method, with its name "
+    text += "before the last word: `data.image.path`, `objective.parts.image.top_k`. "
+    text += "See [multimodal](../multimodal.md).\n\n"
+    train = [
+        row for row in rows(Section("train", JointTrainConfig)) if row.key in ("train.batch_size", "train.init_from")
+    ]
+    text += described("`objective`", JointSettings, Section("objective", JointSettings))
+    text += f"## `train`\n\nWhat is by part or modality; the rest is as in every run.\n\n{table(train)}\n"
+    for name in plugins.available("d2v.objectives.paired"):
+        module = plugin("objectives.paired", name)
+        text += described(
+            f"`objective.parts.image+text`: `{name}`", module, Section("objective.parts.image+text", module.Config)
+        )
+    two = {name: plugin("modalities", name) for name in ("image", "text")}
+    kind = plugins.pairs().data_config(two)
+    return text + described("`data.image+text`", kind, Section("data.image+text", kind))
 
 
 def method_page(modality: str, objective: str) -> str:
@@ -252,6 +275,7 @@ def pages() -> dict[str, str]:
         "settings/index.md": index_page(modalities, objectives),
         "settings/common.md": f"{HEAD}# Settings shared by all\n\n{common}",
         "settings/objectives.md": f"{HEAD}# Settings of objectives\n\n{methods}",
+        "settings/joint.md": joint_page(),
         "settings/finetuning.md": f"{HEAD}# Settings of fine-tuning\n\n{tuning}",
         "api/index.md": api_index(rooms()),
     }

@@ -3,22 +3,50 @@
 d2v data CONFIG data.path=PATH [key=value ...]
 
 CONFIG names the modality and how the data is read; one of fine-tuning also opens labels. Nothing is trained or written.
+
+Two words in place of CONFIG make data for trials, which needs no download, in a folder of its own:
+
+d2v data scenes OUT [train=4000] [test=1000] [size=32] [seed=0] [voice=formant|espeak]
+d2v data digits OUT [speech=FOLDER] [seed=0]
+
+scenes: drawn shapes, captions and what a synthesiser makes of them, row by row in OUT/train.csv, test.csv and
+combinations.csv (colours of shapes that no other split has), with masks/ and boxes.csv. data.path=OUT reads it for
+images, speech or text; data.split= names the split. test= is also the number of combinations, size= pixels of a side;
+voice=espeak says the captions in English, with pip install 'd2v[espeak]'.
+digits: OUT/image (scikit-learn's), OUT/speech (synthesised, or those of FOLDER, such as FSDD's) and OUT/text, each with
+train and test of other images, speakers and templates, by the same ten class names.
+The same arguments give the same files.
 """
 
 import tempfile
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from d2v import plugins
 from d2v.config.cli import run_cli
 from d2v.config.find import find_config
-from d2v.config.loading import load_config, load_values
+from d2v.config.joint import load_parts
+from d2v.config.loading import load_values, typed
+from d2v.config.written import Argument, in_home
 from d2v.finetuning.config import KINDS, load
+from d2v.modalities.common.generated import digits_folder, scenes_folder
+from d2v.modalities.common.generated.folder import make
+from d2v.objectives.common.parts import names_of
 from d2v.shown import printable
 from d2v.training.pretraining import advice, uses_of_splits
+
+GENERATED = {
+    "scenes": (scenes_folder.ScenesConfig, scenes_folder.fill),
+    "digits": (digits_folder.DigitsConfig, digits_folder.fill),
+}
 
 
 def main(argv: list[str]) -> None:
     """`argv`: CONFIG and overrides. ValueError: whatever the user can mend."""
+    if argv[:1] and argv[0] in GENERATED:
+        print(*_made(*argv), sep="\n")
+        return
     if not argv or "=" in argv[0]:
         raise ValueError("usage: d2v data CONFIG data.path=PATH [key=value ...]")
     overrides = [argument for argument in argv[1:] if not argument.startswith("model=")]
@@ -27,14 +55,28 @@ def main(argv: list[str]) -> None:
         (_labelled if is_labelled else _unlabelled)(argv, Path(folder))
 
 
+def _made(kind: str, *arguments: str) -> list[str]:
+    """Writes data of a kind of GENERATED; returns what is said of it. ValueError: no folder, or odd settings."""
+    places = [argument for argument in arguments if "=" not in argument]
+    if len(places) != 1:
+        raise ValueError(f"usage: d2v data {kind} OUT [key=value ...]; d2v data --help names the keys")
+    config, fill = GENERATED[kind]
+    given = {key: Argument(value) for key, _, value in (one.partition("=") for one in arguments if "=" in one)}
+    settings = typed(config, given, kind, f"d2v data {kind}")
+    folder, start = Path(in_home(places[0])), time.perf_counter()
+    said = make(folder.resolve(), kind, settings, fill)
+    return [*said, f"{folder}: done in {time.perf_counter() - start:.0f} s"]
+
+
 def _unlabelled(argv: list[str], folder: Path) -> None:
     """What pretraining would read."""
-    config = load_config(find_config(argv[0]), argv[1:])
-    modality = plugins.load("d2v.modalities", config.modality)
-    modality.prepare(config.data, config.frontend, folder, config.train.seed)
-    samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
-    lines = [*samples.report.lines(), uses_of_splits(config, samples.report.splits), *advice(samples.report)]
-    print("\n".join(lines))
+    for part, config in load_parts(find_config(argv[0]), argv[1:]).items():
+        modality = plugins.load("d2v.modalities", config.modality)
+        with names_of(part) if part else nullcontext():
+            modality.prepare(config.data, config.frontend, folder, config.train.seed)
+            samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
+        lines = [*samples.report.lines(), uses_of_splits(config, samples.report.splits), *advice(samples.report)]
+        print("\n".join([*([f"{part}:"] if part else []), *lines]))
 
 
 def _labelled(argv: list[str], folder: Path) -> None:

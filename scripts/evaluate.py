@@ -9,23 +9,32 @@ beside the first model, or to evaluation/ in run.dir where that is given as an a
 the same name.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 from d2v.config.cli import run_cli, take_arguments
-from d2v.config.loading import load_config
+from d2v.config.joint import load_parts
 from d2v.config.written import in_home
+from d2v.evaluation.pair_run import evaluate_pairs
 from d2v.evaluation.run import evaluate
+from d2v.objectives.common.parts import BETWEEN, names_of
 
 
 def main(argv: list[str]) -> dict[str, Any]:
     """`argv`: CONFIG model=PATH[,PATH...] [key=value ...]; what the file holds. ValueError: see each step."""
-    given, rest = take_arguments(argv, "model")
+    given, rest = take_arguments(argv, "model", "part")
     models = [in_home(path) for path in given["model"].split(",") if path]
     if not rest or "=" in rest[0] or not models:
         raise ValueError("usage: d2v evaluate CONFIG model=PATH[,PATH...] [key=value ...]")
-    config = load_config(rest[0], rest[1:])
     in_run = any(argument.startswith("run.dir=") for argument in rest)
-    return evaluate(config, models, config_path=rest[0], in_run=in_run)
+    found = {}
+    for part, config in load_parts(rest[0], rest[1:], given["part"]).items():
+        with names_of(part) if part else nullcontext():
+            if BETWEEN in part:
+                found[part] = evaluate_pairs(config, models[0], in_run=in_run)
+            else:
+                found[part] = evaluate(config, models, config_path=rest[0], in_run=in_run)
+    return found.get("", found)
 
 
 if __name__ == "__main__":

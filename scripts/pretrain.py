@@ -11,7 +11,9 @@ same command goes on after a kill.
 from pathlib import Path
 
 from d2v.config.cli import run_cli
-from d2v.config.loading import load_config
+from d2v.config.joint import is_joint, load_joint
+from d2v.config.loading import load_config, load_values
+from d2v.training.joint_run import pretrain_joint
 from d2v.training.pretraining import pretrain
 
 
@@ -19,6 +21,10 @@ def main(arguments: list[str]) -> Path:
     """One run, from files to export/, whose path is returned. ValueError: whatever the user can mend."""
     if not arguments:
         raise ValueError("usage: d2v pretrain CONFIG key=value ...")
+    if is_joint(load_values(arguments[0], arguments[1:])):
+        joint = load_joint(arguments[0], arguments[1:])
+        pretrain_joint(joint)
+        return Path(joint.run.dir) / "export"
     config = load_config(arguments[0], arguments[1:])
     pretrain(config)
     return Path(config.run.dir) / "export"

@@ -10,6 +10,7 @@ from typing import Any
 
 from d2v.config.cli import run_cli
 from d2v.config.find import config_names, find_config
+from d2v.config.joint import is_joint, load_joint
 from d2v.config.loading import load_config, load_values
 from d2v.finetuning.config import KINDS, load
 from d2v.settings import default_of
@@ -23,14 +24,21 @@ def main(argv: list[str]) -> None:
     overrides = [argument for argument in argv[1:] if "=" in argument or argument in known]
     words = [argument.lower() for argument in argv[1:] if argument not in overrides]
     path = str(find_config(argv[0]))
-    is_labelled = {"task", KINDS} & {*load_values(path, overrides)}
-    config: Any = load([path, *overrides])[0] if is_labelled else load_config(path, overrides)
-    lines = settings(config, "")
+    lines = settings(_opened(path, overrides), "")
     for word in words:
         lines = [line for line in lines if word in line.lower()]
     if not lines:
         raise ValueError(f"no setting of {argv[0]} has the words {' '.join(words)}")
     print("\n".join(lines))
+
+
+def _opened(path: str, overrides: list[str]) -> Any:
+    """The settings of a run of pretraining, of a joint one, or of fine-tuning."""
+    values = load_values(path, overrides)
+    if is_joint(values):
+        return load_joint(path, overrides)
+    is_labelled = {"task", KINDS} & {*values}
+    return load([path, *overrides])[0] if is_labelled else load_config(path, overrides)
 
 
 def settings(values: Any, where: str) -> list[str]:
@@ -42,7 +50,8 @@ def settings(values: Any, where: str) -> list[str]:
         return lines
     for one in dataclasses.fields(values):
         value = getattr(values, one.name)
-        if dataclasses.is_dataclass(value) or (isinstance(value, dict) and "allowed" not in one.metadata):
+        inner = value.values() if isinstance(value, dict) else ()
+        if dataclasses.is_dataclass(value) or any(map(dataclasses.is_dataclass, inner)):
             lines += settings(value, f"{where}{one.name}.")
             continue
         mark = " " if value == default_of(one) else "*"

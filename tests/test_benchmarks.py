@@ -2,13 +2,24 @@
 
 import csv
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
+from safetensors.torch import load_file
 from torch import nn
+
+from d2v.config.loading import load_config
+from d2v.modalities import text
+from d2v.modalities.text import tokenizer as tokenizers
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
+from d2v.training.setup import build_objective
+from scripts import pretrain
 
 
 @pytest.fixture
@@ -244,9 +255,9 @@ def test_a_table_of_all_methods(root: Path, tmp_path: Path, monkeypatch: pytest.
         (folder / f"{name}_{seed}.json").write_text(json.dumps(found))
     for _ in range(2):  # again: in the same place
         table.publish("speech", tmp_path / "out", pages)
-    text = (pages / "results.md").read_text()
-    assert text.count("## All methods: speech") == 1 and text.startswith("# Results")
-    shown = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    page = (pages / "results.md").read_text()
+    assert page.count("## All methods: speech") == 1 and page.startswith("# Results")
+    shown = [line for line in page.splitlines() if line.startswith("| ")][1:]
     assert shown == [
         "| random init (3 seeds) |  | 40.0 | 60.0 |  |",
         "| moco | 600 | 50.0; 52.0 | 70.0; 71.0 |  |",
@@ -277,3 +288,75 @@ def test_no_bag_of_words_knows_a_minimal_pair(root: Path, tmp_path: Path, monkey
             content[split] = {word for row in rows for word in row["text"].split()} if name == "arguments" else set()
         nouns = {*minimal_pairs.LIVING, *minimal_pairs.THINGS}
         assert not content["train"] & content["test"] & nouns
+    table = tmp_path / "questions.csv"
+    table.write_text('text,label\n"Where is my new card now, please?",1\nwhy,2\n"how do i get more of these cards",3\n')
+    assert minimal_pairs.sentences(table) == [
+        ["where", "is", "my", "new", "card", "now", "please"],
+        ["how", "do", "i", "get", "more", "of", "these", "cards"],
+    ]
+
+
+def test_sentences_tell_a_words_class_and_bags_do_not(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import word_classes
+
+    for task in word_classes.TASKS:
+        words: dict[str, set[str]] = {}
+        for split, size in word_classes.SIZE.items():
+            found = word_classes.sentences(task, split, seed=1)
+            assert len(found) == size and Counter(label for *_, label in found) == dict.fromkeys(range(3), size // 3)
+            words[split] = {word for line, *_ in found for word in line.split()}
+            for line, start, stop, label in found:
+                word, rest = line[start:stop], (line[:start] + line[stop:]).split()
+                assert word.isalpha() and line[:start][-1:] in ("", " ") and line[stop : stop + 1] in ("", " ")
+                assert task == "context" or word in list(word_classes.CLASSES.values())[label]
+                filled = [sum(other in of for other in rest) for of in word_classes.CLASSES.values()]
+                assert all(count or place == label for place, count in enumerate(filled))  # the others of its frame
+        common = {word for line in (*word_classes.FRAMES, *word_classes.OPENINGS) for word in line.split()}
+        assert words["train"] & words["test"] <= common  # no content word is seen before
+
+
+def test_the_feature_of_a_word_is_the_mean_of_its_tokens(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import word_classes
+
+    found = word_classes.sentences("types", "test", seed=0)[:20]
+    tokenizer = tokenizers.train([line for line, *_ in found[:10]], 300)
+    frontend = {"vocab_size": len(tokenizer), "max_positions": 64, "mask_token_id": tokenizer.mask_token_id}
+    model = D2vModel(D2vConfig({"text": frontend}, {"depth": 1, "dim": 16, "num_heads": 2, "mlp_dim": 16})).eval()
+    read = word_classes.Read(tokenizer, found)
+    monkeypatch.setattr(word_classes, "BATCH", 7)
+    features, bag = read.features(model), read.bag(len(tokenizer))
+    for row, (line, start, stop, _) in enumerate(found):
+        ids = tokenizer(line)["input_ids"]
+        before = len(tokenizer(line[:start].rstrip())["input_ids"]) - 1 if start else 1  # without </s>
+        before += tokenizer.decode(ids[before]) == " "  # which may be a token by itself
+        many = len(tokenizer(line[:stop])["input_ids"]) - 1 - before
+        assert tokenizer.decode(ids[before : before + many]).strip() == line[start:stop]
+        with torch.no_grad():
+            x = model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        torch.testing.assert_close(torch.from_numpy(features[row]), x[before : before + many].mean(dim=0))
+        assert bag[row].sum() == many + len(ids)
+
+
+def test_a_word_loss_is_of_words_alone(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import word_loss
+
+    monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)  # four seconds of matplotlib
+    ids = torch.tensor([5, 5, 6, 7])
+    assert word_loss.entropy(ids.numpy()) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))
+    pretrain.main(tiny.arguments("text", tmp_path, "objective={name: mlm}", "train.steps=2", "run.save_every=2"))
+    capsys.readouterr()
+    word_loss.main([str(tmp_path), "split=test", "steps=2"])
+    said = re.search(r": (\S+) nats, (\S+) below the entropy (\S+) of (\d+) hidden words", capsys.readouterr().out)
+    loss, below, entropy = (float(said[number]) for number in (1, 2, 3))
+    assert entropy - loss == pytest.approx(below, abs=2e-3) and int(said[4]) > 10
+    config = load_config(tmp_path / "config.yaml", ["data.split=test"])
+    samples = text.Samples(config.data, config.frontend, split="test", folder=tmp_path)
+    objective = build_objective(config, 0).eval()
+    objective.load_state_dict(load_file(tmp_path / "checkpoints" / "00000002" / "model.safetensors"))
+    (view,), _ = text.batches(samples, config.data, config.frontend, config.train.batch_size, 1)(0, 0, 1)
+    values, words = word_loss.losses(objective, view)
+    assert float(values.sum()) == pytest.approx(float(objective([view]).total.detach()), rel=1e-5)
+    assert len(words) == int(objective([view]).count)

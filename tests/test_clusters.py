@@ -127,6 +127,20 @@ def test_frozen_parts_stand_still_after_their_share(name, tmp_path):
     assert [one[2] for one in moved[1:]] == [True, True, *[name == "spidr"] * 3]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_teacher_that_has_stopped_keeps_its_shared_parts_too(name, tmp_path):
+    """As published: what it copies from the student, its positions, is copied no more."""
+    objective = build(name, "speech", tmp_path, "objective.shared=[frontends.speech.positions_conv]")[0]
+    weights = [
+        side["encoder"].frontends["speech"].positions_conv[0].weight for side in (objective.student, objective.teacher)
+    ]
+    for decay, follows in ((0.9, True), (1.0, False)):
+        with torch.no_grad():
+            weights[0].add_(1)
+        objective.update_teacher(decay)
+        assert torch.equal(*weights) is follows
+
+
 def test_the_teachers_decay_is_as_published(tmp_path):
     first = build("dinosr", "image", tmp_path, "objective.freeze_share=0.5")[0]
     assert [first.ema_decay(t, 400_000) for t in (0, 15_000, 30_000, 200_000, 200_001)] == pytest.approx(

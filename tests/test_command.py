@@ -17,7 +17,9 @@ from PIL import Image
 import d2v
 from d2v import __main__ as command
 from d2v.config.find import CONFIGS, config_names, find_config
+from d2v.config.joint import load_joint
 from d2v.config.loading import load_config
+from d2v.evaluation.index import Index
 from d2v.finetuning.config import load
 from d2v.functions import arguments
 from scripts import completion, configs, data, demo, search, show
@@ -72,7 +74,7 @@ def test_a_config_is_found_by_its_name_and_a_file_of_that_name_goes_first(tmp_pa
     ("name", "said"),
     [
         ("image/dem", "did you mean image/demo"),
-        ("demo", "image/demo or speech/demo or text/demo"),
+        ("demo", "image/demo or joint/demo or speech/demo or text/demo"),
         ("x7", "d2v configs"),
     ],
 )
@@ -154,22 +156,25 @@ def test_functions_do_what_the_commands_do(photos, tmp_path, capsys, monkeypatch
     capsys.readouterr()
     search.main([str(out), "id=a/0.png", "k=5"])
     found = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert len(found) == 5 and found[0] == ["1.000", "a/0.png"]
-    query = [f"model={export}", f"file={photos / 'a' / '0.png'}", "data.mean=[0.3]", "data.std=[0.38]", "k=1"]
-    search.main([str(out), "image/demo", *query])
-    assert capsys.readouterr().out.splitlines()[-1].split() == ["1.000", "a/0.png"]
+    assert (
+        len(found) == 6
+        and found[0] == ["1.000", "a/0.png"]
+        and found[5] == ["picture:", str(tmp_path / "f_search.png")]
+    )
+    search.main([str(out), f"query={photos / 'a' / '0.png'}", "k=1"])
+    assert capsys.readouterr().out.splitlines()[0].split() == ["1.000", "a/0.png"]
     data.main(["image/demo", f"data.path={photos}"])
     assert "image: 12 of 12 samples usable" in capsys.readouterr().out
 
 
 def test_nearest_is_by_the_cosine_of_what_is_left_without_the_mean():
-    features, ids = np.array([[1.0, 1.0], [3.0, 1.0], [1.0, 3.0], [3.0, 3.2]]), list("abcd")
-    found = search.nearest(features[1], features, ids, 4)
+    features = np.array([[1.0, 1.0], [3.0, 1.0], [1.0, 3.0], [3.0, 3.2]])
+    found = Index(Path("t.parquet"), list("abcd"), features, {}).nearest(features[1], 4)
     centred = features - features.mean(axis=0)
-    for cosine, name in found:
-        row = centred[ids.index(name)]
-        assert cosine == pytest.approx(row @ centred[1] / np.linalg.norm(row) / np.linalg.norm(centred[1]))
-    assert found[0][1] == "b" and [cosine for cosine, _ in found] == sorted((c for c, _ in found), reverse=True)
+    for cosine, row in found:
+        one = centred[row]
+        assert cosine == pytest.approx(one @ centred[1] / np.linalg.norm(one) / np.linalg.norm(centred[1]))
+    assert found[0][1] == 1 and [cosine for cosine, _ in found] == sorted((c for c, _ in found), reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +183,7 @@ def test_nearest_is_by_the_cosine_of_what_is_left_without_the_mean():
         (["t.parquet", "id=z"], "has no such id; its first is a"),
         (["none.parquet", "id=a"], "none.parquet is no table of d2v embed"),
         (["t.parquet", "id=a", "k=0"], "k is '0'; it must be at least 1"),
-        (["t.parquet", "id=a", "file=b"], "usage: d2v search"),
+        (["t.parquet", "id=a", "query=b"], "usage: d2v search"),
     ],
 )
 def test_a_search_that_cannot_be_is_one_line(argv: list[str], said: str, tmp_path, monkeypatch):
@@ -235,6 +240,9 @@ def test_the_command_of_a_header_is_read(name: str, line: str, tmp_path: Path):
     assert name in rest
     if script == "finetune":
         loaded = load([*rest, f"run.dir={tmp_path}"])[0]
+    elif name.startswith("joint/"):
+        assert script == "pretrain" and load_joint(rest[0], [*rest[1:], f"run.dir={tmp_path}"]).data
+        return
     else:
         assert script == "pretrain"
         loaded = load_config(rest[0], [*rest[1:], f"run.dir={tmp_path}"])

@@ -10,7 +10,7 @@ from d2v.config.cli import run_cli
 from d2v.config.loading import differences, from_dict, load_config, load_values, save_yaml
 
 # of pretraining; "_" is of bases, which are no recipes, and data/ of what belongs to a data set
-RECIPES = [path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "data"]
+RECIPES = [path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("data", "joint")]
 FILES = sorted(path for path in RECIPES if not path.stem.startswith(("finetune", "detect", "_")))
 DEMO = str(ROOT / "configs" / MODALITIES[0] / "demo.yaml")
 

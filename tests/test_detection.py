@@ -212,6 +212,7 @@ def test_every_form_of_boxes_reads_the_same(form, tmp_path):
     for split, boxes in of_split.items():
         samples = samples_of(folder, split)
         assert read(samples) == boxes and samples.report.usable == len(boxes)
+        assert set(samples.report.splits) == {"train", "val"}
         kind = {"t": "table", "v": "XML files of Pascal VOC", "c": "JSON of COCO"}[form[0]]
         assert sum(f"boxes of split '{split}': from" in note and kind in note for note in samples.report.notes) == 1
     assert samples.boxes[-1].shape == (0, 4) and "images without boxes: 1: " in "\n".join(samples.report.lines())
@@ -550,10 +551,11 @@ def predictions(folder: Path) -> list[dict]:
 
 
 @needs_metric
-def test_a_run_learns_and_leaves_a_model_predictions_and_pictures(table, tmp_path):
+def test_a_run_learns_and_leaves_a_model_predictions_and_pictures(table, tmp_path, capsys):
     folder = tmp_path / "run"
     more = ("train.steps=60", "train.validate_every=30", "data.test_split=val", "train.lr=3e-3", "train.layer_decay=1")
     scores = finetune.main(arguments(table, folder, *more))
+    assert "\nsplits: train is trained on; val chooses the best model\n" in capsys.readouterr().out
     assert scores["test"] == scores["validation"] and scores["test"]["ap50"] > 0.15
     losses = tiny.losses(folder)
     assert np.mean([losses[step] for step in range(51, 61)]) < 0.7 * np.mean([losses[step] for step in range(1, 6)])

@@ -21,8 +21,10 @@ import soundfile
 from PIL import Image
 from tiny import MODALITIES, OBJECTIVES, ROOT, averages_layers, compares_views, small, small_heads
 
+from d2v.config.joint import is_joint
 from d2v.config.loading import from_dict, load_values
 from d2v.training.loop import Loop
+from scripts import data
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -59,6 +61,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     """The working directory; runs draw no pictures, which take seconds."""
     place, before, plot = tmp_path_factory.mktemp("docs"), Path.cwd(), Loop.plot
     (place / "configs").symlink_to(ROOT / "configs")
+    data.main(["scenes", str(place / "archive"), "train=12", "test=4"])
     _photos(place / "photos")
     _boxes(place / "blood")
     _recordings(place / "recordings", {})
@@ -117,14 +120,29 @@ def smaller(script: str, arguments: list[str]) -> list[str]:
     """Overrides that make a run of a script short and its model small."""
     if script == "evaluate":
         return ["evaluate.random_seeds=1", "evaluate.probe_steps=2", "evaluate.k=[2]"]
+    if arguments[:1] == ["scenes"]:
+        return ["train=6", "test=3"]
     if script not in ("pretrain", "finetune_image", "finetune_speech", "finetune_text", "finetune"):
         return []
     values = load_values(arguments[0], [argument for argument in arguments[1:] if not argument.startswith("model=")])
+    if is_joint(values):
+        return smaller_joint(values)
     short = ["train.steps=2", "train.warmup_steps=1", "train.batch_size=8", "run.log_every=1", "run.save_every=2"]
     if script != "pretrain":
         return [*short, *(["train.freeze_steps=1"] if "freeze_steps" in str(values) else [])]  # or of one kind
     short += ["run.health_samples=8", "run.health_every=2"]
     return [*short, *smaller_model(values)]
+
+
+def smaller_joint(values: dict[str, Any]) -> list[str]:
+    """The same of a joint run."""
+    found = ["train.steps=2", "train.warmup_steps=1", "run.log_every=1", "run.save_every=2"]
+    found += ["run.health_samples=8", "run.health_every=2"]
+    found += [f"model.trunk.{setting}" for setting in ("dim=32", "depth=2", "num_heads=2", "mlp_dim=64")]
+    for part, settings in values["objective"]["parts"].items():
+        found.append(f"train.batch_size.{part}=4")
+        found += [f"objective.parts.{part}.top_k=2"] if "top_k" in settings else []
+    return found
 
 
 def smaller_model(values: dict[str, Any]) -> list[str]:
@@ -200,6 +218,11 @@ def keys() -> set[str]:
     for modality in MODALITIES:
         found += [generate.Section("data", kind) for kind in generate.labelled(modality)]
     names = {row.key for section in found for row in generate.rows(section)}
+    names |= set(re.findall(r"^\| `([\w.+]+)`", generate.joint_page(), re.MULTILINE))
+    for part in MODALITIES:  # of a joint run
+        names |= {name.replace("data.", f"data.{part}.") for name in names if name.startswith("data.")}
+        names |= {f"objective.{what}.{part}" for what in ("parts", "weights", "shares")}
+        names |= {f"train.{what}.{part}" for what in ("batch_size", "init_from")}
     return {".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 2)}
 
 

@@ -26,6 +26,7 @@ from d2v.evaluation.load_encoder import open_encoder
 from d2v.modalities.common import windows
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
+from d2v.protocols import Rows
 from scripts import embed as script
 from scripts import evaluate
 
@@ -300,7 +301,7 @@ def test_a_folder_becomes_a_table_and_a_killed_run_goes_on(models, tmp_path, cap
     ):
         run(*command, "embed.pool=first")
     opened = []
-    monkeypatch.setattr(script, "Rows", lambda dataset, first: opened.append(first) or (dataset, first))
+    monkeypatch.setattr(script, "Rows", lambda dataset, first: opened.append(first) or Rows(dataset, first))
     run(*command)
     assert opened == [8] and "left out 2: 03b.wav: " in capsys.readouterr().out
     assert (tmp_path / "killed.parquet").read_bytes() == (
@@ -373,7 +374,7 @@ def test_a_part_whose_files_changed_is_made_again(models, tmp_path, capsys, monk
     (path / "01.wav").write_bytes(good)
     (path / "03.wav").write_bytes(good)
     opened = []
-    monkeypatch.setattr(script, "Rows", lambda dataset, first: opened.append(first) or (dataset, first))
+    monkeypatch.setattr(script, "Rows", lambda dataset, first: opened.append(first) or Rows(dataset, first))
     run(*command)
     assert opened == [0, 2]  # the third part is as it was
     assert "6 samples of 32 numbers" in (printed := capsys.readouterr().out) and "left out" not in printed

@@ -218,3 +218,12 @@ def test_what_cannot_be_trained_is_said(tmp_path):
     second = tiny.objective_of(tiny.config_of("image", tmp_path, tiny.using("data2vec2")))
     with pytest.raises(ValueError, match=r"data\.mask_kind=multi_block is for ijepa"):
         second([view])
+
+
+def test_a_step_on_images_waits_for_no_device(tmp_path, monkeypatch):
+    """On meta tensors, which hold no values, whatever has to know one is an error."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which knows nothing of meta
+    objective, view = latent.build("ijepa", "image", tmp_path)
+    loss = objective.to("meta")([view.to("meta")])
+    loss.total.backward()
+    assert loss.total.is_meta and view.to("meta").to("meta").mask.places()[0].shape == (int(view.mask.hidden.sum()),)

@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from transformers import AutoImageProcessor
 
+from d2v.config.loading import load_config
 from d2v.modalities import image
 from d2v.modalities.image import augment
 from d2v.modalities.image.frontend import Frontend, FrontendConfig, relative_index
@@ -106,6 +107,30 @@ def test_initialisation_is_cut_at_one_standard_deviation():
     assert (
         not frontend.patch_embed.bias.any() and not frontend.bias_table.any() and frontend.bias_table.shape == (732, 4)
     )
+
+
+@pytest.mark.parametrize(("recipe", "std"), [("mae_base", 0.02), ("mocov3_base", 1e-6)])
+def test_recipes_of_a_vit_start_as_published(recipe, std):
+    """Patches by Xavier's uniform of a linear layer, a class token of their own size, a trunk by Xavier."""
+    model = load_config(f"image/{recipe}").model
+    frontend = image.Frontend(model.frontends["image"], 768, 12)
+    frontend.init_weights()
+    bound = (6 / (768 + 3 * 16 * 16)) ** 0.5
+    assert 0.999 * bound < float(frontend.patch_embed.weight.detach().abs().max()) <= bound
+    assert float(frontend.class_token.detach().std()) == pytest.approx(std, rel=0.1) and model.trunk.init == "xavier"
+
+
+@pytest.mark.parametrize("kind", ["sincos", "learned"])
+def test_positions_are_not_rounded_under_autocast(kind):
+    frontend = image.Frontend(small(positions=kind, relative_bias=False), 8, 2)
+    frontend.init_weights()
+    pixels = torch.randn(2, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = frontend.embed(pixels)
+        assert tokens.dtype == torch.bfloat16
+        assert torch.equal(frontend.positions(tokens, None), frontend.positions(tokens.float(), None))
+    rounded = frontend.to(torch.bfloat16)
+    assert rounded.positions(rounded.embed(pixels.bfloat16()), None).dtype == torch.bfloat16
 
 
 def test_embed_takes_patches_row_by_row_and_hide_replaces_them():

@@ -206,6 +206,7 @@ def test_views_are_of_the_same_samples_globals_first(folder):
     assert [tuple(view.inputs["pixel_values"].shape) for view in made] == [(6, 3, 16, 16)] * 2 + [(6, 3, 8, 8)] * 3
     assert all(view.indices.dtype == torch.long and [samples.ids[i] for i in view.indices] == ids for view in made)
     assert [view.mask is None for view in made] == [False, False, True, True, True]
+    assert [view.to("cpu").local for view in made] == [False, False, True, True, True]
     assert made[0].mask.hidden.shape == (6, 16) and made[0].mask.keep is None
     assert not same(made[0], made[1]) and not torch.equal(
         made[2].inputs["pixel_values"], made[3].inputs["pixel_values"]
@@ -312,6 +313,7 @@ def test_masks_of_views_hide_what_is_drawn():
         ({"views": ["swav"], "local_size": 8}, "data.local_size is 8, and nothing reads it: data.local_views is 0"),
         ({"views": ["swav"], "local_scale": [0.1, 0.2]}, "data.local_scale .*: data.local_views is 0"),
         ({"views": ["swav"], "view_scale": [0.5, 0.2]}, "data.view_scale .* must be"),
+        ({"views": ["rotnet"], "color_strength": 0.5}, "color_strength is 0.5, and nothing reads it: .*'rotnet'"),
         ({"views": ["swav"], "color_strength": 3.0}, "data.color_strength 3.0 must lie between 0 and 2.5"),
         ({"mask_views": True}, "data.mask_views is True, and nothing reads it: data.views is empty"),
         ({"mask_chance": 0.2}, "data.mask_chance is 0.2, .*data.mask_views=true"),

@@ -99,6 +99,8 @@ def test_views_are_counted_before_the_first_step():
     for kind in (Pairs, ExactPairs):
         with pytest.raises(ValueError, match=r"pairs compares 2 views of a sample; data.views makes 1"):
             kind(small.encoder()).check(views[:1])
+    with pytest.raises(ValueError, match=r"pairs compares 2 views of a sample; data.views makes 1: name as many"):
+        Pairs(small.encoder()).check([views[0], views[1]._replace(local=True), views[2]._replace(local=True)])
     with pytest.raises(ValueError, match=r"pairs compares 2 views of a sample; data.views and data.local_views make 3"):
         ExactPairs(small.encoder()).check(views)
 

@@ -17,6 +17,7 @@ CASES = [
     ("speech", "wav2vec2", ()),
     ("image", "capi", ()),
     ("speech", "capi", ()),
+    ("speech", "data2vec", ("objective.layer_norms=[batch]",)),
     ("image", "data2vec2", ("objective.targets=layers", "objective.visible_weight=0.1", "objective.loss_scale=mean")),
 ]
 STEPS = 2

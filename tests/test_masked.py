@@ -358,31 +358,37 @@ def test_context_encoder_is_the_slow_way_without_an_adversary():
     objective, view = context_of(adversarial_weight=0.0, ring_weight=3.0), regions()
     encoder, slow = objective.student["encoder"], torch.zeros(())
     content, out = encoder.frontends["image"].content(**view.inputs), encoder(view, view.mask).x
+    count = 0
     for n, hidden in enumerate(view.mask.hidden):
         for t in range(16):
             weight = 1.0 if hidden[t] else 3.0 if touching(hidden, t) else 0.0
             slow = slow + weight * ((objective.head(out[n, t]) - content[n, t]) ** 2).mean()
+            count += weight > 0  # as published, the mean is over region and ring
     loss = objective([view])
-    assert int(loss.count) == 9 and objective.discriminator is None
+    assert int(loss.count) == count and objective.discriminator is None
     same_as_slow(objective, loss, slow)
 
 
-def test_an_adversary_learns_and_is_fooled_in_one_step():
-    """Two losses by the slow way: each has gradients in its own weights alone."""
-    objective, view = context_of(adversarial_weight=0.2, ring_weight=0.0, discriminator_dim=4), regions()
+@pytest.mark.parametrize("ring_weight", [0.0, 2.0])
+def test_an_adversary_learns_and_is_fooled_in_one_step(ring_weight):
+    """Two losses by the slow way: each has gradients in its own weights alone; without a weight there is no ring."""
+    objective, view = context_of(adversarial_weight=0.2, ring_weight=ring_weight, discriminator_dim=4), regions()
     encoder, judge = objective.student["encoder"], objective.discriminator
     content, filled = encoder.frontends["image"].content(**view.inputs), objective.head(encoder(view, view.mask).x)
-    error, fooled, judged = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    error, fooled, judged, total_count = torch.zeros(()), torch.zeros(()), torch.zeros(()), 0
     for n, hidden in enumerate(view.mask.hidden):
-        seen = torch.stack([hidden[t] | touching(hidden, t) for t in range(16)]).float()[:, None]
-        grids = [(x[n] * seen).T.unflatten(1, (4, 4))[None] for x in (filled, content)]
-        count, sigmoid = hidden.sum(), torch.sigmoid
-        error = error + ((filled[n] - content[n])[hidden] ** 2).mean(dim=1).sum()
+        ring = torch.tensor([ring_weight > 0 and touching(hidden, t) for t in range(16)])
+        grids = [(x[n] * (hidden | ring).float()[:, None]).T.unflatten(1, (4, 4))[None] for x in (filled, content)]
+        count, sigmoid = (hidden | ring).sum(), torch.sigmoid
+        squares = ((filled[n] - content[n]) ** 2).mean(dim=1)
+        error = error + squares[hidden].sum() + ring_weight * squares[ring].sum()
         fooled = fooled - count * sigmoid(judge(grids[0])).log().sum()
         judged = judged - count * ((1 - sigmoid(judge(grids[0].detach()))).log() + sigmoid(judge(grids[1])).log()).sum()
+        total_count += int(count)
     generator = gradients(objective, 0.8 * error + 0.2 * fooled)
     discriminator = gradients(objective, judged)
     loss = objective([view])
+    assert int(loss.count) == total_count
     assert float(loss.total.detach()) == pytest.approx(float((0.8 * error + 0.2 * fooled + judged).detach()), rel=1e-4)
     found = gradients(objective, loss.total)
     for name, value in found.items():

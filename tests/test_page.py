@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 from d2v.training.explained import EXPLAINED
-from d2v.training.page import Summary, nearest, write_page
+from d2v.training.page import Shown, Summary, nearest, write_page
 from scripts import finetune
 
 PICTURE = re.compile(r'src="data:image/png;base64,([^"]+)"')
@@ -71,7 +71,7 @@ def summary(**changed) -> Summary:
 
 
 def test_names_and_texts_do_not_reach_markup(tmp_path: Path):
-    write_page(tmp_path, summary(), Odd(), list(range(7)), torch.randn(7, 4))
+    write_page(tmp_path, summary(), [Shown(Odd(), list(range(7)), torch.randn(7, 4))])
     page = (tmp_path / "report.html").read_text("utf-8")
     parser = Balanced()
     parser.feed(page)
@@ -89,7 +89,7 @@ def test_neighbours_are_by_the_cosine_without_the_mean_and_the_query_comes_first
 
 
 def test_features_that_are_not_finite_leave_the_rows_of_neighbours_out(tmp_path: Path):
-    write_page(tmp_path, summary(state="collapsed", advice="lower train.lr"), Odd(), [], None)
+    write_page(tmp_path, summary(state="collapsed", advice="lower train.lr"), [Shown(Odd(), [], None)])
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "Nearest samples" not in page and "lower train.lr" in page
 

@@ -10,6 +10,7 @@ import tiny
 from PIL import Image
 
 from d2v.config.find import CONFIGS, config_names
+from d2v.config.joint import load_joint
 from d2v.config.loading import load_config, load_values
 from d2v.modalities import image, speech, text
 from d2v.split_names import uses
@@ -20,7 +21,8 @@ OF_DATA = {  # settings that a data set has, not a recipe
     "data": ("path", "split", "label", "transcript", "text", "text_pair", "group", "validation_split", "test_split"),
     "evaluate": ("path", "train_split", "test_split", "max_train", "max_test", "label", "group", "masks"),
 }
-RECIPES = [name for name in config_names() if not name.startswith("data/") and "/demo" not in name]
+RECIPES = [name for name in config_names() if not name.startswith(("data/", "joint/")) and "/demo" not in name]
+JOINT = [name for name in config_names() if name.startswith("joint/") and "/demo" not in name]
 OVERLAYS = [name for name in config_names() if name.startswith("data/")]
 
 
@@ -95,6 +97,17 @@ def test_the_command_in_a_header_is_of_configs_that_exist(name):
         assert load_config(name, overlays).modality == name.split("/")[0]
     if name.endswith(("_base", "_large", "_cifar")) and "data.path=" not in line:
         assert load_values(name, overlays)["data"]["path"]
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_a_joint_recipe_opens_a_plain_folder_for_each_part(name, plain, capsys):
+    config = load_joint(name)
+    assert not any(part.path for part in config.data.values())
+    data.main([name, *(f"data.{part}.path={plain / 'mine' / part}" for part in config.data)])
+    said = capsys.readouterr().out
+    assert all(f"{part}:\n" in said for part in config.data) and said.count("no splits: all of it is trained on") == 3
+    header = (CONFIGS / f"{name}.yaml").read_text().split("model:")[0]
+    assert all(word in header for word in (f"# command:  d2v pretrain {name}", "# hardware:", "hours:", "expected:"))
 
 
 def test_each_overlay_is_in_the_header_of_a_recipe():

@@ -3,6 +3,7 @@
 import weakref
 
 import pytest
+import several
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -126,3 +127,11 @@ def test_compiled_it_is_one_graph():
     q = torch.randn(2, 2, 5, 4, requires_grad=True)
     attend = torch.compile(attend_with_dropout, backend="eager", fullgraph=True)
     assert torch.autograd.grad(attend(q, q, q, None, 0.2).sum(), q)[0].isfinite().all()
+
+
+@torch.no_grad()
+def test_compiled_a_trunk_is_one_graph_for_each_modality():
+    trunk = several.trained(several.encoder(**several.OWN)).trunk
+    compiled, x = torch.compile(trunk, backend="eager", fullgraph=True), torch.randn(2, 5, 16)
+    for modality in ("image", "speech", "text"):
+        torch.testing.assert_close(compiled(x, modality=modality)[0], trunk(x, modality=modality)[0])

@@ -184,7 +184,7 @@ def test_a_signal_while_libraries_are_imported(sent: int, code: int, tmp_path: P
     (tmp_path / "sitecustomize.py").write_text(
         "import builtins, os\nwhole = builtins.__import__\n"
         "def ours(name, *more, **others):\n"
-        "    if name == 'sklearn' or name.startswith('d2v.scripts'):\n"
+        "    if name == 'sklearn' or name.startswith('d2v.evaluation.queries'):\n"
         f"        os.kill(os.getpid(), {int(sent)})\n"
         "    return whole(name, *more, **others)\n"
         "builtins.__import__ = ours\n"

@@ -691,4 +691,7 @@ def test_the_processor_of_an_export_of_letters_says_how_waves_were_scaled(tmp_pa
 def test_a_run_s_own_config_says_how_it_was_fed(runs):
     from d2v.modalities.common import feeding
 
-    assert feeding.of_run(runs["image"])["mean"] == [0.2] and feeding.of_run(runs["image"] / "export") == {}
+    assert (
+        feeding.of_run(runs["image"], "image")["mean"] == [0.2]
+        and feeding.of_run(runs["image"] / "export", "image") == {}
+    )

@@ -85,8 +85,8 @@ def views_of(case: str, step: int, part: slice = slice(None), modality: str = "i
     for number in range(local):
         whole = small.view(modality, BATCH, seed=10 * step + 5 + number)
         pixels = whole.inputs["pixel_values"][:, :, :8, :8].contiguous()
-        views.append(whole._replace(inputs={"pixel_values": pixels}))
-    return [small.rows(view, part) for view in views]
+        views.append(whole._replace(inputs={"pixel_values": pixels}, local=True))
+    return [small.rows(view, part)._replace(local=view.local) for view in views]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from d2v.config.schema import RESULT_SECTIONS, SECTIONS, Config, ModelConfig, Ru
 from d2v.config.written import Argument, dumped, in_home, read, section_of
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
 from d2v.files import written
-from d2v.models.transformer import TrunkConfig
+from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_readers, default_of, hints_of, shortened
 
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
-from d2v.models.transformer import TrunkConfig
+from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_fields, section, setting
 from d2v.training.online_probe import ProbeConfig
 from d2v.training.schedules import SCHEDULES
@@ -94,6 +94,10 @@ class TrainConfig:
                 f"train.warmup_steps is {self.warmup_steps}; it must lie between 0 and train.steps, {self.steps}"
             )
 
+    def samples(self) -> str:
+        """How many samples a step takes, for a person."""
+        return f"{self.batch_size} samples"
+
 
 @dataclass
 class RunConfig:
@@ -141,6 +145,7 @@ class OneModality:
     model: ModelConfig
     run: RunConfig
     given: Mapping[str, str] = MappingProxyType({})  # no setting: where settings were given, see d2v/config/given.py
+    part = ""  # no setting: of which part of a joint run these are, see d2v/config/joint.py
 
     @property
     def modality(self) -> str:

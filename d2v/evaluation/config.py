@@ -1,13 +1,14 @@
 """The settings of scripts/evaluate.py and of scripts/embed.py: sections `evaluate:` and `embed:` of a config."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from d2v.settings import check_fields, check_values, setting
 
 POOLS = ("mean", "class", "first")
-AUTO, LABEL = "auto", "label"  # the defaults of evaluate.test_split and evaluate.label
+AUTO, LABEL = "auto", "label"  # the defaults of evaluate.test_split (and embed.layers) and evaluate.label
+PROJECTED = "projected"  # of embed.layers
 LAYERS = ("last", "local", "all", "class")  # of evaluate.layer, beside the numbers of blocks
 
 
@@ -105,7 +106,11 @@ class EvaluateConfig:
 class EmbedConfig:
     """Which features, and how they are made."""
 
-    layers: list[str] = setting(["last"], "last, local or blocks from 1 to depth; of several the mean is taken.")
+    layers: list[str] = setting(
+        [AUTO],
+        "last, local or blocks from 1 to depth, of which the mean is taken; projected: the last as a model that aligns "
+        "modalities projects it, at length 1; auto: projected of such a model, else last.",
+    )
     pool: str = setting(
         "mean",
         "mean: over content tokens; class: the class token; first: the first content token (of a sentence: <s>).",
@@ -127,10 +132,27 @@ class EmbedConfig:
     def __post_init__(self):
         """ValueError: a value that no embedding can use."""
         check_fields(self, "embed")
-        if not self.layers or not all(name in ("last", "local") or name.isdecimal() for name in self.layers):
-            raise ValueError(f'embed.layers is {self.layers!r}; it must be "last", "local" or numbers of blocks')
-        if self.pool == "class" and list(self.layers) != ["last"]:
+        alone = list(self.layers) in ([AUTO], [PROJECTED])
+        if not alone and not (
+            self.layers and all(name in ("last", "local") or name.isdecimal() for name in self.layers)
+        ):
+            raise ValueError(
+                f'embed.layers is {self.layers!r}; may hold "last", "local" or numbers of blocks, or "projected" alone'
+            )
+        if self.pool == "class" and list(self.layers) not in (["last"], [AUTO]):
             raise ValueError(f"embed.pool=class is of the last layer only; embed.layers is {list(self.layers)}")
+        if self.pool != "mean" and list(self.layers) == [PROJECTED]:
+            raise ValueError(f"embed.layers=[projected] is of embed.pool=mean only; embed.pool is {self.pool}")
+
+    def of_model(self, *, projects: bool) -> "EmbedConfig":
+        """With what stands for auto. ValueError: projected is asked for, and the model does not project."""
+        if list(self.layers) == [PROJECTED] and not projects:
+            raise ValueError(
+                "embed.layers is ['projected'], but this model aligns no modalities and does not project; leave it out"
+            )
+        if list(self.layers) != [AUTO]:
+            return self
+        return replace(self, layers=[PROJECTED] if projects and self.pool == "mean" else ["last"])
 
 
 def _is_amount(text: str) -> bool:

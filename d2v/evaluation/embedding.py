@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from d2v.evaluation.config import EmbedConfig
+from d2v.evaluation.config import PROJECTED, EmbedConfig
 from d2v.evaluation.feature_table import Shards
 from d2v.evaluation.features import by_length, class_token, frozen, layer_tokens
 from d2v.protocols import Stream
@@ -29,8 +30,19 @@ class Part(NamedTuple):
     bad: list[tuple[str, str]]  # id and reason
 
 
-def embed(encoder, samples: Stream, config: EmbedConfig, device: str | torch.device = "cpu") -> Part:
-    """Features of all samples. ValueError: the encoder has no such layer or no class token."""
+def embed(
+    encoder,
+    samples: Stream,
+    config: EmbedConfig,
+    device: str | torch.device = "cpu",
+    *,
+    projection: torch.nn.Module | None = None,
+) -> Part:
+    """Features of all samples. ValueError: the encoder has no such layer or no class token.
+
+    `projection`: from the mean of a sample's tokens to what a model aligns modalities in, for embed.layers=[projected].
+    """
+    config = config.of_model(projects=projection is not None)
     bad: list[tuple[str, str]] = [*samples.report.unreadable, *samples.report.too_short]
     sums = np.zeros((len(samples), encoder.trunk.config.dim), dtype=np.float32)
     counts = np.zeros((len(samples), 1), dtype=np.float32)
@@ -44,7 +56,17 @@ def embed(encoder, samples: Stream, config: EmbedConfig, device: str | torch.dev
         bad.append((samples.ids[index], "its features are not finite: is the model damaged?"))
     unread = {name for name, _ in bad}  # also of a long one, of which some windows were read
     good = [index for index in np.flatnonzero(counts) if samples.ids[index] not in unread]
-    return Part([samples.ids[index] for index in good], sums[good] / counts[good], bad)
+    features = sums[good] / counts[good]
+    if config.layers == [PROJECTED] and projection is not None:
+        features = projected(projection, features, config.batch_size, device)
+    return Part([samples.ids[index] for index in good], features, bad)
+
+
+@torch.no_grad()
+def projected(projection: torch.nn.Module, features: np.ndarray, rows: int, device: str | torch.device) -> np.ndarray:
+    """Means of tokens (n, D) as unit vectors (n, P); a projection is linear, so that it may follow the mean."""
+    parts = [projection(some.to(device)).float() for some in torch.from_numpy(features).split(rows)]
+    return F.normalize(torch.cat(parts), dim=1).cpu().numpy()
 
 
 def _sums(encoder, view: View, counted: Tensor | None, config: EmbedConfig) -> tuple[Tensor, Tensor]:
@@ -52,8 +74,9 @@ def _sums(encoder, view: View, counted: Tensor | None, config: EmbedConfig) -> t
 
     `counted` (B, T) says what counts; None: all that is no padding.
     """
-    tokens, features = layer_tokens(encoder, view, config.layers, "embed.layers")
-    x = torch.stack([tokens[name].float() for name in config.layers]).mean(dim=0)  # (B, T, D)
+    layers = ["last"] if config.layers == [PROJECTED] else config.layers
+    tokens, features = layer_tokens(encoder, view, layers, "embed.layers")
+    x = torch.stack([tokens[name].float() for name in layers]).mean(dim=0)  # (B, T, D)
     if config.pool == "class":
         message = "embed.pool is class, but this model has no class token; it may be mean or first"
         return class_token(features, message), x.new_ones(len(x))
@@ -118,22 +141,27 @@ def embed_all(
     shards: Shards,
     config: EmbedConfig,
     device: str | torch.device = "cpu",
+    *,
+    projection: torch.nn.Module | None = None,
 ) -> None:
     """Features of `total` samples into `shards`, part by part; parts of the same inputs that are there already stay.
 
-    `open_part(start, stop)`: those samples; `inputs_of(start, stop)`: a digest of what they are made of.
+    `open_part(start, stop)`: those samples; `inputs_of(start, stop)`: a digest of what they are made of; `projection`:
+    as of embed.
     """
     for number, start in enumerate(tqdm(range(0, total, config.chunk), unit="part", disable=None)):
         stop = min(start + config.chunk, total)
         inputs = inputs_of(start, stop)
         if not shards.has(number, inputs):
-            shards.add(number, *embed(encoder, open_part(start, stop), config, device), inputs)
+            part = embed(encoder, open_part(start, stop), config, device, projection=projection)
+            shards.add(number, *part, inputs)
 
 
-def fingerprint(encoder: torch.nn.Module) -> str:
-    """A hash of all weights: features of two models must not be joined."""
+def fingerprint(*modules: torch.nn.Module | None) -> str:
+    """A hash of all weights: features of two models must not be joined. What is None has none."""
     digest = hashlib.sha256()
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for module in modules:
+        for name, value in sorted(module.state_dict().items() if module is not None else ()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -16,6 +16,7 @@ from d2v.config.differences import changes
 from d2v.files import written
 
 FORMATS = (".parquet", ".npy")
+ABOUT = "d2v"  # the key of a parquet's metadata under which it says what it holds
 
 
 class Shards:
@@ -76,22 +77,27 @@ class Shards:
         """Rows of all parts."""
         return sum(pq.read_metadata(path).num_rows for path in self._paths())
 
-    def join(self) -> None:
+    def join(self, about: dict | None = None) -> None:
         """Writes `out` and removes the parts.
 
-        .npy: (N, D) float32, and the ids as a JSON list in a file of the same name, .ids.json.
+        .npy: (N, D) float32, and the ids as a JSON list in a file of the same name, .ids.json. `about`: what a parquet
+        says of itself, see d2v/evaluation/index.py.
         """
         with written(self.out) as temporary:
-            (self._join_parquet if self.out.suffix == ".parquet" else self._join_npy)(temporary)
+            if self.out.suffix == ".parquet":
+                self._join_parquet(temporary, about or {})
+            else:
+                self._join_npy(temporary)
         files.record_results([self.out])
         files.remove_folder(self.folder)
 
-    def _join_parquet(self, path: Path) -> None:
+    def _join_parquet(self, path: Path, about: dict) -> None:
         paths = self._paths()
-        schema = pq.read_schema(paths[0]).remove_metadata()
+        metadata = {ABOUT: json.dumps(about)}
+        schema = pq.read_schema(paths[0]).with_metadata(metadata)
         with pq.ParquetWriter(path, schema) as writer:
             for part in paths:
-                writer.write_table(pq.read_table(part).replace_schema_metadata(None))
+                writer.write_table(pq.read_table(part).replace_schema_metadata(metadata))
 
     def _join_npy(self, path: Path) -> None:
         paths = self._paths()

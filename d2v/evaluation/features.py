@@ -3,7 +3,7 @@
 B samples of a batch, T content tokens, D width, N samples.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -91,22 +91,59 @@ def readable_features(
 
     ValueError: the encoder has no such layer, or too many samples cannot be read.
     """
+
+    def read(view: View) -> dict[str, Tensor]:
+        if layer == "class":
+            return {layer: class_token(encoder(view), "evaluate.layer is 'class'; this encoder has no class token")}
+        tokens = layer_tokens(encoder, view, [layer], "evaluate.layer")[0]
+        return {name: mean_of_tokens(x.float(), view.padding) for name, x in tokens.items()}
+
+    return _collected(reader, encoder, read, samples, batch_size, device, indices=indices)
+
+
+def readable_vectors(
+    reader: Reader,
+    model,
+    samples: Samples,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+    *,
+    indices: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The places in `indices` that can be read, sorted, and `model.project` of these, (n, P) float32.
+
+    ValueError: too many samples cannot be read, or vectors are not finite.
+    """
+
+    def read(view: View) -> dict[str, Tensor]:
+        return {"": model.project(view).float()}
+
+    places, found = _collected(reader, model, read, samples, batch_size, device, indices=indices)
+    if not np.isfinite(found[""]).all():
+        raise ValueError("vectors are not finite: the model is damaged, or its run diverged")
+    return places, found[""]
+
+
+def _collected(
+    reader: Reader,
+    model: torch.nn.Module,
+    read: Callable[[View], dict[str, Tensor]],
+    samples: Samples,
+    batch_size: int,
+    device: str | torch.device,
+    *,
+    indices: np.ndarray,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The places that can be read, sorted, and what `read` gives of their views, by name."""
     lengths = None if samples.lengths is None else samples.lengths[indices]
     batches = by_length(lengths, batch_size, np.arange(len(indices)))
-    read: list[np.ndarray] = []
+    there: list[np.ndarray] = []
     parts: dict[str, list[np.ndarray]] = {}
-    with frozen(encoder):
+    with frozen(model):
         for places, view in reader.views(samples, indices, batches):
-            read.append(places)
-            view = view.to(device)
-            if layer == "class":
-                message = "evaluate.layer is 'class'; this encoder has no class token"
-                pooled = {layer: class_token(encoder(view), message)}
-            else:
-                tokens = layer_tokens(encoder, view, [layer], "evaluate.layer")[0]
-                pooled = {name: mean_of_tokens(x.float(), view.padding) for name, x in tokens.items()}
-            for name, x in pooled.items():
+            there.append(places)
+            for name, x in read(view.to(device)).items():
                 parts.setdefault(name, []).append(x.cpu().numpy())
-    places = np.concatenate(read)
+    places = np.concatenate(there)
     order = np.argsort(places)
     return places[order], {name: np.concatenate(arrays)[order] for name, arrays in parts.items()}

@@ -109,7 +109,7 @@ class Evaluation:
         folder = self.folder if first else self.folder / str(len(self.findings) + 1)
         subject = Subject(path, {path: encoder}, splits.train, splits.test, self.settings, folder, self.device)
         if self.settings.reports and self.settings.random_seeds:
-            subject.encoders["random init"] = self._random_init(encoder.config, seed=0)
+            subject.encoders["random init"] = self._random_init(encoder.config, splits, seed=0)[0]
         self.findings[path] = make_reports(subject, self.settings.reports)
 
     def _baselines(self, architecture: D2vConfig, splits: Splits) -> list[Row]:
@@ -121,15 +121,18 @@ class Evaluation:
         if shape in self.architectures:
             return rows
         self.architectures.append(shape)
-        runs = []
+        runs, how = [], ""
         for seed in range(self.settings.random_seeds):
-            encoder = self._random_init(architecture, seed)
+            encoder, how = self._random_init(architecture, splits, seed)
             runs.append(evaluate_encoder("random init", encoder, splits.train, splits.test, self.settings, self.device))
-        return rows + average(f"random init ({len(runs)} seeds)", runs) if runs else rows
+        return rows + average(f"random init ({len(runs)} seeds){how}", runs) if runs else rows
 
-    def _random_init(self, architecture: D2vConfig, seed: int) -> D2vModel:
+    def _random_init(self, architecture: D2vConfig, splits: Splits, seed: int) -> tuple[D2vModel, str]:
+        """An untrained encoder, and what of it came from the texts or files that k-NN and probes learn from."""
         torch.manual_seed(seed)
-        return D2vModel(architecture).to(self.device)
+        encoder = D2vModel(architecture)
+        how = encoder.begin_with(self.config.modality, splits.train.samples)
+        return encoder.to(self.device), f", {how}" if how else ""
 
     def show(self) -> None:
         """Prints the table and what the reports say."""
@@ -238,7 +241,17 @@ def result_file(model: str, config: Config, in_run: bool) -> Path:
     place = path.resolve().parent if path.exists() else Path()
     if (place / "pretraining.yaml").is_file():
         place, called = place.parent, f"{place.name}_{called}"
-    name = "_".join([called, f"layer-{config.evaluate.layer}", *config.evaluate.reports]) + ".json"
+    name = (
+        "_".join(
+            [
+                *([config.part] if config.part else []),
+                called,
+                f"layer-{config.evaluate.layer}",
+                *config.evaluate.reports,
+            ]
+        )
+        + ".json"
+    )
     if in_run:
         return Path(config.run.dir) / "evaluation" / name
     if is_checkpoint(path):

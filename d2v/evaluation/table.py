@@ -41,6 +41,11 @@ def markdown_table(rows: list[Row]) -> str:
     cells = [["features", "layer", "dim", *names]]
     for row in rows:
         cells.append([in_markdown(row.model), row.layer, str(row.dim), *(_cell(row, name) for name in names)])
+    return markdown_of(cells)
+
+
+def markdown_of(cells: list[list[str]]) -> str:
+    """A table in Markdown of cells that are ready for it, those of its head first."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for line in cells:

@@ -16,7 +16,7 @@ from d2v.config.given import given
 from d2v.config.loading import load_values, modality_of, typed
 from d2v.config.schema import ModelConfig, OneModality, RunConfig, TrainConfig
 from d2v.config.written import section_of, unquoted
-from d2v.models.transformer import TrunkConfig
+from d2v.models.trunk_config import TrunkConfig
 from d2v.protocols import LabelledTask
 from d2v.settings import setting
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from d2v.config.written import dumped
 from d2v.finetuning.config import FinetuneConfig
 from d2v.protocols import Labelled
-from d2v.training.page import Summary, write_page
+from d2v.training.page import Shown, Summary, write_page
 
 
 def write_finetuned(
@@ -36,4 +36,4 @@ def write_finetuned(
             f">>> model = {auto}.from_pretrained({str(folder / 'export')!r})",
         ],
     )
-    write_page(folder, summary, data.training.samples, data.training.indices, None)
+    write_page(folder, summary, [Shown(data.training.samples, data.training.indices, None)])

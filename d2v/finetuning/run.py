@@ -20,6 +20,7 @@ from d2v.protocols import Labelled, LabelledTask
 from d2v.reading import Reader
 from d2v.shown import printable
 from d2v.training.forecast import where
+from d2v.training.inherited import resumes
 from d2v.training.init_from import bring_preparation
 from d2v.training.length import changed_length, check_length
 from d2v.training.loop import Loop
@@ -93,6 +94,8 @@ def assemble(
     model = build_model(config, task.model, data.head, encoder)
     if encoder is not None:
         bring_head(model, train.init_from, accelerator.print)
+    elif not resumes(folder):
+        model.encoder.begin_with(config.modality, data.training.samples)
     objective = Supervised(model, train)
     validation = _validation(config, objective, data, folder)
     others = {} if validation is None else {"when the validation split is scored (train.validate_every)": is_scored}

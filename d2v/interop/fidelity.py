@@ -8,7 +8,7 @@ import torch
 from d2v.interop.renaming import encoder_of
 from d2v.objectives.common.objective import Objective
 
-FREE = ("drop", "init", "std")  # in the name of a setting that gives no weight another meaning
+FREE = ("drop", "init", "std", "own_")  # in the name of a setting that gives no weight another meaning
 RESIZED = ("image_size",)  # may be another one than at pretraining: a frontend fits its weights to it
 QUIRKS = {"norm_over_padding", "reference_padding", "reference_padded_input"}  # chosen by the reader, not by the file
 # give no weight another meaning; `shared`: see _copied

@@ -106,6 +106,7 @@ class _Graph(nn.Module):
         if len(encoder.config.frontends) != 1:
             raise ValueError(
                 f"an ONNX file takes the inputs of one modality; this model reads {', '.join(encoder.config.frontends)}"
+                "; d2v.models.slices.one_modality takes one out"
             )
         self.names = list(_example(model, rows=1, tokens=1))
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from d2v.models.heads import perceptron
 from d2v.models.positions import sincos
 from d2v.models.token_conv import convolved
-from d2v.models.transformer import Trunk, TrunkConfig, attention_bias, is_plain
+from d2v.models.transformer import Trunk, attention_bias, is_plain
+from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_values, setting
 from d2v.types import Features, Mask
 
@@ -195,7 +196,7 @@ class BlockDecoder(nn.Module):
         x = self.project(features.x)  # (N, K, C)
         blank = self.mask_token.to(x.dtype).expand(N, T, -1)
         x = blank.scatter(1, mask.keep[..., None].expand_as(x), x)  # (N, T, C)
-        x = x + sincos((T,) if grid is None else grid, x.shape[2], x.device).to(x.dtype)
+        x = x + sincos((T,) if grid is None else grid, x.shape[2], x.device).to(self.mask_token.dtype)
         only = mask.hidden
         if features.extra is not None:
             num_extra = features.extra.shape[1]

@@ -6,7 +6,7 @@ B samples, M masks per sample, N = B * M rows, T content tokens, K visible token
 import copy
 import inspect
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from transformers.initialization import guard_torch_init_functions
 from d2v import plugins
 from d2v.models.configuration import D2vConfig
 from d2v.models.states import watched
-from d2v.models.transformer import Attention, Trunk, TrunkConfig, attention_bias
+from d2v.models.transformer import Attention, Trunk, attention_bias
+from d2v.models.trunk_config import TrunkConfig
 from d2v.protocols import Frontend
 from d2v.types import Features, Mask, View
 
@@ -49,6 +50,9 @@ class D2vPreTrainedModel(PreTrainedModel):
 class D2vModel(D2vPreTrainedModel):
     """The encoder: embed, hide, add positions, take what is kept, run the blocks."""
 
+    # of D2vForAlignment, whose encoder is read without them
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^projections\."]
+
     def __init__(self, config: D2vConfig):
         """ValueError: no frontend, an unknown modality, a field that the modality or the trunk does not have."""
         super().__init__(config)
@@ -59,9 +63,9 @@ class D2vModel(D2vPreTrainedModel):
         self.input_names = {}
         for name, fields in config.frontends.items():
             frontend = _frontend(name, fields, trunk)
-            self.frontends[_key(name)] = frontend
+            self.frontends[key_of(name)] = frontend
             self.input_names[name] = tuple(inspect.signature(frontend.embed).parameters)
-        self.trunk = Trunk(trunk)
+        self.trunk = Trunk(trunk, list(self.frontends))
         self.set_attn_implementation(self.config._attn_implementation)
         self.main_input_name = next(frontend.main_input for frontend in self.frontends.values())  # pipelines ask for it
         self.post_init()
@@ -77,11 +81,16 @@ class D2vModel(D2vPreTrainedModel):
             for part in (self.trunk, *self.frontends.values()):
                 part.init_weights()
 
+    def begin_with(self, modality: str, samples: Any) -> str:
+        """A new encoder takes from a run's Samples what its frontend's settings ask for; what that was, or ""."""
+        begin = getattr(self.frontend(modality), "begin_with", None)
+        return "" if begin is None else begin(samples)
+
     def frontend(self, modality: str) -> Any:
         """The frontend of a modality, a module that is a d2v.protocols.Frontend. ValueError: this model has none."""
-        if _key(modality) not in self.frontends:
+        if key_of(modality) not in self.frontends:
             raise ValueError(f"this model reads {', '.join(self.config.frontends)}, not {modality!r}")
-        return self.frontends[_key(modality)]
+        return self.frontends[key_of(modality)]
 
     def view(self, first: View | Tensor | None = None, /, **inputs: Tensor | None) -> View:
         """The View of raw inputs given by Hugging Face's names, or of one tensor without a name; a View stays as it is.
@@ -192,7 +201,7 @@ class D2vModel(D2vPreTrainedModel):
         bias = attention_bias(padding, frontend.bias(num_tokens, keep))
         if only is not None:
             only = nn.functional.pad(only, (num_extra, 0))
-        x, results = self.trunk(x, bias, layers=layers, first=first, only=only)
+        x, results = self.trunk(x, bias, layers=layers, first=first, only=only, modality=key_of(view.modality))
         if only is not None:
             return Features(x, results)
         content = [result[:, num_extra:] for result in results]
@@ -216,6 +225,18 @@ def with_frontend(encoder: D2vModel, modality: str, settings: dict[str, Any]) ->
         else:
             new.load_state_dict(old.state_dict())
     return other.to(dtype=encoder.dtype).train(encoder.training)
+
+
+def of_modalities(encoder: D2vModel, names: list[str]) -> D2vModel:
+    """The encoder without the frontends of other modalities; all that it holds is the other's, no copy."""
+    part = copy.copy(encoder)
+    part._modules = dict(encoder._modules)
+    part.frontends = nn.ModuleDict({key_of(name): encoder.frontend(name) for name in names})
+    part.config = copy.deepcopy(encoder.config)
+    part.config.frontends = {name: encoder.config.frontends[name] for name in names}
+    part.input_names = {name: encoder.input_names[name] for name in names}
+    part.main_input_name = encoder.frontend(names[0]).main_input
+    return part
 
 
 def _repeated(x: Tensor | None, num_rows: int) -> Tensor | None:
@@ -244,7 +265,7 @@ def _frontend(name: str, fields: dict, trunk: TrunkConfig) -> Any:
     return frontend
 
 
-def _key(modality: str) -> str:
+def key_of(modality: str) -> str:
     """The name of a frontend in a state dict: the last part of its modality's, as a dot would split the key."""
     return modality.rpartition(".")[2]
 

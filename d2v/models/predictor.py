@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.models import positions
-from d2v.models.transformer import MLP, Trunk, TrunkConfig, attention_bias
+from d2v.models.transformer import MLP, Trunk, attention_bias
+from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_values, setting
 from d2v.types import Mask
 
@@ -70,14 +71,14 @@ class Predictor(nn.Module):
         rows, tokens = hidden.shape
         where = positions.fixed(tokens, grid, self.mask_token.numel(), x.device)  # (T, P)
         context = self.inputs(x) + where[keep]  # (R, K, P)
-        places, wanted = places_of(hidden)  # (N, J) each
+        places, wanted, order = places_of(mask)
         queries = self.mask_token + where[places]  # (N, J, P)
         sequence = torch.cat([_repeated(context, rows), queries.to(context.dtype)], dim=1)  # (N, K + J, P)
         unread = padding_of(keep, padding)  # (R, K)
         ignored = torch.cat([_repeated(unread, rows), ~wanted], dim=1)  # (N, K + J)
-        bias = attention_bias(ignored if bool(ignored.any()) else None, None)
-        out, _ = self.trunk(sequence, bias)
-        return self.outputs(out[:, keep.shape[1] :][wanted])
+        some = len(order[0]) < wanted.numel() or (padding is not None and bool(unread.any()))
+        out, _ = self.trunk(sequence, attention_bias(ignored if some else None, None))
+        return self.outputs(out[:, keep.shape[1] :][order])
 
 
 @dataclass
@@ -136,26 +137,31 @@ class CrossPredictor(nn.Module):
         """As Predictor: (R, K, D) -> (n, D) for the tokens that are hidden in the mask (N, T)."""
         keep, rows = mask.keep, len(mask.hidden)
         assert keep is not None
-        where = positions.fixed(mask.hidden.shape[1], grid, x.shape[-1], x.device).to(x.dtype)  # (T, D)
+        where = positions.fixed(mask.hidden.shape[1], grid, x.shape[-1], x.device)  # (T, D)
         context = _repeated(F.layer_norm(x, x.shape[-1:]) + where[keep], rows)  # (N, K, D)
         unread = padding_of(keep, padding)
         bias = attention_bias(_repeated(unread, rows), None) if padding is not None else None
-        places, wanted = places_of(mask.hidden)  # (N, J) each
+        places, _, order = places_of(mask)
         queries = self.mask_token + where[places]  # (N, J, D)
         for block in self.blocks:
             queries = block(queries, context, bias)
-        return self.norm(queries)[wanted]
+        return self.norm(queries)[order]
 
 
-def places_of(hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the hidden tokens of each row are, (N, T) bool -> (N, J) and (N, J) bool: which of the J are places.
+def places_of(mask: Mask) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Where the hidden tokens of each row are, (N, J); which of the J are such places, (N, J) bool; and, as indices
+    (n,) of rows and of the J, these in their order.
 
-    Rows with fewer than J have others behind.
+    Rows with fewer than J have others behind. No device is waited for if the mask came from the CPU.
     """
+    hidden, device = mask.known, mask.hidden.device
     counts = hidden.sum(dim=1)  # (N,)
     most = int(counts.max())  # J
     places = hidden.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # (N, J), hidden ones first
-    return places, torch.arange(most, device=hidden.device) < counts[:, None]
+    wanted = torch.arange(most, device=hidden.device) < counts[:, None]
+    row, number = wanted.nonzero(as_tuple=True)
+    places, wanted, row, number = (x.to(device, non_blocking=True) for x in (places, wanted, row, number))
+    return places, wanted, (row, number)
 
 
 def padding_of(keep: Tensor, padding: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ N rows, T tokens, D width, H heads. The blocks of the published models (data2vec
 speech and text are post-norm, images are pre-norm with layer scale and no key bias.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,86 +15,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from d2v.models import cpu
-from d2v.settings import check_values, setting
-
-
-def has_prenet(objective: str) -> bool:
-    """Whether a method knows of blocks that give no targets: 2.0, and those of other packages may."""
-    return objective == "data2vec2" or "." in str(objective)
-
-
-@dataclass
-class TrunkConfig:
-    """The Transformer's shape, norms, dropouts and initial weights."""
-
-    depth: int = setting(12, "Blocks.", least=0, limit=200)
-    dim: int = setting(768, "Width of the tokens.", least=1, limit=1_000_000)
-    num_heads: int = setting(12, "Heads of attention; they divide the width.", least=1, limit=10_000)
-    mlp_dim: int = setting(3072, "Width of the MLP's hidden layer.", least=1, limit=10_000_000)
-    pre_norm: bool = setting(False, "Norms stand before attention and MLP (images), not after their residual sums.")
-    layer_scale: float = setting(
-        0.0, "Where the scales of a block's outputs start; 0: there are none.", least=0, limit=1000
-    )
-    qkv_bias: str = setting("qkv", "Which projections have a bias.", among=("qkv", "qv", "none"))
-    norm_eps: float = setting(1e-5, "Added to the variance in every norm.", above=0, limit=1)
-    input_norm: bool = setting(True, "A norm (and dropout) before the first block.")
-    final_norm: bool = setting(False, "A norm after the last block.")
-    prenet_depth: int = setting(
-        0,
-        "How many of the first blocks give no targets (data2vec 2.0).",
-        least=0,
-        limit=1000,
-        only=[{"objective.name": has_prenet}, {"prenet_layer_drop": lambda chance: chance is not None}],
-    )
-    dropout: float = setting(0.0, "Of the outputs of attention and MLP, and before the first block.", least=0, below=1)
-    input_dropout: float | None = setting(None, "Before the first block; null: dropout.", least=0, below=1)
-    attention_dropout: float = setting(0.0, "Of the attention's weights.", least=0, below=1)
-    activation_dropout: float = setting(0.0, "Of the MLP's hidden layer.", least=0, below=1)
-    drop_path: float = setting(
-        0.0, "How often the last block's residuals are left out of a row; it grows linearly from 0.", least=0, below=1
-    )
-    layer_drop: float = setting(0.0, "How often a block is left out of a step.", least=0, below=1)
-    prenet_layer_drop: float | None = setting(
-        None, "How often a block of the prenet is; null: layer_drop.", least=0, below=1, only={"prenet_depth": True}
-    )
-    init: str = setting(
-        "normal",
-        "normal: N(0, init_std); depth_scaled: cut at one std, outputs divided by sqrt(2 * layer) (BEiT); "
-        "xavier: uniform, by both widths of a matrix (MAE); default: torch's.",
-        among=("normal", "depth_scaled", "xavier", "default"),
-    )
-    init_std: float = setting(
-        0.02,
-        "Standard deviation of the initial weights.",
-        least=0,
-        limit=1000,
-        only=[
-            {"init": ("normal", "depth_scaled")},
-            {"objective.head_init": "trunk"},
-            {"objective.decoder.head_init": "trunk"},
-        ],
-    )
-
-    def __post_init__(self):
-        """ValueError: a value outside its bounds, widths that do not divide, or settings that contradict each other."""
-        check_values(self, "model.trunk")
-        if self.depth and self.dim % self.num_heads:  # without blocks there are no heads
-            raise ValueError(f"model.trunk.dim {self.dim} is not a multiple of model.trunk.num_heads {self.num_heads}")
-        if self.prenet_depth > self.depth:
-            raise ValueError(
-                f"model.trunk.prenet_depth is {self.prenet_depth}; "
-                f"the trunk has {self.depth} blocks (model.trunk.depth)"
-            )
-        if self.layer_scale and not self.pre_norm:
-            raise ValueError(
-                f"model.trunk.layer_scale is {self.layer_scale}, "
-                "but only pre-norm blocks have one (model.trunk.pre_norm=true)"
-            )
-
-    @property
-    def drops_layers(self) -> bool:
-        """Whether a step may leave blocks without gradients."""
-        return max(self.layer_drop, self.prenet_layer_drop or 0) > 0
+from d2v.models.own import Own, give_own, own_layers
+from d2v.models.trunk_config import TrunkConfig
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
@@ -253,13 +175,15 @@ class PostNormBlock(nn.Module):
         self.norm2 = nn.LayerNorm(config.dim, config.norm_eps)
         self.dropout, self.drop_path = nn.Dropout(config.dropout), DropPath(drop_path)
 
-    def forward(self, x: Tensor, bias: Tensor | None, only: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, bias: Tensor | None, only: Tensor | None = None, modality: str = ""
+    ) -> tuple[Tensor, Tensor]:
         """(N, T, D) -> the block's end, and the FFN output before dropout and residual; of the tokens `only` (N, T),
         (n, D)."""
         x = _taken(x + self.drop_path(self.dropout(self.attention(x, bias))), only)
-        x = self.norm1(x)
-        ffn = self.mlp(x)
-        return self.norm2(x + self.drop_path(self.dropout(ffn), only)), ffn
+        x = _of(self.norm1, modality)(x)
+        ffn = _of(self.mlp, modality)(x)
+        return _of(self.norm2, modality)(x + self.drop_path(self.dropout(ffn), only)), ffn
 
 
 class PreNormBlock(nn.Module):
@@ -276,12 +200,21 @@ class PreNormBlock(nn.Module):
         self.scale2 = nn.Parameter(scale.clone()) if config.layer_scale else None
         self.dropout, self.drop_path = nn.Dropout(config.dropout), DropPath(drop_path)
 
-    def forward(self, x: Tensor, bias: Tensor | None, only: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, bias: Tensor | None, only: Tensor | None = None, modality: str = ""
+    ) -> tuple[Tensor, Tensor]:
         """(N, T, D) -> the block's end, and the scaled FFN output before the residual; of the tokens `only` (N, T),
         (n, D)."""
-        x = _taken(x + self.drop_path(_scaled(self.dropout(self.attention(self.norm1(x), bias)), self.scale1)), only)
-        ffn = self.drop_path(_scaled(self.dropout(self.mlp(self.norm2(x))), self.scale2), only)
+        attended = self.dropout(self.attention(_of(self.norm1, modality)(x), bias))
+        x = _taken(x + self.drop_path(_scaled(attended, self.scale1)), only)
+        ffn = self.dropout(_of(self.mlp, modality)(_of(self.norm2, modality)(x)))
+        ffn = self.drop_path(_scaled(ffn, self.scale2), only)
         return x + ffn, ffn
+
+
+def _of(layer: nn.Module, modality: str) -> nn.Module:
+    """The layer, or a modality's own."""
+    return layer[modality] if isinstance(layer, Own) else layer
 
 
 def _taken(x: Tensor, only: Tensor | None) -> Tensor:
@@ -293,10 +226,12 @@ def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
 
 
 class Trunk(nn.Module):
-    """The stack of blocks, shared by all modalities."""
+    """The stack of blocks, shared by all modalities, but for what each has for itself."""
 
-    def __init__(self, config: TrunkConfig):
+    def __init__(self, config: TrunkConfig, modalities: Sequence[str] = ()):
+        """ValueError: something that each modality has for itself, where there are not several."""
         super().__init__()
+        config.check_modalities(modalities)
         self.config = config
         self.gradient_checkpointing = False
         self.input_norm = nn.LayerNorm(config.dim, config.norm_eps) if config.input_norm else nn.Identity()
@@ -309,9 +244,23 @@ class Trunk(nn.Module):
         rates = [config.drop_path * i / max(1, config.depth - 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(make(config, rate) for rate in rates)
         self.final_norm = nn.LayerNorm(config.dim, config.norm_eps) if config.final_norm else nn.Identity()
+        if config.own_norms:
+            give_own(self, ("input_norm", "final_norm"), modalities)
+        for number, block in enumerate(self.blocks, start=1):
+            if config.own_norms:
+                give_own(block, ("norm1", "norm2"), modalities)
+            if 0 < config.own_ffn_from <= number:
+                give_own(block, ("mlp",), modalities)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None = None, *, layers: str = "none", first: int = 0, only: Tensor | None = None
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        *,
+        layers: str = "none",
+        first: int = 0,
+        only: Tensor | None = None,
+        modality: str = "",
     ) -> tuple[Tensor, list[Tensor]]:
         """(N, T, D) -> the output and, per block from number `first` on, what `layers` names: "ffn", "block" or "none".
         A dropped layer gives none.
@@ -319,7 +268,7 @@ class Trunk(nn.Module):
         `bias`: as in attention_bias; with one more dimension in front, each block has its own. ValueError: more or
         fewer than blocks.
         `only` (N, T) bool: the tokens that are wanted, (n, D) of each; the last block then computes its second half for
-        no others.
+        no others. `modality`: the one that is read, where each has something for itself.
         """
         if bias is not None and bias.ndim == 5 and len(bias) != len(self.blocks):
             raise ValueError(
@@ -327,30 +276,32 @@ class Trunk(nn.Module):
                 f"the trunk has {len(self.blocks)} blocks (model.trunk.depth)"
             )
         biases = [bias] * len(self.blocks) if bias is None or bias.ndim < 5 else list(bias)
-        x = self.dropout(self.input_norm(x))
+        x = self.dropout(_of(self.input_norm, modality)(x))
         results = []
         for number, (block, bias) in enumerate(zip(self.blocks, biases, strict=True)):
             if self.training and self.layer_drops[number] and torch.rand(()) < self.layer_drops[number]:
                 continue
             taken = only if block is self.blocks[-1] else None
             if self.training and self.gradient_checkpointing:
-                x, ffn = checkpoint(block, x, bias, taken, use_reentrant=False)
+                x, ffn = checkpoint(block, x, bias, taken, modality, use_reentrant=False)
             else:
-                x, ffn = block(x, bias, taken)
+                x, ffn = block(x, bias, taken, modality)
             if layers != "none" and number >= first:
                 result = ffn if layers == "ffn" else x
                 results.append(result if taken is not None else _taken(result, only))
         x = x if x.ndim == 2 else _taken(x, only)  # the last block was dropped
-        return self.final_norm(x), results
+        return _of(self.final_norm, modality)(x), results
 
     def init_weights(self) -> None:
         """Every weight as published: BERT's normal, BEiT's truncated normal with depth-scaled output projections, or
-        torch's own."""
+        torch's own; of copies the first, and then the others are equal to it."""
+        own = own_layers(self).values()
+        copies = {other for layer in own for other in layer.others}
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
         for number, block in enumerate(self.blocks, start=1):
-            for name, linear in block.named_modules():
+            for name, linear in block.named_modules(memo=set(copies)):
                 if isinstance(linear, nn.Linear):
                     _init_linear(linear, self.config, depth=number if name.endswith(("proj", "fc2")) else None)
             for name, parameter in block.named_parameters():
@@ -358,6 +309,8 @@ class Trunk(nn.Module):
                     nn.init.zeros_(parameter)
                 elif name in ("scale1", "scale2"):
                     nn.init.constant_(parameter, self.config.layer_scale)
+        for layer in own:
+            layer.make_equal()
 
 
 def _init_linear(linear: nn.Linear, config: TrunkConfig, depth: int | None) -> None:

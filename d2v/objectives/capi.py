@@ -89,7 +89,7 @@ class CAPI(Objective):
         mask = Mask(asked, given.keep)
         prediction = self.predictor(visible, mask, view.padding, student.frontend(view.modality).grid)  # (n, D)
         shares = self.head(F.normalize(prediction.float(), dim=1))  # (n, C)
-        wanted = at(targets, asked)  # (n, C)
+        wanted = at(targets, mask)  # (n, C)
         count = asked.sum()
         of_clusters, cluster_loss = clusters_loss(targets, logits, config.temperature, count, view.padding)
         predicted = cross_entropy(wanted, shares, config.temperature).sum()

@@ -116,6 +116,11 @@ class DinoSR(Objective):
             return 1.0
         return linear_decay(step, config.ema_decay, config.ema_end_decay, config.ema_anneal_steps)
 
+    def update_teacher(self, decay: float, taken: Tensor | None = None) -> None:
+        """As Objective, until the decay is 1: then what the teacher shares stays as well, as published."""
+        if decay < 1:
+            super().update_teacher(decay, taken)
+
 
 def build(encoder: D2vModel, config: Config) -> DinoSR:
     """The objective around an encoder."""

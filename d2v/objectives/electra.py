@@ -55,7 +55,7 @@ class Electra(Objective):
             )
         self.project = nn.Linear(trunk.dim, config.dim)
         shape = {"dim": config.dim, "depth": config.depth, "num_heads": config.num_heads, "mlp_dim": 4 * config.dim}
-        self.generator = Trunk(replace(trunk, **shape))
+        self.generator = Trunk(replace(trunk.shared, **shape))
         self.generator.init_weights()
         self.head = WordHead(config.dim, word_dim, num_words, norm_eps=trunk.norm_eps, init_std=trunk.init_std)
         self.classifier = perceptron([trunk.dim, trunk.dim, 1])

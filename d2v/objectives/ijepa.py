@@ -57,7 +57,7 @@ class IJEPA(Objective):
         student = self.student["encoder"]
         context = student(view, only_kept(mask, view.padding)).x  # (R, K, D)
         prediction = self.predictor(context, mask, view.padding, student.frontend(view.modality).grid).float()  # (n, D)
-        wanted = at(self.target(view), mask.hidden)  # (n, D)
+        wanted = at(self.target(view), mask)  # (n, D)
         metrics = {
             "target_std": channel_std(wanted),
             "prediction_std": channel_std(prediction.detach()),

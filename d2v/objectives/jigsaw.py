@@ -32,6 +32,8 @@ from d2v.objectives.common.tiles import (
 from d2v.settings import check_fields, setting
 from d2v.types import Loss, View
 
+LEAST = 2
+
 
 @dataclass
 class Config:
@@ -42,7 +44,10 @@ class Config:
     name: str = setting("jigsaw", "Which method.")
     num_permutations: int = setting(2000, "Orders of the tiles that are told apart.", least=2, most=10_000)
     tile_size: int = setting(
-        64, "Pixels of a side of a tile: less than a third of the image's, for the gaps.", least=1, limit=10_000
+        64,
+        "Pixels of a side of a tile: less than a third of the image's, for the gaps.",
+        least=LEAST,  # a single pixel is its own mean, and nothing after the norm
+        limit=10_000,
     )
     hidden_dim: int = setting(1000, "Width of what is made of a tile.", least=1, limit=1_000_000)
 
@@ -71,7 +76,7 @@ class Jigsaw(MultiView):
     def check(self, views: list[View]) -> None:
         """ValueError: not one view, or images too small for the tiles."""
         super().check(views)
-        check_tiles(self.student["encoder"], views[0], self.config.tile_size)
+        check_tiles(self.student["encoder"], views[0], self.config.tile_size, least=LEAST)
 
     def forward(self, views: list[View]) -> Loss:
         """Cross entropy of the numbers of the orders in which each image's tiles lie."""

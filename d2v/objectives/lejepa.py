@@ -12,8 +12,8 @@ from torch import Tensor
 
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
-from d2v.objectives.common.gaussian import check_global, directions, invariance, sigreg
-from d2v.objectives.common.multi_view import MultiView, generator_of_step, projections
+from d2v.objectives.common.gaussian import directions, invariance, sigreg
+from d2v.objectives.common.multi_view import MultiView, generator_of_step, num_whole, projections
 from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.types import Loss, View
@@ -46,9 +46,11 @@ class LeJEPA(MultiView):
         self.config = config
 
     def check(self, views: list[View]) -> None:
-        """ValueError: fewer views than two, or than there are to be global ones."""
+        """ValueError: fewer whole views than two, or than there are to be global ones."""
         super().check(views)
-        check_global(self.config.global_views, len(views))
+        wanted, found = self.config.global_views, num_whole(views)
+        if found < wanted:
+            raise ValueError(f"objective.global_views is {wanted}; data.views makes {found}: name as many there")
 
     def forward(self, views: list[View]) -> Loss:
         """(1 - weight) invariance + weight spread, times B, so that total / count is it."""

@@ -53,7 +53,7 @@ class MAE(Objective):
         view, mask = masked_view(views, self.config.name, keep=True)
         encoder = self.student["encoder"]
         frontend, padding = encoder.frontend(view.modality), repeated(view.padding, mask)
-        target = at(self.target(frontend.content(**view.inputs)), mask.hidden)  # (n, P)
+        target = at(self.target(frontend.content(**view.inputs)), mask)  # (n, P)
         prediction = self.decoder(encoder(view, mask), mask, frontend.grid, padding)  # (n, P)
         total = regression_loss(prediction, target, 0.0, "mean")
         return Loss(total, mask.hidden.sum(), {"hidden_share": share_of(mask.hidden, padding)})

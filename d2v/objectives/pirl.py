@@ -67,7 +67,7 @@ class PIRL(instdisc.InstDisc):
     def check(self, views: list[View]) -> None:
         """ValueError: views or numbers of samples as in instance discrimination, or images too small for the tiles."""
         super().check(views)
-        check_tiles(self.student["encoder"], views[1], self.config.tile_size)
+        check_tiles(self.student["encoder"], views[1], self.config.tile_size, least=1)
 
     def forward(self, views: list[View]) -> Loss:
         """The mean of what the image and the tiles lose (the paper's lambda is 1/2), summed over samples.

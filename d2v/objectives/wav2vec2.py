@@ -74,18 +74,19 @@ class Wav2Vec2(Objective):
 
     def forward(self, views: list[View]) -> Loss:
         """Equation 2 of the paper summed over hidden tokens: contrast, diversity of codes, and the features' size."""
-        hidden = masked_view(views, "wav2vec2", keep=False)[1].hidden  # (B, T)
+        mask = masked_view(views, "wav2vec2", keep=False)[1]
+        hidden = mask.hidden  # (B, T)
         (view,), config, student = views, self.config, self.student["encoder"]
         tokens, source, raw = student.frontend(view.modality).sources(**view.inputs)  # (B, T, D), (B, T, C), (B, T, C)
-        counts = hidden.sum(dim=1)  # (B,)
+        counts = mask.known.sum(dim=1)  # (B,)
         negatives, noise = self.draws(counts.tolist(), hidden.device)  # (n, K), (n, G, V)
-        quantised = self.quantiser(source[hidden], self.tau, noise if self.training else None)
+        quantised = self.quantiser(source[mask.places()], self.tau, noise if self.training else None)
         target = self.projector(quantised.vectors)  # (n, P)
         prediction = self.predictor(student(view, view.mask, tokens=tokens, only=hidden).x)  # (n, P)
         logits = similarities(prediction, target, quantised.codes, negatives) / config.temperature  # (n, 1 + K)
-        has_others = (counts > 1).repeat_interleave(counts)  # (n,)
-        contrast = -logits.log_softmax(dim=1)[:, 0][has_others].sum()
-        count = has_others.sum()
+        have_others = (counts > 1).repeat_interleave(counts).nonzero()[:, 0]  # at most n numbers
+        contrast = -logits.log_softmax(dim=1)[have_others.to(logits.device, non_blocking=True), 0].sum()
+        count = torch.tensor(len(have_others), device=logits.device)
         used, size = perplexity(quantised.shares), config.num_groups * config.num_codes
         square = mean_square(raw, view.padding)
         extra = config.diversity_weight * (size - used) / size + config.penalty_weight * square

@@ -14,6 +14,7 @@ EXPLAINED = {
     "target_std": "spread of what the student is to predict; near 0 the teacher says the same of everything",
     "prediction_std": "spread of what the student predicts; near 0 it has given up",
     "hidden_share": "share of the tokens that the student had to predict",
+    "trunk_norm": "length of a part's gradient in the trunk, times its weight: how hard it pulls beside the others",
     "grad_norm": "length of the gradient before clipping; a sudden rise goes before a run that diverges",
     "accuracy": "share of the samples whose class is right",
     "top5": "share of the samples whose class is among the five that the model finds likeliest",
@@ -33,6 +34,7 @@ SIDES = {
 
 def explain(name: str) -> str:
     """The sentence of a metric such as student_knn, loss or accuracy; "" where there is none."""
+    name = name.rpartition("/")[2]  # of a joint run: its part is before it
     side, _, what = name.partition("_")
     if side in SIDES and what:
         of = "k-NN" if what == "knn" else what

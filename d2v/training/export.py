@@ -24,7 +24,7 @@ def export(
             del encoders["teacher"]
         for name, encoder in encoders.items():
             place = draft if name == best else draft / name
-            encoder.save_pretrained(place)
+            objective.exported(encoder).save_pretrained(place)
             save_preprocessor(place)
             (place / "README.md").write_text(card.replace("{which}", name))
         save_yaml(config.as_dict(), draft / "pretraining.yaml")
@@ -40,7 +40,7 @@ def model_card(config: Config, records: list[dict], verdict: Verdict, report: li
         "---",
         f"# {config.modality} encoder ({{which}}), {config.objective.name}",
         "",
-        f"{parameters / 1e6:.1f} M parameters, {steps} steps of {config.train.batch_size} samples.",
+        f"{parameters / 1e6:.1f} M parameters, {steps} steps of {config.train.samples()}.",
         f"Verdict: {verdict.state}; {in_markdown(verdict.reason)}",
         "",
         "```python",
@@ -70,11 +70,11 @@ def measured(records: list[dict]) -> list[tuple[str, str, str]]:
     init = next((record for record in records if record["step"] == 0), {})
     rows = []
     for name in sorted(last):
-        if name.startswith(("student", "teacher", "local")):
+        if name.rpartition("/")[2].startswith(("student", "teacher", "local")):
             rows.append((name, _number(init.get(name)), _number(last[name])))
-    for name in ("loss", "target_std", "prediction_std", "hidden_share", "grad_norm"):
-        if name in last:
-            rows.append((name, "", _number(last[name])))
+    for name in ("loss", "target_std", "prediction_std", "hidden_share", "trunk_norm", "grad_norm"):
+        for key in sorted(key for key in last if key.rpartition("/")[2] == name):
+            rows.append((key, "", _number(last[key])))
     return rows
 
 

@@ -12,10 +12,13 @@ from d2v.models.encoder import D2vModel
 from d2v.protocols import Samples
 from d2v.reading import Reader
 from d2v.training.collapse import health, knn_leave_one_out
+from d2v.training.verdict import Verdict, judge
 
 
 class HealthCheck:
     """A fixed set of samples, with labels and groups where the data has them."""
+
+    names = ("",)  # of the parts whose records are judged and drawn: there is one
 
     def __init__(
         self,
@@ -62,6 +65,10 @@ class HealthCheck:
                 groups = None if self.groups is None else self.groups[places[name]]
                 metrics[f"{name}_knn"] = knn_leave_one_out(features[name], self.labels[places[name]], groups=groups)
         return metrics, features
+
+    def judge(self, records: list[dict]) -> Verdict:
+        """The verdict over a run's records."""
+        return judge(records)
 
 
 def _labels(samples: Samples, name: str, indices: np.ndarray) -> tuple[Tensor | None, str]:

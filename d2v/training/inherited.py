@@ -16,6 +16,7 @@ from d2v.interop.fidelity import FREE, RESIZED
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel, with_frontend
 from d2v.training.checkpoint import checkpoints_in
+from d2v.training.preparation import preparation_of
 from d2v.training.run_folder import CONFIG
 from d2v.training.weights import home
 
@@ -49,9 +50,11 @@ def take_data(config: OneModality, origin: Origin, say: Say, former: dict[str, A
     `former`: the section data of the run that is resumed; what was given then stays, to be compared. ValueError: the
     model does not have them, or another value was given.
     """
+    place = home(Path(origin.path))  # which may be gone where there is a former run
+    place = preparation_of(place, config.modality) if former is None else place
     data, taken, changed = config.data, copy.deepcopy(config.data), []  # type: ignore[attr-defined]
     try:
-        plugins.load("d2v.modalities", config.modality).inherit(taken, home(Path(origin.path)), former)
+        plugins.load("d2v.modalities", config.modality).inherit(taken, place, former)
     except ValueError as error:
         raise ValueError(f"{origin.setting}: {error}") from None
     for name, value in vars(taken).items():

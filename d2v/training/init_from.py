@@ -37,7 +37,8 @@ def adopt(config: OneModality, path: str, folder: Path, say: Say, *, setting: st
     sizes = take_architecture(config, model, origin, say, resumed=weights is None, resizable=resizable)
     if weights is None:
         return None
-    return weights._replace(encoder=resized(weights.encoder, name, sizes, origin, say))
+    own = weights.of(name)
+    return own._replace(encoder=resized(own.encoder, name, sizes, origin, say))
 
 
 def start_from(objective: Objective, path: str | Path, config: Config, source: Weights | None = None) -> list[str]:
@@ -50,6 +51,7 @@ def start_from(objective: Objective, path: str | Path, config: Config, source: W
     path = Path(path)
     source = read_weights(path) if source is None else source
     _check_architecture(source.encoder, config, path)
+    source = source.of(config.modality)
     heads = {name for name in objective.state_dict() if not name.startswith(ENCODERS)}
     brought = heads if _brings_heads(source, objective, config.objective, heads) else set()
     sides = ENCODERS if len(objective.teacher) else (STUDENT,)

@@ -23,15 +23,15 @@ from d2v.protocols import Batches
 from d2v.training import checkpoint
 from d2v.training.collapse import singular_values
 from d2v.training.curves import plot_curves, plot_spectrum
-from d2v.training.distributed import all_sum
+from d2v.training.distributed import all_sum, mean_of_metrics
 from d2v.training.forecast import Forecast
 from d2v.training.health import HealthCheck
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
-from d2v.training.run_log import History, Meter, Step
+from d2v.training.run_log import History, Meter, Step, of_name
 from d2v.training.schedules import cosine_between, rate
 from d2v.training.stopping import Stopping, ignore_signals
-from d2v.training.verdict import Verdict, judge
+from d2v.training.verdict import Verdict
 from d2v.types import View
 
 
@@ -41,6 +41,9 @@ class Validation(Protocol):
     def due(self, step: int) -> bool: ...
     def __call__(self, step: int, accelerator: Accelerator) -> dict[str, float]: ...
     def stops(self, step: int) -> bool: ...
+
+
+SIDES = ("student", "teacher", "local")  # whose features a health check measures
 
 
 class MicroBatches(Dataset):
@@ -84,10 +87,11 @@ class Loop:
         )
         self.meter = Meter(self.folder / "bad_steps.jsonl", train.max_bad_steps)
         self.features: dict[str, Tensor] = {}
-        self.at_init: Tensor | None = None  # spectrum of the student's features, if this process saw step 0
+        self.at_init: dict[str, Tensor] = {}  # spectra of the student's features, if this process saw step 0
         self.verdict = Verdict("too early", "no step yet")
         self.was_finished = False  # when it was called
         self.waited = 0.0  # seconds that the last step waited for data
+        self.views: list[View] = []  # of the last micro-batch
 
     def __call__(self) -> Verdict:
         """Trains from where the run folder stands to train.steps.
@@ -152,6 +156,9 @@ class Loop:
             self._run_probe()
         if step % self._every(self.run.health_every) == 0 or last_step:
             self._check_health()
+            found = mean_of_metrics(self.objective.diagnose(self.views))
+            if found:
+                self.history.add({"step": step, **{name: value.item() for name, value in found.items()}})
             return self.run.stop_on_collapse and self._collapsed()
         return False
 
@@ -164,7 +171,7 @@ class Loop:
         self.was_finished = self.progress.step >= self.train.steps
         self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
         if self.health is not None and self.history.records:
-            self.verdict = judge(self.history.records)
+            self.verdict = self.health.judge(self.history.records)
         if self.progress.step == 0:
             self._check_health()
             self._run_probe()
@@ -184,6 +191,7 @@ class Loop:
         self.waited = 0.0
         for micro in range(train.accumulate):
             views, names, waited = next(batches)
+            self.views = views
             ids += names
             self.waited += waited
             last = micro == train.accumulate - 1
@@ -291,9 +299,9 @@ class Loop:
         if self.health is not None and self.accelerator.is_main_process:
             metrics, self.features = self.health(*self.objective.encoders, self.accelerator.device)
             if self.progress.step == 0 and self.features:
-                self.at_init = singular_values(self.features["student"])
+                self.at_init = {name: singular_values(x) for name, x in self.features.items() if "student" in name}
             self.history.add({"step": self.progress.step, "total_steps": self.train.steps, **metrics})
-            self.verdict = judge(self.history.records)
+            self.verdict = self.health.judge(self.history.records)
             self.accelerator.log(metrics, step=self.progress.step)
         self.accelerator.wait_for_everyone()
 
@@ -318,14 +326,20 @@ class Loop:
 
     def plot(self) -> None:
         """Curves and, after a health check, the singular-value spectrum, as PNG in the run folder."""
-        if self.accelerator.is_main_process:
-            plot_curves(self.history.records, self.folder / "curves.png")
-            spectra = {name: singular_values(x) for name, x in self.features.items()}
-            if self.at_init is not None and spectra:
-                spectra["random init"] = self.at_init
-            drawn = {name: values for name, values in spectra.items() if values.any()}  # constant features have none
+        if not self.accelerator.is_main_process:
+            return
+        for name in self.health.names if self.health is not None else ("",):
+            suffix = f"_{name}" if name else ""
+            plot_curves(of_name(self.history.records, name), self.folder / f"curves{suffix}.png")
+            prefix = f"{name}/" if name else ""
+            spectra = {
+                key: singular_values(self.features[prefix + key]) for key in SIDES if prefix + key in self.features
+            }
+            if spectra and f"{prefix}student" in self.at_init:
+                spectra["random init"] = self.at_init[f"{prefix}student"]
+            drawn = {key: values for key, values in spectra.items() if values.any()}  # constant features have none
             if drawn:
-                plot_spectrum(drawn, self.folder / "spectrum.png")
+                plot_spectrum(drawn, self.folder / f"spectrum{suffix}.png")
 
     def _say(self, text: str) -> None:
         self.accelerator.print(text)
@@ -342,5 +356,6 @@ def _as_is(sample: Any) -> Any:
 
 
 def _num_samples(views: list[View]) -> int:
-    """Of a micro-batch, by its first view."""
-    return len(next(iter(views[0].inputs.values()))) if views else 0
+    """Of a micro-batch, by the first view of each part."""
+    firsts = {view.part: view for view in reversed(views)}
+    return sum(len(next(iter(view.inputs.values()))) for view in firsts.values())

@@ -23,6 +23,7 @@ STATES = {
     "collapsing": "#b45309",
     "collapsed": "#b91c1c",
 }
+TITLES = {"curves": "Curves", "spectrum": "Spectrum of the features"}
 STYLE = """
 :root {--ink: #1c2430; --faint: #667085; --line: #e4e7ec; --ground: #f6f7f9}
 * {box-sizing: border-box}
@@ -75,21 +76,22 @@ class Summary(NamedTuple):
     commands: list[str]  # to go on with
 
 
-def write_page(
-    folder: Path,
-    summary: Summary,
-    samples: Samples,
-    indices: Sequence[int],
-    features: Tensor | None,
-    maps: Sequence[Map] = (),
-) -> None:
-    """Writes folder/report.html from a run's numbers, the pictures beside it, and `maps`.
+class Shown(NamedTuple):
+    """Samples of a page, and features (N, D) of those at `indices`, for their neighbours.
 
-    `features` (N, D) of the samples at `indices`, for their neighbours; None: they are not finite, or not measured.
+    None: they are not finite, or not measured.
     """
+
+    samples: Samples
+    indices: Sequence[int]
+    features: Tensor | None
+    name: str = ""  # of a joint run: their modality
+
+
+def write_page(folder: Path, summary: Summary, sets: Sequence[Shown], maps: Sequence[Map] = ()) -> None:
+    """Writes folder/report.html from a run's numbers, the pictures beside it, samples and `maps`."""
     advice = f"<p><b>Advice:</b> {escape(summary.advice)}</p>" if summary.advice else ""
     state = f'<span class="state" style="background:{STATES[summary.state]}">{escape(summary.state)}</span>'
-    shown = [_sample(samples, index) for index in _spread(len(samples), SHOWN)]
     found = "".join(f"<div>{escape(line)}</div>" for line in summary.report)
     settings = f"<details><summary>all of them</summary><pre>{escape(summary.settings)}</pre></details>"
     parts = [
@@ -98,13 +100,9 @@ def write_page(
         "</header>",
         _section("Numbers", _numbers(summary.headings, summary.numbers)),
         *_drawn(folder),
-        _section("Data", found + _row(shown)),
+        _section("Data", found + "".join(_row(_some(one)) for one in sets)),
+        *(_neighbours(one) for one in sets),
     ]
-    if features is not None and len(indices) > NEIGHBOURS:
-        rows = nearest(features, _spread(len(indices), 4), NEIGHBOURS)
-        pictures = [_row([_sample(samples, int(indices[place])) for place in row], "query") for row in rows]
-        hint = _hint("The first of each row is the query; a good encoder brings its own kind beside it.")
-        parts.append(_section("Nearest samples, by the student's features", hint + "".join(pictures)))
     for one in maps:
         parts.append(_section(one.title, _hint(one.hint) + _picture(one.png, one.title)))
     parts.append(_section("Go on", f"<pre>{escape(chr(10).join(summary.commands))}</pre>"))
@@ -115,6 +113,22 @@ def write_page(
         body = f"<main>{''.join(parts)}</main>"
         page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
         temporary.write_text(page, "utf-8")
+
+
+def _some(shown: Shown) -> list[str]:
+    """A few samples of all."""
+    return [_sample(shown.samples, index) for index in _spread(len(shown.samples), SHOWN)]
+
+
+def _neighbours(shown: Shown) -> str:
+    """A few samples with those nearest to them, or nothing."""
+    samples, indices, features, name = shown
+    if features is None or len(indices) <= NEIGHBOURS:
+        return ""
+    rows = nearest(features, _spread(len(indices), 4), NEIGHBOURS)
+    pictures = [_row([_sample(samples, int(indices[place])) for place in row], "query") for row in rows]
+    hint = _hint("The first of each row is the query; a good encoder brings its own kind beside it.")
+    return _section(f"Nearest samples, by the student's features{f': {name}' * bool(name)}", hint + "".join(pictures))
 
 
 def nearest(features: Tensor, queries: Sequence[int], count: int) -> list[list[int]]:
@@ -149,9 +163,14 @@ def _numbers(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _drawn(folder: Path) -> list[str]:
     """The run's pictures, and those of evaluations that were made before."""
+    of_parts = {
+        f"{path.name}": f"{TITLES[kind]}, {path.stem.removeprefix(f'{kind}_')}"
+        for kind in TITLES
+        for path in sorted(folder.glob(f"{kind}_*.png"))
+    }
     names = {
-        "curves.png": "Curves",
-        "spectrum.png": "Spectrum of the features",
+        **{f"{kind}.png": title for kind, title in TITLES.items()},
+        **of_parts,
         "confusion_validation.png": "Which classes are taken for which, validation",
         "confusion_test.png": "Which classes are taken for which, test",
     }

@@ -22,12 +22,13 @@ from d2v.split_names import uses
 from d2v.training.export import export, measured, model_card
 from d2v.training.forecast import where
 from d2v.training.health import HealthCheck
+from d2v.training.inherited import resumes
 from d2v.training.init_from import adopt, bring_preparation, start_from
 from d2v.training.length import check_length
 from d2v.training.loop import Loop
 from d2v.training.maps import token_maps
 from d2v.training.online_probe import OnlineProbe
-from d2v.training.page import Summary, write_page
+from d2v.training.page import Shown, Summary, write_page
 from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
 from d2v.training.same_data import DataCheck
 from d2v.training.setup import build_objective, dry_folder, open_accelerator, open_trackers
@@ -43,7 +44,7 @@ def pretrain(config: Config) -> None:
         raise ValueError("run.dir is required: the folder that this run writes to, e.g. run.dir=runs/first")
     folder = Path(config.run.dir)
     modality = plugins.load("d2v.modalities", config.modality)
-    check_apart(folder, _sources(config, modality))
+    check_apart(folder, sources(config, modality))
     accelerator = open_accelerator(config.train, config.run, unused=config.model.trunk.drops_layers)
     accelerator.print(where(accelerator))
     with dry_folder(config.run, accelerator):
@@ -65,10 +66,10 @@ def _run(config: Config, modality, accelerator: Accelerator) -> None:
             print(f"{folder} holds this run, finished: nothing is changed")
         else:
             _write_results(config, modality, loop, verdict, report)
-        _say_how_it_stands(folder, verdict)
+        say_how_it_stands(folder, verdict)
 
 
-def _sources(config: Config, modality) -> dict:
+def sources(config: Config, modality) -> dict:
     """What the run reads, by the setting that names it."""
     return {
         **{f"data.{name}": getattr(config.data, name) for name in ("path", *modality.PREPARED)},
@@ -105,13 +106,14 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     open_trackers(accelerator, config)
 
     set_seed(train.seed)
-    objective = build_objective(config, len(samples))
+    begins = source is None and not resumes(folder)
+    objective = build_objective(config, len(samples), samples if begins else None)
     check_length(folder, config, objective, setting="train.init_from")
     if source is not None:
         accelerator.print("\n".join(start_from(objective, train.init_from, config, source)))
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
     size = f"{num_parameters(objective) / 1e6:.2f} M parameters"
-    accelerator.print(f"encoder: {size}; {train.steps} steps of {train.batch_size} samples")
+    accelerator.print(f"encoder: {size}; {train.steps} steps of {train.samples()}")
 
     bad_log = BadSamples(folder / "bad_samples.jsonl")
     limited = Limit(bad_log, config.data.max_bad_share, len(samples))
@@ -201,13 +203,15 @@ def _write_results(config: Config, modality, loop: Loop, verdict: Verdict, repor
     _write_page(config, loop, verdict, report)
 
 
-def _say_how_it_stands(folder: Path, verdict: Verdict) -> None:
+def say_how_it_stands(folder: Path, verdict: Verdict) -> None:
+    """The verdict, and where what was written is."""
     advice = f" Advice: {verdict.advice}." if verdict.advice else ""
     print(f"verdict: {verdict.state}: {verdict.reason}.{advice}")
     other = next((name for name in ("student", "teacher") if (folder / "export" / name).is_dir()), "")
     which = f" (the {'teacher' if other == 'student' else 'student'}; the {other} is in {folder / 'export' / other})"
     print(f"encoder in {folder / 'export'}{which if other else ''}")
-    print(f"report in {folder / 'report.html'}, curves in {folder / 'curves.png'}")
+    curves = ", ".join(str(path) for path in sorted(folder.glob("curves*.png")))
+    print(f"report in {folder / 'report.html'}, curves in {curves}")
 
 
 def _write_page(config: Config, loop: Loop, verdict: Verdict, report: list[str]) -> None:
@@ -235,4 +239,4 @@ def _write_page(config: Config, loop: Loop, verdict: Verdict, report: list[str])
     best = better(loop.history.records) if len(loop.objective.teacher) else "student"
     encoder = loop.objective.encoders[("student", "teacher").index(best)]
     maps = token_maps(encoder, config.modality, health, best) if loop.features else []
-    write_page(folder, summary, health.samples, health.read, loop.features.get("student"), maps)
+    write_page(folder, summary, [Shown(health.samples, health.read, loop.features.get("student"))], maps)

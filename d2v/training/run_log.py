@@ -148,6 +148,18 @@ class History:
             append(self.path, json.dumps(record))
 
 
+def of_name(records: list[dict], name: str) -> list[dict]:
+    """Records as a run of the part `name` alone would have them; "": as they are."""
+    if not name:
+        return records
+    found = []
+    for record in records:
+        own = {key.removeprefix(f"{name}/"): value for key, value in record.items() if key.startswith(f"{name}/")}
+        shared = {key: value for key, value in record.items() if "/" not in key and key != "loss"}
+        found.append({**shared, **own})
+    return found
+
+
 def _parse(line: str) -> dict | None:
     """A record of numbers by name, with its step; None where a kill or an editor left none."""
     try:

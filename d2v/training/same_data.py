@@ -32,9 +32,10 @@ TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".json", ".txt", ".arrow")
 class DataCheck:
     """What a run's samples are, beside what they were when it began."""
 
-    def __init__(self, accelerator: Accelerator, folder: Path, run: RunConfig, *, remembers: str = ""):
-        """`remembers`: the method, if it keeps something of each sample by its number."""
+    def __init__(self, accelerator: Accelerator, folder: Path, run: RunConfig, *, remembers: str = "", part: str = ""):
+        """`remembers`: the method, if it keeps something of each sample by its number. `part`: of a joint run."""
         self.accelerator, self.folder, self.run, self.remembers = accelerator, folder, run, remembers
+        self.file = folder / (f"samples_{part}.json" if part else FILE)
         self.marks: dict[str, Any] = {}
 
     def __call__(self, path: Any, splits: Iterable[ScoredSplit]) -> None:
@@ -64,7 +65,7 @@ class DataCheck:
             raise ValueError(error)
 
     def _error(self) -> str | None:
-        file = self.folder / FILE
+        file = self.file
         if not checkpoints_in(self.folder / "checkpoints") or not file.is_file():  # new, or of a former version
             return None
         try:
@@ -88,7 +89,7 @@ class DataCheck:
 
     def save(self) -> None:
         """Writes down what the samples are."""
-        with written(self.folder / FILE) as draft:
+        with written(self.file) as draft:
             draft.write_text(json.dumps(self.marks, indent=1) + "\n")
 
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -97,14 +98,17 @@ def open_trackers(accelerator: Accelerator, config: OneModality) -> None:
     record_trackers(folder, before)
 
 
-def build_objective(config: Config, num_samples: int) -> Objective:
-    """A new objective with its encoder.
+def build_objective(config: Config, num_samples: int, samples: Any = None, family: str = "d2v.objectives") -> Objective:
+    """A new objective, of a family of plug-ins, with its encoder, which takes of `samples`, if they are given, what its
+    settings ask for.
 
     One that remembers each sample has room for `num_samples`, if its settings name no number. ValueError: settings
     that contradict one another.
     """
     encoder = D2vModel(D2vConfig(frontends=config.model.frontends, trunk=config.model.trunk))
     checkpoint_activations(encoder, config.train.checkpoint_activations)
+    if samples is not None:
+        encoder.begin_with(config.modality, samples)
     settings = config.objective
     remembered = vars(settings).get("num_samples")
     if remembered == 0:
@@ -114,7 +118,7 @@ def build_objective(config: Config, num_samples: int) -> Objective:
             f"objective.num_samples is {remembered}, but the data has {num_samples} usable samples, each of which is "
             "remembered: 0 takes as many"
         )
-    objective = plugins.load("d2v.objectives", settings.name).build(encoder, settings)
+    objective = plugins.load(family, settings.name).build(encoder, settings)
     objective.seed = config.train.seed
     return objective
 

@@ -17,10 +17,12 @@ from d2v.interop.huggingface import from_transformers
 from d2v.interop.pretrained import load_whole, read_config
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
+from d2v.models.slices import of_modality, one_modality
 from d2v.training.checkpoint import MANIFEST, checkpoints_in, damage
 from d2v.training.run_folder import CONFIG, EXPORT
 
 WEIGHTS = "model.safetensors"
+JOINT = "joint"  # the method of runs of several modalities
 STUDENT, TEACHER = ENCODERS = ("student.encoder.", "teacher.encoder.")  # how the names of their weights begin
 
 
@@ -30,6 +32,15 @@ class Weights(NamedTuple):
     encoder: D2vModel
     state: dict[str, Tensor]
     objective: Any
+
+    def of(self, modality: str) -> "Weights":
+        """Those of one modality alone. ValueError: the encoder does not read it."""
+        state = {name: value for name, value in self.state.items() if not name.startswith(ENCODERS)}
+        for side in ENCODERS:
+            whole = {name.removeprefix(side): value for name, value in self.state.items() if name.startswith(side)}
+            own = of_modality(self.encoder, whole, modality)
+            state |= {f"{side}{name}": value for name, value in own.items()}
+        return Weights(one_modality(self.encoder, modality), state, self.objective)
 
 
 def read_weights(path: Path, setting: str = "train.init_from") -> Weights:
@@ -95,8 +106,12 @@ def _of_checkpoint(path: Path) -> Weights:
     fault = damage(path)
     if fault:
         raise ValueError(f"{path} is damaged: {fault}")
-    config, state = from_dict(values, str(run / CONFIG), ours=False), load_file(path / WEIGHTS)
-    encoder = D2vModel(D2vConfig(config.model.frontends, config.model.trunk)).eval()
+    objective, model = None, values["model"]
+    if values["objective"].get("name") != JOINT:  # whose parts fit no run of one modality
+        config = from_dict(values, str(run / CONFIG), ours=False)
+        objective, model = config.objective, vars(config.model)
+    state = load_file(path / WEIGHTS)
+    encoder = D2vModel(D2vConfig(model["frontends"], model["trunk"])).eval()
     side = TEACHER if any(name.startswith(TEACHER) for name in state) else STUDENT
     own = {name.removeprefix(side): value for name, value in state.items() if name.startswith(side)}
     try:
@@ -104,7 +119,7 @@ def _of_checkpoint(path: Path) -> Weights:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} does not fit {run / CONFIG}, which was changed: {reason}") from None
-    return Weights(encoder, _twice(encoder).state | state, config.objective)
+    return Weights(encoder, _twice(encoder).state | state, objective)
 
 
 def _twice(encoder: D2vModel) -> Weights:

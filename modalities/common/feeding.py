@@ -6,15 +6,19 @@ from typing import Any
 
 from d2v.config.bases import read_yaml
 from d2v.interop.renaming import read_checkpoint
+from d2v.training.preparation import data_of
 
 log = logging.getLogger(__name__)
 FILES = ("preprocessor_config.json", "processor_config.json")  # in which transformers keeps one
 
 
-def of_run(source: Path) -> dict[str, Any]:
-    """The section data of a run by its folder; empty: it is no run's. ValueError: it cannot be read."""
+def of_run(source: Path, modality: str) -> dict[str, Any]:
+    """The section data of a run by its folder, of several modalities that of one; empty: it is no run's.
+
+    ValueError: it cannot be read.
+    """
     path = source / "config.yaml"
-    return read_yaml(path).get("data") or {} if path.is_file() else {}
+    return data_of(read_yaml(path), modality) if path.is_file() else {}
 
 
 def of_fairseq(source: Path) -> dict[str, Any]:

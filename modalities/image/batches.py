@@ -111,10 +111,11 @@ class ViewBatches:
             indices.append(index)
         numbers = torch.tensor(indices)
         made = []
-        for of_view, masks_of_view in zip(images, hidden, strict=True):
+        for number, (of_view, masks_of_view) in enumerate(zip(images, hidden, strict=True)):
             pixels = augment.normalise(of_view, self._data.mean, self._data.std)  # (B, C, S, S)
             mask = masks.gather(masks_of_view, self._data.mask_kind) if masks_of_view else None
-            made.append(View(MODALITY, {"pixel_values": pixels}, mask=mask, indices=numbers))
+            local = number >= len(self._data.views)
+            made.append(View(MODALITY, {"pixel_values": pixels}, mask=mask, indices=numbers, local=local))
         return made, [self._samples.ids[index] for index in indices]
 
 

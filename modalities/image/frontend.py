@@ -49,8 +49,15 @@ class FrontendConfig:
     mask_token: bool = setting(True, "false: what is hidden is zero, or left out (data2vec 2.0).")
     init: str = setting(
         "normal",
-        "normal: N(0, init_std), cut at one std; xavier: uniform patches and a class token N(0, 1) (data2vec 2.0).",
+        "normal: N(0, init_std), cut at one std; xavier: uniform patches (data2vec 2.0, MAE).",
         among=("normal", "xavier"),
+    )
+    class_token_std: float = setting(
+        1.0,
+        "Standard deviation of the class token where init is xavier: 1 in data2vec 2.0, 0.02 in MAE.",
+        least=0,
+        limit=1000,
+        only={"backbone": False, "init": "xavier", "class_token": True},
     )
     init_std: float = setting(
         0.02,
@@ -185,7 +192,7 @@ class Frontend(nn.Module):
             bound = (6 / (len(self.patch_embed.weight) + self.patch_embed.weight[0].numel())) ** 0.5
             nn.init.uniform_(self.patch_embed.weight, -bound, bound)
             if self.class_token is not None:
-                nn.init.normal_(self.class_token)
+                nn.init.normal_(self.class_token, std=self.config.class_token_std)
         normal = [self.mask_token, self.patch_embed.weight, self.class_token, self.position_table]
         if xavier:
             normal = [self.mask_token, self.position_table]
@@ -304,13 +311,16 @@ class Frontend(nn.Module):
         return torch.where(hidden[..., None], self.mask_token.to(tokens.dtype), tokens)
 
     def positions(self, tokens: Tensor, padding: Tensor | None) -> Tensor | None:
-        """(T, D) to be added to tokens, or None where positions are in the attention bias alone."""
+        """(T, D) to be added to tokens, or None where positions are in the attention bias alone.
+
+        As exact as the weights: the sum with tokens that autocast has rounded is float32.
+        """
         grid = self._grid_of(tokens.shape[1])
         if self.position_table is not None:
             learned = self.position_table[int(self.class_token is not None) :]
-            return (learned if grid == self.grid else resized(learned, self.grid[0], grid[0])).to(tokens.dtype)
+            return learned if grid == self.grid else resized(learned, self.grid[0], grid[0]).to(learned.dtype)
         if self.config.positions == "sincos":
-            return sincos(grid, tokens.shape[-1], tokens.device).to(tokens.dtype)
+            return sincos(grid, tokens.shape[-1], tokens.device).to(self.patch_embed.weight.dtype)
         return None
 
     def _grid_of(self, num_tokens: int | None) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,12 @@ class Samples:
         return usable
 
 
+def queries(given: Sequence[str], data: ReadConfig, frontend: FrontendConfig, folder: Path) -> Samples:
+    """Image files that are no data, as samples in their order; what cannot be read is in the report."""
+    rows = datasets.Dataset.from_dict({"file": list(given)})
+    return Samples(replace(data, min_size=0), frontend, split=data.split, folder=folder, rows=Rows(rows, 0))
+
+
 def _sizes(found: list[tuple[int, int]], frontend: FrontendConfig) -> tuple[str, str]:
     """What is said of widths and heights beside the size that the model reads, and which settings would help."""
     width, height = np.median(found, axis=0).astype(int).tolist()
@@ -256,7 +263,7 @@ def inherit(data: FilesConfig, source: Path, former: dict | None) -> None:
 
     ValueError: its preprocessor cannot be read.
     """
-    trained = former or feeding.of_run(source) or _of_preprocessor(source, data)
+    trained = former or feeding.of_run(source, MODALITY) or _of_preprocessor(source, data)
     for name in ("mean", "std"):
         if name in trained and not _same(vars(data)[name], trained[name]):
             setattr(data, name, trained[name])

@@ -63,6 +63,11 @@ SWAV_LOCAL = FAMILIES["swav"]._replace(scale=(0.05, 0.14))
 VIEWS = tuple(FAMILIES)
 
 
+def change_colours(names: list[str]) -> bool:
+    """Whether any of these views has other colours than its image, apart from grey."""
+    return any(name in FAMILIES and any(FAMILIES[name].jitter) for name in names)
+
+
 @dataclass
 class ViewConfig:
     """Views of the same images in place of one masked view.
@@ -97,7 +102,11 @@ class ViewConfig:
         only={"local_views": True},
     )
     color_strength: float = setting(
-        1.0, "What the published changes of colour are multiplied by.", least=0, limit=1000, only={"views": True}
+        1.0,
+        "What the published changes of colour are multiplied by.",
+        least=0,
+        limit=1000,
+        only=[{"views": change_colours}, {"local_views": True}],
     )
     blur: bool = setting(True, "false: no view is blurred, as usual for images of 32 pixels.", only={"views": True})
 

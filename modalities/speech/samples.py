@@ -6,6 +6,7 @@ B samples of a batch, S audio samples, T tokens.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,12 @@ class Samples:
         return said, f"tones above {self.rate // 2} Hz are not heard; {where}.sample_rate={common}{higher} hears them"
 
 
+def queries(given: Sequence[str], data: ReadConfig, frontend: FrontendConfig, folder: Path) -> Samples:
+    """Sound files that are no data, as samples in their order; what cannot be read is in the report."""
+    rows = datasets.Dataset.from_dict({"file": list(given)})
+    return Samples(replace(data, min_seconds=0.0), frontend, split=data.split, folder=folder, rows=Rows(rows, 0))
+
+
 def _mean_spectrum(wave: np.ndarray | audio.Long, mel: LogMel) -> np.ndarray:
     """Of a clip, (M,), a minute of a long one in memory at a time."""
     frames = 1 + max(0, len(wave) - mel.size) // mel.hop
@@ -305,7 +312,7 @@ def inherit(data: ReadConfig, source: Path, former: dict | None) -> None:
 
     ValueError: its preprocessor cannot be read.
     """
-    trained = former or feeding.of_run(source) or feeding.of_fairseq(source)
+    trained = former or feeding.of_run(source, MODALITY) or feeding.of_fairseq(source)
     if "normalize" not in trained:
         found = feeding.preprocessor(AutoFeatureExtractor, source)
         trained = {} if found is None else {"normalize": found.do_normalize}

@@ -16,6 +16,8 @@ from d2v.protocols import NoSplitError
 
 RATE = 8000
 FRAME = 160  # samples for which the formants stand still
+SIZE = 512  # of a piece that is filtered: long enough for a resonator to ring out
+DELAY = np.exp(-2j * np.pi * np.arange(SIZE // 2 + 1) / SIZE)  # by one sample, (frequencies,)
 VOWELS = {
     "a": (730, 1090, 2440),
     "e": (530, 1840, 2480),
@@ -65,7 +67,7 @@ def rows(
         {"audio": audio, "label": datasets.ClassLabel(names=list(words)), "text": string, "speaker": string}
     )
     columns = {
-        "audio": [{"bytes": _wav(wave), "path": None} for wave in waves],
+        "audio": [{"bytes": wav(wave), "path": None} for wave in waves],
         "label": list(labels),
         "text": [words[label] for label in labels],
         "speaker": list(speakers),
@@ -81,13 +83,7 @@ def say(word: str, pitch: float, scale: float, generator: np.random.Generator) -
     count = len(word)
     num_frames = int(generator.uniform(0.4, 0.8) * RATE * count / 2) // FRAME
     time = np.linspace(0, 1, num_frames * FRAME)
-    jitter = 1 + 0.01 * np.cumsum(generator.normal(size=len(time))) / np.sqrt(len(time))
-    height = pitch * generator.uniform(0.92, 1.08)
-    glide = 1 + generator.uniform(-0.15, 0.15) * time
-    phase = np.cumsum(height * glide * jitter / RATE)
-    pulses = np.diff(np.floor(phase), prepend=0) + 0.03 * generator.normal(size=len(time))  # and a little breath
-    glottis = lfilter([1], [1, -1.9, 0.9025], pulses)  # -12 dB per octave
-    source = np.diff(glottis, prepend=0)  # +6 at the lips
+    source = voiced(pitch, time, generator)
     borders = [generator.uniform((number + 0.8) / count, (number + 1.2) / count) for number in range(count - 1)]
     width = generator.uniform(0.03, 0.06) * 2 / count
     vowels = [np.array(VOWELS[vowel]) * scale * generator.uniform(0.93, 1.07, size=3) for vowel in word]
@@ -95,36 +91,71 @@ def say(word: str, pitch: float, scale: float, generator: np.random.Generator) -
     for border, vowel in zip(borders, vowels[1:], strict=True):
         mix = 1 / (1 + np.exp(-(place - border) / width))  # 0 before, 1 at the next vowel
         formants = (1 - mix) * formants + mix * vowel  # (frames, 3)
-    wave = _filter(source, formants) * np.minimum(1, np.minimum(time, 1 - time) * 12)
+    wave = filtered(source, responses(formants)) * np.minimum(1, np.minimum(time, 1 - time) * 12)
+    return recorded(wave, generator)
+
+
+def voiced(pitch: float, time: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """What the glottis and the lips make of a pitch in Hz that trembles and glides, (S,).
+
+    `time`: 0 to 1, from the first sample to the last.
+    """
+    jitter = 1 + 0.01 * np.cumsum(generator.normal(size=len(time))) / np.sqrt(len(time))
+    height = pitch * generator.uniform(0.92, 1.08)
+    glide = 1 + generator.uniform(-0.15, 0.15) * time
+    phase = np.cumsum(height * glide * jitter / RATE)
+    pulses = np.diff(np.floor(phase), prepend=0) + 0.03 * generator.normal(size=len(time))  # and a little breath
+    glottis = lfilter([1], [1, -1.9, 0.9025], pulses)  # -12 dB per octave
+    return np.diff(glottis, prepend=0)  # +6 at the lips
+
+
+def recorded(wave: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A wave in noise, by a microphone and at a level of its own, (S,) float32."""
     noise = generator.normal(size=len(wave))
     wave = wave / wave.std() + noise * generator.uniform(0.1, 0.5)  # 20 to 6 dB
     wave = np.asarray(lfilter([1, generator.uniform(-0.6, 0.6)], [1], wave))  # another microphone for every take
     return (wave * generator.uniform(0.2, 0.9) / np.abs(wave).max()).astype(np.float32)
 
 
-def _filter(source: np.ndarray, formants: np.ndarray) -> np.ndarray:
-    """The source through a cascade of resonators that move every FRAME.
-
-    Overlapping pieces are filtered in the frequency domain and added.
-    """
-    size = 512  # long enough for a resonator to ring out
-    z = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)  # (frequencies,)
+def responses(formants: np.ndarray) -> np.ndarray:
+    """What a cascade of resonators does to the frequencies of each FRAME: (frames, 3) Hz -> (frames, frequencies)."""
     radius = np.exp(-np.pi * BANDWIDTHS / RATE)
     middle = -2 * radius * np.cos(2 * np.pi * np.minimum(formants, 0.48 * RATE) / RATE)  # (frames, 3)
     top = (1 + middle + radius**2)[..., None]  # (frames, 3, 1)
-    resonators = top / (1 + middle[..., None] * z + radius[:, None] ** 2 * z**2)  # (frames, 3, frequencies)
-    response = np.prod(resonators, axis=1)  # (frames, frequencies)
+    resonators = top / (1 + middle[..., None] * DELAY + radius[:, None] ** 2 * DELAY**2)  # (frames, 3, frequencies)
+    return np.prod(resonators, axis=1)
+
+
+def filtered(source: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """The source (S,) through resonators that move every FRAME, (frames, frequencies)."""
+    return joined(spectra(pieces_of(source)) * response, len(source))
+
+
+def pieces_of(source: np.ndarray) -> np.ndarray:
+    """Overlapping pieces of (S,), which fade in and out and sum to it, (frames, 2 FRAME)."""
     padded = np.pad(source, (0, FRAME))
-    pieces = np.lib.stride_tricks.sliding_window_view(padded, 2 * FRAME)[::FRAME]  # (frames, 2 FRAME)
-    pieces = pieces * np.hanning(2 * FRAME + 1)[:-1]
-    filtered = np.fft.irfft(np.fft.rfft(pieces, size) * response, size)  # (frames, size)
-    wave = np.zeros(len(source) + size)
-    for number, piece in enumerate(filtered):
-        wave[number * FRAME : number * FRAME + size] += piece
-    return wave[: len(source)]
+    pieces = np.lib.stride_tricks.sliding_window_view(padded, 2 * FRAME)[::FRAME]
+    return pieces * np.hanning(2 * FRAME + 1)[:-1]
 
 
-def _wav(wave: np.ndarray) -> bytes:
+def spectra(pieces: np.ndarray) -> np.ndarray:
+    """Of pieces with room to ring out, (frames, frequencies)."""
+    return np.fft.rfft(pieces, SIZE)
+
+
+def joined(spectra: np.ndarray, length: int) -> np.ndarray:
+    """The pieces of some spectra (frames, frequencies), added up where they lie, (length,)."""
+    rings = np.fft.irfft(spectra, SIZE)
+    steps = -(-SIZE // FRAME)  # of a FRAME, into which a piece rings
+    rings = np.pad(rings, ((0, 0), (0, steps * FRAME - SIZE))).reshape(len(rings), steps, FRAME)
+    wave = np.zeros((len(rings) + steps - 1, FRAME))
+    for step in reversed(range(steps)):
+        wave[step : step + len(rings)] += rings[:, step]
+    return wave.reshape(-1)[:length]
+
+
+def wav(wave: np.ndarray, rate: int = RATE) -> bytes:
+    """The bytes of a file, 16 bits a sample."""
     file = io.BytesIO()
-    soundfile.write(file, wave, RATE, format="WAV", subtype="PCM_16")
+    soundfile.write(file, wave, rate, format="WAV", subtype="PCM_16")
     return file.getvalue()

@@ -4,14 +4,16 @@ from d2v.modalities.text.batches import batches
 from d2v.modalities.text.config import DataConfig, LabelledConfig
 from d2v.modalities.text.frontend import Frontend, FrontendConfig
 from d2v.modalities.text.labelled import labelled_task
-from d2v.modalities.text.samples import Samples, inherit, prepare, save_preprocessor
+from d2v.modalities.text.samples import Samples, inherit, prepare, queries, save_preprocessor
 from d2v.modalities.text.side import Side, SideConfig
 from d2v.modalities.text.views import VIEWS
 
 PREPARED = ("tokenizer",)
+QUERIES = ()
 
 __all__ = [
     "PREPARED",
+    "QUERIES",
     "VIEWS",
     "DataConfig",
     "Frontend",
@@ -24,5 +26,6 @@ __all__ = [
     "inherit",
     "labelled_task",
     "prepare",
+    "queries",
     "save_preprocessor",
 ]

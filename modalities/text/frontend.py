@@ -6,12 +6,13 @@ after it.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization
 
+from d2v.modalities.text import cooccurrence
 from d2v.models import alibi
 from d2v.settings import check_values, setting
 
@@ -42,6 +43,19 @@ class FrontendConfig:
         limit=10_000_000,
     )
     init_std: float = setting(0.02, "Standard deviation of the initial table of tokens.", least=0, limit=1000)
+    init: str = setting(
+        "normal",
+        "The initial table of tokens: normal, random numbers; cooccurrence, vectors of which tokens are neighbours in "
+        "the texts that a new run trains on, as large.",
+        among=("normal", "cooccurrence"),
+    )
+    init_window: int = setting(
+        5,
+        "Of cooccurrence: tokens on either side that are neighbours.",
+        least=1,
+        limit=1000,
+        only={"init": "cooccurrence"},
+    )
     embedding_norm: bool = setting(
         False,
         "Positions, their norm and dropout belong to the embedding, and there is no mask token (data2vec 2.0).",
@@ -114,6 +128,20 @@ class Frontend(nn.Module):
             self.norm.reset_parameters()
         if self.alibi is not None:
             self.alibi.init_weights()
+
+    def begin_with(self, samples: Any) -> str:
+        """Fills the table of tokens from a run's Samples where `init` says so, and says it.
+
+        Special tokens and words without neighbours keep their random vectors, and so do channels beyond as many words.
+        """
+        if self.config.init != "cooccurrence":
+            return ""
+        corpus, (num_words, dim) = samples.corpus, self.tokens.weight.shape
+        words, found = cooccurrence.vectors(corpus.tokens, corpus.offsets, num_words, dim, self.config.init_window)
+        with torch.no_grad():
+            fresh = torch.from_numpy(found * self.config.init_std).to(self.tokens.weight)  # (n, D)
+            self.tokens.weight[torch.from_numpy(words), : fresh.shape[1]] = fresh
+        return "words by co-occurrence"
 
     def embed(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, corrupted_ids: Tensor | None = None

@@ -37,7 +37,7 @@ class LabelledSamples:
                 f"the columns of data.path {config.path} are {columns}"
             )
         first = corpora.tokenize(self.dataset, column, tokenizer, shortest=1)
-        self._corpora, usable = [first], first.rows  # (N,) numbers in the data set
+        self.corpus, self._corpora, usable = first, [first], first.rows  # (N,) numbers in the data set
         every_id = tables.identifiers(self.dataset, config.path, split)
         self.report = corpora.report(first, self.dataset, every_id, config.label)
         self._column = column

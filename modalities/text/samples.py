@@ -4,6 +4,7 @@ B rows of a batch, T tokens of the longest of them, with <s> before and </s> aft
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -111,6 +112,19 @@ class Samples:
     def _between(self, start: int, stop: int) -> np.ndarray:
         """<s>, the corpus's tokens from `start` to `stop`, </s>."""
         return np.append(block(self.corpus.tokens[start:stop], self.frontend), self.frontend.eos_token_id)
+
+
+def queries(given: Sequence[str], data: DataConfig, frontend: FrontendConfig, folder: Path) -> Samples:
+    """Words that are no data, as samples in their order: what is looked for, names of classes.
+
+    ValueError: none are in one.
+    """
+    texts = [" ".join(text.split()) for text in given]  # on one line, as data is
+    if "" in texts:
+        raise ValueError(f"{given[texts.index('')]!r} has no words")
+    rows = datasets.Dataset.from_dict({"text": texts})
+    data = replace(data, text="text", min_tokens=1)
+    return Samples(data, frontend, split=data.split, folder=folder, rows=Rows(rows, 0))
 
 
 def typical(sizes: np.ndarray, longest: int) -> str:

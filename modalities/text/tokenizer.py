@@ -19,12 +19,16 @@ from transformers.utils.hub import cached_file
 
 from d2v import files
 from d2v.config.bases import read_yaml
+from d2v.modalities.text.frontend import MODALITY
+from d2v.training.preparation import data_of
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # Bytes of a word that merges are learned from at a time: the trainer's time grows with the square of a word's length
 LONG_WORD = Regex(r"[\s\S]{1000}")
 # files that make a tokenizer
 WHOLE: tuple[set[str], ...] = ({FILES[0]}, {"vocab.json", "merges.txt"}, {"vocab.txt"})
+# folders of a run or an export that may hold its tokenizer
+WITHIN = ("student", "teacher", "tokenizer", MODALITY)
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3 of a trained tokenizer, as RoBERTa has them; <mask> is last
 # What may serve as each special token, best first. Missing ones are added in the order of the keys: <mask> last.
 NAMES = {
@@ -209,9 +213,11 @@ def of_model(source: Path) -> str | None:
 
 def same(name: str, place: str) -> bool:
     """Whether two tokenizers turn text into the same ids. ValueError: `name` is none."""
-    run = Path(place).parent if Path(place).name in ("student", "tokenizer") else Path(place)
+    run = Path(place)
+    while run.name in WITHIN:
+        run = run.parent
     for saved in (run / "pretraining.yaml", run / "config.yaml"):  # it may have been named so, and not be at hand
-        if saved.is_file() and (read_yaml(saved).get("data") or {}).get("tokenizer") == name:
+        if saved.is_file() and data_of(read_yaml(saved), MODALITY).get("tokenizer") == name:
             return True
     return load(name).backend_tokenizer.to_str() == load(place).backend_tokenizer.to_str()
 

@@ -12,7 +12,7 @@ from d2v import plugins
 from d2v.interop.renaming import Names, Prefixes, encoder_of, fill_objective, original
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
-from d2v.models.transformer import TrunkConfig
+from d2v.models.trunk_config import TrunkConfig
 from d2v.objectives.data2vec import Data2Vec
 
 TABLE = "rel_pos_bias.relative_position_bias_table"

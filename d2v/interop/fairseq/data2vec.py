@@ -31,7 +31,7 @@ from d2v.interop.renaming import (
 )
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
-from d2v.models.transformer import TrunkConfig
+from d2v.models.trunk_config import TrunkConfig
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.data2vec import OF_TOKENS, Data2Vec
 from d2v.objectives.data2vec2 import Data2Vec2

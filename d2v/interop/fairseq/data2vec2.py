@@ -12,7 +12,7 @@ from d2v.interop.fairseq.settings import conv_layers, spec_of, targets, targets_
 from d2v.interop.renaming import Names, Prefixes, encoder_of, fill_objective, original, require, settings_at, without
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
-from d2v.models.transformer import TrunkConfig
+from d2v.models.trunk_config import TrunkConfig
 from d2v.objectives.data2vec2 import Data2Vec2
 
 # ours -> theirs

@@ -21,7 +21,7 @@ from d2v.interop.renaming import Prefixes, fill, original, renamed, translated
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.task_models import D2vForCTC
-from d2v.models.transformer import TrunkConfig
+from d2v.models.trunk_config import TrunkConfig
 
 log = logging.getLogger(__name__)
 KINDS = {
@@ -168,6 +168,7 @@ def _flat(model: Any) -> tuple[str, dict[str, Any]]:
     if len(encoder.config.frontends) != 1:
         raise ValueError(
             f"transformers' classes read one modality; this model reads {', '.join(encoder.config.frontends)}"
+            "; d2v.models.slices.one_modality takes one out"
         )
     (modality,) = encoder.config.frontends
     ours = _fields("frontend", encoder.frontend(modality).config) | _fields("trunk", encoder.trunk.config)

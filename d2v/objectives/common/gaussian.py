@@ -65,12 +65,3 @@ def invariance(rows: list[Tensor], num_global: int) -> Tensor:
     """Mean squared distance of all V views, (n, D) each, from the mean of the first `num_global`: (); of these rows."""
     views = torch.stack(rows)  # (V, n, D)
     return (views - views[:num_global].mean(dim=0)).square().mean()
-
-
-def check_global(wanted: int, found: int) -> None:
-    """ValueError: fewer views than are to be global."""
-    if found < wanted:
-        raise ValueError(
-            f"objective.global_views is {wanted}; data.views and data.local_views make {found} views of a sample: "
-            "name as many in data.views"
-        )

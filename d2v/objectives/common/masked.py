@@ -61,10 +61,10 @@ def repeated(x: Tensor | None, mask: Mask) -> Tensor | None:
     return x if x is None else x.repeat_interleave(len(mask.hidden) // len(x), dim=0)
 
 
-def at(x: Tensor, where: Tensor) -> Tensor:
-    """Of each sample (B, T, ...) the tokens `where` (N, T) of each of its masks, (n, ...)."""
-    row, place = where.nonzero(as_tuple=True)  # (n,) each
-    return x[row // (len(where) // len(x)), place]
+def at(x: Tensor, mask: Mask) -> Tensor:
+    """Of each sample (B, T, ...) the hidden tokens (N, T) of each of its masks, (n, ...)."""
+    row, place = mask.places()  # (n,) each
+    return x[row // (len(mask.hidden) // len(x)), place]
 
 
 def share_of(predicted: Tensor, padding: Tensor | None) -> Tensor:

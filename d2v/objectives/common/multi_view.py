@@ -41,16 +41,16 @@ class MultiView(Objective):
         self.groups, self.hides = groups, hides
 
     def check(self, views: list[View]) -> None:
-        """ValueError: too few views, or some that the method does not read."""
+        """ValueError: too few whole views, or some that the method does not read."""
         config = self.config
         if self.exact_views and len(views) > config.num_views:
             raise ValueError(
                 f"{config.name} compares {config.num_views} views of a sample; "
                 f"data.views and data.local_views make {len(views)}"
             )
-        if len(views) < config.num_views:
+        if num_whole(views) < config.num_views:
             raise ValueError(
-                f"{config.name} compares {config.num_views} views of a sample; data.views makes {len(views)}: "
+                f"{config.name} compares {config.num_views} views of a sample; data.views makes {num_whole(views)}: "
                 "name as many there"
             )
 
@@ -138,6 +138,11 @@ def each(views: list[View], function: Callable[[View], Tensor]) -> list[Tensor]:
     for view in by_shape(views):
         results += function(view).split(num_samples(views[0]))
     return results
+
+
+def num_whole(views: list[View]) -> int:
+    """How many of them are no local views."""
+    return sum(not view.local for view in views)
 
 
 def num_samples(view: View) -> int:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,12 @@ class Objective(nn.Module):
         check_prefixes(copied, self.student)
         self.copied = copied
 
+    def lend(self, student: nn.ModuleDict, teacher: nn.ModuleDict) -> None:
+        """From now on student and teacher are another objective's, which trains, moves and saves them: what remains
+        this one's is beside them."""
+        del self.student, self.teacher
+        self.__dict__ |= {"student": student, "teacher": teacher}
+
     def is_copied(self, name: str) -> bool:
         """Whether the teacher shares the student's parameter of this name."""
         return any(within(name, prefix) for prefix in self.copied)
@@ -52,6 +58,10 @@ class Objective(nn.Module):
         """The student's and the teacher's encoder; the student's twice where there is no teacher."""
         student = self.student["encoder"]
         return student, self.teacher["encoder"] if len(self.teacher) else student
+
+    def exported(self, encoder: Any) -> Any:
+        """The model that is saved of an encoder of this method."""
+        return encoder
 
     def check(self, views: list[View]) -> None:
         """ValueError: batches of this form cannot be trained on; asked once, before a run begins."""
@@ -81,6 +91,10 @@ class Objective(nn.Module):
     def forward(self, views: list[View]) -> Loss:
         """The loss of one batch of views."""
         raise NotImplementedError
+
+    def diagnose(self, views: list[View]) -> dict[str, Tensor]:
+        """What else there is to know of a step with these views, at each health check; nothing is changed by it."""
+        return {}
 
     def ema_decay(self, step: int, steps: int) -> float:
         """Decay of the teacher after optimizer step `step` (1 is the first) of `steps`.

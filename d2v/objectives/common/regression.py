@@ -47,9 +47,15 @@ def group_norm(x: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def batch_norm(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Each channel over all tokens of the batch, (B, T, D); padded tokens do not count."""
-    tokens = x.flatten(0, 1) if padding is None else x[~padding]
-    variance, mean = torch.var_mean(tokens, dim=0, correction=0)
+    """Each channel over all tokens of the batches of all processes, (B, T, D); padded tokens do not count.
+
+    fairseq's is over those of each process, padded ones too. A micro-batch is normalised by itself.
+    """
+    data = torch.ones(x.shape[:2], device=x.device) if padding is None else (~padding).to(x.dtype)  # (B, T)
+    data = data[..., None]
+    count = all_sum(data.sum())
+    mean = all_sum((x * data).sum(dim=(0, 1))) / count  # (D,)
+    variance = all_sum(((x - mean).square() * data).sum(dim=(0, 1))) / count
     return (x - mean) * torch.rsqrt(variance + EPS)
 
 

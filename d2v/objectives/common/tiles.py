@@ -37,13 +37,17 @@ def view_of(encoder: Any, view: View, images: Tensor) -> View:
     return View(view.modality, {encoder.frontend(view.modality).main_input: images})
 
 
-def check_tiles(encoder: Any, view: View, size: int) -> None:
-    """ValueError: tiles that leave no gap between them, or that the encoder cannot read."""
+def check_tiles(encoder: Any, view: View, size: int, *, least: int) -> None:
+    """ValueError: tiles that leave no gap between them, or that the encoder cannot read.
+
+    `least`: pixels of a side of the smallest that make sense.
+    """
     images = images_of(encoder, view)
     sides = images.shape[-2:]
     cell = min(sides) // SIDE
     if size >= cell:
-        cure = f"at most {cell - 1}" if cell > 1 else f"impossible, as these need {SIDE * 2} pixels at least"
+        impossible = f"impossible, as these need {SIDE * (least + 1)} pixels at least"
+        cure = f"at most {cell - 1}" if cell > least else impossible
         raise ValueError(
             f"objective.tile_size is {size}; tiles must be smaller than a third of an image, with gaps between them: "
             f"of images of {sides[0]} x {sides[1]} pixels that is {cure}"

@@ -1,6 +1,6 @@
 """Images with their boxes, before any image is read; which names are of a split, and where the files lie."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +11,13 @@ Box = tuple[str, float, float, float, float]  # name, left, top, right, bottom, 
 
 
 class Annotated(NamedTuple):
-    """The boxes of each image of a split by the path of its file, what they were read from, and what is said of it."""
+    """The boxes of each image of a split by the path of its file, what they were read from, what is said of it, and the
+    names of all splits; none: it is not divided."""
 
     images: dict[str, list[Box]]
     source: str
     notes: list[str]
+    splits: Sequence[str] = ()
 
 
 def in_split(split: str, names: Iterable[str], where: Path) -> set[str]:

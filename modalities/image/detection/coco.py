@@ -39,7 +39,8 @@ def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | N
     folder = found_below(paths.values(), chosen.parent)
     images = {str(folder / paths[number]): some for number, some in boxes.items()}
     notes = [f"left out: {crowds} boxes of crowds"] if crowds else []
-    return Annotated(images, f"the JSON of COCO {chosen.name}", notes)
+    splits = sorted({word for file in found for word in _words(file, root) if is_split(word)})
+    return Annotated(images, f"the JSON of COCO {chosen.name}", notes, splits)
 
 
 def _content(file: Path) -> dict | None:

@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 
 from d2v.modalities.common.folders import walk
+from d2v.modalities.common.sources import with_splits
 from d2v.modalities.common.tables import name_rows
 from d2v.modalities.image.detection import coco, table, voc
 from d2v.modalities.image.detection.annotated import Annotated
@@ -53,4 +54,4 @@ def _dataset(found: Annotated, path: Any, split: str) -> datasets.Dataset:
     dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
     dataset = name_rows(dataset, path, split, "image")
     dataset.info.description = "\n".join([f"boxes of split {split!r}: from {found.source}", *found.notes])
-    return dataset
+    return with_splits(dataset, found.splits)

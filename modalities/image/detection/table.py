@@ -31,7 +31,7 @@ def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | N
         return _read([first], root, split, label)
     chosen = choose(list(tables), root, split, split)
     found = _read(chosen.files, root, "", label)
-    return found._replace(notes=[*chosen.notes, *found.notes])
+    return found._replace(notes=[*chosen.notes, *found.notes], splits=chosen.splits)
 
 
 def _columns(file: Path) -> list[str]:
@@ -43,10 +43,12 @@ def _columns(file: Path) -> list[str]:
 def _read(files: list[Path], root: Path, split: str, label: str) -> Annotated:
     """The rows of tables; with `split` those whose column says it."""
     images: dict[str, list[Box]] = {}
+    there: set[str] = set()
     for file in files:
         rows = _rows(file, label)
         if split:
-            wanted = in_split(split, {str(row[SPLIT] or "") for row in rows}, file)
+            there |= {str(row[SPLIT] or "") for row in rows}
+            wanted = in_split(split, there, file)
             rows = [row for row in rows if row[SPLIT] in wanted]
         folder = found_below([row["file"] for row in rows], file.parent)
         for row in rows:
@@ -54,7 +56,7 @@ def _read(files: list[Path], root: Path, split: str, label: str) -> Annotated:
             if row["box"] is not None:
                 boxes.append(row["box"])
     names = ", ".join(file.name for file in files[:3])
-    return Annotated(images, f"the table {names}, a row a box", [])
+    return Annotated(images, f"the table {names}, a row a box", [], sorted(there - {""}))
 
 
 def _rows(file: Path, label: str) -> list[dict]:

@@ -42,6 +42,7 @@ def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], N
         return samples
 
     samples, indices, parts = labels.divide(data, train.seed, make)
+    say(labels.uses_of_splits(data, samples.report.splits))
     names = in_order({str(name) for some in samples.names for name in some})
     classes = _classes(samples, names, data.split)
     splits = {}

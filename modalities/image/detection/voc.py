@@ -20,7 +20,7 @@ def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | N
     described = [file for file in files if file.suffix.lower() == ".xml"]
     if not described:
         return None
-    described, notes = _of_split(described, files, root, split)
+    described, notes, splits = _of_split(described, files, root, split)
     places = {(file.parent, file.stem): file for file in files if is_of(file, IMAGES)}
     images: dict[str, list[Box]] = {}
     bad = []
@@ -33,7 +33,7 @@ def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | N
         raise ValueError(f"none of the {len(described)} XML files of {root} can be read: {'; '.join(bad[:3])}")
     if bad:
         notes.append(f"left out, as their XML cannot be read: {len(bad)}: {', '.join(bad[:5])}")
-    return Annotated(images, f"{len(images)} XML files of Pascal VOC", [*notes, *_without(files, places)])
+    return Annotated(images, f"{len(images)} XML files of Pascal VOC", [*notes, *_without(files, places)], splits)
 
 
 def _without(files: list[Path], places: dict[tuple[Path, str], Path]) -> list[str]:
@@ -43,20 +43,24 @@ def _without(files: list[Path], places: dict[tuple[Path, str], Path]) -> list[st
     return [f"left out, as no XML is of them: {len(images)} images ({named(images)})"] if images else []
 
 
-def _of_split(described: list[Path], files: list[Path], root: Path, split: str) -> tuple[list[Path], list[str]]:
-    """The XML of a split: by the lists of ImageSets/Main, or else by the folders that it lies in."""
+def _of_split(
+    described: list[Path], files: list[Path], root: Path, split: str
+) -> tuple[list[Path], list[str], list[str]]:
+    """The XML of a split, by the lists of ImageSets/Main, or else by the folders that it lies in; what is said of it,
+    and the names of all splits."""
     lists = {
         file.stem: file for file in files if file.suffix == ".txt" and file.parent.parts[-2:] == ("ImageSets", "Main")
     }
     if not lists:
         chosen = choose(described, root, split, split)
-        return chosen.files, chosen.notes
+        return chosen.files, chosen.notes, chosen.splits
     wanted = set()
     for name in in_split(split, lists, root):
         wanted |= {line.split()[0] for line in lists[name].read_text("utf-8").splitlines() if line.strip()}
     some = [file for file in described if file.stem in wanted]
     missing = sorted(wanted - {file.stem for file in some})
-    return some, [f"in ImageSets/Main and without XML: {len(missing)}: {', '.join(missing[:5])}"] if missing else []
+    said = [f"in ImageSets/Main and without XML: {len(missing)}: {', '.join(missing[:5])}"] if missing else []
+    return some, said, sorted(lists)
 
 
 def _image(file: Path, places: dict[tuple[Path, str], Path]) -> Path:

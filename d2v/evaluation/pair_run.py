@@ -1,0 +1,104 @@
+"""What a joint run's pairs are worth: held-out rows of one modality sought by the other's."""
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from d2v import plugins
+from d2v.config.schema import Config
+from d2v.evaluation.class_names import class_names
+from d2v.evaluation.config import AUTO
+from d2v.evaluation.pairs import Side, retrieval_report, write_report
+from d2v.files import check_new, record_results, written
+from d2v.models.alignment import D2vForAlignment
+from d2v.protocols import NoSplitError
+from d2v.training.run_folder import EXPORT
+from d2v.training.weights import folder_of_model
+from d2v.types import View
+
+
+def evaluate_pairs(config: Config, model: str, *, in_run: bool) -> dict[str, Any]:
+    """Recall in both directions, beside the random init's; printed, and written to evaluation/ beside the model.
+
+    The split is evaluate.test_split: test, or where there is none, the one that was trained on. ValueError: whatever
+    the user can mend.
+    """
+    folder = _export_of(folder_of_model(Path(model)))
+    target = (Path(config.run.dir) if in_run else folder.parent) / "evaluation" / f"{config.part}.json"
+    check_new(target, config.run.overwrite)
+    aligned = D2vForAlignment.from_pretrained(folder).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        random = D2vForAlignment(aligned.config).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    samples, split = _samples(config, aligned, folder.parent)
+    print(*samples.report.lines(), f"scored: split {split!r}", sep="\n")
+    sides = _sides(config, samples)
+    models = {model: aligned.to(device), "random init": random.to(device)}
+    report = retrieval_report(models, *sides, batch_size=config.evaluate.batch_size, device=device)
+    print(report.table, *report.lines, sep="\n")
+    write_report(report, target.with_suffix(""))
+    record_results([target])
+    result = {"model": model, "split": split, "scores": report.numbers}
+    with written(target) as draft:
+        draft.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {target}")
+    return result
+
+
+class Some:
+    """Samples at some places among others, as Samples."""
+
+    def __init__(self, samples: Any, places: np.ndarray):
+        self._samples, self._places = samples, places
+        self.ids = [samples.ids[place] for place in places]
+        self.lengths = None if samples.lengths is None else samples.lengths[places]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def view(self, indices: Iterable[int]) -> View:
+        """The view of some of them."""
+        return self._samples.view(self._places[np.asarray([*indices])].tolist())
+
+    def picture(self, index: int) -> Any:
+        """One as a person sees it. ValueError: it can no longer be read."""
+        return self._samples.picture(int(self._places[index]))
+
+
+def _sides(config: Config, samples: Any) -> list[Side]:
+    """Both sides row by row, or with their classes; of these those that both have."""
+    if config.data.by == "row":
+        return [Side(name, Some(samples.side(name), samples.matched(name))) for name in samples.names]
+    named = {}
+    for name in samples.names:
+        side = samples.side(name)
+        named[name] = np.array(class_names(side, plugins.pairs().side_of(config.data, name).label), dtype=object)
+    first, second = named.values()
+    common = {*first} & {*second} - {None}
+    sides = []
+    for name, labels in named.items():
+        places = np.flatnonzero([label in common for label in labels])
+        sides.append(Side(name, Some(samples.side(name), places), labels[places].astype(str)))
+    return sides
+
+
+def _export_of(folder: Path) -> Path:
+    return folder / EXPORT if (folder / EXPORT).is_dir() else folder
+
+
+def _samples(config: Config, model: D2vForAlignment, run: Path) -> tuple[Any, str]:
+    """The pairs that are scored, read as the model reads them, and their split."""
+    pairs, frontends = plugins.pairs(), {}
+    for name in config.model.frontends:
+        kind = plugins.load("d2v.modalities", name).FrontendConfig
+        frontends[name] = kind(**model.config.frontends[name])
+    wanted = "test" if config.evaluate.test_split == AUTO else config.evaluate.test_split or config.data.split
+    with suppress(NoSplitError):
+        return pairs.Samples(config.data, frontends, split=wanted, folder=run), wanted
+    return pairs.Samples(config.data, frontends, split=config.data.split, folder=run), config.data.split

@@ -1,0 +1,95 @@
+"""A small world of four colours, each with pictures, tones and words, and a real encoder whose projections fit it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+from torch import Tensor
+
+from d2v import plugins
+from d2v.config.loading import from_dict
+from d2v.models.alignment import D2vForAlignment
+from d2v.models.configuration import D2vConfig
+from d2v.models.encoder import D2vModel
+from d2v.models.heads import mean_of_tokens
+from d2v.types import View
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 230), "yellow": (230, 220, 40)}
+TONES = dict(zip(COLOURS, (300, 700, 1300, 2300), strict=True))  # Hz
+FRONTENDS = {
+    "image": {"image_size": 8, "patch_size": 4, "relative_bias": False, "class_token": False, "positions": "sincos"},
+    "speech": {"kind": "mel", "sample_rate": 8000, "mel_bins": 20, "pos_groups": 4, "pos_kernel": 3, "pos_depth": 1},
+    "text": {"max_positions": 32},
+}
+DATA: dict[str, dict[str, Any]] = {
+    "image": {"mean": [0.4], "std": [0.3], "min_block": 1},
+    "speech": {"max_seconds": 2},
+    "text": {"vocab_size": 280, "block_size": 32, "min_tokens": 1},
+}
+
+
+def pooled(encoder: D2vModel, view: View) -> Tensor:
+    return mean_of_tokens(encoder(view).x.float(), view.padding)
+
+
+def write_world(folder: Path, count: int = 6) -> Path:
+    """table.csv with the columns image, audio, text and label, `count` rows of each colour; and its files."""
+    generator = np.random.default_rng(0)
+    (folder / "files").mkdir(parents=True)
+    lines = ["image,audio,text,label"]
+    for number in range(count):
+        for name, colour in COLOURS.items():
+            pixels = np.clip(np.array(colour) + generator.normal(0, 12, (8, 8, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "files" / f"{name}{number}.png")
+            wave = np.sin(2 * np.pi * TONES[name] * np.arange(4000 + 200 * number) / 8000)
+            wave += generator.normal(0, 0.05, len(wave))
+            soundfile.write(folder / "files" / f"{name}{number}.wav", 0.3 * wave, 8000)
+            lines.append(f"files/{name}{number}.png,files/{name}{number}.wav,a {name} square,{name}")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    return folder / "table.csv"
+
+
+def samples_of(table: Path, prepared: Path) -> dict[str, Any]:
+    """The samples of each modality of a table, and in `prepared` their tokenizer; frontends as they became."""
+    found = {}
+    for name, frontend in FRONTENDS.items():
+        values = {"model": {"frontends": {name: frontend}}, "data": {"path": str(table), **DATA[name]}}
+        config, modality = from_dict(values), plugins.load("d2v.modalities", name)
+        modality.prepare(config.data, config.frontend, prepared, 0)
+        found[name] = modality.Samples(config.data, config.frontend, split="train", folder=prepared)
+    return found
+
+
+def model_of(samples: dict[str, Any], seed: int = 0, *, fitted: bool = True) -> D2vForAlignment:
+    """A random encoder; least squares fit its projections to colours, unless they are to be random too."""
+    torch.manual_seed(seed)
+    frontends = {name: one.frontend for name, one in samples.items()}
+    trunk = {"dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64}
+    model = D2vForAlignment(D2vConfig(frontends, trunk, {"projection_dim": len(COLOURS)})).eval()
+    for name, one in samples.items() if fitted else ():
+        with torch.no_grad():
+            features = torch.cat([pooled(model.encoder, one.view([row])) for row in range(len(one))])  # (n, D)
+        wanted = torch.eye(len(COLOURS))[[list(COLOURS).index(label) for label in one.column("label")]]
+        weights = torch.linalg.lstsq(features.double(), wanted.double(), driver="gelsd").solution  # (D, colours)
+        model.projections[name].weight.data = weights.T.float()
+    return model
+
+
+def export(model: D2vForAlignment, samples: dict[str, Any], prepared: Path, folder: Path) -> Path:
+    """As a joint run does: beside the weights a folder for each modality, which says how its inputs are read."""
+    model.save_pretrained(folder)
+    for name, one in samples.items():
+        (folder / name).mkdir()
+        plugins.load("d2v.modalities", name).save_preprocessor(folder / name, prepared, one.config, one.frontend)
+    return folder
+
+
+def write_configs(folder: Path) -> None:
+    """NAME.yaml of each modality, by which its samples are read."""
+    for name, frontend in FRONTENDS.items():
+        values = {"model": {"frontends": {name: frontend}}, "data": DATA[name]}
+        (folder / f"{name}.yaml").write_text(json.dumps(values))
