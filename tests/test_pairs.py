@@ -15,6 +15,7 @@ from d2v.config.loading import typed
 from d2v.modalities.common import pairs
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
+from d2v.settings import check_readers
 from d2v.types import View
 
 PAIRS = [("image", "text"), ("text", "speech"), ("image", "speech")]
@@ -376,6 +377,26 @@ def test_too_many_bad_rows_and_too_few_for_a_batch(copied, tmp_path):
         ValueError, match=r"10 usable samples, fewer than one batch: train.batch_size is 11, and may be 10"
     ):
         made(data, tmp_path, size=11)
+
+
+def test_settings_of_a_sides_views_are_of_that_side(table):
+    """A joint run asks of all sections whether something reads each setting."""
+    noisy = {
+        "speech": {"views": ["noise"]},
+        "image": {"views": ["simclr"], "crop_scale": [0.08, 1], "color_jitter": 0.4},
+    }
+    data = paired.config(("image", "speech"), noisy, path=str(table))
+    data.speech.augment.snr = [0.0, 10.0]
+    check_readers({"data": data})
+    assert pairs.side_of(data, "speech").augment.snr == [0.0, 10.0]
+    data.speech.augment.gain = 3.0
+    with pytest.raises(
+        ValueError, match=r"data.speech.augment.gain is 3.0, and nothing reads it: data.views has neither"
+    ):
+        check_readers({"data": data})
+    data.speech.augment.snr = [10.0, 0.0]
+    with pytest.raises(ValueError, match=r"data.speech.augment.snr is \[10.0, 0.0\]; it must be"):
+        pairs.side_of(data, "speech")
 
 
 def test_what_is_no_side():

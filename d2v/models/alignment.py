@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.initialization import guard_torch_init_functions
-from transformers.modeling_outputs import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel, D2vPreTrainedModel, build_config
@@ -90,22 +89,25 @@ class D2vForAlignment(D2vPreTrainedModel):
     @classmethod
     def of(cls, encoder: D2vModel, projections: nn.ModuleDict) -> "D2vForAlignment":
         """A model of copies of an encoder and of projections of some of its modalities."""
-        names = [name for name in encoder.config.frontends if key_of(name) in projections]
-        task = {"projection_dim": projections[key_of(names[0])].out_features, "modalities": names}
+        given: dict[str, Any] = dict(projections.items())
+        names = [name for name in encoder.config.frontends if key_of(name) in given]
+        task = {"projection_dim": given[key_of(names[0])].out_features, "modalities": names}
         config = D2vConfig(copy.deepcopy(encoder.config.frontends), copy.deepcopy(encoder.config.trunk), task)
         with torch.random.fork_rng(devices=[]):  # a run in progress would miss the numbers that building draws
             model = cls(config)
         model.encoder.load_state_dict(encoder.state_dict())
-        model.projections.load_state_dict({f"{key_of(n)}.weight": projections[key_of(n)].weight for n in names})
-        return model.to(device=encoder.device, dtype=encoder.dtype).eval()
+        weights = {f"{key_of(name)}.weight": given[key_of(name)].weight for name in names}
+        model.projections.load_state_dict(weights)
+        return model.to(device=encoder.device, dtype=encoder.dtype).eval()  # type: ignore[call-arg]
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """As D2vModel does; what `from_pretrained` has loaded stays."""
         self.encoder.initialize_weights()
         with guard_torch_init_functions():
-            for projection in self.projections.values():
-                nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+            layer: Any
+            for layer in self.projections.values():
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
     def project(self, view: View) -> Tensor:
         """(B, P) float32, of length 1. ValueError: no frontend or projection for the view's modality."""

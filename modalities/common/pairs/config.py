@@ -5,11 +5,11 @@ import functools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
 from types import ModuleType
 from typing import Any, ClassVar
 
-from d2v.settings import check_readers, check_values, default_of, hints_of, section, setting
+from d2v.settings import Readers, check_readers, check_values, default_of, hints_of, section, setting
 
 OF_PAIR = ("path", "split", "label")  # a side takes these of the pair where it names none of its own
 OF_BOTH = "max_bad_share"  # is the pair's in any case
@@ -94,20 +94,33 @@ def _data_config(modules: tuple[tuple[str, ModuleType], ...]) -> type[PairConfig
 
 def _side_config(name: str, kind: type) -> type:
     """A dataclass of the same settings, of which those of the pair are empty: the pair's are taken then."""
-    hints, settings = hints_of(kind), []
+    key, hints, settings = key_of(name), hints_of(kind), []
     for one in fields(kind):
+        hint = hints[one.name]
         if one.name in OF_PAIR:
             place = bool(one.metadata.get("place"))
             made = setting("", f"Of this side, where it is another than the pair's: {one.name}.", place=place)
         elif one.name == OF_BOTH:
             continue
+        elif is_dataclass(hint):
+            hint = _side_config(name, hint)  # type: ignore[arg-type]
+            made = section(hint, one.metadata["sentence"])
         else:
             default = default_of(one)
-            made = field(default_factory=functools.partial(copy.deepcopy, default), metadata=one.metadata)
-        settings.append((one.name, hints[one.name], made))
-    made: Any = make_dataclass(f"{key_of(name).title()}Side", settings)
+            made = field(default_factory=functools.partial(copy.deepcopy, default), metadata=_of_side(one, key))
+        settings.append((one.name, hint, made))
+    made: Any = make_dataclass(f"{key.title()}{kind.__name__}", settings)
     made.__doc__ = kind.__doc__
     return made
+
+
+def _of_side(one: Field, key: str) -> dict[str, Any]:
+    """What a field declares; its conditions on others, which name data.views, name data.<key>.views."""
+    readers = one.metadata["readers"]
+    cases = []
+    for case in readers.cases:
+        cases.append({re.sub(r"^data\.", f"data.{key}.", name): wanted for name, wanted in case.items()})
+    return {**one.metadata, "readers": Readers(tuple(cases), readers.why)}
 
 
 def side_of(data: PairConfig, modality: str, split: str = "") -> Any:
@@ -121,8 +134,12 @@ def side_of(data: PairConfig, modality: str, split: str = "") -> Any:
         values[name] = values[name] or getattr(data, name)
     if split and split != data.split:
         values["split"] = split
+    kind = data.modules[modality].DataConfig
     with side_named(data, modality):
-        return data.modules[modality].DataConfig(**values)
+        for name, value in values.items():
+            if is_dataclass(value):
+                values[name] = hints_of(kind)[name](**vars(value))
+        return kind(**values)
 
 
 @contextmanager
