@@ -6,11 +6,10 @@
 import ast
 import difflib
 import importlib
-import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
+
+from d2v.starting import stop_quietly
 
 SCRIPTS = Path(__file__).parent / "scripts"
 # in the order in which a user meets them; finetune_image, ... are finetune with a check
@@ -42,16 +41,9 @@ def main() -> None:
         print(f"error: no command {name!r}; {hint}", file=sys.stderr)
         raise SystemExit(2)
     del sys.argv[1]
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stopped_early)
+    stop_quietly()
     run_cli = importlib.import_module("d2v.config.cli").run_cli
     run_cli(importlib.import_module(f"d2v.scripts.{name}").main)
-
-
-def _stopped_early(number: int, frame: FrameType | None) -> None:
-    """While libraries are imported, which takes seconds: an exception there would be a trace of theirs."""
-    os.write(2, b"stopped; nothing had begun\n")
-    os._exit(128 + number)
 
 
 def usage() -> str:

@@ -181,18 +181,38 @@ def test_a_signal_is_one_line_in_every_command(
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_libraries_are_imported(sent: int, code: int, tmp_path: Path, root: Path):
-    (tmp_path / "sitecustomize.py").write_text(
+    command = ["-m", "d2v", "search", "x.parquet", "id=1"]
+    done = signalled(sent, "d2v.scripts", command, tmp_path, root)
+    assert (done.returncode, done.stderr) == (code, "stopped; nothing had begun\n")
+
+
+@pytest.mark.parametrize("command", [["-m", "d2v"], ["-m", "scripts.pretrain"], ["{}/scripts/pretrain.py"], ["d2v"]])
+def test_a_signal_while_d2v_itself_is_imported(command: list[str], tmp_path: Path, root: Path):
+    """Its package comes before its commands, and imports what takes longest."""
+    if command == ["d2v"]:  # as pip writes it
+        command = [str(tmp_path / "d2v")]
+        Path(command[0]).write_text("from d2v.__main__ import main\nmain()\n")
+    done = signalled(signal.SIGINT, "transformers", [part.format(root) for part in command], tmp_path, root)
+    assert (done.returncode, done.stderr) == (130, "stopped; nothing had begun\n")
+
+
+def test_a_program_that_imports_d2v_keeps_its_signals(tmp_path: Path, root: Path):
+    done = signalled(signal.SIGINT, "transformers", ["-c", "import d2v"], tmp_path, root)
+    assert done.stderr.endswith("KeyboardInterrupt\n")
+
+
+def signalled(sent: int, name: str, command: list[str], folder: Path, root: Path) -> subprocess.CompletedProcess:
+    """Python with a command, and a signal when it first imports a module."""
+    (folder / "sitecustomize.py").write_text(
         "import builtins, os\nwhole = builtins.__import__\n"
         "def ours(name, *more, **others):\n"
-        "    if name == 'sklearn' or name.startswith('d2v.evaluation.queries'):\n"
+        f"    if name == {name!r}:\n"
         f"        os.kill(os.getpid(), {int(sent)})\n"
         "    return whole(name, *more, **others)\n"
         "builtins.__import__ = ours\n"
     )
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{root}"}
-    command = [sys.executable, "-m", "d2v", "search", "x.parquet", "id=1"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert (done.returncode, done.stderr) == (code, "stopped; nothing had begun\n")
+    environment = os.environ | {"PYTHONPATH": f"{folder}:{root}"}
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=200)
 
 
 def test_a_reader_that_has_enough_is_no_error(root: Path):

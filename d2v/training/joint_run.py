@@ -87,8 +87,17 @@ def _weights(config: JointConfig) -> dict[str, float]:
 def _sources(config: JointConfig, part: str) -> dict:
     """What a part reads, by the setting that names it."""
     if BETWEEN in part:
-        return {"data.path": config.data[part].path}
+        return {"data.path": _paths(config, part)}
     return sources(config.of(part), plugins.load("d2v.modalities", part))
+
+
+def _paths(config: JointConfig, part: str) -> Any:
+    """Where a part's samples are: of pairs what both sides read."""
+    data = config.data[part]
+    if BETWEEN not in part:
+        return data.path
+    found = [plugins.pairs().side_of(data, name).path for name in part.split(BETWEEN)]
+    return found[0] if found[0] == found[1] else found
 
 
 def _run(config: JointConfig, accelerator: Accelerator) -> None:
@@ -131,7 +140,7 @@ def _assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list
     check_memory(config, lambda config: build_joint(config, counts), accelerator.device)
     for name, part in parts.items():
         with names_of(name):
-            part.same_data(config.data[name].path, [ScoredSplit(part.samples, np.arange(len(part.samples)), ())])
+            part.same_data(_paths(config, name), [ScoredSplit(part.samples, np.arange(len(part.samples)), ())])
     open_trackers(accelerator, config)
 
     set_seed(train.seed)
