@@ -1,6 +1,7 @@
 """A small world of four colours, each with pictures, tones and words, and a real encoder whose projections fit it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ def samples_of(table: Path, prepared: Path) -> dict[str, Any]:
         modality.prepare(config.data, config.frontend, prepared, 0)
         found[name] = modality.Samples(config.data, config.frontend, split="train", folder=prepared)
     return found
+
+
+def samples_of_text(path: Path, prepared: Path, like: Any) -> Any:
+    """Another table of texts, with the tokenizer of some."""
+    module = plugins.load("d2v.modalities", "text")
+    return module.Samples(replace(like.config, path=str(path)), like.frontend, split="train", folder=prepared)
 
 
 def model_of(samples: dict[str, Any], seed: int = 0, *, fitted: bool = True) -> D2vForAlignment:

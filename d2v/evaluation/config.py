@@ -79,6 +79,11 @@ class EvaluateConfig:
         limit=10_000,
         only={"reports": ("attention", "patches")},
     )
+    templates: list[str] = setting(
+        ["{}"],
+        "Of the report zero_shot: sentences with {} where the name of a class goes; a class is the mean of its own.",
+        only={"reports": "zero_shot"},
+    )
     masks: str = setting(
         "",
         "Of the report dense: a folder with a mask (class numbers, 255: none) of the name of each image, in .png.",
@@ -89,7 +94,10 @@ class EvaluateConfig:
     def __post_init__(self):
         """ValueError: a value that no evaluation can use."""
         check_values(self, "evaluate")
-        for name in ("k", "probe_lrs", "logistic_cs", "few_labels"):
+        without = [template for template in self.templates if "{}" not in template]
+        if without:
+            raise ValueError(f"evaluate.templates has {without[0]!r}; each must hold {{}}, where a class's name goes")
+        for name in ("k", "probe_lrs", "logistic_cs", "few_labels", "templates"):
             if not getattr(self, name):
                 raise ValueError(f"evaluate.{name} is []; it must have one or more entries")
         if not all(map(_is_amount, self.few_labels)):

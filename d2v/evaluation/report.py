@@ -12,7 +12,10 @@ import torch
 from d2v import plugins
 from d2v.evaluation.config import EvaluateConfig
 from d2v.evaluation.features import frozen, layer_tokens, pooled_features
+from d2v.evaluation.load_encoder import open_alignment, projection_of
+from d2v.evaluation.queries import readers
 from d2v.evaluation.splits import EvaluationSplit
+from d2v.models.alignment import D2vForAlignment
 from d2v.types import View
 
 
@@ -92,7 +95,26 @@ class Subject:
 
     def on_grid(self, report: str) -> tuple[int, int]:
         """As grid, of the modality that is read."""
-        return self.grid(report, self._one().modality)
+        return self.grid(report, self.modality)
+
+    @cached_property
+    def modality(self) -> str:
+        """What the samples are of."""
+        return self._one().modality
+
+    def names(self, report: str) -> tuple[D2vForAlignment, str]:
+        """The whole model, which brings the samples and words to one space, and the modality that reads words.
+
+        ValueError: it does not, and the report needs it.
+        """
+        model, needs = open_alignment(self.name), f"evaluate.reports: {report} needs a model that aligns"
+        if projection_of(model, self.modality) is None:
+            raise ValueError(f"{needs} {self.modality} with words; {self.name} does not")
+        assert model is not None
+        for name, module in readers(tuple(model.config.frontends)).items():
+            if not module.QUERIES and projection_of(model, name) is not None:
+                return model, name
+        raise ValueError(f"{needs} {self.modality} with words; {self.name} aligns {', '.join(model.projections)}")
 
     def blocks(self, report: str) -> None:
         """ValueError: a trunk without blocks, and the report needs one."""
@@ -145,6 +167,7 @@ CHECKS = {
     "blocks": Subject.blocks,
     "tokens": Subject.tokens,
     "grid": Subject.on_grid,
+    "names": Subject.names,
 }
 
 
