@@ -5,9 +5,10 @@
 
 PATH: CIFAR-10 (10,000 images train), FSDD's spoken digits (scored among other speakers), BANKING77 (its intents).
 A method is a recipe <modality>/<method>_tiny, with the trunk and the front end of all others. Its steps are those that
-`minutes` hold, by the time of some steps before; warm-up and annealing keep their shares. One row after the other; rows
-that are in `out` stay, so that the command goes on where it was stopped. Writes docs/results.md between its marks, and
-a picture for each modality.
+`minutes` hold, by the processor seconds of some steps before, over the threads: what else the machine does weighs
+little. Warm-up and annealing keep their shares. One row after the other; each is written to docs/table_<modality>.json,
+and those that are there stay, so that the command goes on where it was stopped. Writes docs/results.md between its
+marks, and a picture for each modality.
 """
 
 import json
@@ -28,6 +29,7 @@ from matplotlib.figure import Figure
 
 from d2v import plugins
 from d2v.config.loading import load_values
+from d2v.files import written
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = {"image": "data/cifar10_small", "speech": "data/fsdd", "text": "data/banking77"}
@@ -67,15 +69,28 @@ def main(arguments: list[str]) -> None:
     unknown = set(given) - {*DATA, "minutes", "seeds", "threads", "out", "methods", "pages"}
     if unknown or not given.keys() & DATA.keys():
         raise SystemExit(f"no option {', '.join(sorted(unknown))}\n{__doc__}" if unknown else __doc__)
-    out, threads = Path(given.get("out", "runs/table")), int(given.get("threads", 2))
+    out, pages = Path(given.get("out", "runs/table")), Path(given.get("pages", ROOT / "docs"))
+    threads = int(given.get("threads", 2))
     for modality in DATA:
         if modality not in given:
             continue
         asked = given["methods"].split(",") if "methods" in given else methods(modality)
         for seed in range(int(given.get("seeds", 2))):
             for method in asked:
-                row(modality, method, seed, given[modality], float(given.get("minutes", 5)), threads, out)
-        publish(modality, out, Path(given.get("pages", ROOT / "docs")))
+                if key_of(method, seed) not in record(modality, pages):
+                    found = row(
+                        modality,
+                        method,
+                        seed,
+                        given[modality],
+                        float(given.get("minutes", 5)),
+                        threads,
+                        out,
+                        first=not record(modality, pages),
+                    )
+                    keep(modality, key_of(method, seed), found, pages)
+                    publish(modality, pages)
+        publish(modality, pages)
 
 
 def methods(modality: str) -> list[str]:
@@ -89,12 +104,31 @@ def recipe(modality: str, method: str) -> Path:
     return ROOT / "configs" / modality / f"{method.split(',')[0]}_tiny.yaml"
 
 
-def row(modality: str, method: str, seed: int, data: str, minutes: float, threads: int, out: Path) -> None:
-    """Trains and scores one method, if that is not done; a failure is said, and the next one follows."""
-    result = out / modality / f"{method.replace(', ', '_').replace(' ', '_')}_{seed}.json"
-    if result.is_file():
-        return
-    result.parent.mkdir(parents=True, exist_ok=True)
+def record(modality: str, pages: Path) -> dict[str, Any]:
+    """The rows that are done, by method and seed."""
+    path = pages / f"table_{modality}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def keep(modality: str, key: str, row: dict | None, pages: Path) -> None:
+    """Adds a row to the record; None: it failed, and is tried again next time."""
+    if row is not None:
+        rows = {**record(modality, pages), key: row}
+        with written(pages / f"table_{modality}.json") as draft:
+            draft.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def key_of(method: str, seed: int) -> str:
+    """A row's name in the record and its run's folder."""
+    return f"{method.replace(', ', '_').replace(' ', '_')}_{seed}"
+
+
+def row(
+    modality: str, method: str, seed: int, data: str, minutes: float, threads: int, out: Path, *, first: bool
+) -> dict | None:
+    """Trains and scores one method, the `first` one with the controls; None: it failed, and said why."""
+    run = out / modality / key_of(method, seed)
+    run.parent.mkdir(parents=True, exist_ok=True)
     trunk = out / modality / "trunk.yaml"
     trunk.write_text(yaml.safe_dump({"model": {"frontends": {modality: FRONTENDS[modality]}, "trunk": TRUNK}}))
     settings = [DATA[modality], str(trunk), f"data.path={data}", f"train.seed={seed}"]
@@ -103,35 +137,33 @@ def row(modality: str, method: str, seed: int, data: str, minutes: float, thread
     if "norm_groups" in load_values(config)["objective"]:
         settings.append("objective.norm_groups=1")  # the trunk has no batch norm to be divided
     torch.set_num_threads(threads)
-    seconds, scaled = timed(config, settings, minutes)
-    run = result.with_suffix("")
+    seconds, scaled = timed(config, settings, minutes, threads)
     common = [config, *settings, f"run.dir={run}", "run.overwrite=true"]
     failed = d2v(threads, "pretrain", *common, *scaled) or d2v(
-        threads, "evaluate", *common, f"model={run / 'export'}", *controls(result.parent), "evaluate.reports=[]"
+        threads, "evaluate", *common, f"model={run / 'export'}", *controls(first), "evaluate.reports=[]"
     )
     if failed:
         print(f"{modality} {method} seed {seed} failed, see above", flush=True)
-        return
+        return None
     (table,) = (run / "evaluation").glob("*.json")
     rows = {found["model"]: found["scores"] for found in json.loads(table.read_text())["rows"]}
-    kept = {"step": seconds, "settings": scaled, "minutes": (time.perf_counter() - began) / 60, "rows": rows}
-    result.write_text(json.dumps(kept, indent=1) + "\n")
-    print(f"{modality} {method} seed {seed}: {rows[str(run / 'export')]}", flush=True)
+    rows["export"] = rows.pop(str(run / "export"))
+    print(f"{modality} {method} seed {seed}: {rows['export']}", flush=True)
+    return {"step": seconds, "settings": scaled, "minutes": (time.perf_counter() - began) / 60, "rows": rows}
 
 
-def controls(folder: Path) -> list[str]:
+def controls(first: bool) -> list[str]:
     """The raw input and random inits are scored with the first row."""
-    first = not list(folder.glob("*_[0-9]*.json"))
     return [f"evaluate.raw={str(first).lower()}", f"evaluate.random_seeds={3 if first else 0}"]
 
 
-def timed(config: str, settings: list[str], minutes: float) -> tuple[float, list[str]]:
-    """Seconds of a step, and the settings of a run of so many minutes."""
+def timed(config: str, settings: list[str], minutes: float, threads: int) -> tuple[float, list[str]]:
+    """Processor seconds of a step and thread, and the settings of a run of so many minutes."""
     with tempfile.TemporaryDirectory() as folder:
         steps = Steps(config, settings, Path(folder) / "run")
         for _ in range(3 + TIMED):
             steps()
-    seconds = statistics.median(steps.wall[3:])
+    seconds = statistics.median(steps.cpu[3:]) / threads
     train, objective = steps.config.train, vars(steps.config.objective)
     count = max(1, round(60 * minutes / seconds))
     share = count / train.steps
@@ -147,12 +179,12 @@ def d2v(threads: int, *arguments: str) -> int:
     return subprocess.run([sys.executable, "-m", "d2v", *arguments], env=environment).returncode
 
 
-def publish(modality: str, out: Path, pages: Path) -> None:
+def publish(modality: str, pages: Path) -> None:
     """The table into results.md, and its picture beside that."""
-    rows, minutes = rows_of(out / modality)
+    rows, minutes = rows_of(record(modality, pages))
     if not rows:
         return
-    picture(rows, pages / f"table_{modality}.png", f"{modality}: {minutes:.0f} minutes each")
+    picture(rows, pages / f"table_{modality}.png", f"{modality}: {minutes:.1f} minutes each")
     page, (start, end) = pages / "results.md", [mark.format(modality) for mark in MARKS]
     shown = "\n".join([start, "", *lines_of(rows), "", f"![k-NN and probe](table_{modality}.png)", "", end])
     text = page.read_text()
@@ -162,17 +194,17 @@ def publish(modality: str, out: Path, pages: Path) -> None:
     page.write_text(pattern.sub(lambda _: shown, text))
 
 
-def rows_of(folder: Path) -> tuple[list[Row], float]:
+def rows_of(done: dict[str, Any]) -> tuple[list[Row], float]:
     """Controls first, then methods from the best k-NN down; the median of the minutes that each took to train."""
     found: dict[str, list[dict]] = {}
-    for path in sorted(folder.glob("*_[0-9]*.json")):
-        found.setdefault(path.stem.rsplit("_", 1)[0], []).append(json.loads(path.read_text()))
+    for key in sorted(done):
+        found.setdefault(key.rsplit("_", 1)[0], []).append(done[key])
     rows, controls, minutes = [], {}, []
     for name, seeds in found.items():
         scores = []
         for seed in seeds:
             for model, values in seed["rows"].items():
-                if model.endswith("export"):
+                if model == "export":
                     scores.append(values)
                 else:
                     controls[model] = values
