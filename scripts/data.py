@@ -22,17 +22,19 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from d2v import plugins
 from d2v.config.cli import run_cli
 from d2v.config.find import find_config
 from d2v.config.joint import load_parts
 from d2v.config.loading import load_values, typed
+from d2v.config.schema import Config
 from d2v.config.written import Argument, in_home
 from d2v.finetuning.config import KINDS, load
 from d2v.modalities.common.generated import digits_folder, scenes_folder
 from d2v.modalities.common.generated.folder import make
-from d2v.objectives.common.parts import names_of
+from d2v.objectives.common.parts import BETWEEN, names_of
 from d2v.shown import printable
 from d2v.training.pretraining import advice, uses_of_splits
 
@@ -71,12 +73,23 @@ def _made(kind: str, *arguments: str) -> list[str]:
 def _unlabelled(argv: list[str], folder: Path) -> None:
     """What pretraining would read."""
     for part, config in load_parts(find_config(argv[0]), argv[1:]).items():
-        modality = plugins.load("d2v.modalities", config.modality)
         with names_of(part) if part else nullcontext():
-            modality.prepare(config.data, config.frontend, folder, config.train.seed)
-            samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
+            samples = _pairs(config, folder) if BETWEEN in part else _samples(config, folder)
         lines = [*samples.report.lines(), uses_of_splits(config, samples.report.splits), *advice(samples.report)]
         print("\n".join([*([f"{part}:"] if part else []), *lines]))
+
+
+def _samples(config: Config, folder: Path) -> Any:
+    modality = plugins.load("d2v.modalities", config.modality)
+    modality.prepare(config.data, config.frontend, folder, config.train.seed)
+    return modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
+
+
+def _pairs(config: Config, folder: Path) -> Any:
+    """Of a part that compares two modalities."""
+    for name, frontend in config.model.frontends.items():
+        plugins.pairs().prepare(config.data, name, frontend, folder, config.train.seed)
+    return plugins.pairs().Samples(config.data, config.model.frontends, split=config.data.split, folder=folder)
 
 
 def _labelled(argv: list[str], folder: Path) -> None:

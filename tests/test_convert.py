@@ -203,7 +203,7 @@ KEY = "encoder.layer.1.output.dense.weight"
         ),
         (
             lambda folder: change(folder, architectures=["D2vForNothing"], model_type="d2v"),
-            r"holds a D2vForNothing; this reads D2vModel, D2vForCTC",
+            r"holds a D2vForNothing; this reads D2vModel, D2vForAlignment, D2vForCTC",
         ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"{}"), r"theirs cannot be loaded"),
     ],

@@ -119,7 +119,10 @@ def _texts(place: Path) -> None:
 def smaller(script: str, arguments: list[str]) -> list[str]:
     """Overrides that make a run of a script short and its model small."""
     if script == "evaluate":
-        return ["evaluate.random_seeds=1", "evaluate.probe_steps=2", "evaluate.k=[2]"]
+        values = load_values(arguments[0], [])
+        parts = [f".{part}" for part in values["objective"]["parts"]] if is_joint(values) else [""]
+        short = ("random_seeds=1", "probe_steps=2", "k=[2]")
+        return [f"evaluate{part}.{setting}" for part in parts for setting in short]
     if arguments[:1] == ["scenes"]:
         return ["train=6", "test=3"]
     if script not in ("pretrain", "finetune_image", "finetune_speech", "finetune_text", "finetune"):

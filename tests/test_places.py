@@ -130,7 +130,7 @@ def test_parts_of_an_embedding_too(here: Path, monkeypatch):
     monkeypatch.setattr(
         embed.Shards, "add", lambda self, number, *more: (made.append(number), part(self, number, *more))
     )
-    monkeypatch.setattr(embed.Shards, "join", lambda self: None)  # the parts stay
+    monkeypatch.setattr(embed.Shards, "join", lambda self, about=None: None)  # the parts stay
     for model, place in (("run", "photos"), ("./run/", "./photos/"), ("~/run", str(here / "photos"))):
         embed.main(["image/data2vec_tiny", f"model={model}", f"data.path={place}", "out=features.parquet"])
     assert made == [0]

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import aligned
 import numpy as np
 import pytest
 import soundfile
@@ -100,12 +101,13 @@ def test_the_command_in_a_header_is_of_configs_that_exist(name):
 
 
 @pytest.mark.parametrize("name", JOINT)
-def test_a_joint_recipe_opens_a_plain_folder_for_each_part(name, plain, capsys):
-    config = load_joint(name)
+def test_a_joint_recipe_opens_a_plain_folder_for_each_part(name, plain, tmp_path, capsys):
+    """Pairs open a table."""
+    config, table = load_joint(name), aligned.write_world(tmp_path / "world")
     assert not any(part.path for part in config.data.values())
-    data.main([name, *(f"data.{part}.path={plain / 'mine' / part}" for part in config.data)])
+    data.main([name, *(f"data.{part}.path={table if '+' in part else plain / 'mine' / part}" for part in config.data)])
     said = capsys.readouterr().out
-    assert all(f"{part}:\n" in said for part in config.data) and said.count("no splits: all of it is trained on") == 3
+    assert all(f"{part}:\n" in said for part in config.data) and said.count("samples usable") == 3
     header = (CONFIGS / f"{name}.yaml").read_text().split("model:")[0]
     assert all(word in header for word in (f"# command:  d2v pretrain {name}", "# hardware:", "hours:", "expected:"))
 

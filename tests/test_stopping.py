@@ -182,7 +182,7 @@ def test_a_signal_is_one_line_in_every_command(
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_libraries_are_imported(sent: int, code: int, tmp_path: Path, root: Path):
     command = ["-m", "d2v", "search", "x.parquet", "id=1"]
-    done = signalled(sent, "d2v.scripts", command, tmp_path, root)
+    done = signalled(sent, "d2v.evaluation.queries", command, tmp_path, root)
     assert (done.returncode, done.stderr) == (code, "stopped; nothing had begun\n")
 
 

@@ -34,7 +34,7 @@ class JointTrainConfig(TrainConfig):
 
     def __post_init__(self):
         """ValueError: as of TrainConfig, or sizes of batches that are no numbers by part."""
-        if not isinstance(self.batch_size, dict) or not self.batch_size:
+        if not isinstance(self.batch_size, dict):
             raise ValueError(
                 f"train.batch_size is {shortened(self.batch_size)}; a joint run has one for each part, such as "
                 "train.batch_size.image=32"

@@ -156,15 +156,15 @@ class Joint(Objective):
         return {f"{name}/trunk_norm": self.weights[self.places[name]] * norm for name, norm in norms.items()}
 
     def trunk_norms(self, views: list[View]) -> dict[str, Tensor]:
-        """The length of the gradient of each part's mean loss in the trunk, (), over this process's rows alone; of a
-        frozen trunk none."""
+        """The length of the gradient of each part's mean loss in the trunk, (), over all processes; of a frozen trunk
+        none."""
         norms: dict[str, Tensor] = {}
         trunk = [p for p in self.student["encoder"].trunk.parameters() if p.requires_grad]
         if not trunk:
             return norms
         for name, group in self.of_part(views).items():
             loss = self.parts[name](group)
-            mean = loss.total / loss.count.clamp(min=1)
-            gradients = torch.autograd.grad(mean, trunk, allow_unused=True)
-            norms[name] = torch.stack([g.float().norm() for g in gradients if g is not None]).norm()
+            mean = loss.total / all_sum(loss.count.float()).clamp(min=1)
+            gradients = [g for g in torch.autograd.grad(mean, trunk, allow_unused=True) if g is not None]
+            norms[name] = torch.stack([all_sum(g.float()).norm() for g in gradients]).norm()
         return norms

@@ -5,14 +5,13 @@ from accelerate import Accelerator
 
 from d2v.objectives.joint import Joint
 from d2v.protocols import Batches
-from d2v.training.distributed import all_mean
 from d2v.types import View
 
 
 def weigh(objective: Joint, batches: Batches, accelerator: Accelerator, count: int) -> str:
     """Sets objective.weights to the median length of the parts' trunk gradients over each one's own; says them.
 
-    Lengths are means over `count` batches of each part and over processes, at the initial weights; no weight changes.
+    Lengths are means over `count` batches of each part, of all processes, at the initial weights; no weight changes.
     """
     if not any(p.requires_grad for p in objective.student["encoder"].trunk.parameters()):
         raise ValueError("objective.weights=auto measures gradients in the trunk, which is frozen: give numbers")
@@ -28,7 +27,7 @@ def weigh(objective: Joint, batches: Batches, accelerator: Accelerator, count: i
                 sums[objective.places[name]] += norm
                 seen[objective.places[name]] += 1
             step += 1
-    norms = all_mean(sums / seen)
+    norms = sums / seen
     weights = norms.median() / norms
     if not weights.isfinite().all():
         shown = ", ".join(f"{name} {norm:.3g}" for name, norm in zip(objective.places, norms.tolist(), strict=True))

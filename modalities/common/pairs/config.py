@@ -19,7 +19,7 @@ OF_BOTH = "max_bad_share"  # is the pair's in any case
 class PairConfig:
     """Samples of two modalities that belong together; each modality's section says how its side is read."""
 
-    modules: ClassVar[dict[str, ModuleType]]  # what a modality exports, by its name
+    modules: ClassVar[dict[str, ModuleType]] = {}  # what a modality exports, by its name
 
     path: Any = setting(
         "",
