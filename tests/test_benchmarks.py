@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -361,3 +362,30 @@ def test_a_word_loss_is_of_words_alone(root: Path, tmp_path: Path, monkeypatch: 
     values, words = word_loss.losses(objective, view)
     assert float(values.sum()) == pytest.approx(float(objective([view]).total.detach()), rel=1e-5)
     assert len(words) == int(objective([view]).count)
+
+
+def test_jobs_of_a_device_are_done_once_and_cut_off_in_time(root: Path, tmp_path: Path, monkeypatch, capsys):
+    """Real functions and commands; that they find a GPU is for one to show."""
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import gpu
+    import gpu_work
+
+    assert gpu_work.rates("cpu", side=64)["bf16 TFLOP/s"] > 0
+    found = gpu_work.step("cpu", "image/demo", 8, "train.mixed_precision=no")
+    assert found["samples/s"] == pytest.approx(8000 / found["ms"]) and found["TFLOP"] > 0
+    listed = gpu.jobs("cpu", tmp_path, "photos", 0.1)
+    (curve,) = (job for job in listed if job.name == "curve image/moco_cifar")
+    assert {"train.steps=1940", "data.path=photos", f"run.dir={tmp_path / 'image_moco_cifar'}"} <= {*curve.command}
+    cut = gpu.Job("curve", command=(sys.executable, "-c", "import time; time.sleep(60)", f"run.dir={tmp_path}"))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n{"step": 6, "student_knn": 0.5}\n')
+    assert gpu.run_command(cut, 0.1) == {
+        **{"unfinished": True, "step": 6, "loss": 1.0, "student_knn": 0.5},
+        **{"samples_per_second": None, "data_wait": None},
+    }
+    jobs = [gpu.Job("rates", command=(sys.executable, "-c", "0")), gpu.Job("step a", command=("false",))]
+    monkeypatch.setattr(gpu, "jobs", lambda *_: jobs)
+    for again in (False, True):
+        assert gpu.main([f"out={tmp_path / 'out'}"]) == 1  # `false`, each time
+        assert ("rates ..." in capsys.readouterr().out) != again
+    with pytest.raises(SystemExit, match="no job is named like nothing"):
+        gpu.main(["nothing"])
