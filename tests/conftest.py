@@ -25,14 +25,23 @@ ROOT = Path(__file__).resolve().parent.parent
 LONGEST = (
     "pretrain",
     "distributed",
-    "collapse",
+    "stopping",
+    "length",
     "config",
+    "joint_run",
+    "journeys",
+    "forecast",
+    "collapse",
+    "onnx",
+    "travels",
     "finetune",
+    "no_effect",
+    "probe",
+    "page",
+    "benchmarks",
+    "latent_distributed",
     "contrastive",
     "convert",
-    "onnx",
-    "objective",
-    "probe",
 )
 
 

@@ -32,7 +32,7 @@ RATE_TOO_HIGH = ["train.lr=0.3", "train.clip=0"]
     [
         ("alone", [], {"healthy"}),
         ("no target norm, fast teacher", NO_TARGET_NORM, {"collapsed", "collapsing"}),
-        ("rate too high", RATE_TOO_HIGH, {"collapsed", "collapsing"}),
+        pytest.param("rate too high", RATE_TOO_HIGH, {"collapsed", "collapsing"}, marks=pytest.mark.slow),
     ],
 )
 def test_verdict_of_a_run(name: str, changes: list[str], states: set[str], tmp_path, capsys):

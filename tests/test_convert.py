@@ -118,6 +118,7 @@ def answer(task: str, model: torch.nn.Module, folder: Path, inputs: dict[str, to
     return {LABELS["id2label"][n]: float(share) for n, share in enumerate(found.logits[0].softmax(-1))}
 
 
+@pytest.mark.slow
 def test_pipelines_without_d2v_say_the_same_and_folders_come_back(tmp_path):
     picture, wave = (
         Image.fromarray(np.random.randint(0, 255, (40, 30, 3), np.uint8)),

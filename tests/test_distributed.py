@@ -111,7 +111,11 @@ def test_two_processes_follow_one(modality, variant, root):
 
 
 @pytest.mark.parametrize(
-    ("modality", "objective"), [*((modality, "data2vec") for modality in MODALITIES), (MODALITIES[0], "moco")]
+    ("modality", "objective"),
+    [
+        (MODALITIES[0], "moco"),
+        *(pytest.param(modality, "data2vec", marks=pytest.mark.slow) for modality in MODALITIES),
+    ],
 )
 def test_two_killed_processes_go_on_as_if_nothing_had_been(modality, objective, tmp_path):
     """20 steps at once, and 13 of which 10 were saved, SIGKILL, then the rest.

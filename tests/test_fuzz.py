@@ -12,8 +12,10 @@ import pytest
 from fuzz import files, journeys
 
 
-def test_hostile_settings_and_damaged_files_end_in_a_run_or_in_one_line(root: Path):
-    command = [sys.executable, "-m", "fuzz", "settings=40", "files=40", "workers=1", "first=100000"]
+@pytest.mark.parametrize("number", [12, pytest.param(40, marks=pytest.mark.slow)])
+def test_hostile_settings_and_damaged_files_end_in_a_run_or_in_one_line(number: int, root: Path):
+    attacks = [f"settings={number}", f"files={number}"]
+    command = [sys.executable, "-m", "fuzz", *attacks, "workers=1", "first=100000"]
     paths = os.pathsep.join([str(root / "tests"), str(root)])
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

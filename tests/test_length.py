@@ -28,7 +28,7 @@ def contents(folder: Path) -> dict[str, torch.Tensor]:
     return tiny.load(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("modality", tiny.MODALITIES)
+@pytest.mark.parametrize("modality", tiny.first(tiny.MODALITIES))
 def test_a_finished_run_is_made_longer_to_the_bit(modality: str, tmp_path: Path, capsys):
     whole, longer = tmp_path / "whole", tmp_path / "longer"
     tiny.run(tiny.arguments(modality, whole, *CONSTANT))
@@ -47,6 +47,7 @@ def test_a_finished_run_is_made_longer_to_the_bit(modality: str, tmp_path: Path,
     assert "finished: nothing is changed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_may_get_longer_or_shorter(tmp_path: Path):
     whole = tmp_path / "whole"
     tiny.run(tiny.arguments("image", whole, *CONSTANT, "train.steps=15"))
@@ -76,7 +77,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", tiny.first(REFUSED))
 def test_a_run_whose_steps_depend_on_its_length_says_how_to_go_on(case: str, tmp_path: Path):
     more, what = REFUSED[case]
     short = [*more, "train.steps=10"]
@@ -105,8 +106,8 @@ def test_another_setting_beside_the_length_is_still_another_run(tmp_path: Path):
         tiny.run(tiny.arguments("image", tmp_path, *CONSTANT, "train.seed=1"))
 
 
-@pytest.mark.parametrize("modality", ["image", "text"])
-@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("modality", tiny.first(["image", "text"]))
+@pytest.mark.parametrize("validated", tiny.first([True, False]))
 def test_fine_tuning_is_made_longer_to_the_bit(modality: str, validated: bool, tmp_path: Path):
     more = ["train.schedule=constant"]
     if not validated:

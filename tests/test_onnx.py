@@ -22,7 +22,7 @@ MODELS = {
         "text", SMALL, {"pooling": "first", "pooled_norm": False}, D2vForSequenceClassification, LABELS
     ),
 }
-SLOW = ("spectrogram", "sentences")
+SLOW = ("image", "text", "spectrogram", "sentences")
 
 
 def inputs_of(modality: str, rows: int, length: int) -> dict[str, torch.Tensor]:
@@ -108,6 +108,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 def test_a_wrong_file_of_letters_is_not_written(tmp_path, monkeypatch):
     """In padding its logits are the lowest number there is, beside which 1000 was nothing."""
     pytest.importorskip("onnxscript")

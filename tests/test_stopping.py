@@ -179,7 +179,9 @@ def test_a_signal_is_one_line_in_every_command(
     assert capfd.readouterr().err.strip().splitlines()[-1:] == ["stopped; what was written before is whole"]
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_libraries_are_imported(sent: int, code: int, tmp_path: Path, root: Path):
     command = ["-m", "d2v", "search", "x.parquet", "id=1"]
     done = signalled(sent, "d2v.evaluation.queries", command, tmp_path, root)

@@ -215,7 +215,7 @@ def test_fine_tuning_reads_as_pretraining_did_and_hands_it_on(modality, place, r
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-@pytest.mark.parametrize("place", ["run folder", "student", "checkpoint"])
+@pytest.mark.parametrize("place", tiny.first(["run folder", "student", "checkpoint"]))
 def test_going_on_reads_as_pretraining_did_and_resumes_without_its_source(modality, place, runs, data, tmp_path):
     shutil.copytree(runs[modality], tmp_path / "source")
     model, weights = places(tmp_path / "source")[place]

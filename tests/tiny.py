@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +346,11 @@ def sides(run: Path) -> dict[str, Path]:
 PAIRS = [(m, o) for m in MODALITIES for o in OBJECTIVES if fits(m, o)]
 # pairs of modality and objective; pytest -m slow has those that are not in turn
 RUNS = [pytest.param(m, o, marks=() if in_turn(m, o) else pytest.mark.slow) for m, o in PAIRS]
+
+
+def first(values: Iterable, *, of: int = 1) -> list:
+    """Parameters of a test, of which pytest -m slow has all but the first `of`."""
+    return [pytest.param(value, marks=() if n < of else pytest.mark.slow) for n, value in enumerate(values)]
 
 
 # Other processes.
