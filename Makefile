@@ -33,7 +33,7 @@ fuzz: .venv/.installed
 	PYTHONPATH=tests:. $(BIN)/python -m fuzz $(FUZZ)
 
 # All methods on one trunk in equal minutes, into docs/results.md; some hours, and it goes on where it was stopped.
-# make table TABLE="image=cifar10/ speech=fsdd/ text=banking77/ minutes=5"
+# make table TABLE="image=cifar10/ speech=fsdd/ text=banking77/ minutes=3"
 table: .venv/.installed
 	PYTHONPATH=benchmarks:. $(BIN)/python benchmarks/table.py $(TABLE)
 
