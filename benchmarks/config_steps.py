@@ -19,6 +19,7 @@ from turns import parse_options
 
 from d2v import plugins
 from d2v.config.loading import load_config
+from d2v.config.schema import Config
 from d2v.training.loop import Loop
 from d2v.training.setup import build_objective
 
@@ -28,10 +29,11 @@ WARM_UP = 3
 class Steps:
     """The loop's own steps of one config, without what it logs and saves."""
 
-    def __init__(self, path: str, overrides: list[str], folder: Path):
-        self.config = config = load_config(path, [*overrides, f"run.dir={folder}"])
-        modality = plugins.load("d2v.modalities", config.modality)
-        folder.mkdir()
+    def __init__(self, config: Config):
+        """`config`: with a run.dir that is not there."""
+        self.config = config
+        folder, modality = Path(config.run.dir), plugins.load("d2v.modalities", config.modality)
+        folder.mkdir(parents=True)
         modality.prepare(config.data, config.frontend, folder, config.train.seed)
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=folder)
         torch.manual_seed(config.train.seed)
@@ -39,8 +41,11 @@ class Steps:
         batches = modality.batches(
             samples, config.data, config.frontend, config.train.batch_size, config.train.seed, print
         )
-        self.loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=Accelerator(cpu=True))
-        self.batches = self.loop._batches()
+        self.take(Loop(objective, batches, train=config.train, run=config.run, accelerator=Accelerator(cpu=True)))
+
+    def take(self, loop: Loop) -> None:
+        """The loop whose steps these are, from its first."""
+        self.loop, self.batches = loop, loop._batches()
         self.wall: list[float] = []
         self.cpu: list[float] = []
 
@@ -60,7 +65,9 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(__doc__)
     torch.set_num_threads(options["threads"])
     with tempfile.TemporaryDirectory() as folder:
-        all_steps = [Steps(path, overrides, Path(folder) / str(number)) for number, path in enumerate(paths)]
+        all_steps = []
+        for number, path in enumerate(paths):
+            all_steps.append(Steps(load_config(path, [*overrides, f"run.dir={folder}/{number}"])))
         for _ in range(WARM_UP + options["steps"]):
             for steps in all_steps:
                 steps()

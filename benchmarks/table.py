@@ -29,7 +29,7 @@ from config_steps import Steps
 from matplotlib.figure import Figure
 
 from d2v import plugins
-from d2v.config.loading import load_values
+from d2v.config.loading import load_config, load_values
 from d2v.files import written
 from d2v.scripts import evaluate, pretrain
 
@@ -172,7 +172,7 @@ def controls(first: bool) -> list[str]:
 def timed(config: str, settings: list[str], minutes: float, threads: int) -> tuple[float, list[str]]:
     """Processor seconds of a step and thread, and the settings of a run of so many minutes."""
     with tempfile.TemporaryDirectory() as folder:
-        steps = Steps(config, settings, Path(folder) / "run")
+        steps = Steps(load_config(config, [*settings, f"run.dir={folder}/run"]))
         for _ in range(3 + TIMED):
             steps()
     seconds = statistics.median(steps.cpu[3:]) / threads
