@@ -86,7 +86,7 @@ def outcomes(pretrained: float = 60.0) -> dict[str, demo.Outcome]:
 
 
 def test_the_last_screen_fits_a_terminal_and_explains_each_number():
-    lines = demo.screen(outcomes(), 181.4)
+    lines = demo.screen(outcomes(), {}, Path("runs"), 181.4)
     assert len(lines) <= 30 and max(map(len, lines)) <= 100
     text = "\n".join(lines)
     assert "181 seconds" in text and "d2v pretrain image/data2vec_tiny data.path=photos/" in text
@@ -100,7 +100,7 @@ def test_the_last_screen_fits_a_terminal_and_explains_each_number():
 
 
 def test_the_last_screen_says_where_training_did_not_win():
-    text = " ".join("\n".join(demo.screen(outcomes(pretrained=22.0), 5)).split())
+    text = " ".join("\n".join(demo.screen(outcomes(pretrained=22.0), {}, Path("runs"), 5)).split())
     assert text.count("not ahead by k-NN after 300 steps: give it more") == 3
 
 
