@@ -49,7 +49,15 @@ def main(arguments: list[str]) -> None:
         MAKE[words[0]](data, SimpleNamespace(**options))
         environment = {**os.environ, "D2V_CACHE": str(folder / "cache"), "HF_DATASETS_CACHE": str(folder / "hf")}
         for turn in STARTS:
-            command = [sys.executable, __file__, "start", words[0], str(data), str(folder / "run"), str(options["check"])]
+            command = [
+                sys.executable,
+                __file__,
+                "start",
+                words[0],
+                str(data),
+                str(folder / "run"),
+                str(options["check"]),
+            ]
             said = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
             load = Path("/proc/loadavg").read_text().split()[0]
             print(words[0], turn, said.strip().splitlines()[-1], f"load {load}", flush=True)
@@ -103,7 +111,9 @@ def start(name: str, data: str, run: str, check: str) -> dict[str, Any]:
     settings += ["data.vocab_size=8000"] if name == "text" else [f"data.check_files={bool(int(check))}"]
     config = load_config(f"{name}/data2vec_tiny", settings)
     modality, folder = plugins.load("d2v.modalities", name), Path(run)
-    modality.Samples(modality.DataConfig(path="demo"), config.frontend, split="train", folder=folder) if name == "image" else None
+    modality.Samples(
+        modality.DataConfig(path="demo"), config.frontend, split="train", folder=folder
+    ) if name == "image" else None
     memory = Memory()
     before, began = memory.now(), time.perf_counter()
     seconds = {}
