@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -53,6 +54,16 @@ def place() -> Path:
     """The folder of all that is kept."""
     given, caches = os.environ.get("D2V_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return Path(given or Path(caches or "~/.cache") / "d2v").expanduser().absolute()
+
+
+def is_usable() -> bool:
+    """Whether something can be kept."""
+    try:
+        place().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place()):
+            return True
+    except OSError:
+        return False
 
 
 def digest_of(*values: Any) -> str:

@@ -254,10 +254,9 @@ def shuffled(corpus: Corpus, seed: int) -> Corpus:
     offsets = np.cumsum(np.concatenate([np.zeros(1, np.int64), lengths]))
     tokens = np.empty(len(corpus.tokens), dtype=corpus.tokens.dtype)
     for first in range(0, len(order), CHUNK):
-        some = slice(first, first + CHUNK)
-        tokens[offsets[first] : offsets[min(first + CHUNK, len(order))]] = corpus.tokens[
-            _runs(starts[some], lengths[some])
-        ]
+        stop = min(first + CHUNK, len(order))
+        of_rows = _runs(starts[first:stop], lengths[first:stop])
+        tokens[offsets[first] : offsets[stop]] = corpus.tokens[of_rows]
     return replace(
         corpus,
         tokens=tokens,
