@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 from PIL import Image
 
 from d2v import cache, plugins
+from d2v.config.loading import load_config
 from d2v.modalities.common import known, mapped, scans
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text.corpus import Corpus
+from d2v.training.first_look import look_first
 
 NUMBER = 300  # files, of which more than cache.LEAST are kept
 
@@ -28,6 +31,7 @@ def place(tmp_path_factory, monkeypatch) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("D2V_CACHE", str(folder))
     cache._say.cache_clear()
+    monkeypatch.setattr(known, "SMALL", 1000)
     return folder
 
 
@@ -193,6 +197,18 @@ def test_a_start_looks_at_times_once(folder, monkeypatch):
         assert len(opened(folder)) == NUMBER - 1 and not looks
 
 
+def test_several_processes_look_before_they_meet(folder, books, tmp_path, place, monkeypatch):
+    for name, path, kinds in (("image", folder, ["rows", "scans"]), ("text", books, ["tokenizers", "tokens"])):
+        config = load_config(f"{name}/demo", [f"data.path={path}", f"run.dir={tmp_path / 'run'}", "data.split=train"])
+        look_first(config, plugins.load("d2v.modalities", name))
+        assert not place.exists() or not [*place.iterdir()]  # one alone looks when it opens the data
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        look_first(config, plugins.load("d2v.modalities", name))
+        assert {*kinds} <= {kind.name for kind in place.iterdir()} and not (tmp_path / "run").exists()
+        monkeypatch.delenv("WORLD_SIZE")
+        shutil.rmtree(place)
+
+
 def test_workers_are_sent_names_of_files(folder):
     opened(folder)
     samples = opened(folder)
@@ -263,12 +279,12 @@ def test_blocks_equal_those_made_row_by_row(monkeypatch, rows):
 
 @pytest.fixture(scope="module")
 def books(tmp_path_factory) -> Path:
-    """More than a megabyte of lines, with borders of documents and one bad line."""
+    """Lines, with borders of documents and one bad line."""
     root = tmp_path_factory.mktemp("books")
     draw = np.random.default_rng(0)
     words = [f"word{number}" for number in range(50)]
     for number in range(3):
-        lines = [" ".join(draw.choice(words, draw.integers(0, 20))) for _ in range(6000)]
+        lines = [" ".join(draw.choice(words, draw.integers(0, 20))) for _ in range(600)]
         (root / f"{number}.txt").write_text("\n".join(lines) + "\n")
     with (root / "2.txt").open("ab") as file:
         file.write(b"not \xff utf-8\n")
@@ -299,7 +315,7 @@ def test_text_is_tokenized_once_and_equal(books, tmp_path, monkeypatch, place):
         for samples in (first, second):
             found = getattr(samples.corpus, name)
             assert found.dtype == expected.dtype and np.array_equal(found, expected)
-    assert second.corpus.unreadable == anew.corpus.unreadable == [(18000, "not UTF-8")]
+    assert second.corpus.unreadable == anew.corpus.unreadable == [(1800, "not UTF-8")]
     assert vars(second.report) == vars(anew.report) and list(second.ids) == list(anew.ids)
     assert np.array_equal(second.lengths, anew.lengths) and np.array_equal(second.cut, anew.cut)
     for step in (0, 7):

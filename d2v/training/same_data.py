@@ -31,7 +31,7 @@ MOST_READ = 100_000  # samples whose files are looked into; of more, sizes must 
 MOST_NAMED = 1_000_000  # samples whose names are kept; of more, a digest must do
 PART = 1000  # samples that a thread is given at a time
 MIDDLE = 1 << 16  # bytes of a file that its checksum is of
-TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".json", ".txt", ".arrow")
+TABLES = (".parquet", ".tar", ".csv", ".tsv", ".jsonl", ".json", ".txt", ".arrow")
 
 
 class DataCheck:

@@ -1,5 +1,6 @@
 """Rows that were found in files once: later starts and other processes map them, while the files are as they were."""
 
+import glob
 import hashlib
 import json
 import os
@@ -14,8 +15,7 @@ import pyarrow as pa
 from d2v import cache
 from d2v.files import RECORD, RESULTS
 from d2v.modalities.common.folders import has_configs, is_ignored
-from d2v.modalities.common.kinds import TEXTS
-from d2v.modalities.common.table_files import SUFFIXES
+from d2v.modalities.common.kinds import TABLES, TEXTS
 from d2v.modalities.common.tables import NAMES, identifiers
 from d2v.split_names import is_split
 
@@ -102,9 +102,16 @@ def fingerprint(path: Any, extensions: Sequence[str]) -> Seen | None:
     found = _Finger(extensions)
     for one in _listed(path):
         place = Path(one).expanduser().absolute() if isinstance(one, str | os.PathLike) else None
+        if place is not None and not place.exists() and glob.has_magic(str(one)):
+            matches = sorted(Path(place.anchor).glob(str(place.relative_to(place.anchor))))
+            if not matches or any(match.suffix.lower() not in TABLES for match in matches):
+                return None
+            for match in matches:
+                found.add(match)
+            continue
         if place is None or not place.exists() or has_configs(place / "README.md"):
             return None
-        if place.is_file() and place.suffix.lower() not in SUFFIXES:
+        if place.is_file() and place.suffix.lower() not in TABLES:
             return None
         found.add(place)
     return Seen(found.digest.hexdigest(), found.files, found.size)

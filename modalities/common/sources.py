@@ -14,7 +14,7 @@ import datasets
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
-from d2v.modalities.common import table_files
+from d2v.modalities.common import shards, table_files
 from d2v.modalities.common.documents import AUTO, documents
 from d2v.modalities.common.encodings import encoding_of
 from d2v.modalities.common.folders import has_configs, is_ignored, walk, with_names
@@ -72,6 +72,7 @@ def _open(
             opened = _open_described(local, split, what, known)
             return _with_notes(opened, [], splits(opened))
         files, said = walk(local)
+        shards.check_complete(files)
         if not files:
             raise ValueError(f"data.path {local} is an empty folder{': ' if said else ''}{'; '.join(said)}")
         return _open_files(files, split, extensions, what, local, said, known, sample_by)
@@ -222,7 +223,12 @@ def _open_kind(
     suffix = files[0].suffix.lower()
     if suffix in table_files.SUFFIXES:
         return _open_tables(files, split, what, known)
+    if suffix == shards.TAR:
+        return shards.of_tars(files, extensions, what)
     if suffix == ".parquet" and suffix not in extensions:
+        opened = None if what == "text" else shards.of_tables(files)
+        if opened is not None:
+            return opened
         return _load("train", str(root), what, "parquet", data_files=[glob.escape(str(file)) for file in files])
     if extensions == TEXTS:
         return _texts(files, root, split, sample_by)
