@@ -115,7 +115,7 @@ def start(name: str, data: str, run: str, check: str) -> dict[str, Any]:
         modality.DataConfig(path="demo"), config.frontend, split="train", folder=folder
     ) if name == "image" else None
     memory = Memory()
-    before, began = memory.now(), time.perf_counter()
+    before, began, processor = memory.now(), time.perf_counter(), time.process_time()
     seconds = {}
     folder.mkdir(exist_ok=True)
     modality.prepare(config.data, config.frontend, folder, 0)
@@ -130,6 +130,7 @@ def start(name: str, data: str, run: str, check: str) -> dict[str, Any]:
     batches = modality.batches(samples, config.data, config.frontend, 8, 0, print)
     batches(0, 0, 1)
     seconds["all"] = time.perf_counter() - began
+    seconds["of the processor"] = time.process_time() - processor
     most, after = memory.most(), memory.now()
     return {
         "samples": len(samples),

@@ -122,7 +122,7 @@ class _Finger:
 
     def __init__(self, extensions: Sequence[str]):
         media = () if tuple(extensions) == TEXTS else extensions
-        self.by_name = tuple(media)  # files of these endings are not read here
+        self.by_name = {*media, *(ending.upper() for ending in media)}  # files of these endings are not read here
         self.digest, self.files, self.size = hashlib.blake2b(digest_size=16), 0, 0
         self._folders: set[tuple[int, int]] = set()
 
@@ -154,16 +154,16 @@ class _Finger:
 
     def _list(self, here: str) -> tuple[list[str], list[str]]:
         """Names of what counts in a folder, and its folders."""
-        names, inner = [], []
+        names, inner, by_name = [], [], self.by_name
         with os.scandir(here) as entries:
             for entry in entries:
                 name = entry.name
-                if is_ignored(name) and name not in (RECORD, RESULTS):
-                    continue
-                if entry.is_dir():
-                    inner.append(entry.path)
-                elif name.lower().endswith(self.by_name):
+                if name[name.rfind(".") :] in by_name and name[0] != "." and not entry.is_dir():  # of a million most
                     names.append(name)
+                elif is_ignored(name) and name not in (RECORD, RESULTS):
+                    continue
+                elif entry.is_dir():
+                    inner.append(entry.path)
                 else:
                     names.append(f"{name} {self._stamp(entry.stat() if entry.is_file() else None)}")
         self.files += len(names)

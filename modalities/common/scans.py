@@ -21,7 +21,7 @@ from tqdm import tqdm
 from d2v import cache
 from d2v.modalities.common import shards
 from d2v.modalities.common.mapped import mapped
-from d2v.modalities.common.tables import holds_media, is_string
+from d2v.modalities.common.tables import column_of, holds_media, is_string
 
 CHUNK = 4096  # rows that are in memory as Python's objects, or in flight, at once
 NONE = -1  # in place of the numbers of a row that cannot be read, and of the size of a file that is not there
@@ -121,23 +121,22 @@ def _lies_in_files(media: datasets.Dataset) -> bool:
 
 def _places(media: datasets.Dataset) -> Iterator[Places]:
     """Of all rows, a chunk at a time."""
-    (column,) = media.column_names
+    (name,) = media.column_names
+    column = column_of(media, name)
+    is_path, in_shards = pa.types.is_string(column.type), shards.is_place(column.type)
     of_shards: dict[str, tuple[int, int]] = {}
-    for start in range(0, len(media), CHUNK):
-        cells = media[start : start + CHUNK][column]
-        names, states = [], []
-        for cell in cells:
-            if isinstance(cell, dict) and "offset" in cell:
-                shard = cell["path"]
-                if shard not in of_shards:
-                    of_shards[shard] = _state(shard)
-                names.append(f"{shard}:{cell['offset']}")
-                states.append(of_shards[shard])
-                continue
-            name = (cell["path"] if isinstance(cell, dict) else cell) or ""
-            names.append(name)
-            states.append(_state(name))
-        sizes, times = np.array(states, dtype=np.int64).T
+    for start in range(0, len(column), CHUNK):
+        cells = column.slice(start, CHUNK).to_pylist()
+        if in_shards:
+            for path in {cell["path"] for cell in cells} - {*of_shards}:
+                of_shards[path] = _state(path)
+            states = [of_shards[cell["path"]] for cell in cells]
+            names = [f"{cell['path']}:{cell['offset']}" for cell in cells]
+        else:
+            names = [cell or "" for cell in (cells if is_path else [cell and cell["path"] for cell in cells])]
+            states = [_state(name) for name in names]
+        sizes = np.array([size for size, _ in states], dtype=np.int64)
+        times = np.array([moment for _, moment in states], dtype=np.int64)
         yield Places(names, sizes, cache.settled(times))
 
 

@@ -197,8 +197,17 @@ def _with_numbers(table: pa.Table) -> pa.Table:
 
 
 def of_tables(files: Sequence[Path]) -> datasets.Dataset | None:
-    """The rows of parquet files whose media, all of them bytes, stay there; None: these are no such files."""
-    opened = [pq.ParquetFile(file, memory_map=True) for file in files]
+    """The rows of parquet files whose media, all of them bytes, stay there; None: these are no such files.
+
+    ValueError: one is cut, or no parquet file.
+    """
+    opened = []
+    for file in files:
+        try:
+            opened.append(pq.ParquetFile(file, memory_map=True))
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"data.path: {file} cannot be read: it is cut, or no parquet file ({reason})") from error
     schema = opened[0].schema_arrow
     if any(not one.schema_arrow.equals(schema) for one in opened):
         return None

@@ -254,7 +254,8 @@ def cells(dataset: datasets.Dataset, name: str, rows: np.ndarray) -> np.ndarray:
     """The column `name` of `rows`; as objects if some are None, or lists or structs. ValueError: no such column."""
     if name not in dataset.column_names:
         raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(column_names(dataset))}")
-    column = column_of(dataset.select(rows), name)
+    every = len(rows) == len(dataset) and bool((rows == np.arange(len(rows))).all())  # `select` asks that row by row
+    column = column_of(dataset if every else dataset.select(rows), name)
     if pa.types.is_integer(column.type) and not column.null_count:
         return column.to_numpy().astype(np.int64)
     found = column.to_pylist()
