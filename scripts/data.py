@@ -8,8 +8,8 @@ d2v data tokenize CONFIG data.path=PATH [key=value ...]
 d2v data pack SOURCE OUT [size=1000]
 
 tokenize: text becomes tokens in the cache ($D2V_CACHE, or ~/.cache/d2v), as the first start of a run would have it.
-pack: images or recordings of a folder, table or data set are written as tar shards of size= megabytes, which data.path=OUT
-reads, as webdataset does: an image, its label .cls, text .txt and other columns .json have one name.
+pack: images or recordings of a folder, table or data set are written as tar shards of size= megabytes, which
+data.path=OUT reads, as webdataset does: an image, its label .cls, text .txt and other columns .json have one name.
 
 Two words in place of CONFIG make data for trials, which needs no download, in a folder of its own:
 
@@ -48,7 +48,6 @@ from d2v.objectives.common.parts import BETWEEN, names_of
 from d2v.settings import setting
 from d2v.shown import printable
 from d2v.training.pretraining import advice, uses_of_splits
-
 
 
 @dataclass
