@@ -121,6 +121,20 @@ def test_only_files_that_changed_are_looked_at_again(folder, monkeypatch):
     assert len(looks) == 9
 
 
+def test_a_fault_of_the_system_is_looked_at_again(folder, monkeypatch):
+    file = folder / "a" / "0006.png"
+    target = folder.parent / "elsewhere.png"
+    file.rename(target)
+    file.symlink_to(target)
+    target.rename(folder.parent / "gone.png")  # as when a disk is not mounted
+    assert len(opened(folder)) == NUMBER - 2
+    looks = count_looks(monkeypatch)
+    samples = opened(folder)
+    assert len(samples) == NUMBER - 2 and len(looks) == 1 and len(samples.report.unreadable) == 2
+    (folder.parent / "gone.png").rename(target)
+    assert len(opened(folder)) == NUMBER - 1 and len(looks) == 2
+
+
 @pytest.mark.parametrize("harm", ["cut", "flipped", "foreign", "no json"])
 def test_what_is_damaged_is_made_anew(folder, place, monkeypatch, harm):
     expected = facts(opened(folder))

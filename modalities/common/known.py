@@ -75,7 +75,10 @@ def state_of(path: Any, extensions: Sequence[str]) -> str | None:
 
 
 def _listed(path: Any) -> list[Any]:
-    return [path] if isinstance(path, str | os.PathLike) else list(path or [])
+    """The places that data.path names, lists in lists too."""
+    if isinstance(path, str | os.PathLike):
+        return [path]
+    return [place for one in path or [] for place in _listed(one)]
 
 
 def _named(dataset: datasets.Dataset, path: Any, split: str) -> datasets.Dataset:
@@ -101,15 +104,15 @@ def fingerprint(path: Any, extensions: Sequence[str]) -> Seen | None:
     """
     found = _Finger(extensions)
     for one in _listed(path):
-        place = Path(one).expanduser().absolute() if isinstance(one, str | os.PathLike) else None
-        if place is not None and not place.exists() and glob.has_magic(str(one)):
+        place = Path(one).expanduser().absolute()
+        if not place.exists() and glob.has_magic(str(one)):
             matches = sorted(Path(place.anchor).glob(str(place.relative_to(place.anchor))))
             if not matches or any(match.suffix.lower() not in TABLES for match in matches):
                 return None
             for match in matches:
                 found.add(match)
             continue
-        if place is None or not place.exists() or has_configs(place / "README.md"):
+        if not place.exists() or has_configs(place / "README.md"):
             return None
         if place.is_file() and place.suffix.lower() not in TABLES:
             return None

@@ -90,7 +90,7 @@ def _write(rows: datasets.Dataset, kind: str, source: str, split: str, folder: P
 
 def _media(cell: Any, name: str) -> tuple[bytes, str]:
     """The bytes of a sample and the ending of its format. ValueError: it has none, or cannot be read."""
-    if isinstance(cell, dict) and "offset" in cell:
+    if isinstance(cell, dict) and cell.get("offset") is not None:
         content, place = shards.read(cell), name
     elif isinstance(cell, dict) and cell.get("bytes"):
         content, place = cell["bytes"], cell.get("path") or name

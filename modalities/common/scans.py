@@ -6,6 +6,7 @@ n rows of the data, k numbers that a look gives.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,6 +27,7 @@ from d2v.modalities.common.tables import column_of, holds_media, is_string
 CHUNK = 4096  # rows that are in memory as Python's objects, or in flight, at once
 NONE = -1  # in place of the numbers of a row that cannot be read, and of the size of a file that is not there
 NUMBERS, FAULTS = "numbers.npy", "faults.json"
+IN_SHARD = re.compile(r":\d+$")  # what follows the name of a shard: the place in it
 DELAY = 2.0  # seconds before a bar is shown
 Look = Callable[[int], Any]  # of the number of a row: numbers, or why it cannot be read
 
@@ -72,8 +74,15 @@ def scan(
                 folder = cache.keep(entry, partial(_write, places, found))
                 if folder is None:
                     return found
-    faults = {int(row): why for row, why in json.loads((folder / FAULTS).read_text())}
-    return Scan(mapped(folder / NUMBERS), faults, entry.digest)
+    kept = json.loads((folder / FAULTS).read_text())
+    known = Scan(mapped(folder / NUMBERS), {row: why for row, why, _ in kept}, entry.digest)
+    closed = [row for row, _, opens in kept if not opens]
+    if not closed:
+        return known
+    for row in closed:
+        del known.faults[row]
+    again = known._replace(numbers=np.array(known.numbers))
+    return _look_at(np.array(closed), again, look)._replace(digest=entry.digest)
 
 
 def _empty(rows: int, width: int) -> Scan:
@@ -129,9 +138,11 @@ def _places(media: datasets.Dataset) -> Iterator[Places]:
         cells = column.slice(start, CHUNK).to_pylist()
         if in_shards:
             for path in {cell["path"] for cell in cells} - {*of_shards}:
-                of_shards[path] = _state(path)
+                of_shards[path] = _state(path or "")
             states = [of_shards[cell["path"]] for cell in cells]
-            names = [f"{cell['path']}:{cell['offset']}" for cell in cells]
+            names = [
+                cell["path"] or "" if cell["offset"] is None else f"{cell['path']}:{cell['offset']}" for cell in cells
+            ]
         else:
             names = [cell or "" for cell in (cells if is_path else [cell and cell["path"] for cell in cells])]
             states = [_state(name) for name in names]
@@ -179,7 +190,17 @@ def _write(places: tuple[pa.Array, np.ndarray, np.ndarray], found: Scan, folder:
         table = pa.table({"name": names})
         with pa.ipc.new_file(file, table.schema) as stream:
             stream.write_table(table)
-    (folder / FAULTS).write_text(json.dumps([*found.faults.items()]))
+    faults = [(row, why, _opens(names[row].as_py())) for row, why in found.faults.items()]
+    (folder / FAULTS).write_text(json.dumps(faults))
+
+
+def _opens(name: str) -> bool:
+    """Whether a file opens, so that a fault is its own; else it may pass, without its size or time being others."""
+    try:
+        with Path(IN_SHARD.sub("", name)).open("rb"):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _unknown(places: tuple[pa.Array, np.ndarray, np.ndarray], known: Scan, folder: Path | None) -> np.ndarray:
@@ -194,7 +215,9 @@ def _unknown(places: tuple[pa.Array, np.ndarray, np.ndarray], known: Scan, folde
     same = np.asarray(found.is_valid()) & (sizes != NONE)
     same &= (mapped(folder / "sizes.npy")[old] == sizes) & (mapped(folder / "times.npy")[old] == times)
     known.numbers[same] = mapped(folder / NUMBERS)[old[same]]
-    faults = dict(json.loads((folder / FAULTS).read_text()))
+    faults = {row: why for row, why, opens in json.loads((folder / FAULTS).read_text()) if opens}
     for row in np.flatnonzero(same & (known.numbers[:, 0] == NONE)).tolist():
-        known.faults[row] = faults[old[row]]
+        same[row] = old[row] in faults
+        if same[row]:
+            known.faults[row] = faults[old[row]]
     return np.flatnonzero(~same)

@@ -28,13 +28,17 @@ PLACE = {
     "size": datasets.Value("int64"),
     "column": datasets.Value("string"),
 }
-_KIND = pa.struct([(field.name, field.type) for field in datasets.Features(PLACE).arrow_schema])
 IN_TABLE = -1
 NUMBER = re.compile(r"(.*?)(\d+)(?:-of-(\d+))?(\.tar|\.parquet)$")
 LABEL, TEXT, MORE = "cls", "txt", "json"
 TAR = ".tar"
 GROUPS = 2  # groups of rows of parquet that stay in memory
 _lock = threading.Lock()
+
+
+def type_of(feature: dict[str, Any]) -> pa.DataType:
+    """How cells with such fields are stored."""
+    return pa.struct([(field.name, field.type) for field in datasets.Features(feature).arrow_schema])
 
 
 def is_place(kind: pa.DataType) -> bool:
@@ -116,7 +120,7 @@ def of_tars(files: Sequence[Path], extensions: Sequence[str], kind: str) -> data
         rows = [*_samples(file, extensions, kind)]  # of one shard at a time
         names = dict.fromkeys(name for row in rows for name in row)
         columns = {name: [row.get(name) for row in rows] for name in names}
-        places = {kind: pa.array(columns.pop(kind), _KIND)} if kind != "text" and rows else {}
+        places = {kind: pa.array(columns.pop(kind), type_of(PLACE))} if kind != "text" and rows else {}
         parts.append(pa.table({**places, **columns}))
     parts = [part for part in parts if len(part)]
     if not parts:

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 
 from d2v.evaluation.class_names import in_order, names_of
 from d2v.modalities.common.sampling import Names, Numbered
-from d2v.modalities.common.shards import is_place
 
 PATH_COLUMNS = ("file", "path", "file_name", "filename", "file_path", "audio_filepath")
 KNOWN = {  # names of columns by which the first line of a table is known for one, of what is looked for
@@ -104,13 +103,11 @@ def holds_media(dataset: datasets.Dataset, name: str) -> np.ndarray:
 
 def _held(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
     """Which cells hold the media itself, or say where in a shard they lie; None: no cell names a file."""
-    if is_place(column.type):
-        return None
     fields = {field.name for field in column.type} if pa.types.is_struct(column.type) else set()
     if "path" not in fields:
         return None
     held = pa.chunked_array([pa.array(np.zeros(len(column), dtype=bool))])
-    for name in fields & {"bytes", "array"}:
+    for name in fields & {"bytes", "array", "offset"}:
         held = pc.or_(held, pc.is_valid(pc.struct_field(column, name)))
     return held
 

@@ -48,7 +48,7 @@ BICUBIC, NEAREST = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.NEAREST
 
 def encoded(cell: Any) -> bytes | Path:
     """What a media cell holds: the file's bytes, or where it lies. ValueError: the cell is empty."""
-    if isinstance(cell, dict) and "offset" in cell:
+    if isinstance(cell, dict) and cell.get("offset") is not None:
         return read(cell)
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")

@@ -77,7 +77,7 @@ def encoded(cell: Any) -> bytes | Path:
 
     A decoded one, {"array": (S,) or (C, S), "sampling_rate": ...}, gives bytes of a file of the same samples.
     """
-    if isinstance(cell, dict) and "offset" in cell:
+    if isinstance(cell, dict) and cell.get("offset") is not None:
         return shards.read(cell)
     if isinstance(cell, dict):
         cell = cell.get("bytes") or (_as_file(cell) if cell.get("array") else cell.get("path"))
