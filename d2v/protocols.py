@@ -132,7 +132,11 @@ class Report(Protocol):
 
 
 class Samples(Protocol):
-    """The usable samples of a split, read as a model reads them in evaluation."""
+    """The usable samples of a split, read as a model reads them in evaluation.
+
+    Those that have looked at sizes and times of their files may have `origin`, a string that is another one if these
+    are; a run that goes on then need not read the files to know that they are the same.
+    """
 
     ids: list[str]
     lengths: np.ndarray | None  # (n,) in any unit, to batch similar ones together; None: all are of one length

@@ -4,6 +4,13 @@ d2v data CONFIG data.path=PATH [key=value ...]
 
 CONFIG names the modality and how the data is read; one of fine-tuning also opens labels. Nothing is trained or written.
 
+d2v data tokenize CONFIG data.path=PATH [key=value ...]
+d2v data pack SOURCE OUT [size=1000]
+
+tokenize: text becomes tokens in the cache ($D2V_CACHE, or ~/.cache/d2v), as the first start of a run would have it.
+pack: images or recordings of a folder, table or data set are written as tar shards of size= megabytes, which
+data.path=OUT reads, as webdataset does: an image, its label .cls, text .txt and other columns .json have one name.
+
 Two words in place of CONFIG make data for trials, which needs no download, in a folder of its own:
 
 d2v data scenes OUT [train=4000] [test=1000] [size=32] [seed=0] [voice=formant|espeak]
@@ -21,22 +28,34 @@ The same arguments give the same files.
 import tempfile
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d2v import plugins
+from d2v import cache, plugins
 from d2v.config.cli import run_cli
 from d2v.config.find import find_config
 from d2v.config.joint import load_parts
 from d2v.config.loading import load_values, typed
 from d2v.config.schema import Config
 from d2v.config.written import Argument, in_home
+from d2v.files import filled
 from d2v.finetuning.config import KINDS, load
 from d2v.modalities.common.generated import digits_folder, scenes_folder
 from d2v.modalities.common.generated.folder import make
+from d2v.modalities.common.packing import pack
 from d2v.objectives.common.parts import BETWEEN, names_of
+from d2v.settings import setting
 from d2v.shown import printable
 from d2v.training.pretraining import advice, uses_of_splits
+
+
+@dataclass
+class PackConfig:
+    """How shards are written."""
+
+    size: int = setting(1000, "Megabytes of a shard.", least=1, limit=1_000_000)
+
 
 GENERATED = {
     "scenes": (scenes_folder.ScenesConfig, scenes_folder.fill),
@@ -48,6 +67,12 @@ def main(argv: list[str]) -> None:
     """`argv`: CONFIG and overrides. ValueError: whatever the user can mend."""
     if argv[:1] and argv[0] in GENERATED:
         print(*_made(*argv), sep="\n")
+        return
+    if argv[:1] == ["pack"]:
+        print(*_packed(argv[1:]), sep="\n")
+        return
+    if argv[:1] == ["tokenize"]:
+        _tokenized(argv[1:])
         return
     if not argv or "=" in argv[0]:
         raise ValueError("usage: d2v data CONFIG data.path=PATH [key=value ...]")
@@ -68,6 +93,33 @@ def _made(kind: str, *arguments: str) -> list[str]:
     folder, start = Path(in_home(places[0])), time.perf_counter()
     said = make(folder.resolve(), kind, settings, fill)
     return [*said, f"{folder}: done in {time.perf_counter() - start:.0f} s"]
+
+
+def _packed(arguments: list[str]) -> list[str]:
+    """Writes shards; returns what is said of them. ValueError: not two places, or an odd size."""
+    places = [argument for argument in arguments if "=" not in argument]
+    given = {key: Argument(value) for key, _, value in (one.partition("=") for one in arguments if "=" in one)}
+    if len(places) != 2:
+        raise ValueError("usage: d2v data pack SOURCE OUT [size=1000]")
+    settings = typed(PackConfig, given, "pack", "d2v data pack")
+    source, out = in_home(places[0]), Path(in_home(places[1])).absolute()
+    with filled(out) as draft:
+        said = pack(source, draft, settings.size * 1_000_000)
+    return [*said, f"{out}: data.path={out} reads them"]
+
+
+def _tokenized(argv: list[str]) -> None:
+    """Has the text of a config tokenized and kept. ValueError: it is of no text, or nothing can be kept."""
+    if not argv or "=" in argv[0]:
+        raise ValueError("usage: d2v data tokenize CONFIG data.path=PATH [key=value ...]")
+    if not cache.is_usable():
+        raise ValueError(f"nothing can be kept in {cache.place()}: set D2V_CACHE to a folder that you may write to")
+    with tempfile.TemporaryDirectory() as folder:
+        parts = load_parts(find_config(argv[0]), argv[1:])
+        for part, config in parts.items():
+            if "vocab_size" not in vars(config.data):
+                raise ValueError(f"{argv[0]} reads {part or config.modality}, and only text is tokenized")
+            print(*_samples(config, Path(folder)).report.lines(), f"kept in {cache.place()}", sep="\n")
 
 
 def _unlabelled(argv: list[str], folder: Path) -> None:

@@ -1,9 +1,11 @@
 """What every test gets: one thread, no network, fixed seeds, and the example data where it lies beside the checkout."""
 
 import os
+import tempfile
 
 # before transformers and datasets are imported: they read these once
 os.environ.update(
+    D2V_CACHE=tempfile.mkdtemp(prefix="d2v-cache-"),
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
@@ -12,6 +14,7 @@ os.environ.update(
 )
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first, all others as they were."""
     rank = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_unconfigure() -> None:
+    """What was kept goes."""
+    shutil.rmtree(os.environ["D2V_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

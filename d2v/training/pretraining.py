@@ -8,7 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from d2v import files, plugins
+from d2v import cache, files, plugins
 from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
 from d2v.config.written import dumped
@@ -20,6 +20,7 @@ from d2v.reading import Limit, Reader
 from d2v.shown import printable
 from d2v.split_names import uses
 from d2v.training.export import export, measured, model_card
+from d2v.training.first_look import look_first
 from d2v.training.forecast import where
 from d2v.training.health import HealthCheck
 from d2v.training.inherited import resumes
@@ -45,10 +46,12 @@ def pretrain(config: Config) -> None:
     folder = Path(config.run.dir)
     modality = plugins.load("d2v.modalities", config.modality)
     check_apart(folder, sources(config, modality))
-    accelerator = open_accelerator(config.train, config.run, unused=config.model.trunk.drops_layers)
-    accelerator.print(where(accelerator))
-    with dry_folder(config.run, accelerator):
-        _run(config, modality, accelerator)
+    with cache.one_look():
+        look_first(config, modality)
+        accelerator = open_accelerator(config.train, config.run, unused=config.model.trunk.drops_layers)
+        accelerator.print(where(accelerator))
+        with dry_folder(config.run, accelerator):
+            _run(config, modality, accelerator)
     accelerator.end_training()
 
 

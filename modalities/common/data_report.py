@@ -31,15 +31,21 @@ class Report:
 
     def count_classes(self, cells: np.ndarray, classes: Sequence[str] | None, column: str) -> None:
         """Counts the usable samples of each class, `classes` by number if these are known, or notes why it does not."""
+        times = np.ones(len(cells), dtype=np.int64)
+        total = len(cells)
+        if cells.dtype.kind in "iu":
+            cells, times = np.unique(cells, return_counts=True)
         try:
             names = names_of(cells, classes, column)
         except ValueError as error:
             self.notes.append(f"classes are not counted: data.label {error}")
             return
-        counts = Counter(names)
+        counts = Counter[str | None]()
+        for name, number in zip(names, times.tolist(), strict=True):
+            counts[name] += number
         without = counts.pop(None, 0)
         if without:
-            self.notes.append(f"without a class: {without} of {len(names)} samples (data.label {column!r})")
+            self.notes.append(f"without a class: {without} of {total} samples (data.label {column!r})")
         others = in_order(set(counts).difference(classes or ()))
         if counts:
             self.classes = {name: counts[name] for name in [*(classes or ()), *others]}

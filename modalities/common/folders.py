@@ -1,6 +1,7 @@
 """The files below a folder: hidden ones, those of systems and what d2v wrote are none; each real folder counts once."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -62,6 +63,13 @@ def holds(folder: Path, extensions: Sequence[str]) -> bool:
             if not is_ignored(name) and is_of(Path(here, name), extensions):
                 return True
     return False
+
+
+def has_configs(readme: Path) -> bool:
+    """Whether a README begins with what the Hub reads: which files are which data set."""
+    if not readme.is_file():
+        return False
+    return re.match(r"---\s*\n(.*\n)*?configs:", readme.read_text(encoding="utf-8", errors="replace")) is not None
 
 
 def with_names(files: Iterable[Path]) -> Found:

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from d2v.modalities.common.tables import NAMES, is_string, media_column, number, with_column, written
+from d2v.modalities.common.shards import PLACE, is_place, type_of
+from d2v.modalities.common.tables import NAMES, media_column, number, with_column, written
 
-CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # of media, as `datasets` stores it
+CELL = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # of media, as `datasets` stores it
 
 
 def join(parts: list[datasets.Dataset], split: str, kind: str) -> datasets.Dataset:
@@ -37,27 +38,34 @@ def join(parts: list[datasets.Dataset], split: str, kind: str) -> datasets.Datas
 
 
 def _with_one_media_column(parts: list[datasets.Dataset], kind: str) -> list[datasets.Dataset]:
-    """Parts whose media lie in one column: paths and bytes as cells that hold either."""
+    """Parts whose media lie in one column: paths, bytes and places in shards as cells that hold one of these."""
     names = [media_column(part, kind) for part in parts]
-    if len({(name, is_string(part.features[name])) for name, part in zip(names, parts, strict=True)}) == 1:
+    if len({(name, str(part.features[name])) for name, part in zip(names, parts, strict=True)}) == 1:
         return parts
+    columns = [part.data.column(name) for name, part in zip(names, parts, strict=True)]
+    feature = CELL | (PLACE if any(is_place(column.type) for column in columns) else {})
     made = []
-    for name, part in zip(names, parts, strict=True):
-        cells = pa.chunked_array([_cells(chunk, name) for chunk in part.data.column(name).chunks], CELL)
-        feature = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    for name, part, column in zip(names, parts, columns, strict=True):
+        cells = pa.chunked_array([_cells(chunk, name, feature) for chunk in column.chunks], type_of(feature))
         part = with_column(part, kind, cells, feature)
         made.append(part if name in (kind, "file") else part.remove_columns(name))
     return made
 
 
-def _cells(chunk: pa.Array, name: str) -> pa.Array:
-    """Media as cells of bytes or a path. ValueError: they are neither."""
+def _cells(chunk: pa.Array, name: str, feature: dict[str, Any]) -> pa.Array:
+    """Media as cells of bytes, a path, or a place. ValueError: they are none of these."""
+    fields = [*type_of(feature)]
     if pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type):
-        return pa.StructArray.from_arrays([pa.nulls(len(chunk), pa.binary()), chunk.cast(pa.string())], fields=[*CELL])
-    if not pa.types.is_struct(chunk.type) or {"bytes", "path"} - {field.name for field in chunk.type}:
+        children = [chunk.cast(pa.string()) if one.name == "path" else pa.nulls(len(chunk), one.type) for one in fields]
+        return pa.StructArray.from_arrays(children, fields=fields)
+    found = {field.name for field in chunk.type} if pa.types.is_struct(chunk.type) else set()
+    if not is_place(chunk.type) and {"bytes", "path"} - found:
         raise ValueError(f"one part of data.path holds {chunk.type} in column {name!r}, another paths or files")
-    fields = [pc.struct_field(chunk, field.name).cast(field.type) for field in CELL]
-    return pa.StructArray.from_arrays(fields, fields=[*CELL])
+    children = []
+    for one in fields:
+        held = one.name in found
+        children.append(pc.struct_field(chunk, one.name).cast(one.type) if held else pa.nulls(len(chunk), one.type))
+    return pa.StructArray.from_arrays(children, fields=fields)
 
 
 def _alike(parts: list[datasets.Dataset], name: str) -> list[datasets.Dataset]:

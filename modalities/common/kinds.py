@@ -13,14 +13,14 @@ IMAGES = (
     *(".avif", ".jfif", ".jpe", ".j2k", ".pbm", ".pnm", ".dib", ".tga"),
 )
 TEXTS = (".txt",)
-TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
+TABLES = (".parquet", ".tar", ".csv", ".tsv", ".jsonl", ".json")
 SNIFFED = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")  # formats that say what they are
 CURES = {  # what to do with files that cannot be read
     **dict.fromkeys(
         (".aac", ".m4a", ".m4b", ".mp4", ".wma", ".amr", ".webm", ".shn", ".ape"), "convert to wav or flac"
     ),
     **dict.fromkeys((".heic", ".heif", ".cr2", ".nef", ".dng", ".svg", ".psd"), "convert to jpg or png"),
-    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack"),
+    **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack"),
     **dict.fromkeys((".pdf", ".doc", ".docx", ".rtf", ".epub"), "convert to txt"),
     **dict.fromkeys(TABLES, "data.path=FILE reads a table"),
 }

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -51,6 +51,10 @@ class Sampler:
             self._made[epoch] = self._make_epoch(epoch)
         return self._made[epoch][number]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Other processes make the order themselves."""
+        return {**vars(self), "_made": {}}
+
     def _make_epoch(self, epoch: int) -> np.ndarray:
         """Indices of an epoch's batches, (batches, batch_size)."""
         generator = np.random.default_rng((self.seed, EPOCH, epoch))
@@ -63,6 +67,90 @@ class Sampler:
             chunk = order[start : start + size]
             by_length.append(chunk[np.argsort(self.lengths[chunk], kind="stable")])
         return generator.permutation(np.concatenate(by_length).reshape(-1, self.batch_size))
+
+
+class Cells(Sequence[Any]):
+    """What rows hold, a cell at a time: no object for each of a million samples."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._cell(place) for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{index} of {len(self)} rows")
+        return self._cell(int(index) % len(self))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr([*self])
+
+    def _cell(self, row: int) -> Any:
+        raise NotImplementedError
+
+
+class Names(Cells):
+    """The names in a column of a data set, in memory or mapped as that is."""
+
+    def __init__(self, dataset: Any, name: str):
+        """`dataset`: of this column alone."""
+        self._dataset, self._name = dataset, name
+        self._column = dataset.with_format("arrow")[:].column(name)
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def _cell(self, row: int) -> str:
+        return self._column[row].as_py()
+
+    def __reduce__(self) -> Any:
+        return Names, (self._dataset, self._name)
+
+
+class Numbered(Cells):
+    """The names of rows that have no other, "<split>:<row>"."""
+
+    def __init__(self, split: str, rows: range):
+        self._split, self._rows = split, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _cell(self, row: int) -> str:
+        return f"{self._split}:{self._rows[row]}"
+
+
+class Usable(Cells):
+    """Which of the rows of a source can be used, in their order; what is kept is the others, which are few."""
+
+    def __init__(self, num_rows: int, others: np.ndarray):
+        """`others`: (m,) rising numbers of rows."""
+        self.others, self._length = others, num_rows - len(others)
+        self._before = others - np.arange(len(others))  # usable rows before each of the others
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _cell(self, row: int) -> int:
+        return row + int(np.searchsorted(self._before, row, "right"))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.delete(np.arange(self._length + len(self.others)), self.others).astype(dtype or np.int64, copy=False)
+
+
+class Chosen(Cells):
+    """Those cells that are in the rows that are used."""
+
+    def __init__(self, cells: Sequence[Any], rows: Sequence[int]):
+        self._cells, self._rows = cells, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _cell(self, row: int) -> Any:
+        return self._cells[self._rows[row]]
 
 
 def share(num_rows: int, part: int, parts: int) -> slice:

@@ -14,12 +14,13 @@ import datasets
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
-from d2v.modalities.common import table_files
+from d2v.modalities.common import shards, table_files
 from d2v.modalities.common.documents import AUTO, documents
 from d2v.modalities.common.encodings import encoding_of
-from d2v.modalities.common.folders import is_ignored, walk, with_names
+from d2v.modalities.common.folders import has_configs, is_ignored, walk, with_names
 from d2v.modalities.common.joining import join
 from d2v.modalities.common.kinds import AUDIO, CURES, IMAGES, TABLES, TEXTS, UNNAMED, extension, is_of, named, summary
+from d2v.modalities.common.known import known
 from d2v.modalities.common.media import METADATA, media_files
 from d2v.modalities.common.splits import choose
 from d2v.modalities.common.tables import KNOWN, file_paths, media_column, media_kinds, name_rows, with_folders
@@ -43,8 +44,12 @@ def open_source(
     ValueError: says what is missing and what there is.
     """
     datasets.disable_progress_bars()  # of the training loop alone is one shown
-    opened = _open(path, split, tuple(extensions), what, (*columns, *KNOWN[what]), sample_by)
-    return _with_notes(name_rows(opened, path, split, what), notes(opened), splits(opened))
+
+    def open_anew() -> datasets.Dataset:
+        opened = _open(path, split, tuple(extensions), what, (*columns, *KNOWN[what]), sample_by)
+        return _with_notes(name_rows(opened, path, split, what), notes(opened), splits(opened))
+
+    return known(path, split, extensions, [what, list(columns), sample_by], open_anew)
 
 
 def _open(
@@ -62,11 +67,12 @@ def _open(
     name = os.fspath(path)
     local = Path(name).expanduser().absolute()
     if local.is_dir():
-        if _has_configs(local / "README.md"):
+        if has_configs(local / "README.md"):
             _no_files(sample_by, local)
             opened = _open_described(local, split, what, known)
             return _with_notes(opened, [], splits(opened))
         files, said = walk(local)
+        shards.check_complete(files)
         if not files:
             raise ValueError(f"data.path {local} is an empty folder{': ' if said else ''}{'; '.join(said)}")
         return _open_files(files, split, extensions, what, local, said, known, sample_by)
@@ -217,7 +223,12 @@ def _open_kind(
     suffix = files[0].suffix.lower()
     if suffix in table_files.SUFFIXES:
         return _open_tables(files, split, what, known)
+    if suffix == shards.TAR:
+        return shards.of_tars(files, extensions, what)
     if suffix == ".parquet" and suffix not in extensions:
+        opened = None if what == "text" else shards.of_tables(files)
+        if opened is not None:
+            return opened
         return _load("train", str(root), what, "parquet", data_files=[glob.escape(str(file)) for file in files])
     if extensions == TEXTS:
         return _texts(files, root, split, sample_by)
@@ -243,13 +254,6 @@ def _no_files(sample_by: str, path: Any) -> None:
             f"data.sample_by is {sample_by!r}, and nothing reads it: it is of text files, and data.path {path} is a "
             "table, whose rows are the samples: leave it out"
         )
-
-
-def _has_configs(readme: Path) -> bool:
-    """Whether a README begins with what the Hub reads: which files are which data set."""
-    if not readme.is_file():
-        return False
-    return re.match(r"---\s*\n(.*\n)*?configs:", readme.read_text(encoding="utf-8", errors="replace")) is not None
 
 
 def _there_is(files: list[Path], extensions: Sequence[str], what: str, said: list[str]) -> str:

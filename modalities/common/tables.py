@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from d2v.evaluation.class_names import in_order, names_of
+from d2v.modalities.common.sampling import Names, Numbered
 
 PATH_COLUMNS = ("file", "path", "file_name", "filename", "file_path", "audio_filepath")
 KNOWN = {  # names of columns by which the first line of a table is known for one, of what is looked for
@@ -86,7 +87,7 @@ def file_paths(dataset: datasets.Dataset, name: str) -> list[str | None] | None:
     """Where the files of a column of media lie, None for a cell without one; None if all cells hold the media."""
     if is_string(dataset.features[name]):
         return cells_of(dataset, name)
-    column = _column(dataset, name)
+    column = column_of(dataset, name)
     held = _held(column)
     if held is None or pc.all(held).as_py():
         return None
@@ -94,30 +95,36 @@ def file_paths(dataset: datasets.Dataset, name: str) -> list[str | None] | None:
     return [None if is_held else path for path, is_held in zip(paths, held.to_pylist(), strict=True)]
 
 
+def holds_media(dataset: datasets.Dataset, name: str) -> np.ndarray:
+    """(rows,) bool, which cells of a column of media hold these, and name no file."""
+    held = _held(column_of(dataset, name))
+    return np.ones(len(dataset), dtype=bool) if held is None else np.asarray(held)
+
+
 def _held(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Which cells hold the media itself; None: no cell names a file."""
+    """Which cells hold the media itself, or say where in a shard they lie; None: no cell names a file."""
     fields = {field.name for field in column.type} if pa.types.is_struct(column.type) else set()
     if "path" not in fields:
         return None
     held = pa.chunked_array([pa.array(np.zeros(len(column), dtype=bool))])
-    for name in fields & {"bytes", "array"}:
+    for name in fields & {"bytes", "array", "offset"}:
         held = pc.or_(held, pc.is_valid(pc.struct_field(column, name)))
     return held
 
 
 def cells_of(dataset: datasets.Dataset, name: str) -> list[Any]:
     """A column; at once, as a million rows one by one take ten times as long."""
-    return _column(dataset, name).to_pylist()
+    return column_of(dataset, name).to_pylist()
 
 
-def _column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
+def column_of(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
     """A column as it is stored."""
     return dataset.select_columns([name]).with_format("arrow")[:].column(name)
 
 
 def with_paths(dataset: datasets.Dataset, name: str, paths: list[str | None]) -> datasets.Dataset:
     """The data set with other paths in a column of media, None where a cell has none."""
-    column, feature = _column(dataset, name), dataset.features[name]
+    column, feature = column_of(dataset, name), dataset.features[name]
     if not is_string(feature):
         chunks, start = [], 0
         for chunk in column.chunks:
@@ -217,12 +224,12 @@ def _root(path: Any) -> str:
     return f"{place}/".replace("//", "/") if place.is_dir() else ""
 
 
-def identifiers(dataset: datasets.Dataset, path: Any, split: str, first: int = 0) -> list[str]:
+def identifiers(dataset: datasets.Dataset, path: Any, split: str, first: int = 0) -> Sequence[str]:
     """A stable name per row: the path below `path` for files, else "<split>:<row>", counted from `first`."""
     if NAMES in dataset.column_names:
-        return cells_of(dataset, NAMES)
+        return Names(dataset.select_columns([NAMES]), NAMES)
     if "file" not in dataset.column_names or not is_string(dataset.features["file"]):
-        return [f"{split}:{first + row}" for row in range(len(dataset))]
+        return Numbered(split, range(first, first + len(dataset)))
     return [name or f"{split}:{first + row}" for row, name in enumerate(_relative(cells_of(dataset, "file"), path))]
 
 
@@ -244,7 +251,11 @@ def cells(dataset: datasets.Dataset, name: str, rows: np.ndarray) -> np.ndarray:
     """The column `name` of `rows`; as objects if some are None, or lists or structs. ValueError: no such column."""
     if name not in dataset.column_names:
         raise ValueError(f"the data has no column {name!r}; its columns are {', '.join(column_names(dataset))}")
-    found = cells_of(dataset.select(rows), name)
+    every = len(rows) == len(dataset) and bool((rows == np.arange(len(rows))).all())  # `select` asks that row by row
+    column = column_of(dataset if every else dataset.select(rows), name)
+    if pa.types.is_integer(column.type) and not column.null_count:
+        return column.to_numpy().astype(np.int64)
+    found = column.to_pylist()
     if not any(cell is None or isinstance(cell, list | dict) for cell in found):
         return np.asarray(found)
     array = np.empty(len(found), dtype=object)
@@ -259,7 +270,7 @@ def classes(dataset: datasets.Dataset, name: str) -> list[str] | None:
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
     if is_string(feature):
-        cells = _column(dataset, name).unique().drop_null().to_pylist()
+        cells = column_of(dataset, name).unique().drop_null().to_pylist()
         text = [cell for cell in cells if "\ufffd" not in cell]  # who asks for classes hears of others, pretraining not
         return in_order(names_of(text, None, name))
     return None

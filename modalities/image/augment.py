@@ -21,6 +21,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import Image as TensorImage
 
+from d2v.modalities.common.shards import read
+
 # What Pillow and numpy raise for a file that is cut off, corrupt, a bomb, or no image at all.
 UNREADABLE = (
     OSError,
@@ -46,6 +48,8 @@ BICUBIC, NEAREST = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.NEAREST
 
 def encoded(cell: Any) -> bytes | Path:
     """What a media cell holds: the file's bytes, or where it lies. ValueError: the cell is empty."""
+    if isinstance(cell, dict) and cell.get("offset") is not None:
+        return read(cell)
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if not cell:

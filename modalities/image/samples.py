@@ -6,7 +6,6 @@ B samples of a batch, C channels, S image size.
 import io
 import logging
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,11 @@ import numpy as np
 from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessor
 
+from d2v import cache
 from d2v.modalities.common import feeding, sources, tables
 from d2v.modalities.common.data_report import Report, UnreadableError
+from d2v.modalities.common.sampling import Chosen, Usable
+from d2v.modalities.common.scans import NONE, scan
 from d2v.modalities.image import augment, masks, patterns, views
 from d2v.modalities.image.config import DataConfig, FilesConfig, ReadConfig, check_reading
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
@@ -27,7 +29,6 @@ from d2v.types import View
 log = logging.getLogger(__name__)
 ONE_COLOUR, MORE_PAGES = "of one colour", "of several pages or frames (the first is read)"
 MUCH_LARGER = 4  # times the side that is read
-QUEUED = 4096  # rows that a scan hands out at once: a pool queues all that it is given
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
@@ -101,8 +102,8 @@ class Samples:
         self.report = Report(
             "image", found=len(dataset), usable=0, notes=sources.notes(dataset), splits=sources.splits(dataset)
         )
-        self._rows = np.flatnonzero(self._scan(ids))
-        self.ids = [ids[row] for row in self._rows]
+        self._rows, self.origin = self._scan(ids, None if in_passing else [config.path, split])
+        self.ids = Chosen(ids, self._rows)
         self.report.usable = len(self._rows)
         if config.label in dataset.column_names:
             self.report.count_classes(self.column(config.label), self.classes, config.label)
@@ -115,7 +116,7 @@ class Samples:
     @property
     def rows(self) -> np.ndarray:
         """(n,) which rows of the source they are."""
-        return self._rows
+        return np.asarray(self._rows)
 
     def image(self, index: int) -> Any:
         """The decoded image of a usable sample: PIL, or a tensor (C, H, W). UnreadableError: it is damaged."""
@@ -126,7 +127,7 @@ class Samples:
 
     def column(self, name: str) -> np.ndarray:
         """Values of a data column per usable sample, None for missing ones. ValueError: there is none of that name."""
-        return tables.cells(self._dataset, name, self._rows)
+        return tables.cells(self._dataset, name, self.rows)
 
     def view(self, indices: Iterable[int]) -> View:
         """Resized, centre-cropped, normalised, unmasked; pixel_values (B, C, S, S).
@@ -175,42 +176,37 @@ class Samples:
         (cell,) = self._media[row].values()
         return augment.encoded(cell)
 
-    def _look(self, row: int) -> tuple[str, str] | tuple[augment.Outline, list[str]]:
-        """Which list of the report a row belongs to, and why; if it is usable, its size and what is said of it."""
+    def _look(self, row: int) -> tuple[int, int, int] | str:
+        """Height, width and what is said of a usable row, or why it cannot be read."""
         try:
             source = self._source(row)
             outline = augment.outline(source)
             constant = self._decodes and augment.one_colour(augment.decode(source, self.frontend.channels))
         except augment.UNREADABLE as error:
-            return "unreadable", _reason(error)
-        if min(outline.height, outline.width) < self.config.min_size:
-            return "too_short", f"{outline.width} x {outline.height} pixels, data.min_size is {self.config.min_size}"
-        remarks = []
-        if constant:
-            remarks.append(ONE_COLOUR)
-        if outline.more:
-            remarks.append(MORE_PAGES)
-        return outline, remarks
+            return _reason(error)
+        return outline.height, outline.width, int(constant) + 2 * int(outline.more)
 
-    def _scan(self, ids: Sequence[str]) -> np.ndarray:
-        """Which rows are usable, (rows,) bool; fills the report."""
-        lists = {"unreadable": self.report.unreadable, "too_short": self.report.too_short}
-        usable, sizes = np.ones(len(ids), dtype=bool), []
-        with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
-            for start in range(0, len(ids), QUEUED):
-                rows = range(start, min(start + QUEUED, len(ids)))
-                for row, seen in zip(rows, pool.map(self._look, rows), strict=True):
-                    found, remarks = seen
-                    if isinstance(found, str):
-                        usable[row] = False
-                        lists[found].append((ids[row], remarks))
-                        continue
-                    sizes.append((found.width, found.height))
-                    for remark in remarks:
-                        self.report.remarks.setdefault(remark, []).append(ids[row])
-        if sizes:
-            self.report.sizes, self.report.advice = _sizes(sizes, self.frontend)
-        return usable
+    def _scan(self, ids: Sequence[str], data: list[Any] | None) -> tuple[Usable, str | None]:
+        """Which rows are usable, and what changes if their files do; fills the report."""
+        report, least = self.report, self.config.min_size
+        channels = self.frontend.channels if self._decodes else 0
+        settings = data and ["image", *data, self._decodes, channels]
+        found = scan(self._media, settings, 3, self._look)
+        report.unreadable += [(ids[row], why) for row, why in found.faults.items()]
+        height, width, said = found.numbers.T
+        small = np.flatnonzero((np.minimum(height, width) < least) & (height != NONE))
+        for row in small.tolist():
+            why = f"{width[row]} x {height[row]} pixels, data.min_size is {least}"
+            report.too_short.append((ids[row], why))
+        rows = Usable(len(ids), np.union1d(small, np.flatnonzero(height == NONE)))
+        for row in np.setdiff1d(np.flatnonzero(said > 0), rows.others).tolist():
+            for bit, remark in ((1, ONE_COLOUR), (2, MORE_PAGES)):
+                if said[row] & bit:
+                    report.remarks.setdefault(remark, []).append(ids[row])
+        if len(rows):
+            sizes = found.numbers[:, 1::-1]  # width, height
+            report.sizes, report.advice = _sizes(np.delete(sizes, rows.others, axis=0), self.frontend)
+        return rows, found.digest and cache.digest_of(found.digest, data, rows.others)
 
 
 def queries(given: Sequence[str], data: ReadConfig, frontend: FrontendConfig, folder: Path) -> Samples:
@@ -219,8 +215,8 @@ def queries(given: Sequence[str], data: ReadConfig, frontend: FrontendConfig, fo
     return Samples(replace(data, min_size=0), frontend, split=data.split, folder=folder, rows=Rows(rows, 0))
 
 
-def _sizes(found: list[tuple[int, int]], frontend: FrontendConfig) -> tuple[str, str]:
-    """What is said of widths and heights beside the size that the model reads, and which settings would help."""
+def _sizes(found: np.ndarray, frontend: FrontendConfig) -> tuple[str, str]:
+    """What is said of widths and heights (n, 2) beside the size that the model reads, and which settings would help."""
     width, height = np.median(found, axis=0).astype(int).tolist()
     size, patch = frontend.image_size, frontend.patch_size
     grid = "" if frontend.backbone else f", in {(size // patch) ** 2} patches of {patch} x {patch}"

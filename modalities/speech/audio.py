@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import soundfile
 
+from d2v.modalities.common import shards
 from d2v.modalities.common.data_report import UnreadableError
 from d2v.modalities.speech.resampling import Resampler
 
@@ -76,6 +77,8 @@ def encoded(cell: Any) -> bytes | Path:
 
     A decoded one, {"array": (S,) or (C, S), "sampling_rate": ...}, gives bytes of a file of the same samples.
     """
+    if isinstance(cell, dict) and cell.get("offset") is not None:
+        return shards.read(cell)
     if isinstance(cell, dict):
         cell = cell.get("bytes") or (_as_file(cell) if cell.get("array") else cell.get("path"))
     if not cell:

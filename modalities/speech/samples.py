@@ -3,9 +3,7 @@
 B samples of a batch, S audio samples, T tokens.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
 
+from d2v import cache
 from d2v.modalities.common import feeding, sources, tables
 from d2v.modalities.common.data_report import Report
+from d2v.modalities.common.sampling import Chosen, Usable
+from d2v.modalities.common.scans import NONE, scan
 from d2v.modalities.common.windows import Window, counted, cut
 from d2v.modalities.speech import anagrams, audio, synth
 from d2v.modalities.speech.choice import open_labelled
@@ -90,18 +91,15 @@ class Samples:
         self._found: dict[int, audio.Found] = {}
         self._budget, self._kept = config.cache_hours * 3600 * frontend.sample_rate, 0  # samples that the cache holds
         self._longest = round(config.max_seconds * self.rate)
-        self._rates = Counter[int]()  # of the files; threads count, so that it is not exact
         self.classes = tables.classes(dataset, config.label) if config.label in dataset.column_names else None
         ids = tables.identifiers(dataset, config.path, split, first)
         self.report = Report(
             "audio", found=len(dataset), usable=0, notes=sources.notes(dataset), splits=sources.splits(dataset)
         )
-        self._rows, self.lengths = self._scan(ids)  # (N,) each
+        self._rows, self.lengths, self.origin = self._scan(ids, None if in_passing else [config.path, split])
         self.cut = self.lengths > self._longest
-        self.ids = [ids[row] for row in self._rows]
+        self.ids = Chosen(ids, self._rows)
         self.report.usable = len(self._rows)
-        if len(self.lengths):
-            self.report.sizes, self.report.advice = self._sizes()
         self.report.amount = f"{self.lengths.sum() / self.rate / 3600:.2f} hours"
         if config.label in dataset.column_names:
             self.report.count_classes(self.column(config.label), self.classes, config.label)
@@ -114,7 +112,7 @@ class Samples:
     @property
     def rows(self) -> np.ndarray:
         """(n,) which rows of the source they are."""
-        return self._rows
+        return np.asarray(self._rows)
 
     def clip(self, index: int) -> np.ndarray | audio.Long:
         """A usable clip as `wave` gives it; one that is long by slices, which alone are decoded.
@@ -148,8 +146,8 @@ class Samples:
         ValueError: no such column.
         """
         if empty is None:
-            return tables.cells(self._dataset, name, self._rows)
-        return tables.values(self._dataset, name, self._rows, self.ids, empty=empty)
+            return tables.cells(self._dataset, name, self.rows)
+        return tables.values(self._dataset, name, self.rows, self.ids, empty=empty)
 
     def view(self, indices: Iterable[int]) -> View:
         """Whole clips, unmasked; those above max_seconds keep their middle; input_values (B, S)."""
@@ -199,58 +197,62 @@ class Samples:
         """Which part of its recording a row is."""
         return audio.WHOLE if self._segments is None else audio.Part(*self._segments[row].tolist())
 
-    def _measure(self, row: int) -> int | str:
-        """Length of a clip at the wanted rate, or why it is unreadable; decoded clips are kept while they are few."""
+    def _measure(self, row: int) -> tuple[int, int] | str:
+        """Length of a clip at the wanted rate, and the rate of its file, or why it is unreadable.
+
+        Decoded clips are kept while they are few.
+        """
         try:
             source, part = self._source(row), self._part(row)
             samples, rate = audio.outline(source, self.rate, part)
-            self._rates[rate] += 1
             if not self._decodes:
-                return samples
+                return samples, rate
             if samples > LONG * self._longest:
                 self._found[row] = audio.survey(source, self.rate, part)
-                return self._found[row].length
+                return self._found[row].length, rate
             wave = audio.decode(source, self.rate, part)
         except ValueError as error:
             return str(error)
-        cache = self._cache
-        if cache is not None and self._kept < self._budget:  # threads decode ahead of what _scan has counted
-            cache[row] = wave
+        kept = self._cache
+        if kept is not None and self._kept < self._budget:  # threads decode ahead of what _scan has counted
+            kept[row] = wave
             self._kept += len(wave)
-        return len(wave)
+        return len(wave), rate
 
-    def _scan(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Usable rows and their lengths; fills the report."""
+    def _scan(self, ids: Sequence[str], data: list[Any] | None) -> tuple[Usable, np.ndarray, str | None]:
+        """Usable rows, their lengths, and what changes if their files do; fills the report."""
         shortest = max(round(self.config.min_seconds * self.rate), receptive_field(self.frontend, MIN_TOKENS))
-        rows, sizes, total = [], [], 0
-        with ThreadPoolExecutor() as pool:  # libsndfile decodes outside of Python's lock
-            for row, measured in enumerate(pool.map(self._measure, range(len(ids)))):
-                if isinstance(measured, str):
-                    self.report.unreadable.append((ids[row], measured))
-                    continue
-                if measured < shortest:
-                    setting = " (data.min_seconds)" if self.config.min_seconds * self.rate >= shortest - 0.5 else ""
-                    why = f"{measured / self.rate:.3f} s, at least {shortest / self.rate:.3f} s are needed{setting}"
-                    self.report.too_short.append((ids[row], why if measured else "no samples"))
-                    continue
-                rows.append(row)
-                sizes.append(measured)
-                total += measured
-                if total > self._budget:
-                    self._cache = None
-        return np.array(rows, dtype=np.int64), np.array(sizes, dtype=np.int64)
+        longest = LONG * self._longest if self._decodes else 0
+        settings = data and ["audio", *data, self._decodes, self.rate, longest]
+        found = scan(self._media, settings, 2, self._measure, self._segments)
+        self.report.unreadable += [(ids[row], why) for row, why in found.faults.items()]
+        sizes, rates = found.numbers.T
+        short = np.flatnonzero((sizes < shortest) & (sizes != NONE))
+        for row in short.tolist():
+            size = int(sizes[row])
+            setting = " (data.min_seconds)" if self.config.min_seconds * self.rate >= shortest - 0.5 else ""
+            why = f"{size / self.rate:.3f} s, at least {shortest / self.rate:.3f} s are needed{setting}"
+            self.report.too_short.append((ids[row], why if size else "no samples"))
+        rows = Usable(len(ids), np.union1d(short, np.flatnonzero(sizes == NONE)))
+        lengths = np.delete(sizes, rows.others)
+        if lengths.sum() > self._budget:
+            self._cache = None
+        if len(rows):
+            self.report.sizes, self.report.advice = self._sizes(lengths, rates[rates != NONE])
+        return rows, lengths, found.digest and cache.digest_of(found.digest, data, rows.others)
 
-    def _sizes(self) -> tuple[str, str]:
+    def _sizes(self, lengths: np.ndarray, rates_of_files: np.ndarray) -> tuple[str, str]:
         """What is said of lengths and rates beside what the model reads, and which settings would help."""
-        typical, most = np.median(self.lengths) / self.rate, self.config.max_seconds
+        typical, most = np.median(lengths) / self.rate, self.config.max_seconds
         said = f"typical length: {typical:.1f} s, up to {most:g} s are read at once"
-        if self.cut.any():
-            said += f", {self.cut.sum()} are longer"
-        rates = sorted(self._rates)
+        if longer := int((lengths > self._longest).sum()):
+            said += f", {longer} are longer"
+        found, counts = np.unique(rates_of_files, return_counts=True)
+        rates = found.tolist()
         if rates == [self.rate]:
             return f"{said}; at {self.rate} Hz", ""
         said += f"; at {', '.join(map(str, rates))} Hz, read at {self.rate} Hz"
-        (common, _), *_ = self._rates.most_common(1)
+        common = rates[int(counts.argmax())]
         if common < 2 * self.rate:
             return said, ""
         where = f"model.frontends.{MODALITY}"

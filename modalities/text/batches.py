@@ -10,9 +10,9 @@ import torch
 
 from d2v.modalities.common import masking, sampling
 from d2v.modalities.common.sampling import Sampler, share
-from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text.config import DataConfig
 from d2v.modalities.text.frontend import MODALITY, FrontendConfig
+from d2v.modalities.text.kept import blocks_of
 from d2v.modalities.text.samples import Samples, block, collate
 from d2v.modalities.text.views import made
 from d2v.types import Mask, View
@@ -41,9 +41,8 @@ class MaskedBatches:
     def __init__(self, samples: Samples, data: DataConfig, batch_size: int, seed: int):
         """ValueError: fewer blocks than one batch."""
         self.samples, self.data, self.seed = samples, data, seed
-        corpus = corpora.shuffled(samples.corpus, seed) if data.break_mode == "shuffled" else samples.corpus
-        self.tokens = corpus.tokens  # (S,)
-        self.blocks = corpora.blocks(corpus, data.block_size - 1, data.break_mode)  # (num_blocks, 2)
+        # (S,), (num_blocks, 2)
+        self.tokens, self.blocks = blocks_of(samples.corpus, data.block_size - 1, data.break_mode, seed)
         if len(self.blocks) < batch_size:
             raise ValueError(
                 f"data.path {data.path} makes {len(self.blocks)} blocks of data.block_size {data.block_size} tokens, "

@@ -3,15 +3,20 @@
 R usable rows, S tokens in all of them with one </s> after each row.
 """
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from d2v import cache
 from d2v.modalities.common import sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.documents import AUTO, are_documents
@@ -21,7 +26,9 @@ from d2v.protocols import NoSplitError
 
 DEMO = "demo"
 DEMO_TOPICS, DEMO_LENGTH, DEMO_SPLITS = 10, 200, ("train", "test")
-CHUNK = 10_000  # rows that are in memory as strings at a time
+CHUNK, MOST = 10_000, 1 << 20  # rows, and bytes of them, that are in memory as strings at a time
+ROWS = 1 << 20  # rows whose blocks are found at once
+DELAY = 2.0  # seconds before a bar is shown
 
 
 @dataclass
@@ -35,6 +42,7 @@ class Corpus:
     num_rows: int  # usable or not; borders of documents are none
     unreadable: list[tuple[int, str]]
     too_short: list[tuple[int, str]]
+    digest: str | None = None  # of the data and the tokenizer; None: nobody knows when they change
 
 
 def open_rows(path: Any, split: str, text: str, sample_by: str) -> tuple[datasets.Dataset, str]:
@@ -103,38 +111,99 @@ def lines(dataset: datasets.Dataset, column: str) -> Iterator[str]:
         yield from (text for text in texts[start : start + CHUNK][column] if not _fault(text))
 
 
+class Piece(NamedTuple):
+    """Some rows as token ids: as in Corpus, with a length for each of the usable ones."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    documents: np.ndarray
+    rows: np.ndarray
+    num_rows: int
+    unreadable: list[tuple[int, str]]
+    too_short: list[tuple[int, str]]
+
+
 def tokenize(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerFast, shortest: int) -> Corpus:
     """All rows of at least `shortest` tokens as ids.
 
     An empty line is the border of a document, or, in a table, a bad sample. Rows that are files are documents.
     """
-    has_borders, are_whole = len(dataset.column_names) == 1, are_documents(dataset)  # lines of text files; the files
-    pieces, lengths, documents, rows = [], [], [], []
     corpus = Corpus(*(np.zeros(0),) * 4, num_rows=0, unreadable=[], too_short=[])
-    document, eos = 0, tokenizer.eos_token_id
-    for start in range(0, len(dataset), CHUNK):
-        texts = dataset.select_columns([column])[start : start + CHUNK][column]
-        encoded = tokenizers.encode(tokenizer, ["" if _fault(text) else text for text in texts])
-        for row, (text, ids) in enumerate(zip(texts, encoded, strict=True), start):
-            reason = _fault(text)
-            if has_borders and not reason and not text.strip():
-                document += 1
-                continue
-            corpus.num_rows += 1
-            if reason:
-                corpus.unreadable.append((row, reason))
-            elif len(ids) < shortest:
-                corpus.too_short.append((row, f"{len(ids)} tokens, at least {shortest} are needed"))
-            else:
-                pieces.append(np.array([*ids, eos], dtype=np.int32))
-                lengths.append(len(ids) + 1)
-                documents.append(row if are_whole else document)
-                rows.append(row)
-    corpus.tokens = np.concatenate([np.zeros(0, np.int32), *pieces])
-    corpus.offsets = np.cumsum([0, *lengths])
-    corpus.documents = np.array(documents, dtype=np.int64)
-    corpus.rows = np.array(rows, dtype=np.int64)
+    pieces = []
+    for piece in pieces_of(dataset, column, tokenizer, shortest):
+        pieces.append(piece)
+        corpus.num_rows += piece.num_rows
+        corpus.unreadable += piece.unreadable
+        corpus.too_short += piece.too_short
+    corpus.tokens = np.concatenate([np.zeros(0, np.int32), *(piece.tokens for piece in pieces)])
+    corpus.offsets = np.cumsum(np.concatenate([np.zeros(1, np.int64), *(piece.lengths for piece in pieces)]))
+    corpus.documents = np.concatenate([np.zeros(0, np.int64), *(piece.documents for piece in pieces)])
+    corpus.rows = np.concatenate([np.zeros(0, np.int64), *(piece.rows for piece in pieces)])
     return corpus
+
+
+def pieces_of(
+    dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerFast, shortest: int
+) -> Iterator[Piece]:
+    """What `tokenize` joins, a part of the rows in memory at a time."""
+    has_borders, are_whole = len(dataset.column_names) == 1, are_documents(dataset)  # lines of text files; the files
+    document, eos = 0, tokenizer.eos_token_id
+    bar = tqdm(
+        total=len(dataset),
+        desc="tokenizing",
+        unit=" rows",
+        delay=DELAY,
+        mininterval=1,
+        leave=False,
+        disable=cache.is_other(),
+    )
+    with bar:
+        for first, texts in _strings(dataset, column):
+            encoded = tokenizers.encode(tokenizer, ["" if _fault(text) else text for text in texts])
+            ids, lengths, documents, rows = [], [], [], []
+            piece = Piece(*(np.zeros(0),) * 4, num_rows=0, unreadable=[], too_short=[])
+            count = 0
+            for row, (text, of_row) in enumerate(zip(texts, encoded, strict=True), first):
+                reason = _fault(text)
+                if has_borders and not reason and not text.strip():
+                    document += 1
+                    continue
+                count += 1
+                if reason:
+                    piece.unreadable.append((row, reason))
+                elif len(of_row) < shortest:
+                    piece.too_short.append((row, f"{len(of_row)} tokens, at least {shortest} are needed"))
+                else:
+                    of_row.append(eos)
+                    ids.append(of_row)
+                    lengths.append(len(of_row))
+                    documents.append(row if are_whole else document)
+                    rows.append(row)
+            yield piece._replace(
+                tokens=np.fromiter(itertools.chain.from_iterable(ids), np.int32, sum(lengths)),
+                lengths=np.array(lengths, dtype=np.int64),
+                documents=np.array(documents, dtype=np.int64),
+                rows=np.array(rows, dtype=np.int64),
+                num_rows=count,
+            )
+            bar.update(len(texts))
+
+
+def _strings(dataset: datasets.Dataset, column: str) -> Iterator[tuple[int, list[Any]]]:
+    """The number of a row, and the cells from there on, as many as may be in memory."""
+    row = 0
+    for chunk in tables.column_of(dataset, column).chunks:
+        sizes = np.zeros(len(chunk), dtype=np.int64)
+        if pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type):
+            sizes = np.asarray(pc.binary_length(chunk).fill_null(0)).astype(np.int64)
+        ends = np.cumsum(sizes)
+        start = 0
+        while start < len(chunk):
+            fit = int(np.searchsorted(ends, ends[start] - sizes[start] + MOST, "right"))
+            stop = min(max(start + 1, fit), start + CHUNK)
+            yield row + start, chunk.slice(start, stop - start).to_pylist()
+            start = min(stop, len(chunk))
+        row += len(chunk)
 
 
 def _fault(text: Any) -> str | None:
@@ -153,7 +222,7 @@ def classes(dataset: datasets.Dataset, label: str) -> list[str] | None:
     return tables.classes(dataset, label) if label in dataset.column_names else None
 
 
-def report(corpus: Corpus, dataset: datasets.Dataset, ids: list[str], label: str) -> Report:
+def report(corpus: Corpus, dataset: datasets.Dataset, ids: Sequence[str], label: str) -> Report:
     """How many rows are usable, which are not and why, and the classes where the data has `label`."""
     found = Report(
         "text",
@@ -181,15 +250,26 @@ def _short(number: int) -> str:
 def shuffled(corpus: Corpus, seed: int) -> Corpus:
     """The rows in a random order, as one document."""
     order = np.random.default_rng(seed).permutation(len(corpus.rows))
-    rows = [corpus.tokens[corpus.offsets[row] : corpus.offsets[row + 1]] for row in order]
-    offsets = np.cumsum([0, *map(len, rows)])
+    starts, lengths = corpus.offsets[:-1][order], np.diff(corpus.offsets)[order]
+    offsets = np.cumsum(np.concatenate([np.zeros(1, np.int64), lengths]))
+    tokens = np.empty(len(corpus.tokens), dtype=corpus.tokens.dtype)
+    for first in range(0, len(order), CHUNK):
+        stop = min(first + CHUNK, len(order))
+        of_rows = _runs(starts[first:stop], lengths[first:stop])
+        tokens[offsets[first] : offsets[stop]] = corpus.tokens[of_rows]
     return replace(
         corpus,
-        tokens=np.concatenate([corpus.tokens[:0], *rows]),
+        tokens=tokens,
         offsets=offsets,
         documents=np.zeros_like(corpus.documents),
         rows=corpus.rows[order],
     )
+
+
+def _runs(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers from each start on, as many as its length, joined."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
 
 def blocks(corpus: Corpus, capacity: int, break_mode: str) -> np.ndarray:
@@ -201,16 +281,38 @@ def blocks(corpus: Corpus, capacity: int, break_mode: str) -> np.ndarray:
     """
     end = int(corpus.offsets[-1])
     if break_mode == "none":
-        pairs = [(start, min(start + capacity, end)) for start in range(0, end, capacity)]
+        starts = np.arange(0, end, capacity)
+        found = [np.stack([starts, np.minimum(starts + capacity, end)], axis=1)]
     else:
-        pairs, start, last = [], 0, -1
-        for row, document in enumerate(corpus.documents):
-            begin, stop = int(corpus.offsets[row]), int(corpus.offsets[row + 1])
-            if document != last or stop - start > capacity:
-                pairs.append((start, begin))
-                start, last = begin, document
-            while stop - start > capacity:
-                pairs.append((start, start + capacity))
-                start += capacity
-        pairs.append((start, end))
-    return np.array([pair for pair in pairs if pair[1] - pair[0] > 1], dtype=np.int64).reshape(-1, 2)
+        found, row = [np.zeros((0, 2), np.int64)], 0
+        while row < len(corpus.documents):
+            pairs, row = _blocks_from(corpus, capacity, row)
+            found.append(pairs)
+    pairs = np.concatenate(found).astype(np.int64)
+    return pairs[pairs[:, 1] - pairs[:, 0] > 1]
+
+
+def _blocks_from(corpus: Corpus, capacity: int, first: int) -> tuple[np.ndarray, int]:
+    """Blocks of the rows from `first` on, as many as may be in memory, (n, 2), and the row where the next begins.
+
+    Of each row it is found what happens if a block begins with it: whole blocks that it fills, `cuts`, and then one
+    that ends where row `follow` begins. A walk from row to `follow` tells which rows these are.
+    """
+    offsets = corpus.offsets
+    stop = min(first + ROWS, len(corpus.documents))
+    starts, ends = np.asarray(offsets[first:stop]), np.asarray(offsets[first + 1 : stop + 1])
+    cuts = np.maximum(-(-(ends - starts) // capacity) - 1, 0)
+    fit = np.searchsorted(offsets, starts + cuts * capacity + capacity, "right") - 1
+    document_end = np.searchsorted(corpus.documents, corpus.documents[first:stop], "right")
+    follow = np.minimum(fit, document_end)
+    begins, row = [], first
+    while row < stop:
+        begins.append(row - first)
+        row = int(follow[row - first])
+    begins = np.array(begins)
+    counts = cuts[begins] + 1
+    of_begin = np.repeat(begins, counts)
+    places = _runs(np.zeros(len(counts), np.int64), counts)  # of a block among those of its row
+    left = starts[of_begin] + places * capacity
+    right = np.where(places == cuts[of_begin], offsets[follow[of_begin]], left + capacity)
+    return np.stack([left, right], axis=1), row

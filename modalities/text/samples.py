@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from d2v.modalities.common import tables
+from d2v.modalities.common.sampling import Chosen
 from d2v.modalities.common.windows import counted, cut
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text import tokenizer as tokenizers
 from d2v.modalities.text.config import DataConfig, ReadConfig, check
 from d2v.modalities.text.frontend import MODALITY, FrontendConfig
+from d2v.modalities.text.kept import corpus_of, sizes_of, trained
 from d2v.protocols import Rows
 from d2v.types import View
 
@@ -51,17 +53,19 @@ class Samples:
         self.config, self.frontend, self.split = config, frontend, split
         self.dataset, first = (self.open(config, split), 0) if rows is None else rows[:2]
         self._column = corpora.text_column(self.dataset, config.path, config.text)
-        self.corpus = corpora.tokenize(self.dataset, self._column, tokenizer, config.min_tokens)
+        if rows is None:
+            self.corpus = corpus_of(self.dataset, self._column, tokenizer, config, split, config.min_tokens)
+        else:
+            self.corpus = corpora.tokenize(self.dataset, self._column, tokenizer, config.min_tokens)
+        self.origin = self.corpus.digest
         self.ordinary = np.array(tokenizers.ordinary_ids(tokenizer))
         every_id = tables.identifiers(self.dataset, config.path, split, first)
-        self.ids = [every_id[row] for row in self.corpus.rows]
+        self.ids = Chosen(every_id, self.corpus.rows)
         self.report = corpora.report(self.corpus, self.dataset, every_id, config.label)
         if rows is None or rows.whole:
             self.report.check(config.max_bad_share, config.path)
         self.classes = corpora.classes(self.dataset, config.label)
-        sizes = np.diff(self.corpus.offsets) + 1  # with <s>
-        self.lengths = np.minimum(sizes, config.block_size)
-        self.cut = sizes > config.block_size
+        sizes, self.lengths, self.cut = sizes_of(self.corpus, config.block_size)
         self.report.sizes = typical(sizes, config.block_size)
 
     def __len__(self) -> int:
@@ -186,7 +190,7 @@ def prepare_tokenizer(
         else:
             dataset = source() if source else corpora.open_rows(data.path, data.split, data.text, data.sample_by)[0]
             column = corpora.text_column(dataset, data.path, data.text)
-            tokenizer = tokenizers.train(corpora.lines(dataset, column), data.vocab_size)
+            tokenizer = trained(dataset, column, data, whole=source is None)
         tokenizer.model_max_length = frontend.max_positions
         tokenizers.save(tokenizer, folder)
     tokenizer = tokenizers.read(folder)

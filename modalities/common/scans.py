@@ -1,0 +1,223 @@
+"""What a look at each file of the data found, kept by size and time of the file: only changed ones are looked at again.
+
+n rows of the data, k numbers that a look gives.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from d2v import cache
+from d2v.modalities.common import shards
+from d2v.modalities.common.mapped import mapped
+from d2v.modalities.common.tables import column_of, holds_media, is_string
+
+CHUNK = 4096  # rows that are in memory as Python's objects, or in flight, at once
+NONE = -1  # in place of the numbers of a row that cannot be read, and of the size of a file that is not there
+NUMBERS, FAULTS = "numbers.npy", "faults.json"
+IN_SHARD = re.compile(r":\d+$")  # what follows the name of a shard: the place in it
+DELAY = 2.0  # seconds before a bar is shown
+Look = Callable[[int], Any]  # of the number of a row: numbers, or why it cannot be read
+
+
+class Scan(NamedTuple):
+    """What is known of each row."""
+
+    numbers: np.ndarray  # (n, k) int64, NONE where a row cannot be read
+    faults: dict[int, str]  # why, by row
+    digest: str | None  # changes with the files; None: nobody knows when they do
+
+
+class Places(NamedTuple):
+    """Where the media of some rows lie, and the state of the files there."""
+
+    names: list[str]
+    sizes: np.ndarray  # (rows,) bytes
+    times: np.ndarray  # (rows,) ns
+
+
+def scan(
+    media: datasets.Dataset, settings: list[Any] | None, width: int, look: Look, more: np.ndarray | None = None
+) -> Scan:
+    """What `look` says of each row, `width` numbers or why it cannot be read; `media` has the one column that it reads.
+
+    `settings`: the data's name, and what the numbers depend on beside files; None: nothing is kept. `more`, (n, any):
+    that of each row.
+    """
+    if settings is None or len(media) < cache.LEAST or not _lies_in_files(media):
+        return _look_at(np.arange(len(media)), _empty(len(media), width), look)
+    settings = [*settings, [] if more is None else cache.digest_of(more)]
+    name = cache.digest_of(settings)
+    entry = cache.Entry("scans", name, cache.looked(("times", name), lambda: _digest(media)))
+    folder = cache.find(entry)
+    if folder is None:
+        with cache.alone(entry):
+            folder = cache.find(entry)
+            if folder is None:
+                places = _joined(media)
+                entry = entry._replace(digest=_digest(media))
+                known = _empty(len(media), width)
+                rows = _unknown(places, known, cache.former(entry) if more is None else None)
+                found = _look_at(rows, known, look)._replace(digest=entry.digest)
+                folder = cache.keep(entry, partial(_write, places, found))
+                if folder is None:
+                    return found
+    kept = json.loads((folder / FAULTS).read_text())
+    known = Scan(mapped(folder / NUMBERS), {row: why for row, why, _ in kept}, entry.digest)
+    closed = [row for row, _, opens in kept if not opens]
+    if not closed:
+        return known
+    for row in closed:
+        del known.faults[row]
+    again = known._replace(numbers=np.array(known.numbers))
+    return _look_at(np.array(closed), again, look)._replace(digest=entry.digest)
+
+
+def _empty(rows: int, width: int) -> Scan:
+    return Scan(np.full((rows, width), NONE, dtype=np.int64), {}, None)
+
+
+def _look_at(rows: np.ndarray, known: Scan, look: Look) -> Scan:
+    """What was known, and what is found in `rows`; so many are in flight as are in memory."""
+    numbers, faults = known.numbers, dict(known.faults)
+    bar = tqdm(
+        total=len(rows),
+        desc="looking at the data",
+        unit=" files",
+        delay=DELAY,
+        mininterval=1,
+        leave=False,
+        disable=cache.is_other(),
+    )
+    with ThreadPoolExecutor() as pool, bar:  # decoders leave Python's lock
+        for start in range(0, len(rows), CHUNK):
+            some = rows[start : start + CHUNK].tolist()
+            for row, found in zip(some, pool.map(look, some), strict=True):
+                if isinstance(found, str):
+                    faults[row] = found
+                else:
+                    numbers[row] = found
+            bar.update(len(some))
+    return Scan(numbers, dict(sorted(faults.items())), None)
+
+
+# The state of files.
+
+
+def _lies_in_files(media: datasets.Dataset) -> bool:
+    """Whether cells name files, or places in them, and hold no media."""
+    (name,) = media.column_names
+    if is_string(media.features[name]):
+        return True
+    kind = media.features.arrow_schema.field(name).type
+    fields = {field.name for field in kind} if pa.types.is_struct(kind) else set()
+    if "path" not in fields:
+        return False
+    return shards.is_place(kind) or not any(holds_media(media, name))
+
+
+def _places(media: datasets.Dataset) -> Iterator[Places]:
+    """Of all rows, a chunk at a time."""
+    (name,) = media.column_names
+    column = column_of(media, name)
+    is_path, in_shards = pa.types.is_string(column.type), shards.is_place(column.type)
+    of_shards: dict[str, tuple[int, int]] = {}
+    for start in range(0, len(column), CHUNK):
+        cells = column.slice(start, CHUNK).to_pylist()
+        if in_shards:
+            for path in {cell["path"] for cell in cells} - {*of_shards}:
+                of_shards[path] = _state(path or "")
+            states = [of_shards[cell["path"]] for cell in cells]
+            names = [
+                cell["path"] or "" if cell["offset"] is None else f"{cell['path']}:{cell['offset']}" for cell in cells
+            ]
+        else:
+            names = [cell or "" for cell in (cells if is_path else [cell and cell["path"] for cell in cells])]
+            states = [_state(name) for name in names]
+        sizes = np.array([size for size, _ in states], dtype=np.int64)
+        times = np.array([moment for _, moment in states], dtype=np.int64)
+        yield Places(names, sizes, cache.settled(times))
+
+
+def _state(name: str) -> tuple[int, int]:
+    """Size and time of a file, NONE if there is none."""
+    try:
+        status = os.stat(name)  # noqa: PTH116 - a Path for each of a million takes twice as long
+    except (OSError, ValueError):
+        return NONE, NONE
+    return status.st_size, status.st_mtime_ns
+
+
+def _digest(media: datasets.Dataset) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for some in _places(media):
+        found.update("\0".join(some.names).encode(errors="surrogatepass"))
+        found.update(some.sizes.tobytes() + some.times.tobytes())
+    return found.hexdigest()
+
+
+def _joined(media: datasets.Dataset) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """Names, sizes and times of all rows."""
+    names, sizes, times = [], [], []
+    for some in _places(media):
+        names.append(pa.array(some.names, pa.large_string()))
+        sizes.append(some.sizes)
+        times.append(some.times)
+    return pa.concat_arrays(names), np.concatenate(sizes), np.concatenate(times)
+
+
+# What is kept.
+
+
+def _write(places: tuple[pa.Array, np.ndarray, np.ndarray], found: Scan, folder: Path) -> None:
+    names, sizes, times = places
+    np.save(folder / NUMBERS, found.numbers)
+    np.save(folder / "sizes.npy", sizes)
+    np.save(folder / "times.npy", times)
+    with pa.OSFile(str(folder / "names.arrow"), "wb") as file:
+        table = pa.table({"name": names})
+        with pa.ipc.new_file(file, table.schema) as stream:
+            stream.write_table(table)
+    faults = [(row, why, _opens(names[row].as_py())) for row, why in found.faults.items()]
+    (folder / FAULTS).write_text(json.dumps(faults))
+
+
+def _opens(name: str) -> bool:
+    """Whether a file opens, so that a fault is its own; else it may pass, without its size or time being others."""
+    try:
+        with Path(IN_SHARD.sub("", name)).open("rb"):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _unknown(places: tuple[pa.Array, np.ndarray, np.ndarray], known: Scan, folder: Path | None) -> np.ndarray:
+    """The rows that must be looked at; fills `known` with what `folder` knows of the others."""
+    names, sizes, times = places
+    if folder is None:
+        return np.arange(len(sizes))
+    with pa.memory_map(str(folder / "names.arrow")) as file:
+        before = pa.ipc.open_file(file).read_all().column("name")
+        found = pc.index_in(names, value_set=before)
+    old = np.asarray(found.fill_null(0))
+    same = np.asarray(found.is_valid()) & (sizes != NONE)
+    same &= (mapped(folder / "sizes.npy")[old] == sizes) & (mapped(folder / "times.npy")[old] == times)
+    known.numbers[same] = mapped(folder / NUMBERS)[old[same]]
+    faults = {row: why for row, why, opens in json.loads((folder / FAULTS).read_text()) if opens}
+    for row in np.flatnonzero(same & (known.numbers[:, 0] == NONE)).tolist():
+        same[row] = old[row] in faults
+        if same[row]:
+            known.faults[row] = faults[old[row]]
+    return np.flatnonzero(~same)
