@@ -25,6 +25,8 @@ from d2v.types import Loss, View
 class Joint(Objective):
     """One student and one teacher, and the parts that read and train them."""
 
+    can_be_sharded = False  # diagnose takes gradients of parts by themselves
+
     def __init__(self, encoder: D2vModel, parts: Mapping[str, Objective], config: JointSettings, seed: int):
         """`parts` were built around encoders of their own, which go. ValueError: a weight or share of no part."""
         heads = heads_of(parts)

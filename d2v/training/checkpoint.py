@@ -14,14 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.checkpointing import load_accelerator_state
+from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
 from accelerate.utils import load as load_plain  # tensors, numbers, numpy arrays; all else is an error
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from d2v import files
-from d2v.training.distributed import first_error
+from d2v.training.distributed import first_error, is_sharded
+from d2v.training.shards import OPTIMIZER, load_shares, load_whole, read_shares, save_shares, shard_files
 
-MANIFEST, PROGRESS = "manifest.json", "progress.json"
+MANIFEST, PROGRESS, WEIGHTS = "manifest.json", "progress.json", "model.safetensors"
 FORMER_PROGRESS = "custom_checkpoint_0.pkl"  # of runs that were made before PROGRESS was
 DIGITS = "[0-9]" * 8  # of a checkpoint's name
 
@@ -45,7 +49,7 @@ def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
         for leftover in folder.glob(f".{DIGITS}.tmp"):  # of a run that was killed while it saved
             shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
-    _together(partial(accelerator.save_state, str(temporary)), temporary, accelerator)
+    _together(partial(_write, accelerator, temporary), temporary, accelerator)
     _together(partial(_seal, accelerator, temporary, step), temporary, accelerator)
     if accelerator.is_main_process:
         _remove(final)
@@ -53,6 +57,23 @@ def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
         for old in checkpoints_in(folder)[:-keep]:
             _remove(old)
     accelerator.wait_for_everyone()
+
+
+def _write(accelerator: Accelerator, temporary: Path) -> None:
+    """What is trained, and random states: by accelerate, or what is trained as a share of each process."""
+    if not is_sharded(accelerator.unwrap_model(accelerator._models[0])):
+        accelerator.save_state(str(temporary))
+        return
+    temporary.mkdir(exist_ok=True)
+    save_shares(*_trained(accelerator), temporary)
+    nothing: list = []
+    process, scaler = accelerator.process_index, accelerator.scaler
+    save_accelerator_state(str(temporary), nothing, nothing, nothing, nothing, process, accelerator.step, scaler)
+
+
+def _trained(accelerator: Accelerator) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model and the optimizer that accelerate was given."""
+    return accelerator.unwrap_model(accelerator._models[0]), accelerator._optimizers[0].optimizer
 
 
 def _together(write: Callable[[], Any], temporary: Path, accelerator: Accelerator) -> None:
@@ -73,7 +94,7 @@ def _together(write: Callable[[], Any], temporary: Path, accelerator: Accelerato
 def _seal(accelerator: Accelerator, temporary: Path, step: int) -> None:
     """Adds the step and the manifest."""
     if accelerator.is_main_process:
-        progress = {"step": step, "processes": accelerator.num_processes}
+        progress = {"step": step, "processes": accelerator.num_processes, "shards": shard_files(temporary)}
         (temporary / PROGRESS).write_text(json.dumps(progress))
         manifest = {name: _fingerprint(temporary / name) for name in sorted(files.files_in(temporary))}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -131,11 +152,19 @@ def _load(accelerator: Accelerator, checkpoint: Path) -> str | None:
         step_of(checkpoint)
         if random_states.is_file():  # a process more than the run had so far keeps its own
             load_plain(random_states)  # accelerate passes over one that cannot be read
+        model, optimizer = _trained(accelerator)
+        by_accelerate = False
+        if shard_files(checkpoint):
+            load_shares(model, optimizer, checkpoint)
+        elif is_sharded(model):
+            load_whole(model, optimizer, checkpoint)
+        else:
+            by_accelerate = True
         # What accelerator.load_state does, but that unpickles whatever FORMER_PROGRESS holds.
         load_accelerator_state(
             str(checkpoint),
-            accelerator._models,
-            accelerator._optimizers,
+            accelerator._models if by_accelerate else [],
+            accelerator._optimizers if by_accelerate else [],
             schedulers=[],
             dataloaders=[],
             process_index=accelerator.process_index,
@@ -151,6 +180,11 @@ def _load(accelerator: Accelerator, checkpoint: Path) -> str | None:
         # Of torch's message only the kind: it advises to unpickle whatever the file holds.
         return f"a file is not what was written: {type(error).__name__}"
     return None
+
+
+def read_model(checkpoint: Path) -> dict[str, Tensor]:
+    """All that was trained, and buffers, by its names, of a sharded run too."""
+    return read_shares(checkpoint) if shard_files(checkpoint) else load_file(checkpoint / WEIGHTS)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -185,12 +219,12 @@ def damage(checkpoint: Path) -> str | None:
 
 def _required(checkpoint: Path, manifest: dict) -> list[str]:
     """The files that a checkpoint has whatever is trained. Any error: its progress cannot be read."""
-    processes = 1
+    progress = {"processes": 1}
     if PROGRESS in manifest:
-        processes = json.loads((checkpoint / PROGRESS).read_text())["processes"]
-    states = [f"random_states_{process}.pkl" for process in range(processes)]
-    progress = FORMER_PROGRESS if FORMER_PROGRESS in manifest else PROGRESS
-    return ["model.safetensors", "optimizer.bin", progress, *states]
+        progress = json.loads((checkpoint / PROGRESS).read_text())
+    states = [f"random_states_{process}.pkl" for process in range(progress["processes"])]
+    trained = progress.get("shards") or [WEIGHTS, OPTIMIZER]
+    return [*trained, FORMER_PROGRESS if FORMER_PROGRESS in manifest else PROGRESS, *states]
 
 
 def _is_manifest(content: Any) -> bool:

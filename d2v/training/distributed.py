@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def world_size() -> int:
@@ -53,6 +54,21 @@ def mean_of_metrics(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     names = sorted(metrics)
     values = all_mean(torch.stack([metrics[name].float() for name in names]))
     return dict(zip(names, values, strict=True))
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether the processes hold shares of a module's parameters."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def share(x: Tensor) -> Tensor:
+    """What this process holds of a sharded tensor, in the same memory; of another tensor all of it."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def shares(tensors: list[Tensor]) -> list[Tensor]:
+    """`share` of each, without gradient."""
+    return [share(x.detach()) for x in tensors]
 
 
 def gather(x: Tensor) -> Tensor:

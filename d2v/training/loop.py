@@ -30,6 +30,7 @@ from d2v.training.online_probe import OnlineProbe
 from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
 from d2v.training.run_log import History, Meter, Step, of_name
 from d2v.training.schedules import cosine_between, rate
+from d2v.training.sharding import Sharding
 from d2v.training.stopping import Stopping, ignore_signals
 from d2v.training.verdict import Verdict
 from d2v.types import View
@@ -79,7 +80,13 @@ class Loop:
         objective.check_batch(train.batch_size, accelerator.num_processes * train.accumulate)
         if not train.update_teacher and not len(objective.teacher):
             raise ValueError("train.update_teacher is false, but this method has no teacher: leave it out")
-        self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
+        self.sharding = None
+        if train.sharding == "fsdp" and accelerator.num_processes > 1:
+            self.sharding = Sharding(objective, accelerator)
+            self.model: Any = accelerator.prepare_model(objective, evaluation_mode=True)  # not DistributedDataParallel
+            self.optimizer = accelerator.prepare_optimizer(make_optimizer(objective, train))
+        else:
+            self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.progress = checkpoint.Progress()
         self.micro_batches = MicroBatches(
@@ -294,10 +301,16 @@ class Loop:
         if not bar.disable:
             bar.start_t += seconds
 
+    def whole(self) -> Objective | None:
+        """The objective with all of its parameters; of a sharded run a copy on the main process, None on the others,
+        and every process calls it."""
+        return self.objective if self.sharding is None else self.sharding.whole()
+
     def _check_health(self) -> None:
         """Measures on the main process; the model's mode and all random states stay as they are."""
-        if self.health is not None and self.accelerator.is_main_process:
-            metrics, self.features = self.health(*self.objective.encoders, self.accelerator.device)
+        objective = self.whole()
+        if self.health is not None and objective is not None and self.accelerator.is_main_process:
+            metrics, self.features = self.health(*objective.encoders, self.accelerator.device)
             if self.progress.step == 0 and self.features:
                 self.at_init = {name: singular_values(x) for name, x in self.features.items() if "student" in name}
             self.history.add({"step": self.progress.step, "total_steps": self.train.steps, **metrics})
@@ -307,8 +320,9 @@ class Loop:
 
     def _run_probe(self) -> None:
         """As a health check: on the main process, and nothing of the training changes."""
-        if self.probe is not None and self.accelerator.is_main_process:
-            metrics = self.probe(*self.objective.encoders, self.accelerator.device)
+        objective = self.whole()
+        if self.probe is not None and objective is not None and self.accelerator.is_main_process:
+            metrics = self.probe(*objective.encoders, self.accelerator.device)
             self.history.add({"step": self.progress.step, **metrics})
             self.accelerator.log(metrics, step=self.progress.step)
             self.plot()

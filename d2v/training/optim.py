@@ -6,9 +6,11 @@ from typing import Any, Protocol
 import torch
 from timm.optim import Lars
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.conv import _ConvNd
 
 from d2v.objectives.common.objective import Objective, within
+from d2v.training.distributed import all_sum, shares
 
 
 class OptimizerSettings(Protocol):
@@ -100,7 +102,7 @@ def parameter_groups(
     groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
     for wanted in (True, False):  # what decays comes first
         for name, p in trained.items():
-            decays = decay_all or name in matrices or p.squeeze().ndim > 1
+            decays = decay_all or name in matrices or sum(size != 1 for size in p.shape) > 1
             if decays != wanted:
                 continue
             scale = layer_scale(name, depth, layer_decay, frontends)
@@ -145,8 +147,12 @@ def scale_and_clip(parameters: list[nn.Parameter], scale: Tensor, max_norm: floa
 
     Returns the global norm before clipping.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients)) * scale  # type: ignore[arg-type]
+    whole = [p.grad for p in parameters if p.grad is not None]
+    gradients = shares(whole)
+    norms = torch.stack(torch._foreach_norm(gradients))  # type: ignore[arg-type]
+    if any(isinstance(gradient, DTensor) for gradient in whole):
+        norms = all_sum(norms.square()).sqrt()
+    norms = norms * scale
     norm = norms.norm()
     if max_norm and each:
         torch._foreach_mul_(gradients, list((scale * (max_norm / norms).clamp(max=1.0)).unbind()))
@@ -163,5 +169,5 @@ def skip_unless(finite: Tensor, optimizer: Any) -> None:
 @torch.no_grad()
 def put_back_unless(finite: Tensor, tensors: list[Tensor], before: list[Tensor]) -> None:
     """Each of `tensors` becomes what it was `before` unless `finite` (); nobody waits for the device."""
-    for x, old in zip(tensors, before, strict=True):
+    for x, old in zip(shares(tensors), shares(before), strict=True):
         x.copy_(torch.where(finite, x, old))
