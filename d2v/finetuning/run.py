@@ -56,11 +56,12 @@ def _run(
         with new if accelerator.is_main_process else nullcontext():
             loop, data = assemble(config, task, prepared, accelerator)
         loop()
-        if accelerator.is_main_process and not config.run.dry:
+        objective = loop.whole()
+        if objective is not None and accelerator.is_main_process and not config.run.dry:
             # Nothing chose a model where there is no validation split, or no score that is a number.
-            chosen = int(dict(loop.objective.named_buffers()).get("best_step", 0))
+            chosen = int(dict(objective.named_buffers()).get("best_step", 0))
             if not chosen or "config.json" not in files.recorded(folder / "export"):
-                _export(loop.objective.result, folder / "export", config, data)
+                _export(objective.result, folder / "export", config, data)
             reader, device = _reader(config, folder), accelerator.device
             scores = outcome.write_outcome(folder, task.model, data, loop.progress.step, reader, device)
             write_finetuned(folder, config, data, scores, task.model.__name__, loop.progress.step)

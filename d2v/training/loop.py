@@ -40,7 +40,7 @@ class Validation(Protocol):
     """What a run measures at intervals to choose the best model and when to stop: see d2v/finetuning/validation.py."""
 
     def due(self, step: int) -> bool: ...
-    def __call__(self, step: int, accelerator: Accelerator) -> dict[str, float]: ...
+    def __call__(self, step: int, accelerator: Accelerator, whole: Any) -> dict[str, float]: ...
     def stops(self, step: int) -> bool: ...
 
 
@@ -81,6 +81,8 @@ class Loop:
         if not train.update_teacher and not len(objective.teacher):
             raise ValueError("train.update_teacher is false, but this method has no teacher: leave it out")
         self.sharding = None
+        if train.sharding == "fsdp" and accelerator.num_processes == 1:
+            self._say("train.sharding=fsdp: one process has nothing to share, and trains as with none")
         if train.sharding == "fsdp" and accelerator.num_processes > 1:
             self.sharding = Sharding(objective, accelerator)
             self.model: Any = accelerator.prepare_model(objective, evaluation_mode=True)  # not DistributedDataParallel
@@ -144,7 +146,7 @@ class Loop:
             with self._aside(bar):
                 collapsed = self._measure(step, last_step)
                 if self.validation is not None and (self.validation.due(step) or last_step):
-                    self.history.add({"step": step, **self.validation(step, self.accelerator)})
+                    self.history.add({"step": step, **self.validation(step, self.accelerator, self.whole())})
             asked = not last_step and stopping.is_asked(at_log_line=at_log_line)
             if step % self.run.save_every == 0 or last_step or self._stopped() or collapsed or asked:
                 checkpoint.save(self.accelerator, self.folder / "checkpoints", step, self.run.keep)
@@ -301,14 +303,16 @@ class Loop:
         if not bar.disable:
             bar.start_t += seconds
 
-    def whole(self) -> Objective | None:
-        """The objective with all of its parameters; of a sharded run a copy on the main process, None on the others,
-        and every process calls it."""
-        return self.objective if self.sharding is None else self.sharding.whole()
+    def whole(self, *, wanted: bool = True) -> Objective | None:
+        """The objective with all of its parameters; of a sharded run a copy on the main process, None on the others.
+
+        Every process calls it; if none wants it nothing is copied.
+        """
+        return self.objective if self.sharding is None else self.sharding.whole(wanted=wanted)
 
     def _check_health(self) -> None:
         """Measures on the main process; the model's mode and all random states stay as they are."""
-        objective = self.whole()
+        objective = self.whole(wanted=self.health is not None)
         if self.health is not None and objective is not None and self.accelerator.is_main_process:
             metrics, self.features = self.health(*objective.encoders, self.accelerator.device)
             if self.progress.step == 0 and self.features:
@@ -320,7 +324,7 @@ class Loop:
 
     def _run_probe(self) -> None:
         """As a health check: on the main process, and nothing of the training changes."""
-        objective = self.whole()
+        objective = self.whole(wanted=self.probe is not None)
         if self.probe is not None and objective is not None and self.accelerator.is_main_process:
             metrics = self.probe(*objective.encoders, self.accelerator.device)
             self.history.add({"step": self.progress.step, **metrics})

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from d2v.models.transformer import Trunk
 from d2v.objectives.common.objective import Objective
+from d2v.training.distributed import all_max
 
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,8 +39,13 @@ class Sharding:
                 fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(objective, mesh=mesh)
 
-    def whole(self) -> Objective | None:
-        """A copy with whole parameters on the main process, None on the others; every process calls it."""
+    def whole(self, *, wanted: bool = True) -> Objective | None:
+        """A copy with whole parameters on the main process, None on the others, and where none of them wants it.
+
+        Every process calls it.
+        """
+        if not all_max(torch.tensor(float(wanted), device=self.device)):
+            return None
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_model_state_dict(self.objective, options=options)
         if not state:

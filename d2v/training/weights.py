@@ -18,8 +18,8 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.slices import of_modality, one_modality
 from d2v.training.checkpoint import MANIFEST, WEIGHTS, checkpoints_in, damage, read_model
-from d2v.training.shards import shard_files
 from d2v.training.run_folder import CONFIG, EXPORT
+from d2v.training.shards import shard_files
 
 JOINT = "joint"  # the method of runs of several modalities
 STUDENT, TEACHER = ENCODERS = ("student.encoder.", "teacher.encoder.")  # how the names of their weights begin
