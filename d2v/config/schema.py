@@ -130,6 +130,11 @@ class RunConfig:
     dry: bool = setting(
         False, "The data is read and twenty steps are done, to say what the run would take; nothing is written."
     )
+    ddp_timeout: int = setting(
+        1800,
+        "Seconds that processes wait for one of them before the run ends; what is prepared once must take less.",
+        least=1,
+    )
     workers: int = setting(0, "Data loading processes.", least=0, limit=256)
     trackers: list[str] = setting([], "Where else the log goes.", among=("tensorboard", "wandb"))
 

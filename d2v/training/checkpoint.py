@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from d2v import files
-from d2v.training.distributed import first_error, is_sharded
+from d2v.training.distributed import first_error, is_sharded, of_all
 from d2v.training.shards import OPTIMIZER, load_shares, load_whole, read_shares, save_shares, shard_files
 
 MANIFEST, PROGRESS, WEIGHTS = "manifest.json", "progress.json", "model.safetensors"
@@ -37,8 +37,10 @@ class Progress:
     step: int = 0
 
 
-def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
+def save(accelerator: Accelerator, folder: Path, step: int, keep: int, *, accumulate: int = 1) -> None:
     """Writes folder/<step> and removes all but the last `keep`; every process calls it.
+
+    `accumulate`: micro-batches of a step and process, which are noted.
 
     ValueError: a disk does not take it; the former ones stay.
     """
@@ -50,7 +52,7 @@ def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
             shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
     _together(partial(_write, accelerator, temporary), temporary, accelerator)
-    _together(partial(_seal, accelerator, temporary, step), temporary, accelerator)
+    _together(partial(_seal, accelerator, temporary, step, accumulate), temporary, accelerator)
     if accelerator.is_main_process:
         _remove(final)
         temporary.rename(final)
@@ -91,10 +93,11 @@ def _together(write: Callable[[], Any], temporary: Path, accelerator: Accelerato
         raise ValueError(fault)
 
 
-def _seal(accelerator: Accelerator, temporary: Path, step: int) -> None:
+def _seal(accelerator: Accelerator, temporary: Path, step: int, accumulate: int) -> None:
     """Adds the step and the manifest."""
     if accelerator.is_main_process:
-        progress = {"step": step, "processes": accelerator.num_processes, "shards": shard_files(temporary)}
+        parts = {"processes": accelerator.num_processes, "accumulate": accumulate}
+        progress = {"step": step, **parts, "shards": shard_files(temporary)}
         (temporary / PROGRESS).write_text(json.dumps(progress))
         manifest = {name: _fingerprint(temporary / name) for name in sorted(files.files_in(temporary))}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -122,13 +125,20 @@ def _remove(checkpoint: Path) -> None:
 
 
 def restore(accelerator: Accelerator, folder: Path, say: Callable[[str], None]) -> Path | None:
-    """Loads the newest whole checkpoint and returns it; None if there is none.
+    """Loads the newest whole checkpoint and returns it; None if there is none. The main process alone verifies it.
 
-    ValueError: there are some, and all are damaged, or of a model of another shape.
+    ValueError: there are some, and all are damaged, or of a model of another shape; processes see different ones.
     """
     checkpoints = checkpoints_in(folder)
+    seen = of_all([path.name for path in checkpoints])
+    for process, names in enumerate(seen):
+        if names != seen[0]:
+            raise ValueError(
+                f"process {process} sees other checkpoints in {folder} ({', '.join(names) or 'none'}) than process 0 "
+                f"({', '.join(seen[0]) or 'none'}): run.dir must be a folder that all processes share"
+            )
     for checkpoint in reversed(checkpoints):
-        fault = first_error(damage(checkpoint))
+        fault = first_error(damage(checkpoint) if accelerator.is_main_process else None)
         if fault is None:
             fault = first_error(_load(accelerator, checkpoint))
         if fault is None:
@@ -192,6 +202,20 @@ def step_of(checkpoint: Path) -> int:
     if (checkpoint / PROGRESS).is_file():
         return int(json.loads((checkpoint / PROGRESS).read_text())["step"])
     return int(load_plain(checkpoint / FORMER_PROGRESS)["step"])
+
+
+def another_split(checkpoint: Path, processes: int, accumulate: int) -> str:
+    """A line that says what else is other in a run that goes on with batches cut into other parts; "": they are not."""
+    if not (checkpoint / PROGRESS).is_file():
+        return ""
+    saved = json.loads((checkpoint / PROGRESS).read_text())
+    before = (saved["processes"], saved.get("accumulate", accumulate))
+    if before == (processes, accumulate):
+        return ""
+    return (
+        f"{checkpoint.name} was saved by {before[0]} processes with train.accumulate={before[1]}, and goes on with "
+        f"{processes} and {accumulate}: batches, masks and augmentations stay the same, what dropout draws does not"
+    )
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -40,11 +40,16 @@ def all_mean(x: Tensor) -> Tensor:
 
 def first_error(error: str | None) -> str | None:
     """The first error message of any process, so that all of them stop together."""
+    return next((message for message in of_all(error) if message is not None), None)
+
+
+def of_all(value: Any) -> list[Any]:
+    """A picklable value of each process, in their order."""
     if world_size() == 1:
-        return error
-    messages: list = [None] * world_size()
-    dist.all_gather_object(messages, error)
-    return next((message for message in messages if message is not None), None)
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def mean_of_metrics(metrics: dict[str, Tensor]) -> dict[str, Tensor]:

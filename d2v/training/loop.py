@@ -149,7 +149,7 @@ class Loop:
                     self.history.add({"step": step, **self.validation(step, self.accelerator, self.whole())})
             asked = not last_step and stopping.is_asked(at_log_line=at_log_line)
             if step % self.run.save_every == 0 or last_step or self._stopped() or collapsed or asked:
-                checkpoint.save(self.accelerator, self.folder / "checkpoints", step, self.run.keep)
+                self._save()
             if collapsed:
                 self._say(f"stopping at step {step}: {self.verdict.reason}")
                 return
@@ -171,12 +171,18 @@ class Loop:
             return self.run.stop_on_collapse and self._collapsed()
         return False
 
+    def _save(self) -> None:
+        keep, accumulate = self.run.keep, self.train.accumulate
+        checkpoint.save(self.accelerator, self.folder / "checkpoints", self.progress.step, keep, accumulate=accumulate)
+
     def _resume(self) -> None:
         """Takes up weights, records and verdict where the run folder stands; at step 0 measures the random init."""
         last = checkpoint.restore(self.accelerator, self.folder / "checkpoints", self._say)
         if last is not None:
             self.progress.step = checkpoint.step_of(last)
             self._say(f"resuming from step {self.progress.step} ({last})")
+            if line := checkpoint.another_split(last, self.accelerator.num_processes, self.train.accumulate):
+                self._say(line)
         self.was_finished = self.progress.step >= self.train.steps
         self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
         if self.health is not None and self.history.records:

@@ -29,7 +29,7 @@ from d2v.training.loop import Loop
 from d2v.training.maps import token_maps
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.page import Shown, Summary, write_page
-from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
+from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, check_shared, new_run
 from d2v.training.same_data import DataCheck
 from d2v.training.setup import build_objective, dry_folder, open_accelerator, open_trackers
 from d2v.training.sizes import check_batch, check_memory
@@ -56,6 +56,7 @@ def _run(config: Config, modality, accelerator: Accelerator) -> None:
     """Trains in run.dir, which other processes of the same command read, and the main process writes."""
     folder = Path(config.run.dir)
     with files.locked(folder) if accelerator.is_main_process else nullcontext():
+        check_shared(folder, accelerator)
         new = new_run(folder, FILES, modality.PREPARED, overwrite=config.run.overwrite)
         with new if accelerator.is_main_process else nullcontext():
             loop, report = assemble(config, modality, accelerator)
