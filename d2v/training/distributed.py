@@ -4,12 +4,15 @@ n rows of a process, N = world * n rows of all. Rows of the global batch fall to
 modalities/common/sampling.py deals them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from d2v.types import Pooled
 
 
 def world_size() -> int:
@@ -50,6 +53,12 @@ def of_all(value: Any) -> list[Any]:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def pooled(sums: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor | Pooled:
+    """The metric `value` of `sums` (S,) over all processes: alone at once, else when it is logged, so that no step
+    waits."""
+    return value(sums) if world_size() == 1 else Pooled(sums.double(), value)
 
 
 def mean_of_metrics(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
