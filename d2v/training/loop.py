@@ -28,6 +28,7 @@ from d2v.training.forecast import Forecast
 from d2v.training.health import HealthCheck
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
+from d2v.training.roll_call import RollCall
 from d2v.training.run_log import History, Meter, Step, of_name
 from d2v.training.schedules import cosine_between, rate
 from d2v.training.sharding import Sharding
@@ -91,6 +92,7 @@ class Loop:
             self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.progress = checkpoint.Progress()
+        self.roll_call = RollCall()
         self.micro_batches = MicroBatches(
             batches, accelerator.process_index, accelerator.num_processes, train.accumulate
         )
@@ -133,7 +135,8 @@ class Loop:
         forecast = Forecast(self.train.steps - self.progress.step, self.accelerator.device)
         while self.progress.step < self.train.steps and not self._stopped():
             start = time.perf_counter()
-            self._step(batches)
+            with self.roll_call.around(self.progress.step):
+                self._step(batches)
             if forecast.add(start, self.waited):
                 self._say(forecast.line(self.objective, self.optimizer.optimizer, self.folder, self.run.keep))
                 if self.run.dry:
