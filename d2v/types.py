@@ -4,6 +4,7 @@ B samples, M masks per sample, N = B * M rows, T content tokens (patches, frames
 tokens, D width.
 """
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -84,9 +85,16 @@ class Features(NamedTuple):
         return tuple(part for part in (self.x, self.hidden_states, self.attentions) if part is not None)
 
 
+class Pooled(NamedTuple):
+    """A metric of what all processes have, whose sums over them are taken when it is time to log."""
+
+    sums: Tensor  # (S,) of this process, float64
+    value: Callable[[Tensor], Tensor]  # of the sums over all processes, () float32
+
+
 class Loss(NamedTuple):
     """A sum and its count, so that unequal batches weigh what they should; the loop divides once."""
 
     total: Tensor  # sum over predictions, float32
     count: Tensor  # how many predictions are in it
-    metrics: dict[str, Tensor]
+    metrics: Mapping[str, Tensor | Pooled]  # () each; a Tensor's mean over processes is logged

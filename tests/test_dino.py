@@ -387,7 +387,7 @@ def train(name: str) -> dict[str, Tensor]:
         objective.zero_grad()
         objective.update_teacher(0.9)
         found |= {
-            f"metric.{step}.{key}": value
+            f"metric.{step}.{key}": tiny.known(value)
             for key, value in loss.metrics.items()
             if key in ("prototypes_used", "center_norm")
         }

@@ -63,7 +63,7 @@ def test_channel_std_of_one_row_is_unknown():
 def two_ranks(folder: str, x: torch.Tensor) -> None:
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
-    Path(folder, f"{rank}.txt").write_text(str(channel_std(x[:5] if rank == 0 else x[5:]).item()))
+    Path(folder, f"{rank}.txt").write_text(str(tiny.known(channel_std(x[:5] if rank == 0 else x[5:])).item()))
     distributed.destroy_process_group()
 
 

@@ -225,6 +225,7 @@ WHY = {  # settings that may be changed without a trace in three steps on clean 
     "objective.start_temperature": "of a warm-up, of which three steps have nothing",
     "train.mixed_precision": "hardware",
     "train.checkpoint_activations": "memory against time",
+    "train.sharding": "of several processes",
     "train.max_bad_steps": "of steps that are not finite",
 }
 NAMES = {  # texts and lists of them that have no other value here
@@ -323,7 +324,7 @@ def changes(modality: str, given: list[str], key: str, values: list, first: tupl
 
 @pytest.fixture
 def unsaved(monkeypatch):
-    monkeypatch.setattr(checkpoint, "save", lambda *_: None)
+    monkeypatch.setattr(checkpoint, "save", lambda *_, **__: None)
 
 
 @pytest.mark.parametrize("part", ["model", "data", "objective", "train"])

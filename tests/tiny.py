@@ -31,9 +31,11 @@ from d2v import plugins
 from d2v.config.loading import load_config
 from d2v.config.schema import Config
 from d2v.objectives.common.objective import Objective
+from d2v.training.distributed import all_sum
 from d2v.training.health import HealthCheck
 from d2v.training.loop import Loop
 from d2v.training.setup import build_objective, data_parallel
+from d2v.types import Pooled
 from scripts import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -310,6 +312,11 @@ def losses(folder: Path) -> dict[int, float]:
     pairs = [(record["step"], record["loss"]) for record in records if "loss" in record]
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
+
+
+def known(metric: Tensor | Pooled) -> Tensor:
+    """What is logged of a metric; every process of a group asks for it."""
+    return metric.value(all_sum(metric.sums)) if isinstance(metric, Pooled) else metric
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from d2v.training.schedules import SCHEDULES
 RESULT_SECTIONS = ("model", "data", "objective", "train")
 OPTIMIZERS = ("adamw", "sgd", "lars")
 PRECISIONS = ("no", "bf16", "fp16")
+SHARDINGS = ("none", "fsdp")
 SECTIONS = (*RESULT_SECTIONS, "run", "evaluate", "embed")
 
 
@@ -67,6 +68,12 @@ class TrainConfig:
     mixed_precision: str = setting("no", "What matrix products compute in.", among=PRECISIONS)
     checkpoint_activations: bool = setting(
         False, "Blocks are computed again in the backward pass: less memory, a third more time."
+    )
+    sharding: str = setting(
+        "none",
+        "fsdp: each process holds a share of parameters, gradients and moments, and a block is whole while it "
+        "computes; none: each holds all of them.",
+        among=SHARDINGS,
     )
     max_bad_steps: int = setting(10, "The run stops after so many non-finite steps in a row.", least=1)
     init_from: str = setting(
@@ -122,6 +129,11 @@ class RunConfig:
     stop_on_collapse: bool = setting(False, "The run stops when its verdict is collapsed.")
     dry: bool = setting(
         False, "The data is read and twenty steps are done, to say what the run would take; nothing is written."
+    )
+    ddp_timeout: int = setting(
+        1800,
+        "Seconds that processes wait for one of them before the run ends; what is prepared once must take less.",
+        least=1,
     )
     workers: int = setting(0, "Data loading processes.", least=0, limit=256)
     trackers: list[str] = setting([], "Where else the log goes.", among=("tensorboard", "wandb"))

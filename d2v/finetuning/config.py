@@ -55,6 +55,11 @@ class TuneConfig(TrainConfig):
             raise ValueError(
                 f"train.freeze_steps is {self.freeze_steps}; it must be between 0 and train.steps, {self.steps}"
             )
+        if self.freeze_steps and self.sharding != "none":
+            raise ValueError(
+                f"train.freeze_steps is {self.freeze_steps}, and train.sharding {self.sharding}, which shares out what "
+                "is trained once: one of them must be left out"
+            )
         if not self.update_teacher:
             raise ValueError("train.update_teacher is False; it must be true: it is a control of pretraining")
         if self.layers == "frozen" and (self.freeze or self.freeze_steps or self.layer_decay != 1):

@@ -24,7 +24,7 @@ from d2v.training.inherited import resumes
 from d2v.training.init_from import bring_preparation
 from d2v.training.length import changed_length, check_length
 from d2v.training.loop import Loop
-from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
+from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, check_shared, new_run
 from d2v.training.same_data import DataCheck
 from d2v.training.setup import dry_folder, open_accelerator, open_trackers
 from d2v.training.sizes import check_memory
@@ -52,15 +52,17 @@ def _run(
     """Trains in run.dir, which other processes of the same command read, and the main process writes."""
     folder, scores = Path(config.run.dir), {}
     with files.locked(folder) if accelerator.is_main_process else nullcontext():
+        check_shared(folder, accelerator)
         new = new_run(folder, (*LOOP_FILES, *outcome.FILES), prepared, overwrite=config.run.overwrite)
         with new if accelerator.is_main_process else nullcontext():
             loop, data = assemble(config, task, prepared, accelerator)
         loop()
-        if accelerator.is_main_process and not config.run.dry:
+        objective = loop.whole()
+        if objective is not None and accelerator.is_main_process and not config.run.dry:
             # Nothing chose a model where there is no validation split, or no score that is a number.
-            chosen = int(dict(loop.objective.named_buffers()).get("best_step", 0))
+            chosen = int(dict(objective.named_buffers()).get("best_step", 0))
             if not chosen or "config.json" not in files.recorded(folder / "export"):
-                _export(loop.objective.result, folder / "export", config, data)
+                _export(objective.result, folder / "export", config, data)
             reader, device = _reader(config, folder), accelerator.device
             scores = outcome.write_outcome(folder, task.model, data, loop.progress.step, reader, device)
             write_finetuned(folder, config, data, scores, task.model.__name__, loop.progress.step)

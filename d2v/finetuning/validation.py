@@ -90,12 +90,15 @@ class Validation:
         if len(logits) > 1 and self.metric not in (scores := self.score(logits, split.labels)):
             raise ValueError(_unknown(self.metric, scores))
 
-    def __call__(self, step: int, accelerator: Accelerator) -> dict[str, float]:
-        """The scores as "validation_<name>", measured on the main process. ValueError: train.metric is none of them."""
+    def __call__(self, step: int, accelerator: Accelerator, whole: Supervised | None) -> dict[str, float]:
+        """The scores as "validation_<name>", measured on the main process, of the objective with all its parameters.
+
+        ValueError: train.metric is none of them.
+        """
         objective, scores = self.objective, {}
         value = torch.zeros((), device=accelerator.device)
-        if accelerator.is_main_process:
-            split, logits = outputs(objective.result, self.split, self.batch_size, self.reader, accelerator.device)
+        if whole is not None and accelerator.is_main_process:
+            split, logits = outputs(whole.result, self.split, self.batch_size, self.reader, accelerator.device)
             scores = self.score(logits, split.labels)
             objective.train()
             if self.metric not in scores:
@@ -105,8 +108,8 @@ class Validation:
         if better(self.metric, score, float(objective.best_score)):
             objective.best_score.fill_(score)
             objective.best_step.fill_(step)
-            if accelerator.is_main_process:
-                self.keep(objective.result)
+            if whole is not None and accelerator.is_main_process:
+                self.keep(whole.result)
         return {f"validation_{name}": number for name, number in scores.items()}
 
     def stops(self, step: int) -> bool:

@@ -16,14 +16,16 @@ from d2v.models.alignment import D2vForAlignment
 from d2v.models.encoder import D2vModel
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.parts import AUTO, BETWEEN, PROJECTIONS, JointSettings, heads_of, names_of, seen_by
-from d2v.training.distributed import all_mean, all_sum
+from d2v.training.distributed import all_mean, all_sum, pooled
 from d2v.training.mixes import Mix, Together, Turns
 from d2v.training.schedules import linear_decay
-from d2v.types import Loss, View
+from d2v.types import Loss, Pooled, View
 
 
 class Joint(Objective):
     """One student and one teacher, and the parts that read and train them."""
+
+    can_be_sharded = False  # diagnose takes gradients of parts by themselves
 
     def __init__(self, encoder: D2vModel, parts: Mapping[str, Objective], config: JointSettings, seed: int):
         """`parts` were built around encoders of their own, which go. ValueError: a weight or share of no part."""
@@ -81,12 +83,13 @@ class Joint(Objective):
         Of several micro-batches each has its own means, and the step takes their mean.
         """
         total: Tensor = torch.zeros((), device=self.weights.device)
-        metrics: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor | Pooled] = {}
         for name, group in self.of_part(views).items():
             loss = self.parts[name](group)
             count = all_mean(loss.count.float()).clamp(min=1)
             total = total + self.weights[self.places[name]] * (loss.total / count)
-            metrics[f"{name}/loss"] = all_sum(loss.total.detach().float()) / all_sum(loss.count.float())
+            sums = torch.stack([loss.total.detach().float(), loss.count.float()])
+            metrics[f"{name}/loss"] = pooled(sums, lambda sums: (sums[0] / sums[1]).float())
             metrics |= {f"{name}/{key}": value for key, value in loss.metrics.items()}
         return Loss(total, torch.ones((), device=total.device), metrics)
 

@@ -14,14 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.checkpointing import load_accelerator_state
+from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
 from accelerate.utils import load as load_plain  # tensors, numbers, numpy arrays; all else is an error
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from d2v import files
-from d2v.training.distributed import first_error
+from d2v.training.distributed import first_error, is_sharded, of_all
+from d2v.training.shards import OPTIMIZER, load_shares, load_whole, read_shares, save_shares, shard_files
 
-MANIFEST, PROGRESS = "manifest.json", "progress.json"
+MANIFEST, PROGRESS, WEIGHTS = "manifest.json", "progress.json", "model.safetensors"
 FORMER_PROGRESS = "custom_checkpoint_0.pkl"  # of runs that were made before PROGRESS was
 DIGITS = "[0-9]" * 8  # of a checkpoint's name
 
@@ -33,8 +37,10 @@ class Progress:
     step: int = 0
 
 
-def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
+def save(accelerator: Accelerator, folder: Path, step: int, keep: int, *, accumulate: int = 1) -> None:
     """Writes folder/<step> and removes all but the last `keep`; every process calls it.
+
+    `accumulate`: micro-batches of a step and process, which are noted.
 
     ValueError: a disk does not take it; the former ones stay.
     """
@@ -45,14 +51,31 @@ def save(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
         for leftover in folder.glob(f".{DIGITS}.tmp"):  # of a run that was killed while it saved
             shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
-    _together(partial(accelerator.save_state, str(temporary)), temporary, accelerator)
-    _together(partial(_seal, accelerator, temporary, step), temporary, accelerator)
+    _together(partial(_write, accelerator, temporary), temporary, accelerator)
+    _together(partial(_seal, accelerator, temporary, step, accumulate), temporary, accelerator)
     if accelerator.is_main_process:
         _remove(final)
         temporary.rename(final)
         for old in checkpoints_in(folder)[:-keep]:
             _remove(old)
     accelerator.wait_for_everyone()
+
+
+def _write(accelerator: Accelerator, temporary: Path) -> None:
+    """What is trained, and random states: by accelerate, or what is trained as a share of each process."""
+    if not is_sharded(accelerator.unwrap_model(accelerator._models[0])):
+        accelerator.save_state(str(temporary))
+        return
+    temporary.mkdir(exist_ok=True)
+    save_shares(*_trained(accelerator), temporary)
+    nothing: list = []
+    process, scaler = accelerator.process_index, accelerator.scaler
+    save_accelerator_state(str(temporary), nothing, nothing, nothing, nothing, process, accelerator.step, scaler)
+
+
+def _trained(accelerator: Accelerator) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model and the optimizer that accelerate was given."""
+    return accelerator.unwrap_model(accelerator._models[0]), accelerator._optimizers[0].optimizer
 
 
 def _together(write: Callable[[], Any], temporary: Path, accelerator: Accelerator) -> None:
@@ -70,10 +93,11 @@ def _together(write: Callable[[], Any], temporary: Path, accelerator: Accelerato
         raise ValueError(fault)
 
 
-def _seal(accelerator: Accelerator, temporary: Path, step: int) -> None:
+def _seal(accelerator: Accelerator, temporary: Path, step: int, accumulate: int) -> None:
     """Adds the step and the manifest."""
     if accelerator.is_main_process:
-        progress = {"step": step, "processes": accelerator.num_processes}
+        parts = {"processes": accelerator.num_processes, "accumulate": accumulate}
+        progress = {"step": step, **parts, "shards": shard_files(temporary)}
         (temporary / PROGRESS).write_text(json.dumps(progress))
         manifest = {name: _fingerprint(temporary / name) for name in sorted(files.files_in(temporary))}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -101,13 +125,20 @@ def _remove(checkpoint: Path) -> None:
 
 
 def restore(accelerator: Accelerator, folder: Path, say: Callable[[str], None]) -> Path | None:
-    """Loads the newest whole checkpoint and returns it; None if there is none.
+    """Loads the newest whole checkpoint and returns it; None if there is none. The main process alone verifies it.
 
-    ValueError: there are some, and all are damaged, or of a model of another shape.
+    ValueError: there are some, and all are damaged, or of a model of another shape; processes see different ones.
     """
     checkpoints = checkpoints_in(folder)
+    seen = of_all([path.name for path in checkpoints])
+    for process, names in enumerate(seen):
+        if names != seen[0]:
+            raise ValueError(
+                f"process {process} sees other checkpoints in {folder} ({', '.join(names) or 'none'}) than process 0 "
+                f"({', '.join(seen[0]) or 'none'}): run.dir must be a folder that all processes share"
+            )
     for checkpoint in reversed(checkpoints):
-        fault = first_error(damage(checkpoint))
+        fault = first_error(damage(checkpoint) if accelerator.is_main_process else None)
         if fault is None:
             fault = first_error(_load(accelerator, checkpoint))
         if fault is None:
@@ -131,11 +162,19 @@ def _load(accelerator: Accelerator, checkpoint: Path) -> str | None:
         step_of(checkpoint)
         if random_states.is_file():  # a process more than the run had so far keeps its own
             load_plain(random_states)  # accelerate passes over one that cannot be read
+        model, optimizer = _trained(accelerator)
+        by_accelerate = False
+        if shard_files(checkpoint):
+            load_shares(model, optimizer, checkpoint)
+        elif is_sharded(model):
+            load_whole(model, optimizer, checkpoint)
+        else:
+            by_accelerate = True
         # What accelerator.load_state does, but that unpickles whatever FORMER_PROGRESS holds.
         load_accelerator_state(
             str(checkpoint),
-            accelerator._models,
-            accelerator._optimizers,
+            accelerator._models if by_accelerate else [],
+            accelerator._optimizers if by_accelerate else [],
             schedulers=[],
             dataloaders=[],
             process_index=accelerator.process_index,
@@ -153,11 +192,30 @@ def _load(accelerator: Accelerator, checkpoint: Path) -> str | None:
     return None
 
 
+def read_model(checkpoint: Path) -> dict[str, Tensor]:
+    """All that was trained, and buffers, by its names, of a sharded run too."""
+    return read_shares(checkpoint) if shard_files(checkpoint) else load_file(checkpoint / WEIGHTS)
+
+
 def step_of(checkpoint: Path) -> int:
     """How many optimizer steps a checkpoint is after. Any error: its file holds something else."""
     if (checkpoint / PROGRESS).is_file():
         return int(json.loads((checkpoint / PROGRESS).read_text())["step"])
     return int(load_plain(checkpoint / FORMER_PROGRESS)["step"])
+
+
+def another_split(checkpoint: Path, processes: int, accumulate: int) -> str:
+    """A line that says what else is other in a run that goes on with batches cut into other parts; "": they are not."""
+    if not (checkpoint / PROGRESS).is_file():
+        return ""
+    saved = json.loads((checkpoint / PROGRESS).read_text())
+    before = (saved["processes"], saved.get("accumulate", accumulate))
+    if before == (processes, accumulate):
+        return ""
+    return (
+        f"{checkpoint.name} was saved by {before[0]} processes with train.accumulate={before[1]}, and goes on with "
+        f"{processes} and {accumulate}: batches, masks and augmentations stay the same, what dropout draws does not"
+    )
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -185,12 +243,12 @@ def damage(checkpoint: Path) -> str | None:
 
 def _required(checkpoint: Path, manifest: dict) -> list[str]:
     """The files that a checkpoint has whatever is trained. Any error: its progress cannot be read."""
-    processes = 1
+    progress = {"processes": 1}
     if PROGRESS in manifest:
-        processes = json.loads((checkpoint / PROGRESS).read_text())["processes"]
-    states = [f"random_states_{process}.pkl" for process in range(processes)]
-    progress = FORMER_PROGRESS if FORMER_PROGRESS in manifest else PROGRESS
-    return ["model.safetensors", "optimizer.bin", progress, *states]
+        progress = json.loads((checkpoint / PROGRESS).read_text())
+    states = [f"random_states_{process}.pkl" for process in range(progress["processes"])]
+    trained = progress.get("shards") or [WEIGHTS, OPTIMIZER]
+    return [*trained, FORMER_PROGRESS if FORMER_PROGRESS in manifest else PROGRESS, *states]
 
 
 def _is_manifest(content: Any) -> bool:

@@ -4,11 +4,15 @@ n rows of a process, N = world * n rows of all. Rows of the global batch fall to
 modalities/common/sampling.py deals them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from d2v.types import Pooled
 
 
 def world_size() -> int:
@@ -39,11 +43,22 @@ def all_mean(x: Tensor) -> Tensor:
 
 def first_error(error: str | None) -> str | None:
     """The first error message of any process, so that all of them stop together."""
+    return next((message for message in of_all(error) if message is not None), None)
+
+
+def of_all(value: Any) -> list[Any]:
+    """A picklable value of each process, in their order."""
     if world_size() == 1:
-        return error
-    messages: list = [None] * world_size()
-    dist.all_gather_object(messages, error)
-    return next((message for message in messages if message is not None), None)
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def pooled(sums: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor | Pooled:
+    """The metric `value` of `sums` (S,) over all processes: alone at once, else when it is logged, so that no step
+    waits."""
+    return value(sums) if world_size() == 1 else Pooled(sums.double(), value)
 
 
 def mean_of_metrics(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -53,6 +68,21 @@ def mean_of_metrics(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     names = sorted(metrics)
     values = all_mean(torch.stack([metrics[name].float() for name in names]))
     return dict(zip(names, values, strict=True))
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether the processes hold shares of a module's parameters."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def share(x: Tensor) -> Tensor:
+    """What this process holds of a sharded tensor, in the same memory; of another tensor all of it."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def shares(tensors: list[Tensor]) -> list[Tensor]:
+    """`share` of each, without gradient."""
+    return [share(x.detach()) for x in tensors]
 
 
 def gather(x: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ from d2v.training.pretraining import (
     sources,
     uses_of_splits,
 )
-from d2v.training.run_folder import BadSamples, check_apart, check_settings, new_run
+from d2v.training.run_folder import BadSamples, check_apart, check_settings, check_shared, new_run
 from d2v.training.same_data import DataCheck
 from d2v.training.setup import build_objective, checkpoint_activations, dry_folder, open_accelerator, open_trackers
 from d2v.training.sizes import check_batch, check_memory
@@ -107,6 +107,7 @@ def _run(config: JointConfig, accelerator: Accelerator) -> None:
     names += [f"samples_{part}.json" for part in config.data]
     prepared = {one for name in config.model.frontends for one in plugins.load("d2v.modalities", name).PREPARED}
     with files.locked(folder) if main else nullcontext():
+        check_shared(folder, accelerator)
         new = new_run(folder, (*FILES, *names), sorted(prepared), overwrite=config.run.overwrite)
         with new if main else nullcontext():
             loop, report = _assemble(config, accelerator)
@@ -132,7 +133,7 @@ def _assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list
         origins = adopt_many(config, folder, accelerator.print)
         folder.mkdir(parents=True, exist_ok=True)
         _prepare(config, folder)
-        check_settings(folder, config, run.resume)
+        check_settings(folder, config, run.resume, free=())  # each micro-batch has its own means
         parts = {part: _open(config, part, accelerator) for part in config.data}
     report = [f"{name}: {line.removeprefix(f'{name}: ')}" for name, part in parts.items() for line in part.report]
     accelerator.print("\n".join(report))

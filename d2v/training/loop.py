@@ -28,8 +28,10 @@ from d2v.training.forecast import Forecast
 from d2v.training.health import HealthCheck
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
+from d2v.training.roll_call import RollCall
 from d2v.training.run_log import History, Meter, Step, of_name
 from d2v.training.schedules import cosine_between, rate
+from d2v.training.sharding import Sharding
 from d2v.training.stopping import Stopping, ignore_signals
 from d2v.training.verdict import Verdict
 from d2v.types import View
@@ -39,7 +41,7 @@ class Validation(Protocol):
     """What a run measures at intervals to choose the best model and when to stop: see d2v/finetuning/validation.py."""
 
     def due(self, step: int) -> bool: ...
-    def __call__(self, step: int, accelerator: Accelerator) -> dict[str, float]: ...
+    def __call__(self, step: int, accelerator: Accelerator, whole: Any) -> dict[str, float]: ...
     def stops(self, step: int) -> bool: ...
 
 
@@ -79,9 +81,18 @@ class Loop:
         objective.check_batch(train.batch_size, accelerator.num_processes * train.accumulate)
         if not train.update_teacher and not len(objective.teacher):
             raise ValueError("train.update_teacher is false, but this method has no teacher: leave it out")
-        self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
+        self.sharding = None
+        if train.sharding == "fsdp" and accelerator.num_processes == 1:
+            self._say("train.sharding=fsdp: one process has nothing to share, and trains as with none")
+        if train.sharding == "fsdp" and accelerator.num_processes > 1:
+            self.sharding = Sharding(objective, accelerator)
+            self.model: Any = accelerator.prepare_model(objective, evaluation_mode=True)  # not DistributedDataParallel
+            self.optimizer = accelerator.prepare_optimizer(make_optimizer(objective, train))
+        else:
+            self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.progress = checkpoint.Progress()
+        self.roll_call = RollCall()
         self.micro_batches = MicroBatches(
             batches, accelerator.process_index, accelerator.num_processes, train.accumulate
         )
@@ -124,7 +135,8 @@ class Loop:
         forecast = Forecast(self.train.steps - self.progress.step, self.accelerator.device)
         while self.progress.step < self.train.steps and not self._stopped():
             start = time.perf_counter()
-            self._step(batches)
+            with self.roll_call.around(self.progress.step):
+                self._step(batches)
             if forecast.add(start, self.waited):
                 self._say(forecast.line(self.objective, self.optimizer.optimizer, self.folder, self.run.keep))
                 if self.run.dry:
@@ -137,10 +149,10 @@ class Loop:
             with self._aside(bar):
                 collapsed = self._measure(step, last_step)
                 if self.validation is not None and (self.validation.due(step) or last_step):
-                    self.history.add({"step": step, **self.validation(step, self.accelerator)})
+                    self.history.add({"step": step, **self.validation(step, self.accelerator, self.whole())})
             asked = not last_step and stopping.is_asked(at_log_line=at_log_line)
             if step % self.run.save_every == 0 or last_step or self._stopped() or collapsed or asked:
-                checkpoint.save(self.accelerator, self.folder / "checkpoints", step, self.run.keep)
+                self._save()
             if collapsed:
                 self._say(f"stopping at step {step}: {self.verdict.reason}")
                 return
@@ -162,12 +174,18 @@ class Loop:
             return self.run.stop_on_collapse and self._collapsed()
         return False
 
+    def _save(self) -> None:
+        keep, accumulate = self.run.keep, self.train.accumulate
+        checkpoint.save(self.accelerator, self.folder / "checkpoints", self.progress.step, keep, accumulate=accumulate)
+
     def _resume(self) -> None:
         """Takes up weights, records and verdict where the run folder stands; at step 0 measures the random init."""
         last = checkpoint.restore(self.accelerator, self.folder / "checkpoints", self._say)
         if last is not None:
             self.progress.step = checkpoint.step_of(last)
             self._say(f"resuming from step {self.progress.step} ({last})")
+            if line := checkpoint.another_split(last, self.accelerator.num_processes, self.train.accumulate):
+                self._say(line)
         self.was_finished = self.progress.step >= self.train.steps
         self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
         if self.health is not None and self.history.records:
@@ -294,10 +312,18 @@ class Loop:
         if not bar.disable:
             bar.start_t += seconds
 
+    def whole(self, *, wanted: bool = True) -> Objective | None:
+        """The objective with all of its parameters; of a sharded run a copy on the main process, None on the others.
+
+        Every process calls it; if none wants it nothing is copied.
+        """
+        return self.objective if self.sharding is None else self.sharding.whole(wanted=wanted)
+
     def _check_health(self) -> None:
         """Measures on the main process; the model's mode and all random states stay as they are."""
-        if self.health is not None and self.accelerator.is_main_process:
-            metrics, self.features = self.health(*self.objective.encoders, self.accelerator.device)
+        objective = self.whole(wanted=self.health is not None)
+        if self.health is not None and objective is not None and self.accelerator.is_main_process:
+            metrics, self.features = self.health(*objective.encoders, self.accelerator.device)
             if self.progress.step == 0 and self.features:
                 self.at_init = {name: singular_values(x) for name, x in self.features.items() if "student" in name}
             self.history.add({"step": self.progress.step, "total_steps": self.train.steps, **metrics})
@@ -307,8 +333,9 @@ class Loop:
 
     def _run_probe(self) -> None:
         """As a health check: on the main process, and nothing of the training changes."""
-        if self.probe is not None and self.accelerator.is_main_process:
-            metrics = self.probe(*self.objective.encoders, self.accelerator.device)
+        objective = self.whole(wanted=self.probe is not None)
+        if self.probe is not None and objective is not None and self.accelerator.is_main_process:
+            metrics = self.probe(*objective.encoders, self.accelerator.device)
             self.history.add({"step": self.progress.step, **metrics})
             self.accelerator.log(metrics, step=self.progress.step)
             self.plot()

@@ -1,14 +1,17 @@
 """The optimizer, its parameter groups, and the arithmetic on gradients."""
 
 import re
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from timm.optim import Lars
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.conv import _ConvNd
 
 from d2v.objectives.common.objective import Objective, within
+from d2v.training.distributed import all_sum, is_sharded, shares
 
 
 class OptimizerSettings(Protocol):
@@ -42,7 +45,10 @@ def make_optimizer(objective: Objective, train: OptimizerSettings) -> torch.opti
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=train.lr, betas=(train.betas[0], train.betas[1]), eps=train.eps, fused=True)
     if train.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, fused=True)
+        if is_sharded(objective):
+            optimizer = SkippableSGD(groups, lr=train.lr, momentum=train.momentum, foreach=True)
+        else:
+            optimizer = torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, fused=True)
         if train.momentum:
             _clear_momentum(optimizer)
         return optimizer
@@ -60,16 +66,54 @@ class SkippableLars(Lars):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        """One step of all parameters that have a gradient."""
-        changed = []
+        """One step of all parameters that have a gradient; of sharded ones with one reduction of all norms."""
+        _step_or_put_back(self, self._step)
+
+    def _step(self) -> None:
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    changed += [parameter, *self.state[parameter].values()]
-        before = [x.clone() for x in changed]
-        super().step(closure)
-        if self.found_inf is not None:
-            put_back_unless(self.found_inf == 0, changed, before)
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not trained:
+                continue
+            whole = [parameter.grad for parameter in trained]
+            parameters, gradients = shares(trained), shares(whole)
+            decay = group["weight_decay"]
+            if decay or group["always_adapt"]:
+                size, slope = (norms_of(tensors) for tensors in (trained, whole))
+                ratio = group["trust_coeff"] * size / (slope + size * decay + group["eps"])
+                ratio = torch.where((size > 0) & (slope > 0), ratio, 1.0)
+                gradients = torch._foreach_add(gradients, parameters, alpha=decay)
+                torch._foreach_mul_(gradients, list(ratio.unbind()))
+            if group["momentum"]:
+                moments = shares([self.state[parameter]["momentum_buffer"] for parameter in trained])
+                torch._foreach_mul_(moments, group["momentum"])
+                torch._foreach_add_(moments, gradients)
+                gradients = moments
+            torch._foreach_add_(parameters, gradients, alpha=-group["lr"])
+
+
+class SkippableSGD(torch.optim.SGD):
+    """SGD whose step is skipped as SkippableLars's, of sharded parameters, for which torch has no fused one."""
+
+    found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One step of all parameters that have a gradient."""
+        _step_or_put_back(self, super().step)
+
+
+def _step_or_put_back(optimizer: Any, step: Callable[[], Any]) -> None:
+    """Calls `step`, of which nothing remains where the optimizer's found_inf is 1."""
+    changed = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                changed += [parameter, *optimizer.state[parameter].values()]
+    before = [x.clone() for x in changed]
+    found_inf, optimizer.found_inf = optimizer.found_inf, None  # torch's own SGD reads it only where it is fused
+    step()
+    if found_inf is not None:
+        put_back_unless(found_inf == 0, changed, before)
 
 
 def _clear_momentum(optimizer: torch.optim.Optimizer) -> None:
@@ -100,7 +144,7 @@ def parameter_groups(
     groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
     for wanted in (True, False):  # what decays comes first
         for name, p in trained.items():
-            decays = decay_all or name in matrices or p.squeeze().ndim > 1
+            decays = decay_all or name in matrices or sum(size != 1 for size in p.shape) > 1
             if decays != wanted:
                 continue
             scale = layer_scale(name, depth, layer_decay, frontends)
@@ -145,14 +189,21 @@ def scale_and_clip(parameters: list[nn.Parameter], scale: Tensor, max_norm: floa
 
     Returns the global norm before clipping.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients)) * scale  # type: ignore[arg-type]
+    whole = [p.grad for p in parameters if p.grad is not None]
+    gradients = shares(whole)
+    norms = norms_of(whole) * scale
     norm = norms.norm()
     if max_norm and each:
         torch._foreach_mul_(gradients, list((scale * (max_norm / norms).clamp(max=1.0)).unbind()))
     else:
         torch._foreach_mul_(gradients, scale * (max_norm / norm).clamp(max=1.0) if max_norm else scale)
     return norm
+
+
+def norms_of(tensors: list[Tensor]) -> Tensor:
+    """The norm of each of n tensors, (n,); where they are sharded over all shares, by one reduction."""
+    norms = torch.stack(torch._foreach_norm(shares(tensors)))  # type: ignore[arg-type]
+    return all_sum(norms.square()).sqrt() if isinstance(tensors[0], DTensor) else norms
 
 
 def skip_unless(finite: Tensor, optimizer: Any) -> None:
@@ -163,5 +214,5 @@ def skip_unless(finite: Tensor, optimizer: Any) -> None:
 @torch.no_grad()
 def put_back_unless(finite: Tensor, tensors: list[Tensor], before: list[Tensor]) -> None:
     """Each of `tensors` becomes what it was `before` unless `finite` (); nobody waits for the device."""
-    for x, old in zip(tensors, before, strict=True):
+    for x, old in zip(shares(tensors), shares(before), strict=True):
         x.copy_(torch.where(finite, x, old))

@@ -30,7 +30,7 @@ from d2v.training.loop import Loop
 from d2v.training.maps import token_maps
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.page import Shown, Summary, write_page
-from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, new_run
+from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, check_shared, new_run
 from d2v.training.same_data import DataCheck
 from d2v.training.setup import build_objective, dry_folder, open_accelerator, open_trackers
 from d2v.training.sizes import check_batch, check_memory
@@ -59,16 +59,17 @@ def _run(config: Config, modality, accelerator: Accelerator) -> None:
     """Trains in run.dir, which other processes of the same command read, and the main process writes."""
     folder = Path(config.run.dir)
     with files.locked(folder) if accelerator.is_main_process else nullcontext():
+        check_shared(folder, accelerator)
         new = new_run(folder, FILES, modality.PREPARED, overwrite=config.run.overwrite)
         with new if accelerator.is_main_process else nullcontext():
             loop, report = assemble(config, modality, accelerator)
-        verdict = loop()
-        if not accelerator.is_main_process or config.run.dry:
+        verdict, objective = loop(), loop.whole()
+        if objective is None or not accelerator.is_main_process or config.run.dry:
             return
         if loop.was_finished and files.is_whole(folder / "export"):
             print(f"{folder} holds this run, finished: nothing is changed")
         else:
-            _write_results(config, modality, loop, verdict, report)
+            _write_results(config, modality, loop, objective, verdict, report)
         say_how_it_stands(folder, verdict)
 
 
@@ -193,17 +194,19 @@ def online_probe(config: Config, modality, folder: Path, reader: Reader) -> Onli
     return OnlineProbe(samples("train_split"), test, probe, reader)
 
 
-def _write_results(config: Config, modality, loop: Loop, verdict: Verdict, report: list[str]) -> None:
+def _write_results(
+    config: Config, modality, loop: Loop, objective: Objective, verdict: Verdict, report: list[str]
+) -> None:
     """Exports the encoder, and writes the page."""
     folder = Path(config.run.dir)
 
     def save_preprocessor(place: Path) -> None:
         modality.save_preprocessor(place, folder, config.data, config.frontend)
 
-    best = better(loop.history.records) if len(loop.objective.teacher) else "student"
-    card = model_card(config, loop.history.records, verdict, report, num_parameters(loop.objective))
-    export(loop.objective, folder / "export", config, save_preprocessor, card, best)
-    _write_page(config, loop, verdict, report)
+    best = better(loop.history.records) if len(objective.teacher) else "student"
+    card = model_card(config, loop.history.records, verdict, report, num_parameters(objective))
+    export(objective, folder / "export", config, save_preprocessor, card, best)
+    _write_page(config, loop, objective, verdict, report)
 
 
 def say_how_it_stands(folder: Path, verdict: Verdict) -> None:
@@ -217,7 +220,7 @@ def say_how_it_stands(folder: Path, verdict: Verdict) -> None:
     print(f"report in {folder / 'report.html'}, curves in {curves}")
 
 
-def _write_page(config: Config, loop: Loop, verdict: Verdict, report: list[str]) -> None:
+def _write_page(config: Config, loop: Loop, objective: Objective, verdict: Verdict, report: list[str]) -> None:
     """The run as a page for a person."""
     folder, health = Path(config.run.dir), loop.health
     if health is None:
@@ -239,7 +242,7 @@ def _write_page(config: Config, loop: Loop, verdict: Verdict, report: list[str])
             f"d2v convert {folder}/export encoder.onnx",
         ],
     )
-    best = better(loop.history.records) if len(loop.objective.teacher) else "student"
-    encoder = loop.objective.encoders[("student", "teacher").index(best)]
+    best = better(loop.history.records) if len(objective.teacher) else "student"
+    encoder = objective.encoders[("student", "teacher").index(best)]
     maps = token_maps(encoder, config.modality, health, best) if loop.features else []
     write_page(folder, summary, [Shown(health.samples, health.read, loop.features.get("student"))], maps)

@@ -1,11 +1,15 @@
 """A run's folder: whose it is, what d2v wrote in it, and how a new run takes an old one's place."""
 
 import json
+import platform
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from accelerate import Accelerator
 
 from d2v import files
 from d2v.config.bases import merged, read_yaml
@@ -13,6 +17,7 @@ from d2v.config.loading import differences
 from d2v.config.schema import RESULT_SECTIONS, OneModality
 from d2v.settings import defaults_of, places_in
 from d2v.training.checkpoint import MANIFEST, checkpoints_in, files_of
+from d2v.training.distributed import first_error, of_all
 
 CONFIG = "config.yaml"
 LOOP_FILES = (
@@ -24,6 +29,8 @@ LOOP_FILES = (
     "curves.png",
 )  # of every run
 EXPORT = "export"
+# How a step's work is divided, which may change: see another_split in d2v/training/checkpoint.py.
+DIVISION = ("train.accumulate", "train.sharding")
 LENGTH = ("train.steps", "train.validate_every")  # see d2v/training/length.py
 # Where a run that is being replaced waits, whole, until the new one stands; MOVING: part of it, on its way.
 ASIDE, MOVING = ".former.d2v-tmp", ".former-part.d2v-tmp"
@@ -48,16 +55,22 @@ def former(folder: Path, config: OneModality) -> dict[str, Any]:
     return merged(defaults_of(config), read_yaml(path)) if path.is_file() else {}
 
 
-def check_settings(folder: Path, config: OneModality, resume: str, sections: tuple[str, ...] = RESULT_SECTIONS) -> None:
+def check_settings(
+    folder: Path,
+    config: OneModality,
+    resume: str,
+    sections: tuple[str, ...] = RESULT_SECTIONS,
+    free: tuple[str, ...] = DIVISION,
+) -> None:
     """A setting that did not exist when the run began had the value that is its default now.
 
-    Not asked of the length of a run: see d2v/training/length.py.
+    Not asked of settings that are `free`, and of the length of a run: see d2v/training/length.py.
 
     ValueError: the folder holds a run of another config, or checkpoints that run.resume=never forbids to use.
     """
     if before := former(folder, config):
         changed = differences(before, config.as_dict(), sections, places_in(config))
-        changed = [one for one in changed if one.partition(":")[0] not in LENGTH]
+        changed = [one for one in changed if one.partition(":")[0] not in (*LENGTH, *free)]
         if changed:
             raise ValueError(
                 f"{folder} holds a run of another config ({'; '.join(changed[:8])}); choose another run.dir, "
@@ -67,6 +80,26 @@ def check_settings(folder: Path, config: OneModality, resume: str, sections: tup
         raise ValueError(
             f"{folder} has checkpoints and run.resume is never; choose another run.dir, or run.resume=auto to go on"
         )
+
+
+def check_shared(folder: Path, accelerator: Accelerator) -> None:
+    """ValueError, on all processes: one does not see what the main process writes in a run's folder."""
+    main = accelerator.is_main_process
+    mark = folder / f".shared-{uuid.uuid4().hex}.d2v-tmp"  # of a name that no file system has looked up before
+    if main:
+        mark.touch()
+    name = of_all(mark.name)[0]
+    fault = None
+    if not (folder / name).is_file():
+        fault = (
+            f"run.dir is {folder}, and process {accelerator.process_index} ({platform.node()}) does not see there what "
+            "process 0 writes: it must be a folder that all processes share"
+        )
+    fault = first_error(fault)
+    if main:
+        mark.unlink()
+    if fault is not None:
+        raise ValueError(fault)
 
 
 def check_apart(folder: Path, sources: dict[str, Any]) -> None:

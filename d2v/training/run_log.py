@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from d2v.files import append, written
 from d2v.training.distributed import all_sum, mean_of_metrics
+from d2v.types import Pooled
+
+MOST_POOLED = 50  # micro-batches whose metrics wait for a sum over processes: of 65,536 prototypes 80 MB
 
 
 class Step(NamedTuple):
@@ -44,18 +48,35 @@ class Meter:
 
     def _clear(self) -> None:
         self.metrics: dict[str, tuple] = {}  # the sum over micro-batches, and over how many
+        self.pooled: dict[str, list[Pooled]] = {}  # of several processes: of each micro-batch
         self.steps: list[Step] = []
         self.waited, self.samples, self.start = 0.0, 0, time.perf_counter()
 
-    def add_micro(self, metrics: dict[str, Tensor], waited: float, samples: int) -> None:
+    def add_micro(self, metrics: Mapping[str, Tensor | Pooled], waited: float, samples: int) -> None:
         """One micro-batch."""
         for name, value in metrics.items():
-            value = value.detach()
-            finite = value.isfinite()  # a micro-batch without predictions has no spread
-            total, number = self.metrics.get(name, (0.0, 0.0))
-            self.metrics[name] = (total + torch.where(finite, value, 0.0), number + finite.float())
+            if isinstance(value, Pooled):
+                self.pooled.setdefault(name, []).append(value)
+            else:
+                self._add(name, value.detach())
+        if any(len(values) >= MOST_POOLED for values in self.pooled.values()):
+            self._pool()
         self.waited += waited
         self.samples += samples
+
+    def _add(self, name: str, value: Tensor) -> None:
+        finite = value.isfinite()  # a micro-batch without predictions has no spread
+        total, number = self.metrics.get(name, (0.0, 0.0))
+        self.metrics[name] = (total + torch.where(finite, value, 0.0), number + finite.float())
+
+    def _pool(self) -> None:
+        """Takes what waits for sums over all processes, in one reduction."""
+        waiting = [(name, one) for name in sorted(self.pooled) for one in self.pooled[name]]
+        if waiting:
+            sums = all_sum(torch.cat([one.sums for _, one in waiting]))
+            for (name, one), own in zip(waiting, sums.split([len(one.sums) for _, one in waiting]), strict=True):
+                self._add(name, one.value(own))
+        self.pooled = {}
 
     def add_step(self, step: Step) -> None:
         """One optimizer step."""
@@ -68,6 +89,7 @@ class Meter:
         finite = torch.stack([step.finite for step in self.steps]).cpu()
         error = self._count_bad(loss.tolist(), norm.tolist(), write)
         good = finite if finite.any() else torch.ones_like(finite)
+        self._pool()
         record = {"loss": loss[good].mean().item(), "grad_norm": norm[good].mean().item()}
         metrics = mean_of_metrics({name: total / number for name, (total, number) in self.metrics.items()})
         record |= {name: value.item() for name, value in metrics.items()}

@@ -6,12 +6,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from transformers.utils.logging import disable_progress_bar
 
@@ -31,12 +32,13 @@ def open_accelerator(train: TrainConfig, run: RunConfig, *, unused: bool) -> Acc
     disable_progress_bar()
     _check_launch()
     several_on_cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
+    patience = timedelta(seconds=run.ddp_timeout)
     accelerator = Accelerator(
         cpu=several_on_cpu,
         mixed_precision=train.mixed_precision,
         log_with=run.trackers or None,
         project_dir=run.dir,
-        kwargs_handlers=[data_parallel(unused=unused)],
+        kwargs_handlers=[data_parallel(unused=unused), InitProcessGroupKwargs(timeout=patience)],
     )
     asked = int(os.environ.get("WORLD_SIZE", 1))
     if asked != accelerator.num_processes:

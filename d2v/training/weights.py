@@ -6,7 +6,6 @@ An export, a run's folder or one of its checkpoints, a folder of transformers, a
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -18,10 +17,10 @@ from d2v.interop.pretrained import load_whole, read_config
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.slices import of_modality, one_modality
-from d2v.training.checkpoint import MANIFEST, checkpoints_in, damage
+from d2v.training.checkpoint import MANIFEST, WEIGHTS, checkpoints_in, damage, read_model
 from d2v.training.run_folder import CONFIG, EXPORT
+from d2v.training.shards import shard_files
 
-WEIGHTS = "model.safetensors"
 JOINT = "joint"  # the method of runs of several modalities
 STUDENT, TEACHER = ENCODERS = ("student.encoder.", "teacher.encoder.")  # how the names of their weights begin
 
@@ -88,7 +87,8 @@ def home(path: Path) -> Path:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether this is a checkpoint in a run's folder."""
-    return all((path / name).is_file() for name in (MANIFEST, WEIGHTS)) and (path.parent.parent / CONFIG).is_file()
+    has_weights = (path / WEIGHTS).is_file() or bool(shard_files(path))
+    return has_weights and (path / MANIFEST).is_file() and (path.parent.parent / CONFIG).is_file()
 
 
 def checkpoint_of(path: Path) -> str:
@@ -110,7 +110,7 @@ def _of_checkpoint(path: Path) -> Weights:
     if values["objective"].get("name") != JOINT:  # whose parts fit no run of one modality
         config = from_dict(values, str(run / CONFIG), ours=False)
         objective, model = config.objective, vars(config.model)
-    state = load_file(path / WEIGHTS)
+    state = read_model(path)
     encoder = D2vModel(D2vConfig(model["frontends"], model["trunk"])).eval()
     side = TEACHER if any(name.startswith(TEACHER) for name in state) else STUDENT
     own = {name.removeprefix(side): value for name, value in state.items() if name.startswith(side)}

@@ -3,6 +3,7 @@
 B samples, T tokens, n tokens in all, P numbers of a token, C codes, L codebooks.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from d2v.files import written
-from d2v.training.distributed import all_sum
+from d2v.training.distributed import pooled
+from d2v.types import Pooled
 
 FORMAT = "d2v codes 1"  # of the metadata of a file of centers
 
@@ -79,32 +81,43 @@ def load_centers(file: Path) -> tuple[Tensor, dict[str, str]]:
 
 
 @torch.no_grad()
-def used_codes(codes: Tensor, num_codes: int) -> dict[str, Tensor]:
+def used_codes(codes: Tensor, num_codes: int) -> dict[str, Tensor | Pooled]:
     """How the codes (n,) of all ranks use the C that there are.
 
     `codes_used`: how many some token has; `code_perplexity`: C if all are used alike, 1 if one is.
     """
-    used, perplexity = uses([codes], num_codes)
-    return {"codes_used": used.float()[0], "code_perplexity": perplexity[0]}
+    counts = counted([codes], num_codes)
+    return {
+        "codes_used": pooled(counts, lambda counts: (counts > 0).sum().float()),
+        "code_perplexity": pooled(counts, partial(_perplexity, num_codes)),
+    }
 
 
 @torch.no_grad()
-def code_use(chosen: list[Tensor], num_codes: int) -> dict[str, Tensor]:
+def code_use(chosen: list[Tensor], num_codes: int) -> dict[str, Tensor | Pooled]:
     """How the targets of all ranks use the codes, the mean over codebooks: `chosen` are (n,) of each.
 
     `target_perplexity`: exp of the entropy of the codes' shares, C if all are used alike, 1 if one is.
     `code_use`: the share of codes that some target has.
     """
-    used, perplexity = uses(chosen, num_codes)
-    return {"target_perplexity": perplexity.mean(), "code_use": (used / num_codes).mean()}
+    counts = counted(chosen, num_codes)
+    return {
+        "target_perplexity": pooled(counts, partial(_perplexity, num_codes)),
+        "code_use": pooled(counts, lambda counts: (counts > 0).float().mean()),
+    }
 
 
-def uses(chosen: list[Tensor], num_codes: int) -> tuple[Tensor, Tensor]:
-    """Of each codebook, with codes (n,): how many any rank uses, and the perplexity of their shares, (L,) each."""
+def counted(chosen: list[Tensor], num_codes: int) -> Tensor:
+    """How often each code of each of L codebooks is among its codes (n,) of this rank, (L * C,)."""
     counts = []
     for codes in chosen:
         ones = torch.ones_like(codes, dtype=torch.float32)
         counts.append(torch.zeros(num_codes, device=codes.device).index_add_(0, codes, ones))
-    total = all_sum(torch.stack(counts))  # (L, C)
-    shares = total / total.sum(dim=1, keepdim=True).clamp(min=1)
-    return (total > 0).sum(dim=1), torch.special.entr(shares).sum(dim=1).exp()
+    return torch.cat(counts)
+
+
+def _perplexity(num_codes: int, counts: Tensor) -> Tensor:
+    """The mean over codebooks of the perplexity of their codes' shares: (L * C,) -> ()."""
+    counts = counts.view(-1, num_codes)
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.special.entr(shares).sum(dim=1).exp().mean().float()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from d2v.training.distributed import shares
 from d2v.types import Loss, View
 
 
@@ -22,6 +23,8 @@ class Objective(nn.Module):
     constant_rate: ClassVar[tuple[str, ...]] = ()
     # the teacher's batch norms normalise by the batches that it sees; false: it sees none in training
     teacher_sees_batches: ClassVar[bool] = True
+    # parameters are read within `forward` alone, where they are whole; false: train.sharding=fsdp is refused
+    can_be_sharded: ClassVar[bool] = True
     seed = 0  # what is drawn in a step is a function of it and the step
     step = 0  # the optimizer step that begin_step was last told
 
@@ -131,12 +134,12 @@ class Objective(nn.Module):
                 copied[0].append(buffer)
                 copied[1].append(buffers[name])
         if averaged[0] and taken is None:
-            torch._foreach_lerp_(averaged[0], averaged[1], 1 - decay)
+            torch._foreach_lerp_(shares(averaged[0]), shares(averaged[1]), 1 - decay)
         elif averaged[0]:
             weight = torch.where(taken, 1 - decay, 0.0)  # on the device: nobody waits for it
-            torch._foreach_lerp_(averaged[0], averaged[1], [weight] * len(averaged[0]))
+            torch._foreach_lerp_(shares(averaged[0]), shares(averaged[1]), [weight] * len(averaged[0]))
         if copied[0]:
-            torch._foreach_copy_(copied[0], copied[1])
+            torch._foreach_copy_(shares(copied[0]), shares(copied[1]))
 
 
 def check_together(name: str, batch_size: int, parts: int, world: int) -> None:

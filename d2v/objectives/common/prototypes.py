@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from d2v.models.heads import perceptron
-from d2v.training.distributed import all_max, all_mean, all_sum
+from d2v.training.distributed import all_max, all_sum, pooled, world_size
+from d2v.types import Pooled
 
 
 def bottleneck(widths: list[int], *, norm: bool = False) -> nn.Sequential:
@@ -119,7 +120,7 @@ def across_views(targets: list[Tensor], logits: list[Tensor], temperature: float
 
 
 @torch.no_grad()
-def usage(targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
+def usage(targets: Tensor, loss: Tensor) -> dict[str, Tensor | Pooled]:
     """How the targets (n, K) of all ranks use the prototypes, and what of their mean cross entropy `loss` () can be
     learned.
 
@@ -129,13 +130,18 @@ def usage(targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
     `prototypes_used`: first choices of some row.
     """
     entropy = torch.special.entr(targets).sum(dim=1).mean()
-    mean_entropy = torch.special.entr(all_mean(targets.mean(dim=0))).sum()
+    mean = targets.mean(dim=0) / world_size()  # (K,) of this rank; ranks have as many rows each
     # bincount would wait for the device
-    chosen = all_sum(torch.zeros_like(targets[0]).scatter_(0, targets.argmax(dim=1), 1.0))  # (K,)
+    chosen = torch.zeros_like(targets[0]).scatter_(0, targets.argmax(dim=1), 1.0)  # (K,)
     return {
         "target_entropy": entropy,
         "divergence": loss.detach() - entropy,
-        "mean_target_entropy": mean_entropy,
-        "prototype_perplexity": mean_entropy.exp(),
-        "prototypes_used": (chosen > 0).sum().float(),
+        "mean_target_entropy": pooled(mean, _entropy),
+        "prototype_perplexity": pooled(mean, lambda mean: _entropy(mean).exp()),
+        "prototypes_used": pooled(chosen, lambda chosen: (chosen > 0).sum().float()),
     }
+
+
+def _entropy(shares: Tensor) -> Tensor:
+    """(K,) -> (), float32."""
+    return torch.special.entr(shares).sum().float()

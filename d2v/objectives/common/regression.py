@@ -6,14 +6,14 @@ its code's.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2v.training.distributed import all_sum
+from d2v.training.distributed import all_sum, pooled, world_size
+from d2v.types import Pooled
 
 EPS = 1e-5
 
@@ -113,14 +113,23 @@ def regression_loss(
     return error * SCALES[scale](prediction.shape[-1])
 
 
-def channel_std(x: Tensor, reduce: Callable[[Tensor], Tensor] = all_sum) -> Tensor:
+def channel_std(x: Tensor) -> Tensor | Pooled:
     """Mean over channels of the standard deviation over the rows of all ranks: (N, D) -> (); nan for fewer than two.
 
     mean_d sqrt(var_d + 1e-6) with the unbiased variance. Two passes (the mean first, then squares around it), because
-    the difference of sums of squares loses everything when the mean is large. `reduce` sums a tensor over ranks.
+    the difference of sums of squares loses everything when the mean is large; what ranks' means differ is such a
+    difference, and of several ranks in float64.
     """
     x = x.detach().float()
-    count = reduce(torch.tensor(float(len(x)), device=x.device))
-    mean = reduce(x.sum(dim=0)) / count  # (D,)
-    squares = reduce((x - mean).square().sum(dim=0))  # (D,)
-    return (squares / (count - 1).clamp(min=0) + 1e-6).sqrt().mean()
+    count, total = torch.full((1,), float(len(x)), device=x.device), x.sum(dim=0)  # (1,), (D,)
+    squares = (x - total / count.clamp(min=1)).square().sum(dim=0)  # (D,)
+    if world_size() > 1:
+        count, total, squares = count.double(), total.double(), squares.double()
+    return pooled(torch.cat([count, total, squares, total.square() / count.clamp(min=1)]), _std)
+
+
+def _std(sums: Tensor) -> Tensor:
+    """Of the sums that channel_std takes over ranks, (1 + 3 * D,) -> ()."""
+    count, (total, squares, of_totals) = sums[0], sums[1:].chunk(3)
+    between = (of_totals - total.square() / count.clamp(min=1)).clamp(min=0)  # alone 0
+    return ((squares + between) / (count - 1).clamp(min=0) + 1e-6).sqrt().mean().float()

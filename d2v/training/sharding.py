@@ -1,0 +1,76 @@
+"""Sharded training (FSDP2): each process holds a share of every parameter, of its gradient and of its moments.
+
+Each block of a trunk, of student and teacher alike, is a group that is whole only while it computes; all else is one
+more group. Buffers (queues, centres, banks) are equal on all processes, and whole. Source: torch.distributed.fsdp.
+"""
+
+import copy
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from d2v.models.transformer import Trunk
+from d2v.objectives.common.objective import Objective
+from d2v.training.distributed import all_max
+
+DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Sharding:
+    """An objective whose parameters are from now on shared out among the processes."""
+
+    def __init__(self, objective: Objective, accelerator: Accelerator):
+        """ValueError: a method, or a trunk, whose steps differ between processes or that reads parameters elsewhere."""
+        check_shards(objective)
+        self.objective, self.device = objective, accelerator.device
+        self.bare = _without_weights(objective)
+        objective.to(accelerator.device)
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        # Masters, and what is reduced, are float32. What is no block keeps float32 weights too: heads and losses.
+        policy = MixedPrecisionPolicy(
+            param_dtype=DTYPES[accelerator.mixed_precision], reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        for trunk in [module for module in objective.modules() if isinstance(module, Trunk)]:
+            for block in trunk.blocks:
+                fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(objective, mesh=mesh)
+
+    def whole(self, *, wanted: bool = True) -> Objective | None:
+        """A copy with whole parameters on the main process, None on the others, and where none of them wants it.
+
+        Every process calls it.
+        """
+        if not all_max(torch.tensor(float(wanted), device=self.device)):
+            return None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_model_state_dict(self.objective, options=options)
+        if not state:
+            return None
+        whole = copy.deepcopy(self.bare)
+        whole.load_state_dict(state, assign=True)
+        return whole.to(self.device).train(self.objective.training)
+
+
+def check_shards(objective: Objective) -> None:
+    """ValueError: a method, or a trunk, whose steps differ between processes or that reads parameters elsewhere."""
+    if not objective.can_be_sharded:
+        raise ValueError(
+            f"train.sharding is fsdp; {type(objective).__name__.lower()} reads parameters outside of its steps, and "
+            "cannot be sharded: it must be none"
+        )
+    for name, module in objective.named_modules():
+        if isinstance(module, Trunk) and any(module.layer_drops):
+            raise ValueError(
+                f"train.sharding is fsdp, and {name} drops layers, others on each process "
+                "(model.trunk.layer_drop, prenet_layer_drop): they must be 0, or train.sharding none"
+            )
+
+
+def _without_weights(objective: nn.Module) -> nn.Module:
+    """A copy whose parameters take no memory."""
+    empty = {id(p): nn.Parameter(p.to("meta"), requires_grad=p.requires_grad) for p in objective.parameters()}
+    return copy.deepcopy(objective, empty)
