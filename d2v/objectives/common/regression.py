@@ -120,7 +120,7 @@ def channel_std(x: Tensor, reduce: Callable[[Tensor], Tensor] = all_sum) -> Tens
     the difference of sums of squares loses everything when the mean is large. `reduce` sums a tensor over ranks.
     """
     x = x.detach().float()
-    count = reduce(torch.tensor(float(len(x)), device=x.device))
+    count = reduce(torch.full((), float(len(x)), device=x.device))
     mean = reduce(x.sum(dim=0)) / count  # (D,)
     squares = reduce((x - mean).square().sum(dim=0))  # (D,)
     return (squares / (count - 1).clamp(min=0) + 1e-6).sqrt().mean()
