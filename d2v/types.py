@@ -5,8 +5,10 @@ tokens, D width.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -23,16 +25,33 @@ class Mask(NamedTuple):
     chosen: Tensor | None = None
     # (N, T) `hidden` on the CPU, where it was made: which tokens these are is known there without waiting for a device
     host: Tensor | None = None
+    # (n,) which tokens are hidden, by their numbers row * T + place; and which are `chosen`. See `located`
+    hidden_at: Tensor | None = None
+    chosen_at: Tensor | None = None
 
     @property
     def known(self) -> Tensor:
         """`hidden` where it can be read soonest, (N, T)."""
         return self.hidden if self.host is None else self.host
 
-    def places(self) -> tuple[Tensor, Tensor]:
-        """Row and place of each hidden token on the mask's device, (n,) each, row by row."""
-        row, place = self.known.nonzero(as_tuple=True)
-        return row.to(self.hidden.device, non_blocking=True), place.to(self.hidden.device, non_blocking=True)
+    def located(self) -> "Mask":
+        """With the numbers of its tokens, made where the mask was: a step then waits for no device to count them."""
+        chosen_at = None if self.chosen is None else numbers_of(self.chosen)
+        return self._replace(hidden_at=numbers_of(self.known), chosen_at=chosen_at)
+
+    def to(self, device: torch.device | str) -> "Mask":
+        """Every tensor of the mask on `device`; `host` stays behind."""
+        host = self.host if self.hidden.device.type != "cpu" else self.hidden
+        return Mask(*(_moved(x, device) for x in self))._replace(host=host)
+
+
+def _moved(x: Tensor | None, device: torch.device | str) -> Tensor | None:
+    return None if x is None else x.to(device, non_blocking=True)
+
+
+def numbers_of(where: Tensor) -> Tensor:
+    """Which of (N, T) bool are True, row by row: (n,) numbers row * T + place."""
+    return where.flatten().nonzero()[:, 0]
 
 
 class View(NamedTuple):
@@ -48,20 +67,21 @@ class View(NamedTuple):
     indices: Tensor | None = None  # (B,) numbers of the samples in their split, for methods that remember each sample
     local: bool = False  # a smaller view beside whole ones (multi-crop)
     part: str = ""  # of a joint run: which of its parts reads the view
+    real_at: Tensor | None = None  # (n,) which tokens are no padding, by their numbers row * T + place. See `located`
+
+    def located(self) -> "View":
+        """With the numbers of its real tokens and of those that its mask names."""
+        mask = None if self.mask is None else self.mask.located()
+        return self._replace(mask=mask, real_at=None if self.padding is None else numbers_of(~self.padding))
 
     def to(self, device) -> "View":
         """Every tensor of the view on `device`."""
 
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
-
-        mask = self.mask
-        if mask is not None:
-            host = mask.host if mask.hidden.device.type != "cpu" else mask.hidden
-            mask = Mask(*map(move, mask[:-1]), host=host)
+        move = partial(_moved, device=device)
+        mask = None if self.mask is None else self.mask.to(device)
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
         rest = move(self.padding), mask, move(self.labels), move(self.indices)
-        return View(self.modality, inputs, *rest, self.local, self.part)
+        return View(self.modality, inputs, *rest, self.local, self.part, move(self.real_at))
 
 
 class Features(NamedTuple):

@@ -13,7 +13,7 @@ from d2v.models.decoder import DecoderConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.transformer import Trunk, TrunkConfig
 from d2v.objectives.data2vec2 import Config, Data2Vec2
-from d2v.types import Mask, View
+from d2v.types import Mask, View, numbers_of
 
 
 def build(modality: str, folder, *more: str) -> tuple[Data2Vec2, View]:
@@ -286,7 +286,7 @@ def test_visible_tokens_count_less_the_farther_they_are_from_a_hidden_one(modali
     with torch.no_grad():
         target = objective.target(view, student.embed(view))
         padding = None if view.padding is None else ~real
-        prediction = objective.decoder(student(view, view.mask).x, view.mask, padding, real & ~hidden)
+        prediction = objective.decoder(student(view, view.mask).x, view.mask, padding, numbers_of(real & ~hidden))
     columns = 8 if modality == "image" else hidden.shape[1]
     assert modality != "image" or student.frontends["image"].grid == (8, 8)
     extra = 0.0

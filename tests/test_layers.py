@@ -22,6 +22,7 @@ from d2v.models.transformer import (
     attend_with_dropout,
     attention_bias,
 )
+from d2v.types import numbers_of
 
 SMALL = {"depth": 3, "dim": 8, "num_heads": 2, "mlp_dim": 16}
 
@@ -162,7 +163,7 @@ def test_tokens_that_are_wanted_alone_are_those_of_all(pre_norm, recompute):
         torch.manual_seed(seed)
         whole, layers = trunk(x, layers="ffn", first=1)
         torch.manual_seed(seed)
-        part, taken = trunk(x, layers="ffn", first=1, only=only)
+        part, taken = trunk(x, layers="ffn", first=1, only=numbers_of(only))
         assert part.shape == (int(only.sum()), 8) and len(taken) == len(layers)
         for a, b in zip([part, *taken], [whole, *layers], strict=True):
             torch.testing.assert_close(a, b[only], rtol=1e-5, atol=1e-5)

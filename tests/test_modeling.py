@@ -10,7 +10,7 @@ from d2v import plugins
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.transformer import Trunk, TrunkConfig
-from d2v.types import Mask, View
+from d2v.types import Mask, View, numbers_of
 
 TRUNK = {"depth": 2, "dim": 32, "num_heads": 2, "mlp_dim": 64}
 
@@ -74,11 +74,14 @@ def test_masks_of_one_sample_lie_next_to_each_other(modality, tmp_path):
 def test_only_gives_the_wanted_tokens_and_excludes_keep(modality, tmp_path):
     encoder, view = built(modality, tmp_path)
     hidden = view.mask.hidden
-    whole, part = encoder(view, view.mask, layers="ffn"), encoder(view, view.mask, layers="ffn", only=hidden)
+    whole, part = (
+        encoder(view, view.mask, layers="ffn"),
+        encoder(view, view.mask, layers="ffn", only=numbers_of(hidden)),
+    )
     for a, b in zip([part.x, *part.layers], [whole.x, *whole.layers], strict=True):
         torch.testing.assert_close(a, b[hidden], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="only="):
-        encoder(view, Mask(hidden, torch.zeros(len(hidden), 1, dtype=torch.long)), only=hidden)
+        encoder(view, Mask(hidden, torch.zeros(len(hidden), 1, dtype=torch.long)), only=numbers_of(hidden))
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

@@ -13,7 +13,7 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.objectives import electra, mlm, mlm_latent
 from d2v.objectives.common.masked import drawn, uniforms
-from d2v.types import Mask, View
+from d2v.types import Mask, View, numbers_of
 
 # Words.
 
@@ -225,7 +225,7 @@ def test_electra_is_the_slow_way(alibi):
     frontend, slow = encoder.frontends["text"], torch.zeros(())
     filled = ids.clone()
     with torch.no_grad():
-        logits = objective.generated(view, view.mask, chosen)
+        logits = objective.generated(view, view.mask, numbers_of(chosen))
     filled[chosen] = drawn(logits, uniforms(ids, 0, 0)[chosen])
     assert bool((filled != ids).any()) and torch.equal(filled[~chosen], ids[~chosen])
     student = slow_rows(encoder, view, filled)

@@ -30,7 +30,7 @@ def slopes(num_heads: int) -> list[float]:
 def _slopes(num_heads: int, device: torch.device) -> Tensor:
     # the cached tensor may first be asked for in inference and then be used in training
     with torch.inference_mode(False):
-        return torch.tensor(slopes(num_heads), device=device)  # (H,)
+        return torch.tensor(slopes(num_heads)).to(device, non_blocking=True)  # (H,)
 
 
 KINDS = ("none", "fixed", "one", "head")  # no bias; by the slopes alone; with one learned scale; with one per head

@@ -57,7 +57,7 @@ class GroupedBatchNorm(_BatchNorm):
         rest = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         y = x.float()
-        count = all_sum(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
+        count = all_sum(torch.full((), float(x.numel() // x.shape[1]), device=x.device))
         mean = sum_with_gradient(y.sum(dim=rest)) / count  # (C,)
         y = y - mean.view(shape)
         var = sum_with_gradient(y.square().sum(dim=rest)) / count

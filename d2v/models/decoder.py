@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.models.encoder import hidden_at
 from d2v.models.heads import perceptron
 from d2v.models.positions import sincos
 from d2v.models.token_conv import convolved
-from d2v.models.transformer import Trunk, attention_bias, is_plain
+from d2v.models.transformer import Trunk, attention_bias, is_plain, taken
 from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_values, setting
 from d2v.types import Features, Mask
@@ -111,7 +112,8 @@ class Decoder(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, mask: Mask, padding: Tensor | None = None, where: Tensor | None = None) -> Tensor:
-        """Encoder output (N, K, D) -> (n, D), a prediction for each hidden token, or for those of `where` (N, T).
+        """Encoder output (N, K, D) -> (n, D), a prediction for each hidden token, or for those of the numbers `where`
+        (n,), row * T + place.
 
         Padded tokens (N, T) stay zero all along. ValueError: a grid that is not square.
         """
@@ -121,7 +123,7 @@ class Decoder(nn.Module):
             x = x if padding is None else x.masked_fill(padding[..., None], 0)
             y = layer(x)  # (N, T, C)
             x = x + y if self.config.residual and x.shape == y.shape else y
-        return self.head(x[mask.hidden if where is None else where])
+        return self.head(taken(x, hidden_at(mask) if where is None else where))
 
     def places(self, x: Tensor, keep: Tensor, num_tokens: int) -> Tensor:
         """(N, K, D) -> (N, T, D): each token at its index in `keep` (N, K), fresh noise elsewhere.
@@ -197,11 +199,11 @@ class BlockDecoder(nn.Module):
         blank = self.mask_token.to(x.dtype).expand(N, T, -1)
         x = blank.scatter(1, mask.keep[..., None].expand_as(x), x)  # (N, T, C)
         x = x + sincos((T,) if grid is None else grid, x.shape[2], x.device).to(self.mask_token.dtype)
-        only = mask.hidden
+        only = hidden_at(mask)
         if features.extra is not None:
             num_extra = features.extra.shape[1]
             x = torch.cat([self.project(features.extra), x], dim=1)  # (N, E + T, C)
-            only = F.pad(only, (num_extra, 0))
+            only = only + (only // T + 1) * num_extra
             padding = None if padding is None else F.pad(padding, (num_extra, 0))
         x, _ = self.trunk(x, attention_bias(padding, None), only=only)  # (n, C)
         return self.head(x)

@@ -141,7 +141,7 @@ class D2vModel(D2vPreTrainedModel):
         attention_mask`).
 
         `tokens` (B, T, D) replace `embed`, `layers` and `only`: see Trunk. return_dict=False: see Features.to_tuple.
-        ValueError: `only` (N, T) together with `mask.keep`, which leaves other tokens; inputs that no frontend takes.
+        ValueError: `only` (n,) together with `mask.keep`, which leaves other tokens; inputs that no frontend takes.
         """
         return_dict = inputs.pop("return_dict", None)
         if isinstance(mask, Tensor):
@@ -199,8 +199,8 @@ class D2vModel(D2vPreTrainedModel):
             x = torch.cat([extra.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)  # (N, E + K, D)
             padding = None if padding is None else nn.functional.pad(padding, (num_extra, 0))
         bias = attention_bias(padding, frontend.bias(num_tokens, keep))
-        if only is not None:
-            only = nn.functional.pad(only, (num_extra, 0))
+        if only is not None and num_extra:
+            only = only + (only // num_tokens + 1) * num_extra
         x, results = self.trunk(x, bias, layers=layers, first=first, only=only, modality=key_of(view.modality))
         if only is not None:
             return Features(x, results)
@@ -237,6 +237,23 @@ def of_modalities(encoder: D2vModel, names: list[str]) -> D2vModel:
     part.input_names = {name: encoder.input_names[name] for name in names}
     part.main_input_name = encoder.frontend(names[0]).main_input
     return part
+
+
+def hidden_at(mask: Mask) -> Tensor:
+    """Which tokens of (N, T) are hidden, (n,) numbers row * T + place: those that came with the mask, or found now."""
+    return mask.hidden_at if mask.hidden_at is not None else _found(mask.hidden, mask.host)
+
+
+def chosen_at(mask: Mask) -> Tensor:
+    """Likewise those that are predicted: in BERT's variant the replaced and kept words too."""
+    if mask.chosen is None:
+        return hidden_at(mask)
+    return mask.chosen_at if mask.chosen_at is not None else _found(mask.chosen)
+
+
+def _found(where: Tensor, host: Tensor | None = None) -> Tensor:
+    known = where if host is None else host
+    return known.flatten().nonzero()[:, 0].to(where.device, non_blocking=True)
 
 
 def _repeated(x: Tensor | None, num_rows: int) -> Tensor | None:

@@ -17,10 +17,10 @@ def supervised(logits: Tensor, labels: Tensor, problem_type: str) -> tuple[Tenso
     """
     logits = logits.float()
     if problem_type == "single_label_classification":
-        count = torch.tensor(len(logits), device=logits.device)
+        count = torch.full((), len(logits), device=logits.device)
         return F.cross_entropy(logits, labels, reduction="sum"), count
     loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
-    count = torch.tensor(logits.numel(), device=logits.device)
+    count = torch.full((), logits.numel(), device=logits.device)
     return loss(logits, labels.float().view_as(logits), reduction="sum"), count
 
 
@@ -36,4 +36,4 @@ def ctc(logits: Tensor, num_tokens: Tensor, labels: Tensor, blank: int) -> tuple
     total = F.ctc_loss(
         log_probs, labels[real], num_tokens, real.sum(dim=1), blank=blank, reduction="sum", zero_infinity=True
     )
-    return total, torch.tensor(len(labels), device=logits.device)
+    return total, torch.full((), len(labels), device=logits.device)

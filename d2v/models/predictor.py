@@ -76,7 +76,9 @@ class Predictor(nn.Module):
         sequence = torch.cat([_repeated(context, rows), queries.to(context.dtype)], dim=1)  # (N, K + J, P)
         unread = padding_of(keep, padding)  # (R, K)
         ignored = torch.cat([_repeated(unread, rows), ~wanted], dim=1)  # (N, K + J)
-        some = len(order[0]) < wanted.numel() or (padding is not None and bool(unread.any()))
+        some = len(order[0]) < wanted.numel()
+        if not some and padding is not None:  # a device is not asked
+            some = unread.device.type != "cpu" or bool(unread.any())
         out, _ = self.trunk(sequence, attention_bias(ignored if some else None, None))
         return self.outputs(out[:, keep.shape[1] :][order])
 

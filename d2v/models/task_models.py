@@ -167,8 +167,8 @@ class TaskModel(D2vPreTrainedModel):
             else:
                 x = self.encoder.frontend(view.modality).hide(x, hidden, **view.inputs)
             x = x if channels is None else x.masked_fill(channels[:, None], 0)
-        is_first = torch.arange(x.shape[1], device=x.device).eq(0).expand(x.shape[:2])  # (B, T)
-        return self.encoder(view, tokens=x, only=is_first if first else None, return_dict=True, **asked)
+        only = torch.arange(len(x), device=x.device) * x.shape[1] if first else None  # (B,)
+        return self.encoder(view, tokens=x, only=only, return_dict=True, **asked)
 
 
 class Classifier(TaskModel):

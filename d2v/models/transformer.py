@@ -155,13 +155,13 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor, only: Tensor | None = None) -> Tensor:
-        """(N, ...) -> (N, ...), or (n, D) -> (n, D) if x holds the tokens `only` (N, T) of N rows."""
+    def forward(self, x: Tensor, num_rows: int = 0, row: Tensor | None = None) -> Tensor:
+        """(N, ...) -> (N, ...), or (n, D) -> (n, D) if x holds single tokens, of the rows `row` (n,) of `num_rows`."""
         if not self.training or self.rate == 0:
             return x
-        rows = len(x) if only is None else len(only)
+        rows = len(x) if row is None else num_rows
         keep = x.new_empty((rows,) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate).div_(1 - self.rate)
-        return x * (keep if only is None else keep[only.nonzero()[:, 0]])
+        return x * (keep if row is None else keep.index_select(0, row))
 
 
 class PostNormBlock(nn.Module):
@@ -178,12 +178,13 @@ class PostNormBlock(nn.Module):
     def forward(
         self, x: Tensor, bias: Tensor | None, only: Tensor | None = None, modality: str = ""
     ) -> tuple[Tensor, Tensor]:
-        """(N, T, D) -> the block's end, and the FFN output before dropout and residual; of the tokens `only` (N, T),
+        """(N, T, D) -> the block's end, and the FFN output before dropout and residual; of the tokens `only` (n,),
         (n, D)."""
+        rows = _rows(x, only)
         x = _taken(x + self.drop_path(self.dropout(self.attention(x, bias))), only)
         x = _of(self.norm1, modality)(x)
         ffn = _of(self.mlp, modality)(x)
-        return _of(self.norm2, modality)(x + self.drop_path(self.dropout(ffn), only)), ffn
+        return _of(self.norm2, modality)(x + self.drop_path(self.dropout(ffn), *rows)), ffn
 
 
 class PreNormBlock(nn.Module):
@@ -203,12 +204,13 @@ class PreNormBlock(nn.Module):
     def forward(
         self, x: Tensor, bias: Tensor | None, only: Tensor | None = None, modality: str = ""
     ) -> tuple[Tensor, Tensor]:
-        """(N, T, D) -> the block's end, and the scaled FFN output before the residual; of the tokens `only` (N, T),
+        """(N, T, D) -> the block's end, and the scaled FFN output before the residual; of the tokens `only` (n,),
         (n, D)."""
+        rows = _rows(x, only)
         attended = self.dropout(self.attention(_of(self.norm1, modality)(x), bias))
         x = _taken(x + self.drop_path(_scaled(attended, self.scale1)), only)
         ffn = self.dropout(_of(self.mlp, modality)(_of(self.norm2, modality)(x)))
-        ffn = self.drop_path(_scaled(ffn, self.scale2), only)
+        ffn = self.drop_path(_scaled(ffn, self.scale2), *rows)
         return x + ffn, ffn
 
 
@@ -217,8 +219,18 @@ def _of(layer: nn.Module, modality: str) -> nn.Module:
     return layer[modality] if isinstance(layer, Own) else layer
 
 
+def taken(x: Tensor, at: Tensor) -> Tensor:
+    """(N, T, ...) -> (n, ...), the tokens of the numbers `at` (n,), row * T + place."""
+    return x.flatten(0, 1).index_select(0, at)
+
+
 def _taken(x: Tensor, only: Tensor | None) -> Tensor:
-    return x if only is None else x[only]
+    return x if only is None else taken(x, only)
+
+
+def _rows(x: Tensor, only: Tensor | None) -> tuple[int, Tensor | None]:
+    """How many rows (N, T, D) has, and in which the tokens `only` (n,) lie."""
+    return len(x), None if only is None else only // x.shape[1]
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
@@ -267,8 +279,8 @@ class Trunk(nn.Module):
 
         `bias`: as in attention_bias; with one more dimension in front, each block has its own. ValueError: more or
         fewer than blocks.
-        `only` (N, T) bool: the tokens that are wanted, (n, D) of each; the last block then computes its second half for
-        no others. `modality`: the one that is read, where each has something for itself.
+        `only` (n,): numbers row * T + place of the tokens that are wanted, (n, D) of each; the last block then computes
+        its second half for no others. `modality`: the one that is read, where each has something for itself.
         """
         if bias is not None and bias.ndim == 5 and len(bias) != len(self.blocks):
             raise ValueError(
@@ -281,14 +293,14 @@ class Trunk(nn.Module):
         for number, (block, bias) in enumerate(zip(self.blocks, biases, strict=True)):
             if self.training and self.layer_drops[number] and torch.rand(()) < self.layer_drops[number]:
                 continue
-            taken = only if block is self.blocks[-1] else None
+            wanted = only if block is self.blocks[-1] else None
             if self.training and self.gradient_checkpointing:
-                x, ffn = checkpoint(block, x, bias, taken, modality, use_reentrant=False)
+                x, ffn = checkpoint(block, x, bias, wanted, modality, use_reentrant=False)
             else:
-                x, ffn = block(x, bias, taken, modality)
+                x, ffn = block(x, bias, wanted, modality)
             if layers != "none" and number >= first:
                 result = ffn if layers == "ffn" else x
-                results.append(result if taken is not None else _taken(result, only))
+                results.append(result if wanted is not None else _taken(result, only))
         x = x if x.ndim == 2 else _taken(x, only)  # the last block was dropped
         return _of(self.final_norm, modality)(x), results
 

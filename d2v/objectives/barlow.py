@@ -56,7 +56,7 @@ class Barlow(MultiView):
         self.check(views)
         first, second = (embedding(self.student, view).float() for view in views)  # (B, P) each
         on, off = terms(first, second)
-        count = torch.tensor(len(first), device=first.device)
+        count = torch.full((), len(first), device=first.device)
         metrics = {"on_diagonal": on.detach(), "off_diagonal": off.detach(), "prediction_spread": normalised_std(first)}
         return Loss(count * (on + self.config.redundancy * off), count, metrics)
 

@@ -57,7 +57,7 @@ class BYOL(MultiView):
             targets = [embedding(self.teacher, view) for view in views]
         total = distance(online[0], targets[1]) + distance(online[1], targets[0])
         metrics = {"target_spread": normalised_std(targets[0]), "prediction_spread": normalised_std(online[0])}
-        return Loss(total, torch.tensor(len(online[0]), device=total.device), metrics)
+        return Loss(total, torch.full((), len(online[0]), device=total.device), metrics)
 
     def ema_decay(self, step: int, steps: int) -> float:
         """Half a cosine from ema_decay to 1 over the run."""

@@ -85,8 +85,9 @@ class CAPI(Objective):
         logits = self.clusters(x)  # (B, T, C)
         targets = self.clusters.assignments(logits, view.padding)  # (B, T, C), 0 in padding
         visible = student(view, only_kept(given, view.padding)).x  # (R, K, D)
-        asked = some_of(given.hidden, config.predicted_share, len(logits), self.seed, self.step)  # (N, T)
-        mask = Mask(asked, given.keep)
+        some = some_of(given.known, config.predicted_share, len(logits), self.seed, self.step)  # (N, T), on the CPU
+        mask = Mask(some).located().to(logits.device)._replace(keep=given.keep)
+        asked = mask.hidden  # (N, T)
         prediction = self.predictor(visible, mask, view.padding, student.frontend(view.modality).grid)  # (n, D)
         shares = self.head(F.normalize(prediction.float(), dim=1))  # (n, C)
         wanted = at(targets, mask)  # (n, C)

@@ -61,7 +61,7 @@ class Clustering(MultiView):
         instance = nt_xent(*rows, self.config.instance_temperature)
         cluster = nt_xent(*(log.exp().T for log in logs), self.config.cluster_temperature)
         entropy = missing_entropy(logs[0]) + missing_entropy(logs[1])
-        samples = torch.tensor(len(features[0]), device=instance.device)
+        samples = torch.full((), len(features[0]), device=instance.device)
         metrics = {
             "instance_loss": instance.detach(),
             "cluster_loss": cluster.detach(),

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from d2v.models.encoder import D2vModel
+from d2v.models.encoder import D2vModel, hidden_at
 from d2v.models.heads import mean_of_tokens, perceptron
+from d2v.models.transformer import taken
 from d2v.objectives.common.guard import GUARD, GUARD_WEIGHT, GUARDS, check_guard, guard
 from d2v.objectives.common.multi_view import generator_of_step
 from d2v.objectives.common.objective import Objective
@@ -136,13 +137,13 @@ class Data2Vec(Objective):
         view = views[0]
         teacher_view = views[1] if len(views) > 1 else view
         assert view.mask is not None
-        hidden = view.mask.hidden  # (B, T)
+        hidden, where = view.mask.hidden, hidden_at(view.mask)  # (B, T), (n,)
         student = self.student["encoder"]
         tokens = student.embed(view)  # (B, T, D)
-        target = self.target(teacher_view, tokens.detach(), hidden)  # (n, D)
+        target = self.target(teacher_view, tokens.detach(), where)  # (n, D)
         guarded = self.config.guard != "none"
-        features = student(view, view.mask, tokens=tokens, only=None if guarded else hidden)
-        prediction = self.predictor(features.x[hidden] if guarded else features.x).float()  # (n, D)
+        features = student(view, view.mask, tokens=tokens, only=None if guarded else where)
+        prediction = self.predictor(taken(features.x, where) if guarded else features.x).float()  # (n, D)
         total = regression_loss(prediction, target, self.config.loss_beta, self.config.loss_scale)
         metrics = {
             "target_std": channel_std(target),
@@ -157,7 +158,7 @@ class Data2Vec(Objective):
 
     @torch.no_grad()
     def target(self, view: View, tokens: Tensor, only: Tensor | None = None) -> Tensor:
-        """Targets (B, T, D), or (n, D) of the tokens `only` (B, T), from the teacher on the whole view.
+        """Targets (B, T, D), or (n, D) of the tokens `only` (n,), from the teacher on the whole view.
 
         `tokens` are the student's features.
         """
@@ -168,7 +169,7 @@ class Data2Vec(Objective):
         layers = teacher(view, tokens=fed, layers=config.layers, first=self.first, only=asked_for).layers
         padding = None if config.norm_over_padding else view.padding
         target = mean_of_layers(layers, config.layer_norms, config.final_norms, padding)
-        return target if only is None or apart else target[only]
+        return target if only is None or apart else taken(target, only)
 
     def ema_decay(self, step: int, steps: int = 0) -> float:
         """Linear from ema_decay to ema_end_decay over ema_anneal_steps."""

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from d2v.models.decoder import Decoder, DecoderConfig
-from d2v.models.encoder import D2vModel
+from d2v.models.encoder import D2vModel, hidden_at
+from d2v.models.transformer import taken
 from d2v.objectives.common.guard import GUARD, GUARD_WEIGHT, GUARDS, check_guard, guard, means_of_visible
-from d2v.objectives.common.masked import refuse_mask_token
+from d2v.objectives.common.masked import of_samples, real_at, refuse_mask_token
 from d2v.objectives.common.multi_view import generator_of_step
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.regression import NORMS, SCALES, TARGETS, channel_std, regression_loss
@@ -150,16 +151,17 @@ class Data2Vec2(Objective):
         padding = None
         if view.padding is not None and not self.config.reference_padding:
             padding = view.padding.repeat_interleave(masks, dim=0)  # (N, T)
-        where = mask.hidden if not self.config.visible_weight else real_tokens(mask, view.padding)  # (N, T)
+        where = hidden_at(mask)  # (n,)
+        if self.config.visible_weight:
+            where = real_tokens(mask, view)
         prediction = self.decoder(features.x, mask, padding, where).float()  # (n, D), or (n, L * D) of layers
-        row, place = where.nonzero(as_tuple=True)  # (n,) each
-        wanted = target[row // masks, place]  # as the prediction
+        wanted = of_samples(target, mask, where)  # as the prediction
         count = mask.hidden.sum()
         weights = None
         if self.config.visible_weight:
             grid = student.frontend(view.modality).grid
-            weights = by_distance(mask.hidden, grid)[where] * self.config.visible_weight  # (n,)
-            weights = weights.masked_fill(mask.hidden[where], 1.0)
+            weights = taken(by_distance(mask.hidden, grid), where) * self.config.visible_weight  # (n,)
+            weights = weights.masked_fill(taken(mask.hidden, where), 1.0)
         total = self.regression(prediction, wanted, weights)
         metrics = {
             "target_std": channel_std(wanted),
@@ -216,11 +218,15 @@ class Data2Vec2(Objective):
         return linear_decay(step, self.config.ema_decay, self.config.ema_end_decay, self.config.ema_anneal_steps)
 
 
-def real_tokens(mask: Mask, padding: Tensor | None) -> Tensor:
-    """(N, T) bool: hidden and visible tokens, without padding (B, T)."""
-    if padding is None:
-        return torch.ones_like(mask.hidden)
-    return ~padding.repeat_interleave(len(mask.hidden) // len(padding), dim=0)
+def real_tokens(mask: Mask, view: View) -> Tensor:
+    """Numbers (n,) of hidden and visible tokens, row * T + place, in rising order, without padding."""
+    if view.padding is None:
+        return torch.arange(mask.hidden.numel(), device=mask.hidden.device)
+    samples, tokens = view.padding.shape
+    masks = len(mask.hidden) // samples
+    at = real_at(view)
+    first = at // tokens * masks * tokens + at % tokens  # of the sample's first row
+    return (first[:, None] + torch.arange(masks, device=at.device) * tokens).flatten().sort().values
 
 
 def by_distance(hidden: Tensor, grid: tuple[int, int] | None) -> Tensor:

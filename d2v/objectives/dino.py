@@ -97,7 +97,7 @@ class DINO(MultiView):
             outputs = scores(self.teacher, views[:2])
             targets = [sharpened(rows, self.center.value, self.temperature) for rows in outputs]
         total = across_views(targets, logits, self.config.student_temperature)
-        count = torch.tensor(len(logits[0]), device=total.device)
+        count = torch.full((), len(logits[0]), device=total.device)
         self.center.update(torch.cat(outputs))  # the next step's
         metrics = {
             **usage(torch.cat(targets), total / count),

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v.models.encoder import D2vModel
+from d2v.models.encoder import D2vModel, hidden_at
+from d2v.models.transformer import taken
 from d2v.objectives.common.codebooks import Codebooks, CodebookSettings
 from d2v.objectives.common.codes import code_use
 from d2v.objectives.common.masked import masked_view, share_of
@@ -64,7 +65,7 @@ class DinoSR(Objective):
         view, mask = masked_view(views, self.config.name, keep=False)
         hidden = mask.hidden  # (B, T)
         tokens = self.student["encoder"].embed(view)  # (B, T, D)
-        targets = self.targets(view, tokens.detach(), hidden)  # L of (n, D)
+        targets = self.targets(view, tokens.detach(), hidden_at(mask))  # L of (n, D)
         sources = self.sources(view, tokens)  # L of (n, D)
         losses, chosen, right = [], [], []
         for book, (target, source) in enumerate(zip(targets, sources, strict=True)):
@@ -85,15 +86,16 @@ class DinoSR(Objective):
         return Loss(torch.stack(losses).mean(), count, metrics)
 
     @torch.no_grad()
-    def targets(self, view: View, tokens: Tensor, hidden: Tensor) -> list[Tensor]:
-        """The teacher's last layers on the whole view, normed, at hidden tokens: L of (n, D)."""
+    def targets(self, view: View, tokens: Tensor, where: Tensor) -> list[Tensor]:
+        """The teacher's last layers on the whole view, normed, of the tokens `where` (n,): L of (n, D)."""
         fed = tokens if self.config.feed_tokens else None
         layers = self.teacher["encoder"](view, tokens=fed, layers=self.config.layers, first=self.first).layers
-        return [normed(layer, self.config.layer_norms, view.padding)[hidden] for layer in layers]
+        return [taken(normed(layer, self.config.layer_norms, view.padding), where) for layer in layers]
 
     def sources(self, view: View, tokens: Tensor) -> list[Tensor]:
         """What each head reads: the student's output at hidden tokens, L times (n, D)."""
-        x = self.student["encoder"](view, view.mask, tokens=tokens, only=view.mask and view.mask.hidden).x
+        assert view.mask is not None
+        x = self.student["encoder"](view, view.mask, tokens=tokens, only=hidden_at(view.mask)).x
         return [x] * len(self.heads)
 
     def adjust_gradients(self, step: int, steps: int) -> None:

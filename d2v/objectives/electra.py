@@ -12,10 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v.models.encoder import D2vModel
+from d2v.models.encoder import D2vModel, chosen_at
 from d2v.models.heads import WordHead, perceptron
-from d2v.models.transformer import Trunk, attention_bias
-from d2v.objectives.common.masked import chosen, drawn, frontend_of, masked_view, over_rows, share_of, uniforms
+from d2v.models.transformer import Trunk, attention_bias, taken
+from d2v.objectives.common.masked import (
+    chosen,
+    drawn,
+    frontend_of,
+    masked_view,
+    over_rows,
+    real_at,
+    share_of,
+    uniforms,
+)
 from d2v.objectives.common.objective import Objective
 from d2v.settings import check_fields, setting
 from d2v.types import Loss, Mask, View
@@ -67,33 +76,34 @@ class Electra(Objective):
     def forward(self, views: list[View]) -> Loss:
         """The generator's cross entropy of chosen words + weight * the student's of every word; as in `check`."""
         view, mask = masked_view(views, self.config.name, keep=False)
-        encoder, where = self.student["encoder"], chosen(mask)
+        encoder, where, at = self.student["encoder"], chosen(mask), chosen_at(mask)  # (B, T), (n,)
         main_input = encoder.frontend(view.modality).main_input
         ids = view.inputs[main_input]  # (B, T)
         real = torch.ones_like(where) if view.padding is None else ~view.padding
-        logits = self.generated(view, mask, where)  # (n, V)
-        words = over_rows(F.cross_entropy(logits, ids[where], reduction="none"), where)
-        filled = ids.clone()
-        filled[where] = drawn(logits.detach(), uniforms(ids, self.step, self.seed)[where])
+        words_at = torch.arange(ids.numel(), device=ids.device) if view.padding is None else real_at(view)
+        logits = self.generated(view, mask, at)  # (n, V)
+        words = over_rows(F.cross_entropy(logits, taken(ids, at), reduction="none"), where, at)
+        new = drawn(logits.detach(), taken(uniforms(ids, self.step, self.seed), at))  # (n,)
+        filled = ids.flatten().index_copy(0, at, new).view_as(ids)
         replaced = filled != ids  # a word that is drawn as it was counts as original
-        said = self.classifier(encoder(read(view, main_input, filled), only=real).x)[:, 0].float()
-        truth = replaced[real].float()
-        found = over_rows(F.binary_cross_entropy_with_logits(said, truth, reduction="none"), real)
+        said = self.classifier(encoder(read(view, main_input, filled), only=words_at).x)[:, 0].float()
+        truth = taken(replaced, words_at).float()
+        found = over_rows(F.binary_cross_entropy_with_logits(said, truth, reduction="none"), real, words_at)
         rows = where.any(dim=1).sum()
         metrics = {
             "hidden_share": share_of(where, view.padding),
             "replaced_share": share_of(replaced, view.padding),
             "word_loss": words.detach() / rows.clamp(min=1),
-            "accuracy": ((said > 0) == replaced[real]).float().mean(),
+            "accuracy": ((said > 0) == (truth > 0)).float().mean(),
         }
         return Loss(words + self.config.weight * found, rows, metrics)
 
-    def generated(self, view: View, mask: Mask, where: Tensor) -> Tensor:
-        """The generator's logits of the words `where` (B, T), (n, V), from the student's embeddings."""
+    def generated(self, view: View, mask: Mask, at: Tensor) -> Tensor:
+        """The generator's logits of the words of the numbers `at` (n,), (n, V), from the student's embeddings."""
         frontend = self.student["encoder"].frontend(view.modality)
         x = frontend.hide(frontend.embed(**view.inputs), mask.hidden, **view.inputs)  # (B, T, D)
         x = self.project(x + frontend.positions(x, view.padding))
-        x, _ = self.generator(x, attention_bias(view.padding, frontend.bias(x.shape[1])), only=where)
+        x, _ = self.generator(x, attention_bias(view.padding, frontend.bias(x.shape[1])), only=at)
         return self.head(x, frontend.vocabulary).float()
 
 

@@ -11,8 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from d2v.models.encoder import D2vModel
+from d2v.models.encoder import D2vModel, hidden_at
 from d2v.models.heads import mean_of_tokens
+from d2v.models.transformer import taken
 from d2v.objectives.common.multi_view import MultiView, each, num_samples, pooled, summary
 from d2v.objectives.common.prototypes import PrototypeHead, across_views, cross_entropy, sharpened, usage
 from d2v.objectives.common.queues import Center
@@ -113,13 +114,13 @@ class IBOT(MultiView):
         samples)."""
         self.check(views)
         config, whole = self.config, views[:2]
-        hidden = [view.mask.hidden for view in whole if view.mask is not None]  # (B, T) each
-        logits, patch_logits = self.predictions(views, hidden)
+        masks = [view.mask for view in whole if view.mask is not None]
+        logits, patch_logits = self.predictions(views, masks)
         with torch.no_grad():
             outputs, patch_outputs = self.teacher_outputs(whole)
-        count = torch.tensor(len(logits[0]), device=logits[0].device)
+        count = torch.full((), len(logits[0]), device=logits[0].device)
         class_loss, class_metrics = self.class_loss(outputs, logits, count)
-        patch_loss, patch_metrics = self.patch_loss(patch_outputs, patch_logits, hidden, count)
+        patch_loss, patch_metrics = self.patch_loss(patch_outputs, patch_logits, masks, count)
         self.center.update(torch.cat(outputs))  # the next step's
         means = [mean_of_tokens(x, view.padding) for x, view in zip(patch_outputs, whole, strict=True)]  # (B, K) each
         self.patch_center.update(torch.cat(means))
@@ -142,19 +143,20 @@ class IBOT(MultiView):
         return loss, {**usage(torch.cat(targets), loss / count), "class_loss": loss.detach() / count}
 
     def patch_loss(
-        self, outputs: list[Tensor], logits: list[Tensor], hidden: list[Tensor], count: Tensor
+        self, outputs: list[Tensor], logits: list[Tensor], masks: list[Mask], count: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of hidden tokens (B, T) (equation 1), and what is shown of it.
+        """The loss of hidden tokens (equation 1), and what is shown of it.
 
         `outputs` (B, T, K) of each global view are the teacher's, `logits` (n, K) of hidden tokens the student's.
         """
         losses, entropies = [], []  # (n,) each
-        for teacher_rows, student_rows, where in zip(outputs, logits, hidden, strict=True):
-            target = sharpened(teacher_rows[where], self.patch_center.value, self.patch_temperature)  # (n, K)
+        for teacher_rows, student_rows, mask in zip(outputs, logits, masks, strict=True):
+            seen = taken(teacher_rows, hidden_at(mask))
+            target = sharpened(seen, self.patch_center.value, self.patch_temperature)  # (n, K)
             losses.append(cross_entropy(target, student_rows, self.config.student_temperature))
             entropies.append(torch.special.entr(target).sum(dim=1))
-        loss = over_samples(losses, hidden)
-        entropy = over_samples(entropies, hidden) / count
+        loss = over_samples(losses, masks)
+        entropy = over_samples(entropies, masks) / count
         return loss, {"patch_loss": loss.detach() / count, "patch_target_entropy": entropy}
 
     def teacher_outputs(self, views: list[View]) -> tuple[list[Tensor], list[Tensor]]:
@@ -163,13 +165,13 @@ class IBOT(MultiView):
         tokens = each(views, partial(summary_and_tokens, self.teacher["encoder"]))  # (B, 1 + T, D) each
         return [head(x[:, 0]) for x in tokens], [head(x[:, 1:], -1) for x in tokens]
 
-    def predictions(self, views: list[View], hidden: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def predictions(self, views: list[View], masks: list[Mask]) -> tuple[list[Tensor], list[Tensor]]:
         """The student's logits (B, K) of every view, and (n, K) of the hidden tokens of each global one."""
         encoder, head = self.student["encoder"], self.student["head"]
         tokens = each(views[:2], lambda view: summary_and_tokens(encoder, view, view.mask))  # (B, 1 + T, D) each
         summaries = [x[:, 0] for x in tokens] + each(views[2:], partial(summary, encoder))
         logits = list(head(torch.cat(summaries)).chunk(len(views)))
-        return logits, [head(x[:, 1:][where], -1) for x, where in zip(tokens, hidden, strict=True)]
+        return logits, [head(taken(x[:, 1:], hidden_at(mask)), -1) for x, mask in zip(tokens, masks, strict=True)]
 
     def of_length(self, step: int, steps: int) -> tuple[float, ...]:
         """The teacher's decay and temperatures, and whether the prototypes stand."""
@@ -193,15 +195,15 @@ def summary_and_tokens(encoder: nn.Module, view: View, mask: Mask | None = None)
     return torch.cat([pooled(features, view.padding).unsqueeze(1), features.x], dim=1)
 
 
-def over_samples(values: list[Tensor], hidden: list[Tensor]) -> Tensor:
-    """The mean over views of the sum over samples of the mean of values (n,) at a sample's hidden tokens (B, T).
+def over_samples(values: list[Tensor], masks: list[Mask]) -> Tensor:
+    """The mean over views of the sum over samples of the mean of values (n,) at a sample's hidden tokens.
 
     0 for a sample in which nothing is hidden.
     """
     sums = []
-    for x, where in zip(values, hidden, strict=True):
-        share = where / where.sum(dim=1, keepdim=True).clamp(min=1)  # (B, T)
-        sums.append((x * share[where]).sum())
+    for x, mask in zip(values, masks, strict=True):
+        share = mask.hidden / mask.hidden.sum(dim=1, keepdim=True).clamp(min=1)  # (B, T)
+        sums.append((x * taken(share, hidden_at(mask))).sum())
     return torch.stack(sums).mean()
 
 

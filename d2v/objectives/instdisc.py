@@ -97,7 +97,7 @@ class InstDisc(MultiView):
         total, similarity, labels = with_gradient_now(contrast, feature)  # before the bank's update
         metrics = describe(similarity, labels, feature, self.bank.rows[indices], again=places == indices.unsqueeze(1))
         self.bank.update(gather(indices), gather(feature))
-        return Loss(total, torch.tensor(len(feature), device=total.device), metrics)
+        return Loss(total, torch.full((), len(feature), device=total.device), metrics)
 
     def contrast(self, feature: Tensor, indices: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss summed over features (B, P), their cosines with the bank's rows at `places`, (B, M), and where their

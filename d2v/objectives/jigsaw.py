@@ -84,7 +84,7 @@ class Jigsaw(MultiView):
         tiles, number = self.puzzles(images_of(encoder, view))  # (B, 9, C, t, t), (B,)
         of_tiles = self.tile_head(summary(encoder, view_of(encoder, view, tiles.flatten(0, 1))))  # (9 B, H)
         total, accuracy = cross_entropy(self.head(of_tiles.view(len(number), -1)), number)
-        return Loss(total, torch.tensor(len(number), device=total.device), {"accuracy": accuracy})
+        return Loss(total, torch.full((), len(number), device=total.device), {"accuracy": accuracy})
 
     def puzzles(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised tiles (B, 9, C, t, t) of images (B, C, S, S) in one of the orders, and its number (B,)."""
@@ -93,7 +93,7 @@ class Jigsaw(MultiView):
         offsets, number = draws(
             self.seed, self.step, len(images), room, lambda g: torch.randint(orders, (), generator=g)
         )
-        offsets, number = offsets.to(images.device), number.to(images.device)
+        offsets, number = offsets.to(images.device, non_blocking=True), number.to(images.device, non_blocking=True)
         tiles = cut(images, offsets, size)
         tiles = F.instance_norm(tiles.flatten(0, 1)).view(tiles.shape)  # else their edges and light tell the order
         return shuffled(tiles, self.orders[number]), number

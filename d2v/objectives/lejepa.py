@@ -60,7 +60,7 @@ class LeJEPA(MultiView):
         along = directions(config.out_dim, config.num_directions, generator_of_step(self.step, device, self.seed))
         apart = invariance(rows, config.global_views)
         spread, terms = self.spread(rows, along)
-        count = torch.tensor(len(rows[0]), device=device)
+        count = torch.full((), len(rows[0]), device=device)
         metrics = {"invariance": apart.detach(), "prediction_spread": normalised_std(rows[0]), **terms}
         return Loss(count * ((1 - config.weight) * apart + config.weight * spread), count, metrics)
 

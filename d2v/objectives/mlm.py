@@ -7,8 +7,9 @@ B samples, T tokens, n chosen tokens in all, D width, V words.
 
 from dataclasses import dataclass
 
-from d2v.models.encoder import D2vModel
+from d2v.models.encoder import D2vModel, chosen_at
 from d2v.models.heads import WordHead
+from d2v.models.transformer import taken
 from d2v.objectives.common.masked import chosen, cross_entropy, frontend_of, masked_view, share_of
 from d2v.objectives.common.objective import Objective
 from d2v.settings import check_fields, setting
@@ -43,10 +44,10 @@ class MLM(Objective):
     def forward(self, views: list[View]) -> Loss:
         """The cross entropy of the words at all chosen places; ValueError as in `check`."""
         view, mask = masked_view(views, self.config.name, keep=False)
-        encoder, where = self.student["encoder"], chosen(mask)
+        encoder, where, at = self.student["encoder"], chosen(mask), chosen_at(mask)
         frontend = encoder.frontend(view.modality)
-        logits = self.head(encoder(view, mask, only=where).x, frontend.vocabulary)  # (n, V)
-        total, accuracy = cross_entropy(logits, view.inputs[frontend.main_input][where])
+        logits = self.head(encoder(view, mask, only=at).x, frontend.vocabulary)  # (n, V)
+        total, accuracy = cross_entropy(logits, taken(view.inputs[frontend.main_input], at))
         metrics = {"accuracy": accuracy, "hidden_share": share_of(where, view.padding)}
         return Loss(total, where.sum(), metrics)
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2v.models.encoder import D2vModel
+from d2v.models.encoder import D2vModel, chosen_at
 from d2v.models.heads import WordHead, perceptron
+from d2v.models.transformer import taken
 from d2v.objectives.common.masked import chosen, cross_entropy, frontend_of, masked_view, share_of
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.regression import channel_std, regression_loss
@@ -55,11 +56,12 @@ class MLMLatent(Objective):
     def forward(self, views: list[View]) -> Loss:
         """word_weight * cross entropy + smooth L1, summed over all chosen places; ValueError as in `check`."""
         view, mask = masked_view(views, self.config.name, keep=False)
-        encoder, where = self.student["encoder"], chosen(mask)
+        encoder, where, at = self.student["encoder"], chosen(mask), chosen_at(mask)
         frontend = encoder.frontend(view.modality)
-        target = self.target(view, where)  # (n, D)
-        x = encoder(view, mask, only=where).x  # (n, D)
-        words, accuracy = cross_entropy(self.head(x, frontend.vocabulary), view.inputs[frontend.main_input][where])
+        target = self.target(view, at)  # (n, D)
+        x = encoder(view, mask, only=at).x  # (n, D)
+        wanted = taken(view.inputs[frontend.main_input], at)  # (n,)
+        words, accuracy = cross_entropy(self.head(x, frontend.vocabulary), wanted)
         prediction = self.predictor(x).float()  # (n, D)
         latents = regression_loss(prediction, target, 1.0, "mean")
         count = where.sum()
@@ -74,9 +76,10 @@ class MLMLatent(Objective):
         return Loss(self.config.word_weight * words + latents, count, metrics)
 
     @torch.no_grad()
-    def target(self, view: View, where: Tensor) -> Tensor:
-        """The teacher's last layer of the whole text, normed over its width without weights, (n, D)."""
-        x = self.teacher["encoder"](view, only=where).x.float()
+    def target(self, view: View, at: Tensor) -> Tensor:
+        """The teacher's last layer of the whole text, normed over its width without weights, of the words `at` (n,):
+        (n, D)."""
+        x = self.teacher["encoder"](view, only=at).x.float()
         return F.layer_norm(x, x.shape[-1:])
 
     def ema_decay(self, step: int, steps: int) -> float:

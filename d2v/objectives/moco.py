@@ -108,7 +108,7 @@ class MoCo(MultiView):
             loss, similarity, labels = with_gradient_now(contrast, query)  # before the push
             total = total + loss
         self.queue.push(torch.cat(keys))
-        return Loss(total, torch.tensor(len(query), device=total.device), describe(similarity, labels, query, key))
+        return Loss(total, torch.full((), len(query), device=total.device), describe(similarity, labels, query, key))
 
     @torch.no_grad()
     def keys(self, view: View, generator: torch.Generator) -> Tensor:

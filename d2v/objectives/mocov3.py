@@ -82,7 +82,7 @@ class MoCoV3(MultiView):
             "target_spread": normalised_std(keys[0]),
             "prediction_spread": normalised_std(queries[0]),
         }
-        return Loss(total, torch.tensor(len(positive), device=total.device), metrics)
+        return Loss(total, torch.full((), len(positive), device=total.device), metrics)
 
     def ema_decay(self, step: int, steps: int) -> float:
         """Half a cosine from ema_decay to 1 over the run."""

@@ -85,7 +85,7 @@ class PIRL(instdisc.InstDisc):
         metrics = describe(similarity, labels, whole, self.bank.rows[indices], again=places == indices.unsqueeze(1))
         metrics["tiles_cosine"] = (whole * tiles).sum(dim=1).mean().detach()
         self.bank.update(gather(indices), gather(whole))
-        return Loss((of_whole + of_tiles) / 2, torch.tensor(len(whole), device=whole.device), metrics)
+        return Loss((of_whole + of_tiles) / 2, torch.full((), len(whole), device=whole.device), metrics)
 
     def of_tiles(self, view: View) -> Tensor:
         """The embedding (B, P) of a view's nine tiles in a random order."""
@@ -93,7 +93,8 @@ class PIRL(instdisc.InstDisc):
         images = images_of(encoder, view)
         room = min(images.shape[-2:]) // SIDE - size
         offsets, order = draws(self.seed, self.step, len(images), room, lambda g: torch.randperm(TILES, generator=g))
-        tiles = shuffled(cut(images, offsets.to(images.device), size), order.to(images.device))  # (B, 9, C, t, t)
+        offsets, order = (x.to(images.device, non_blocking=True) for x in (offsets, order))
+        tiles = shuffled(cut(images, offsets, size), order)  # (B, 9, C, t, t)
         of_tile = self.tile_head(summary(encoder, view_of(encoder, view, tiles.flatten(0, 1))))  # (9 B, P)
         return self.tiles_head(of_tile.view(len(images), -1))
 

@@ -66,7 +66,7 @@ class RotNet(MultiView):
         images, angles = rotated(images_of(encoder, view))  # (4 B, C, S, S), (4 B,)
         logits = self.head(summary(encoder, view_of(encoder, view, images)))  # (4 B, 4)
         total, accuracy = cross_entropy(logits, angles)
-        return Loss(total, torch.tensor(len(angles), device=total.device), {"accuracy": accuracy})
+        return Loss(total, torch.full((), len(angles), device=total.device), {"accuracy": accuracy})
 
 
 def rotated(images: Tensor) -> tuple[Tensor, Tensor]:

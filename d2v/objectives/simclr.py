@@ -68,7 +68,7 @@ class SimCLR(MultiView):
         first, second = gather_with_gradient(one), gather_with_gradient(other)  # (N, P) each
         similarity, labels = within_batch(first, second, mine(len(one), first.device))
         total = info_nce(similarity, labels, self.config.temperature) / 2
-        return Loss(total, torch.tensor(len(one), device=total.device), describe(similarity, labels, one, other))
+        return Loss(total, torch.full((), len(one), device=total.device), describe(similarity, labels, one, other))
 
 
 def build(encoder: D2vModel, config: Config) -> SimCLR:

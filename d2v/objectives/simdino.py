@@ -75,7 +75,7 @@ class SimDINO(MultiView):
         cosine = torch.stack([(targets[i] * rows[j]).sum(dim=1).mean() for i, j in pairs]).mean()
         means = [(row + target) / 2 for row, target in zip(rows, targets, strict=False)]
         rate = torch.stack([coding_rate(mean, self.config.epsilon) for mean in means]).mean()
-        count = torch.tensor(len(rows[0]), device=rate.device)
+        count = torch.full((), len(rows[0]), device=rate.device)
         metrics = {
             "cosine": cosine.detach(),
             "coding_rate": rate.detach(),

@@ -60,7 +60,7 @@ class SimSiam(MultiView):
             difference(predictions[0], targets[1].detach()) + difference(predictions[1], targets[0].detach())
         )
         metrics = {"target_spread": normalised_std(targets[0]), "prediction_spread": normalised_std(predictions[0])}
-        return Loss(total, torch.tensor(len(targets[0]), device=total.device), metrics)
+        return Loss(total, torch.full((), len(targets[0]), device=total.device), metrics)
 
 
 def difference(prediction: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d2v.models.encoder import D2vModel
+from d2v.models.encoder import D2vModel, hidden_at
 from d2v.objectives import dinosr
 from d2v.objectives.common.codebooks import CodebookSettings
 from d2v.objectives.common.objective import freeze
@@ -48,7 +48,7 @@ class SpidR(dinosr.DinoSR):
         """What each head reads: its layer of the student at hidden tokens, L of (n, D), from where the teacher's is."""
         assert view.mask is not None
         return self.student["encoder"](
-            view, view.mask, tokens=tokens, layers=self.config.layers, first=self.first, only=view.mask.hidden
+            view, view.mask, tokens=tokens, layers=self.config.layers, first=self.first, only=hidden_at(view.mask)
         ).layers
 
     def ema_decay(self, step: int, steps: int) -> float:

@@ -98,7 +98,7 @@ class SwAV(MultiView):
         logits = list(self.prototypes(z).chunk(len(views)))  # (B, K) each
         targets = self.assignments(logits[:2])
         total = across_views(targets, logits, self.config.temperature)
-        count = torch.tensor(len(logits[0]), device=total.device)
+        count = torch.full((), len(logits[0]), device=total.device)
         self.remember(z.chunk(len(views))[:2])  # the next step's
         metrics = {**usage(torch.cat(targets), total / count), "prediction_spread": normalised_std(z[: len(logits[0])])}
         return Loss(total, count, metrics)

@@ -69,7 +69,7 @@ class VICReg(MultiView):
         missing, shared = terms(first)
         missing_of_second, shared_of_second = terms(second)
         missing, shared = (missing + missing_of_second) / 2, shared + shared_of_second
-        config, count = self.config, torch.tensor(len(first), device=first.device)
+        config, count = self.config, torch.full((), len(first), device=first.device)
         value = config.invariance * distance + config.variance * missing + config.covariance * shared
         metrics = {
             "invariance": distance.detach(),

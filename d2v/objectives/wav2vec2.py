@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from d2v.models.encoder import D2vModel
+from d2v.models.encoder import D2vModel, hidden_at
+from d2v.models.transformer import taken
 from d2v.objectives.common.codes import code_use
-from d2v.objectives.common.masked import check_others, masked_view, row_generators, share_of
+from d2v.objectives.common.masked import check_others, masked_view, real_at, row_generators, share_of
 from d2v.objectives.common.objective import Objective, check_together
 from d2v.objectives.common.quantised import GumbelQuantiser, gumbel, mean_square, others, perplexity, similarities
 from d2v.settings import check_fields, setting
@@ -75,20 +76,20 @@ class Wav2Vec2(Objective):
     def forward(self, views: list[View]) -> Loss:
         """Equation 2 of the paper summed over hidden tokens: contrast, diversity of codes, and the features' size."""
         mask = masked_view(views, "wav2vec2", keep=False)[1]
-        hidden = mask.hidden  # (B, T)
+        hidden, where = mask.hidden, hidden_at(mask)  # (B, T), (n,)
         (view,), config, student = views, self.config, self.student["encoder"]
         tokens, source, raw = student.frontend(view.modality).sources(**view.inputs)  # (B, T, D), (B, T, C), (B, T, C)
         counts = mask.known.sum(dim=1)  # (B,)
         negatives, noise = self.draws(counts.tolist(), hidden.device)  # (n, K), (n, G, V)
-        quantised = self.quantiser(source[mask.places()], self.tau, noise if self.training else None)
+        quantised = self.quantiser(taken(source, where), self.tau, noise if self.training else None)
         target = self.projector(quantised.vectors)  # (n, P)
-        prediction = self.predictor(student(view, view.mask, tokens=tokens, only=hidden).x)  # (n, P)
+        prediction = self.predictor(student(view, view.mask, tokens=tokens, only=where).x)  # (n, P)
         logits = similarities(prediction, target, quantised.codes, negatives) / config.temperature  # (n, 1 + K)
         have_others = (counts > 1).repeat_interleave(counts).nonzero()[:, 0]  # at most n numbers
         contrast = -logits.log_softmax(dim=1)[have_others.to(logits.device, non_blocking=True), 0].sum()
-        count = torch.tensor(len(have_others), device=logits.device)
+        count = torch.full((), len(have_others), device=logits.device)
         used, size = perplexity(quantised.shares), config.num_groups * config.num_codes
-        square = mean_square(raw, view.padding)
+        square = mean_square(raw, None if view.padding is None else real_at(view))
         extra = config.diversity_weight * (size - used) / size + config.penalty_weight * square
         metrics = {
             **code_use(list(quantised.codes.unbind(dim=1)), config.num_codes),

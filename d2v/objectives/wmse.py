@@ -85,7 +85,7 @@ class WMSE(MultiView):
             order = torch.randperm(len(everything[0]), generator=generator, device=generator.device)
             white = [whitened(z[order], self.config.sub_batch, self.config.epsilon) for z in everything]
             terms += [2 - 2 * F.cosine_similarity(x, y, dim=1).mean() for x, y in combinations(white, 2)]
-        count = torch.tensor(len(rows[0]), device=rows[0].device)
+        count = torch.full((), len(rows[0]), device=rows[0].device)
         return Loss(count * torch.stack(terms).mean(), count, {"prediction_spread": normalised_std(rows[0])})
 
 

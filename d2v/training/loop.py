@@ -56,7 +56,8 @@ class MicroBatches(Dataset):
 
     def __getitem__(self, number: int) -> tuple[list[View], list[str]]:
         step, micro = divmod(number, self.accumulate)
-        return self.batches(step, micro * self.world + self.rank, self.world * self.accumulate)
+        views, ids = self.batches(step, micro * self.world + self.rank, self.world * self.accumulate)
+        return [view.located() for view in views], ids
 
 
 class Loop:

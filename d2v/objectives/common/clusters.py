@@ -66,6 +66,8 @@ def clusters_loss(
 
     Added to the sum over predictions it is divided with it, by the count of all ranks. Targets are 0 in `padding`.
     """
-    tokens = torch.tensor(float(logits[..., 0].numel()), device=logits.device) if padding is None else (~padding).sum()
+    tokens = (
+        torch.full((), float(logits[..., 0].numel()), device=logits.device) if padding is None else (~padding).sum()
+    )
     total = cross_entropy(targets, logits, temperature).sum()
     return total * (all_sum(count.float()) / all_sum(tokens.float())), total.detach() / tokens

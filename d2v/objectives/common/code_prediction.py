@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2v.models.encoder import D2vModel
+from d2v.models.encoder import D2vModel, hidden_at
+from d2v.models.transformer import taken
 from d2v.objectives.common.codes import used_codes
 from d2v.objectives.common.masked import cross_entropy, masked_view, share_of
 from d2v.objectives.common.objective import Objective
@@ -33,9 +34,9 @@ class CodePrediction(Objective):
     def forward(self, views: list[View]) -> Loss:
         """The cross entropy of the codes of hidden tokens; ValueError as in `check`."""
         view, mask = masked_view(views, self.config.name, keep=False)
-        encoder, hidden = self.student["encoder"], mask.hidden
-        codes = self.codes(view)[hidden]  # (n,)
-        logits = self.head(encoder(view, mask, only=hidden).x)  # (n, C)
+        encoder, hidden, where = self.student["encoder"], mask.hidden, hidden_at(mask)
+        codes = taken(self.codes(view), where)  # (n,)
+        logits = self.head(encoder(view, mask, only=where).x)  # (n, C)
         total, accuracy = cross_entropy(logits, codes)
         use = used_codes(codes, self.config.num_codes)
         return Loss(total, hidden.sum(), {"accuracy": accuracy, "hidden_share": share_of(hidden, view.padding), **use})

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2v.models.encoder import D2vModel
+from d2v.models.encoder import D2vModel, hidden_at
+from d2v.models.transformer import taken
 from d2v.training.distributed import mine
-from d2v.types import Mask, View
+from d2v.types import Mask, View, numbers_of
 
 
 def masked_view(views: list[View], method: str, *, keep: bool) -> tuple[View, Mask]:
@@ -63,8 +64,19 @@ def repeated(x: Tensor | None, mask: Mask) -> Tensor | None:
 
 def at(x: Tensor, mask: Mask) -> Tensor:
     """Of each sample (B, T, ...) the hidden tokens (N, T) of each of its masks, (n, ...)."""
-    row, place = mask.places()  # (n,) each
-    return x[row // (len(mask.hidden) // len(x)), place]
+    return of_samples(x, mask, hidden_at(mask))
+
+
+def of_samples(x: Tensor, mask: Mask, where: Tensor) -> Tensor:
+    """Of each sample (B, T, ...) the tokens of the numbers `where` (n,), row * T + place, of its masks: (n, ...)."""
+    masks, tokens = len(mask.hidden) // len(x), x.shape[1]
+    return taken(x, where if masks == 1 else where // tokens // masks * tokens + where % tokens)
+
+
+def real_at(view: View) -> Tensor:
+    """Which tokens of a padded view are no padding, (n,) numbers row * T + place."""
+    assert view.padding is not None
+    return numbers_of(~view.padding) if view.real_at is None else view.real_at
 
 
 def share_of(predicted: Tensor, padding: Tensor | None) -> Tensor:
@@ -85,9 +97,10 @@ def cross_entropy(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(logits, wanted, reduction="sum"), accuracy
 
 
-def over_rows(values: Tensor, where: Tensor) -> Tensor:
-    """Sum over rows of the mean of values (n,) of the tokens `where` (B, T) of each; 0 of a row without any."""
-    return (values * (where / where.sum(dim=1, keepdim=True).clamp(min=1))[where]).sum()
+def over_rows(values: Tensor, where: Tensor, at: Tensor) -> Tensor:
+    """Sum over rows of the mean of values (n,) of the tokens `where` (B, T) of each, whose numbers are `at` (n,); 0 of
+    a row without any."""
+    return (values * taken(where / where.sum(dim=1, keepdim=True).clamp(min=1), at)).sum()
 
 
 def uniforms(ids: Tensor, step: int, seed: int) -> Tensor:
@@ -109,7 +122,7 @@ def drawn(logits: Tensor, uniform: Tensor) -> Tensor:
 
 def check_others(name: str, mask: Mask) -> None:
     """ValueError: a row hides one token, which has no other that it could be told from."""
-    if (mask.hidden.sum(dim=1) == 1).any():
+    if (mask.known.sum(dim=1) == 1).any():
         raise ValueError(
             f"{name} takes negatives from the hidden tokens of the same row, and a row of the first batch hides "
             "only one: hide more of it (data.mask_prob, data.mask_length), or leave short rows out"

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.models.transformer import taken
 from d2v.training.distributed import all_sum, sum_with_gradient
 
 
@@ -57,7 +58,7 @@ def gumbel(shape: tuple[int, ...], generator: torch.Generator, device: torch.dev
 
 def perplexity(shares: Tensor) -> Tensor:
     """Sum over groups of exp(entropy) of the mean of shares (n, G, V) over the tokens of all ranks: G to G V, ()."""
-    count = all_sum(torch.tensor(float(len(shares)), device=shares.device)).clamp(min=1)
+    count = all_sum(torch.full((), float(len(shares)), device=shares.device)).clamp(min=1)
     mean = sum_with_gradient(shares.sum(dim=0)) / count  # (G, V)
     return (-(mean * (mean + 1e-7).log()).sum(dim=1)).exp().sum()
 
@@ -83,7 +84,7 @@ def similarities(prediction: Tensor, target: Tensor, codes: Tensor, negatives: T
     return cosines.masked_fill(same, float("-inf"))
 
 
-def mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Of the features (B, T, C) of all ranks, padded tokens (B, T) left out: ()."""
-    x = x.float().flatten(0, 1) if padding is None else x[~padding].float()  # (tokens, C)
-    return sum_with_gradient(x.square().sum()) / all_sum(torch.tensor(float(x.numel()), device=x.device))
+def mean_square(x: Tensor, real: Tensor | None) -> Tensor:
+    """Of the features (B, T, C) of all ranks, of all tokens or those of the numbers `real` (n,): ()."""
+    x = (x.flatten(0, 1) if real is None else taken(x, real)).float()  # (tokens, C)
+    return sum_with_gradient(x.square().sum()) / all_sum(torch.full((), float(x.numel()), device=x.device))

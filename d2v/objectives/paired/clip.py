@@ -48,7 +48,7 @@ class Clip(Pairing):
         total = (cross_entropy(scale * to_second, right) + cross_entropy(scale * to_first, right)) / 2
         metrics = self.described(to_second, right, first, second)
         metrics["accuracy"] = (metrics["accuracy"] + found(to_first.detach(), right)) / 2
-        return Loss(total, torch.tensor(len(first), device=total.device), metrics)
+        return Loss(total, torch.full((), len(first), device=total.device), metrics)
 
 
 def cross_entropy(logits: Tensor, right: Tensor) -> Tensor:

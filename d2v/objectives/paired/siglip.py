@@ -51,7 +51,7 @@ class SigLip(Pairing):
         logits = self.log_scale.exp() * similarity + self.bias
         total = -F.logsigmoid(torch.where(right, logits, -logits)).sum()
         metrics = {**self.described(similarity, right, first, second), "bias": self.bias.detach()}
-        return Loss(total, torch.tensor(len(first), device=total.device), metrics)
+        return Loss(total, torch.full((), len(first), device=total.device), metrics)
 
 
 def build(encoder: D2vModel, config: Config) -> SigLip:
