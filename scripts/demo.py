@@ -130,7 +130,7 @@ def _table(outcomes: dict[str, Outcome], seconds: float) -> list[str]:
 
 def _joint_table(found: dict[str, float], run: Path) -> list[str]:
     """How often the first hit is the digit sought."""
-    lines = ["One encoder for digits that are written, spoken or described: percent of first hits that are the one sought"]
+    lines = ["One encoder of written, spoken and described digits: percent of first hits that are the digit sought"]
     lines.append(f"{'':8} | {'  '.join(f'by {name:6}' for name in CONFIGS)} | chance")
     for name in CONFIGS:
         cells = "  ".join(f"{found[f'{by} to {name}']:9.1f}" if by != name else f"{'':9}" for by in CONFIGS)
