@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> None:
                 str(data),
                 str(folder / "run"),
                 str(options["check"]),
+                *words[1:],
             ]
             said = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
             load = Path("/proc/loadavg").read_text().split()[0]

@@ -166,9 +166,11 @@ def keep(entry: Entry, write: Callable[[Path], None]) -> Path | None:
         (draft / ABOUT).write_text(json.dumps({"version": VERSION, "entry": list(entry), "files": marks}))
         if folder.exists() and find(entry) is None:
             shutil.rmtree(folder)  # damaged
-        if not folder.exists():
-            with contextlib.suppress(FileExistsError):  # another process was faster, with the same
-                draft.rename(folder)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process was faster, with the same
+                raise
         _forget(folder)
     except OSError as error:
         _say(

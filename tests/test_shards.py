@@ -6,6 +6,7 @@ import os
 import pickle
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -96,6 +97,16 @@ def test_tar_files_are_looked_into_once(folders, tmp_path, monkeypatch):
     monkeypatch.setattr("d2v.modalities.image.augment.decode", None)
     second = opened(folders["tar"])
     assert second.ids == first.ids and second.origin == first.origin is not None
+
+
+def test_many_threads_read_a_shard_that_none_has_opened(folders):
+    samples = opened(folders["tar"])
+    cells = list(samples._media["image"])
+    expected = [shards.read(cell) for cell in cells]
+    for _ in range(20):
+        shards._opened.cache_clear()
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(shards.read, cells)) == expected
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:

@@ -25,9 +25,13 @@ def names_of(
     cells: Iterable[Any], classes: Sequence[str] | None, column: str, known: Collection[str] | None = None
 ) -> list[str | None]:
     """The same of the cells of a column, whose classes have these names by number."""
+    places = None
+    if isinstance(cells, np.ndarray) and cells.dtype.kind in "iu":  # of a million numbers few are different
+        cells, places = np.unique(cells, return_inverse=True)
     names = [_name(cell, classes, column) for cell in cells]
     minus_is_none = "0" in names if known is None else "-1" not in known
-    return [None if name == "-1" and minus_is_none else name for name in names]
+    found = [None if name == "-1" and minus_is_none else name for name in names]
+    return found if places is None else [found[place] for place in places.tolist()]
 
 
 def _name(cell: Any, classes: Sequence[str] | None, column: str) -> str | None:

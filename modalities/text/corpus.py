@@ -26,7 +26,7 @@ from d2v.protocols import NoSplitError
 
 DEMO = "demo"
 DEMO_TOPICS, DEMO_LENGTH, DEMO_SPLITS = 10, 200, ("train", "test")
-CHUNK, MOST = 10_000, 1 << 20  # rows, and bytes of them, that are in memory as strings at a time
+CHUNK, MOST = 10_000, 1 << 18  # rows, and bytes of them, that are in memory as strings at a time
 ROWS = 1 << 20  # rows whose blocks are found at once
 DELAY = 2.0  # seconds before a bar is shown
 
