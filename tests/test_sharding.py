@@ -49,7 +49,7 @@ def trained(folder: Path, *more: str) -> None:
     loop = tiny.loop_of(config, prepared=folder.parent / "prepared", health="run.health_every=10" in more)
     loop()
     whole = loop.whole()
-    if loop.accelerator.is_main_process:
+    if whole is not None and loop.accelerator.is_main_process:
         for name, encoder in zip(("student", "teacher"), whole.encoders, strict=True):
             encoder.save_pretrained(folder / name)
 
@@ -57,6 +57,7 @@ def trained(folder: Path, *more: str) -> None:
 def stopped(folder: Path) -> None:
     """A run that one process is told to stop within a step, then the other within a save, and that then goes on."""
     rank, step, save, codes = int(os.environ["RANK"]), Loop._step, checkpoint.save_shares, []
+    signals = [signal.SIGTERM] if rank == 1 else []  # once: a second one would stop it at once
 
     def in_step(self: Loop, batches) -> None:
         if rank == 0 and self.progress.step == 6:
@@ -64,8 +65,8 @@ def stopped(folder: Path) -> None:
         step(self, batches)
 
     def in_save(*arguments) -> None:
-        if rank == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if signals:
+            os.kill(os.getpid(), signals.pop())
         save(*arguments)
 
     for patched in ("_step", "save", ""):

@@ -70,7 +70,7 @@ def check_shards(objective: Objective) -> None:
             )
 
 
-def _without_weights(objective: nn.Module) -> nn.Module:
+def _without_weights(objective: Objective) -> Objective:
     """A copy whose parameters take no memory."""
     empty = {id(p): nn.Parameter(p.to("meta"), requires_grad=p.requires_grad) for p in objective.parameters()}
     return copy.deepcopy(objective, empty)
