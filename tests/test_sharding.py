@@ -20,15 +20,15 @@ from d2v.training.sharding import check_shards
 
 LARS = ("train.optimizer=lars", "train.betas=[0.9,0.98]", "train.eps=1e-6", "train.lr=0.1")
 SGD = ("train.optimizer=sgd", "train.betas=[0.9,0.98]", "train.eps=1e-6", "train.lr=0.05")
+RARELY = ("run.log_every=5", "run.save_every=20")
 EPS = "train.eps=1e-6"  # the gradient of a key's bias is zero but for rounding, which a smaller one makes steps of
 CASES: dict[str, tuple[str, ...]] = {
     "data2vec": ("train.clip=0.1", EPS, "run.health_every=10"),
-    "data2vec2": (tiny.using("data2vec2"), EPS),
-    "dino": (tiny.using("dino"),),
-    "moco": (tiny.using("moco"),),
-    "lars": LARS,
+    "data2vec2": (tiny.using("data2vec2"), EPS, *RARELY),
+    "dino": (tiny.using("dino"), *RARELY),
+    "moco": (tiny.using("moco"), *RARELY),
+    "lars": (*LARS, *RARELY),
     "pieces": (*SGD, "train.steps=3", "train.accumulate=2", "train.checkpoint_activations=true", "train.clip=0.1"),
-    "each": (EPS, "train.steps=3", "train.clip=0.1", "train.clip_each=true"),
 }
 SHARDINGS = ("none", "fsdp")
 
@@ -92,6 +92,7 @@ def two_processes(root: Path) -> None:
         trained(folder, *CASES["data2vec"], f"train.sharding={now}")
     stopped(root / "stopped")
     more = ("train.steps=2", "train.sharding=fsdp", "run.health_every=2", "run.probe.path=demo", "run.probe.every=2")
+    more += ("run.probe.max_samples=20",)
     tiny.run(tiny.arguments("image", root / "command", *more))  # it ends the group too
 
 

@@ -4,6 +4,7 @@ In the format of safetensors, whose header says where in its tensor a share lies
 torch.distributed.checkpoint. Nothing is pickled.
 """
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -117,6 +118,8 @@ def _check(saved: dict[str, torch.Size], wanted: dict[str, Tensor]) -> None:
 def _read(tensors: dict[str, Tensor], checkpoint: Path) -> None:
     """Fills tensors in place; each process reads what it needs by itself."""
     try:
-        load(tensors, storage_reader=_reader(checkpoint), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is meant
+            load(tensors, storage_reader=_reader(checkpoint), no_dist=True)
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from None
