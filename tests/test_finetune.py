@@ -488,7 +488,8 @@ def test_a_resumed_run_does_not_need_what_it_started_from(tmp_path):
     assert main("text", command)
 
 
-def test_two_processes_train_and_choose_as_one(tmp_path):
+@pytest.mark.parametrize("sharding", ["none", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_two_processes_train_and_choose_as_one(sharding, tmp_path):
     more = (
         "train.validate_every=5",
         "train.patience=9",
@@ -498,7 +499,7 @@ def test_two_processes_train_and_choose_as_one(tmp_path):
         "train.ema_decay=0.9",
     )
     main("image", arguments("image", tmp_path / "one", *more))
-    command = arguments("image", tmp_path / "two", *more)
+    command = arguments("image", tmp_path / "two", *more, f"train.sharding={sharding}")
     assert tiny.wait(tiny.start(finetune_image.main, command, world=2)) == [0, 0]
     one, two = tiny.losses(tmp_path / "one"), tiny.losses(tmp_path / "two")
     assert one.keys() == two.keys() and [one[step] for step in one] == pytest.approx(

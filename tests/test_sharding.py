@@ -6,6 +6,7 @@ Two gloo processes, started once, run everything under DDP and under FSDP.
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,20 @@ import torch
 from torch import Tensor
 
 from d2v.training import checkpoint
+from d2v.training.loop import Loop
 from d2v.training.sharding import check_shards
 
 LARS = ("train.optimizer=lars", "train.betas=[0.9,0.98]", "train.eps=1e-6", "train.lr=0.1")
 SGD = ("train.optimizer=sgd", "train.betas=[0.9,0.98]", "train.eps=1e-6", "train.lr=0.05")
+RARELY = ("run.log_every=5", "run.save_every=20")
 EPS = "train.eps=1e-6"  # the gradient of a key's bias is zero but for rounding, which a smaller one makes steps of
 CASES: dict[str, tuple[str, ...]] = {
     "data2vec": ("train.clip=0.1", EPS, "run.health_every=10"),
-    "data2vec2": (tiny.using("data2vec2"), EPS),
-    "dino": (tiny.using("dino"),),
-    "moco": (tiny.using("moco"),),
-    "lars": LARS,
+    "data2vec2": (tiny.using("data2vec2"), EPS, *RARELY),
+    "dino": (tiny.using("dino"), *RARELY),
+    "moco": (tiny.using("moco"), *RARELY),
+    "lars": (*LARS, *RARELY),
     "pieces": (*SGD, "train.steps=3", "train.accumulate=2", "train.checkpoint_activations=true", "train.clip=0.1"),
-    "each": (EPS, "train.steps=3", "train.clip=0.1", "train.clip_each=true"),
 }
 SHARDINGS = ("none", "fsdp")
 
@@ -47,9 +49,34 @@ def trained(folder: Path, *more: str) -> None:
     loop = tiny.loop_of(config, prepared=folder.parent / "prepared", health="run.health_every=10" in more)
     loop()
     whole = loop.whole()
-    if loop.accelerator.is_main_process:
+    if whole is not None and loop.accelerator.is_main_process:
         for name, encoder in zip(("student", "teacher"), whole.encoders, strict=True):
             encoder.save_pretrained(folder / name)
+
+
+def stopped(folder: Path) -> None:
+    """A run that one process is told to stop within a step, then the other within a save, and that then goes on."""
+    rank, step, save, codes = int(os.environ["RANK"]), Loop._step, checkpoint.save_shares, []
+    signals = [signal.SIGTERM] if rank == 1 else []  # once: a second one would stop it at once
+
+    def in_step(self: Loop, batches) -> None:
+        if rank == 0 and self.progress.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, batches)
+
+    def in_save(*arguments) -> None:
+        if signals:
+            os.kill(os.getpid(), signals.pop())
+        save(*arguments)
+
+    for patched in ("_step", "save", ""):
+        Loop._step = in_step if patched == "_step" else step  # type: ignore[method-assign]
+        checkpoint.save_shares = in_save if patched == "save" else save
+        try:
+            trained(folder, *CASES["data2vec"], "train.sharding=fsdp")
+        except SystemExit as end:
+            codes.append((checkpoint.checkpoints_in(folder / "checkpoints")[-1].name, end.code))
+    (folder / f"codes_{rank}.json").write_text(json.dumps(codes))
 
 
 def two_processes(root: Path) -> None:
@@ -63,7 +90,9 @@ def two_processes(root: Path) -> None:
             half(root / f"data2vec_{before}", folder)
         torch.distributed.barrier()
         trained(folder, *CASES["data2vec"], f"train.sharding={now}")
+    stopped(root / "stopped")
     more = ("train.steps=2", "train.sharding=fsdp", "run.health_every=2", "run.probe.path=demo", "run.probe.every=2")
+    more += ("run.probe.max_samples=20",)
     tiny.run(tiny.arguments("image", root / "command", *more))  # it ends the group too
 
 
@@ -119,6 +148,13 @@ def test_a_sharded_command_exports_what_it_trained(root: Path):
 @pytest.mark.parametrize("way", ["none_to_fsdp", "fsdp_to_none", "one_to_fsdp", "fsdp_to_one"])
 def test_a_run_goes_on_with_another_sharding_and_number_of_processes(way: str, root: Path):
     close(last(root / way), last(root / "data2vec_none"), within=1e-5 if "one" in way.split("_") else 1e-6)
+
+
+def test_a_signal_in_a_step_and_in_a_save_stops_all_and_the_run_goes_on_to_the_bit(root: Path):
+    for rank in range(2):
+        codes = json.loads((root / "stopped" / f"codes_{rank}.json").read_text())
+        assert codes == [["00000007", 143], ["00000011", 143]]
+    close(last(root / "stopped"), last(root / "data2vec_fsdp"), within=0)
 
 
 def test_each_process_writes_its_share_and_nothing_is_pickled(root: Path):

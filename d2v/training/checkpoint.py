@@ -243,7 +243,7 @@ def damage(checkpoint: Path) -> str | None:
 
 def _required(checkpoint: Path, manifest: dict) -> list[str]:
     """The files that a checkpoint has whatever is trained. Any error: its progress cannot be read."""
-    progress = {"processes": 1}
+    progress: dict[str, Any] = {"processes": 1}
     if PROGRESS in manifest:
         progress = json.loads((checkpoint / PROGRESS).read_text())
     states = [f"random_states_{process}.pkl" for process in range(progress["processes"])]

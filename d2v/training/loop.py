@@ -82,12 +82,14 @@ class Loop:
         objective.check_batch(train.batch_size, accelerator.num_processes * train.accumulate)
         if not train.update_teacher and not len(objective.teacher):
             raise ValueError("train.update_teacher is false, but this method has no teacher: leave it out")
+        self.model: Any
+        self.optimizer: Any
         self.sharding = None
         if train.sharding == "fsdp" and accelerator.num_processes == 1:
             self._say("train.sharding=fsdp: one process has nothing to share, and trains as with none")
         if train.sharding == "fsdp" and accelerator.num_processes > 1:
             self.sharding = Sharding(objective, accelerator)
-            self.model: Any = accelerator.prepare_model(objective, evaluation_mode=True)  # not DistributedDataParallel
+            self.model = accelerator.prepare_model(objective, evaluation_mode=True)  # not DistributedDataParallel
             self.optimizer = accelerator.prepare_optimizer(make_optimizer(objective, train))
         else:
             self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))

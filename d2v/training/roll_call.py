@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -17,7 +18,7 @@ class RollCall:
     """Has a group of its own, on CPUs: one in which a reduction has failed is of no more use."""
 
     def __init__(self):
-        self.group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self.group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
 
     @contextmanager
     def around(self, step: int) -> Iterator[None]:

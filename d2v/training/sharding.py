@@ -11,13 +11,11 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 
 from d2v.models.transformer import Trunk
 from d2v.objectives.common.objective import Objective
 from d2v.training.distributed import all_max
-
-DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Sharding:
@@ -30,13 +28,12 @@ class Sharding:
         self.bare = _without_weights(objective)
         objective.to(accelerator.device)
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-        # Masters, and what is reduced, are float32. What is no block keeps float32 weights too: heads and losses.
-        policy = MixedPrecisionPolicy(
-            param_dtype=DTYPES[accelerator.mixed_precision], reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
+        # Masters, what is gathered and what is reduced are float32; autocast, which accelerate puts around the step,
+        # casts for matrix products alone, as without sharding. A MixedPrecisionPolicy would give norms weights in bf16,
+        # which not every kernel takes beside float32 inputs.
         for trunk in [module for module in objective.modules() if isinstance(module, Trunk)]:
             for block in trunk.blocks:
-                fully_shard(block, mesh=mesh, mp_policy=policy)
+                fully_shard(block, mesh=mesh)
         fully_shard(objective, mesh=mesh)
 
     def whole(self, *, wanted: bool = True) -> Objective | None:
@@ -70,7 +67,7 @@ def check_shards(objective: Objective) -> None:
             )
 
 
-def _without_weights(objective: nn.Module) -> nn.Module:
+def _without_weights(objective: Objective) -> Objective:
     """A copy whose parameters take no memory."""
     empty = {id(p): nn.Parameter(p.to("meta"), requires_grad=p.requires_grad) for p in objective.parameters()}
     return copy.deepcopy(objective, empty)

@@ -4,13 +4,16 @@ In the format of safetensors, whose header says where in its tensor a share lies
 torch.distributed.checkpoint. Nothing is pickled.
 """
 
+import warnings
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from accelerate.utils import load as load_plain
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 OPTIMIZER = "optimizer.bin"  # where accelerate puts moments that are not sharded
@@ -28,9 +31,9 @@ def save_shares(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{MOMENTS}{name}/{key}"] = value
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(tensors, storage_writer=writer)
+        save(tensors, storage_writer=writer)
     except CheckpointException as error:  # the first failure of any process, on all of them
         raise next(iter(error.failures.values()))[0] from None
 
@@ -93,8 +96,8 @@ def _shared_out(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def _reader(checkpoint: Path) -> dcp.HuggingFaceStorageReader:
-    return dcp.HuggingFaceStorageReader(str(checkpoint))
+def _reader(checkpoint: Path) -> HuggingFaceStorageReader:
+    return HuggingFaceStorageReader(str(checkpoint))
 
 
 def _sizes(checkpoint: Path) -> dict[str, torch.Size]:
@@ -115,6 +118,8 @@ def _check(saved: dict[str, torch.Size], wanted: dict[str, Tensor]) -> None:
 def _read(tensors: dict[str, Tensor], checkpoint: Path) -> None:
     """Fills tensors in place; each process reads what it needs by itself."""
     try:
-        dcp.load(tensors, storage_reader=_reader(checkpoint), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is meant
+            load(tensors, storage_reader=_reader(checkpoint), no_dist=True)
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from None
