@@ -225,6 +225,7 @@ WHY = {  # settings that may be changed without a trace in three steps on clean 
     "objective.start_temperature": "of a warm-up, of which three steps have nothing",
     "train.mixed_precision": "hardware",
     "train.checkpoint_activations": "memory against time",
+    "train.compile": "time at the start against time of a step; tests/test_compiling.py compares the losses",
     "train.max_bad_steps": "of steps that are not finite",
 }
 NAMES = {  # texts and lists of them that have no other value here

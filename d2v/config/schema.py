@@ -68,6 +68,9 @@ class TrainConfig:
     checkpoint_activations: bool = setting(
         False, "Blocks are computed again in the backward pass: less memory, a third more time."
     )
+    compile: bool = setting(
+        False, "Blocks run as code compiled for this machine (torch.compile): minutes at the start, then faster steps."
+    )
     max_bad_steps: int = setting(10, "The run stops after so many non-finite steps in a row.", least=1)
     init_from: str = setting(
         "",

@@ -22,6 +22,7 @@ from d2v.objectives.common.objective import Objective
 from d2v.protocols import Batches
 from d2v.training import checkpoint
 from d2v.training.collapse import singular_values
+from d2v.training.compiling import compile_blocks
 from d2v.training.curves import plot_curves, plot_spectrum
 from d2v.training.distributed import all_sum, mean_of_metrics
 from d2v.training.forecast import Forecast
@@ -81,6 +82,8 @@ class Loop:
         if not train.update_teacher and not len(objective.teacher):
             raise ValueError("train.update_teacher is false, but this method has no teacher: leave it out")
         self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
+        if train.compile:
+            compile_blocks(objective, accelerator.device, accelerator.print)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.progress = checkpoint.Progress()
         self.micro_batches = MicroBatches(
