@@ -27,6 +27,7 @@ from d2v.training.curves import plot_curves, plot_spectrum
 from d2v.training.distributed import all_sum, mean_of_metrics
 from d2v.training.forecast import Forecast
 from d2v.training.health import HealthCheck
+from d2v.training.kernels import attention_line
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
 from d2v.training.run_log import History, Meter, Step, of_name
@@ -104,6 +105,7 @@ class Loop:
         non-finite steps in a row.
         """
         self._resume()
+        self._say(attention_line(self.objective.encoders[0], self.accelerator.device, self.train.mixed_precision))
         self.meter.start = time.perf_counter()
         batches = self._batches()
         bar = tqdm(
