@@ -6,9 +6,10 @@ H heads, T tokens, d width of a head.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
+from d2v.models.encoder import D2vModel
 from d2v.models.transformer import Trunk
 
 T = 64  # tokens of what is asked about: kernels are chosen by shape only where these are very few
@@ -20,11 +21,12 @@ NAMES = {
 }
 
 
-def attention_line(encoder: Any, device: torch.device, mixed_precision: str) -> str:
+def attention_line(student: nn.Module, device: torch.device, mixed_precision: str) -> str:
     """What the student's blocks run by in training, of each modality; "" where there are no blocks."""
-    trunk: Trunk = encoder.trunk
-    if not len(trunk.blocks):
+    encoder: Any = next((module for module in student.modules() if isinstance(module, D2vModel)), None)
+    if encoder is None or not len(encoder.trunk.blocks):
         return ""
+    trunk = encoder.trunk
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision, torch.float32)
     said = []
     for name, frontend in encoder.frontends.items():

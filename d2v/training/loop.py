@@ -105,7 +105,7 @@ class Loop:
         non-finite steps in a row.
         """
         self._resume()
-        kernels = attention_line(self.objective.encoders[0], self.accelerator.device, self.train.mixed_precision)
+        kernels = attention_line(self.objective.student, self.accelerator.device, self.train.mixed_precision)
         if kernels:
             self._say(kernels)
         self.meter.start = time.perf_counter()
