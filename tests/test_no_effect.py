@@ -226,6 +226,7 @@ WHY = {  # settings that may be changed without a trace in three steps on clean 
     "train.mixed_precision": "hardware",
     "train.checkpoint_activations": "memory against time",
     "train.sharding": "of several processes",
+    "train.compile": "time at the start against time of a step; tests/test_compiling.py compares the losses",
     "train.max_bad_steps": "of steps that are not finite",
 }
 NAMES = {  # texts and lists of them that have no other value here

@@ -75,6 +75,9 @@ class TrainConfig:
         "computes; none: each holds all of them.",
         among=SHARDINGS,
     )
+    compile: bool = setting(
+        False, "Blocks run as code compiled for this machine (torch.compile): minutes at the start, then faster steps."
+    )
     max_bad_steps: int = setting(10, "The run stops after so many non-finite steps in a row.", least=1)
     init_from: str = setting(
         "",
@@ -91,6 +94,11 @@ class TrainConfig:
         check_fields(self, "train")
         if self.schedule == "tri_stage" and not 0 < self.floor <= 1:
             raise ValueError(f"train.floor is {self.floor}; tri_stage falls exponentially to a share above 0")
+        if self.compile and self.sharding == "fsdp":
+            raise ValueError(
+                "train.compile is true and train.sharding is fsdp; blocks that are shared out cannot be compiled yet: "
+                "compile must be false, or sharding none"
+            )
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"train.accumulate is {self.accumulate}; it must be at most train.batch_size, {self.batch_size}: "

@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from d2v.models.transformer import precision_of
+
 
 def slopes(num_heads: int) -> list[float]:
     """A geometric sequence, one number a head, for a power of two of heads.
@@ -69,10 +71,13 @@ class Alibi(nn.Module):
         return self(torch.arange(num_tokens, device=self.scale.device)[None] if keep is None else keep)
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Positions (N, K) of the tokens -> (N, H, K, K), or (L, N, H, K, K) with scales per block."""
+        """Positions (N, K) of the tokens -> (N, H, K, K), or (L, N, H, K, K) with scales per block; in the precision of
+        the queries, as in float32 it is the largest tensor of a step."""
         scale = self.scale.float().clamp(min=0).view(self.num_layers, 1, -1) * _slopes(
             self.num_heads, positions.device
         )  # (L, 1, H)
-        distance = (positions[:, :, None] - positions[:, None, :]).abs()  # (N, K, K)
+        precision = precision_of(scale)
+        scale = scale.to(precision)
+        distance = (positions[:, :, None] - positions[:, None, :]).abs().to(precision)  # (N, K, K)
         bias = -scale[..., None, None] * distance[:, None]  # (L, N, H, K, K)
         return bias[0] if self.num_layers == 1 else bias

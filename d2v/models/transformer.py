@@ -341,6 +341,12 @@ def _init_linear(linear: nn.Linear, config: TrunkConfig, depth: int | None) -> N
         nn.init.zeros_(linear.bias)
 
 
+def precision_of(x: Tensor) -> torch.dtype:
+    """What queries are in where `x` is: autocast's precision, or that of `x`."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def attention_bias(padding: Tensor | None, bias: Tensor | None) -> Tensor | None:
     """One mask for `scaled_dot_product_attention` from (N, T) padding and an additive (H, T, T), (N, H, T, T) or
     (L, N, H, T, T) bias."""

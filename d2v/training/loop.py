@@ -22,10 +22,12 @@ from d2v.objectives.common.objective import Objective
 from d2v.protocols import Batches
 from d2v.training import checkpoint
 from d2v.training.collapse import singular_values
+from d2v.training.compiling import compile_blocks
 from d2v.training.curves import plot_curves, plot_spectrum
 from d2v.training.distributed import all_sum, mean_of_metrics
 from d2v.training.forecast import Forecast
 from d2v.training.health import HealthCheck
+from d2v.training.kernels import attention_line
 from d2v.training.online_probe import OnlineProbe
 from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
 from d2v.training.roll_call import RollCall
@@ -93,6 +95,8 @@ class Loop:
             self.optimizer = accelerator.prepare_optimizer(make_optimizer(objective, train))
         else:
             self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
+        if train.compile:
+            compile_blocks(objective, accelerator.device, accelerator.print)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.progress = checkpoint.Progress()
         self.roll_call = RollCall()
@@ -114,6 +118,9 @@ class Loop:
         non-finite steps in a row.
         """
         self._resume()
+        kernels = attention_line(self.objective.student, self.accelerator.device, self.train.mixed_precision)
+        if kernels:
+            self._say(kernels)
         self.meter.start = time.perf_counter()
         batches = self._batches()
         bar = tqdm(

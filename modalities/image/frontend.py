@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from d2v.modalities.image import backbone
 from d2v.models.positions import sincos
+from d2v.models.transformer import precision_of
 from d2v.settings import check_values, setting
 
 MODALITY = "image"
@@ -346,10 +347,11 @@ class Frontend(nn.Module):
         if keep is not None:
             kept = F.pad(keep + num_extra, (num_extra, 0))  # (N, E + K)
             index = index[kept[:, :, None], kept[:, None, :]]  # (N, E + K, E + K)
-        if self.bias_table.ndim == 2:
-            return F.embedding(index, self.bias_table).movedim(-1, -3)
+        tables = self.bias_table.to(precision_of(self.bias_table))
+        if tables.ndim == 2:
+            return F.embedding(index, tables).movedim(-1, -3)
         index = index if index.ndim == 3 else index[None]
-        return torch.stack([F.embedding(index, table) for table in self.bias_table]).movedim(-1, -3)
+        return torch.stack([F.embedding(index, table) for table in tables]).movedim(-1, -3)
 
     def bias_index(self, num_tokens: int | None = None) -> Tensor:
         """Row of the bias table for each (query, key), (E + T, E + T).

@@ -1,0 +1,55 @@
+"""train.compile: the blocks of all trunks, the student's and the teacher's, as code compiled by torch.compile.
+
+Each block is one graph, without breaks; what lies between blocks stays as it is, and so do the names of all weights.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from d2v.models.own import Own
+from d2v.models.transformer import PostNormBlock, PreNormBlock
+
+# How often the one `forward` that all blocks share may be compiled again: for the student and the teacher, for the last
+# block, for each rate of drop path and each modality, and for new shapes until they are taken as variable.
+LIMIT = 128
+
+
+def compile_blocks(model: nn.Module, device: torch.device, say: Callable[[str], None], **how: Any) -> bool:
+    """Compiles the blocks of `model` in place at their first call; whether it does.
+
+    Where a first block cannot be compiled, it says why in a line and all stays as it is. `how`: more for torch.compile.
+    ValueError: there are no blocks.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, PostNormBlock | PreNormBlock)]
+    if not blocks:
+        raise ValueError(
+            "train.compile=true compiles the trunk's blocks, and this one has none (model.trunk.depth=0): "
+            "set it to false"
+        )
+    torch._dynamo.config.recompile_limit = max(LIMIT, torch._dynamo.config.recompile_limit)
+    fault = _fault(blocks[0], device, how)
+    if fault:
+        say(f"train.compile=true, but compiling failed, and the run goes on without: {fault}")
+        return False
+    for block in blocks:
+        block.compile(fullgraph=True, **how)
+    return True
+
+
+def _fault(block: nn.Module, device: torch.device, how: dict[str, Any]) -> str:
+    """Why a copy of a block cannot be compiled and run forwards and backwards, or ""."""
+    trial = copy.deepcopy(block).to(device).requires_grad_(True)
+    owned = [layer for layer in trial.modules() if isinstance(layer, Own)]
+    modality = next(iter(owned[0])) if owned else ""
+    trial.compile(fullgraph=True, **how)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            x = torch.ones(2, 3, trial.attention.proj.in_features, device=device, requires_grad=True)  # type: ignore
+            trial(x, None, None, modality)[0].sum().backward()
+    except Exception as error:  # a compiler that is missing, or anything that it does not know
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    return ""

@@ -1,0 +1,84 @@
+"""train.compile: the same losses by compiled blocks, each one graph, and nothing else of a run changes."""
+
+import pytest
+import several
+import tiny
+import torch
+
+from d2v.models.transformer import PostNormBlock, PreNormBlock
+from d2v.training import compiling
+
+BLOCKS = (PostNormBlock, PreNormBlock)
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """No code that another test has compiled."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def losses(modality: str, name: str, folder, backend: str, *more: str) -> dict[str, list]:
+    """Loss of each of two steps, plain and compiled, and the names in the state dict."""
+    found = {}
+    for compiled in (False, True):
+        config = tiny.config_of(
+            modality, folder / str(compiled), tiny.using(name), "train.steps=2", "run.save_every=5", *more
+        )
+        loop = tiny.loop_of(config)
+        names = list(loop.objective.state_dict())
+        if compiled:
+            said: list[str] = []
+            assert compiling.compile_blocks(loop.objective, torch.device("cpu"), said.append, backend=backend), said
+            blocks = [module for module in loop.objective.modules() if isinstance(module, BLOCKS)]
+            assert all(block._compiled_call_impl is not None for block in blocks) and len(blocks) >= 4
+        loop()
+        assert list(loop.objective.state_dict()) == names
+        found[compiled] = list(tiny.losses(folder / str(compiled)).values())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("modality", "name", "more"),
+    [
+        ("image", "data2vec", ()),
+        pytest.param("image", "data2vec", ("model.trunk.drop_path=0.1",), marks=pytest.mark.slow),
+        pytest.param("speech", "data2vec2", (), marks=pytest.mark.slow),
+        pytest.param("text", "data2vec", ("train.checkpoint_activations=true",), marks=pytest.mark.slow),
+        pytest.param("image", "ibot", (), marks=pytest.mark.slow),
+        pytest.param("image", "ijepa", (), marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_blocks_give_the_same_losses_in_one_graph_each(modality, name, more, tmp_path):
+    found = losses(modality, name, tmp_path, "aot_eager", *more)
+    assert found[True] == pytest.approx(found[False], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("modality", "name"), [("image", "data2vec"), ("speech", "data2vec2"), ("text", "data2vec")])
+def test_so_does_the_code_that_inductor_makes(modality, name, tmp_path):
+    found = losses(modality, name, tmp_path, "inductor")
+    assert found[True] == pytest.approx(found[False], rel=1e-6)
+
+
+def test_layers_of_several_modalities_compile_too():
+    encoder = several.trained(several.encoder(**several.OWN)).train()
+    said: list[str] = []
+    assert compiling.compile_blocks(encoder, torch.device("cpu"), said.append, backend="eager") and not said
+
+
+def test_what_cannot_be_compiled_is_said_once_and_goes_on_as_it_is(capsys):
+    encoder = several.encoder("image")
+    said: list[str] = []
+
+    def broken(graph, inputs):
+        raise OSError("no compiler here")
+
+    before = torch.get_rng_state()
+    assert not compiling.compile_blocks(encoder, torch.device("cpu"), said.append, backend=broken)
+    assert len(said) == 1 and "no compiler here" in said[0] and "\n" not in said[0]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(block._compiled_call_impl is None for block in encoder.trunk.blocks)
+    with pytest.raises(ValueError, match=r"train.compile=true compiles the trunk's blocks, and this one has none"):
+        compiling.compile_blocks(torch.nn.Linear(1, 1), torch.device("cpu"), said.append)
