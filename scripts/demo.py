@@ -2,8 +2,8 @@
 
 d2v demo [image] [speech] [text] [joint] [runs=FOLDER]
 
-All without a name; about a minute each on two CPU cores, without network. Folders are runs/demo_<name>. The last is one
-encoder for written, spoken and described digits, by which each finds the others.
+The first three without a name; about a minute each on two CPU cores, without network. Folders are runs/demo_<name>.
+joint, only if it is asked for: one encoder for written, spoken and described digits, by which each finds the others.
 """
 
 import json
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"no demo of {name!r}; there are those of {', '.join(known)}")
     os.environ["ACCELERATE_USE_CPU"] = "true"
     runs, outcomes, found = Path(given["runs"] or "runs"), {}, dict[str, float]()
-    for name in names or known:
+    for name in names or CONFIGS:
         print(f"== {name}: {SHOWN[name]}", flush=True)
         if name == JOINT:
             found = _run_joint(runs)

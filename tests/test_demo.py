@@ -137,4 +137,4 @@ def test_the_readme_quotes_the_last_screen():
     def form(text: str) -> str:
         return re.sub(r" *[0-9.]+", " #", text).strip()
 
-    assert form(quoted) == form("\n".join(demo.screen(outcomes(), 181)))
+    assert form(quoted) == form("\n".join(demo.screen(outcomes(), {}, Path("runs"), 181)))

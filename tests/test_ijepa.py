@@ -224,6 +224,7 @@ def test_a_step_on_images_waits_for_no_device(tmp_path, monkeypatch):
     """On meta tensors, which hold no values, whatever has to know one is an error."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which knows nothing of meta
     objective, view = latent.build("ijepa", "image", tmp_path)
-    loss = objective.to("meta")([view.to("meta")])
+    there = view.located().to("meta")
+    loss = objective.to("meta")([there])
     loss.total.backward()
-    assert loss.total.is_meta and view.to("meta").to("meta").mask.places()[0].shape == (int(view.mask.hidden.sum()),)
+    assert loss.total.is_meta and there.mask.hidden_at.shape == (int(view.mask.hidden.sum()),)

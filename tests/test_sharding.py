@@ -30,6 +30,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "lars": (*LARS, *RARELY),
     "pieces": (*SGD, "train.steps=3", "train.accumulate=2", "train.checkpoint_activations=true", "train.clip=0.1"),
 }
+OFTEN = ("data2vec", "moco")  # the others are of pytest -m slow
 SHARDINGS = ("none", "fsdp")
 
 
@@ -79,11 +80,16 @@ def stopped(folder: Path) -> None:
     (folder / f"codes_{rank}.json").write_text(json.dumps(codes))
 
 
-def two_processes(root: Path) -> None:
-    """What each of two processes does."""
-    for name, more in CASES.items():
+def both_ways(root: Path, *names: str) -> None:
+    """What each of two processes does: runs of these cases, whole and sharded."""
+    for name in names:
         for sharding in SHARDINGS:
-            trained(root / f"{name}_{sharding}", *more, f"train.sharding={sharding}")
+            trained(root / f"{name}_{sharding}", *CASES[name], f"train.sharding={sharding}")
+
+
+def two_processes(root: Path) -> None:
+    """Runs that are whole and sharded, then those that go on with the other, and those that are stopped."""
+    both_ways(root, *OFTEN)
     for before, now in (SHARDINGS, SHARDINGS[::-1], ("one", "fsdp")):
         folder = root / f"{before}_to_{now}"
         if os.environ["RANK"] == "0":
@@ -91,6 +97,10 @@ def two_processes(root: Path) -> None:
         torch.distributed.barrier()
         trained(folder, *CASES["data2vec"], f"train.sharding={now}")
     stopped(root / "stopped")
+
+
+def command(root: Path) -> None:
+    """The script itself."""
     more = ("train.steps=2", "train.sharding=fsdp", "run.health_every=2", "run.probe.path=demo", "run.probe.every=2")
     more += ("run.probe.max_samples=20",)
     tiny.run(tiny.arguments("image", root / "command", *more))  # it ends the group too
@@ -107,6 +117,16 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory) -> Path:
+    """The runs of the other cases, and of the script."""
+    root = tmp_path_factory.mktemp("others")
+    names = [name for name in CASES if name not in OFTEN]
+    assert tiny.wait(tiny.start(both_ways, root, *names, world=2)) == [0, 0]
+    assert tiny.wait(tiny.start(command, root, world=2)) == [0, 0]
+    return root
+
+
 def close(found: dict[str, Tensor], expected: dict[str, Tensor], within: float = 1e-6) -> None:
     """Every tensor, to so much of its largest entry and of 1."""
     assert found.keys() == expected.keys()
@@ -115,8 +135,11 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor], within: float =
         torch.testing.assert_close(found[name], value, rtol=0, atol=within * scale, msg=lambda s, n=name: f"{n}: {s}")
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_sharded_runs_are_those_of_whole_copies(name: str, root: Path):
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in CASES]
+)
+def test_sharded_runs_are_those_of_whole_copies(name: str, request: pytest.FixtureRequest):
+    root = request.getfixturevalue("root" if name in OFTEN else "others")
     none, fsdp = (root / f"{name}_{sharding}" for sharding in SHARDINGS)
     close(last(fsdp), last(none))
     assert tiny.losses(fsdp) == pytest.approx(tiny.losses(none), rel=1e-6, abs=1e-6)
@@ -136,13 +159,15 @@ def test_exports_and_health_are_the_same(root: Path):
     assert found == expected and len(found) == 3
 
 
-def test_a_sharded_command_exports_what_it_trained(root: Path):
-    state = last(root / "command")
-    for side, folder in tiny.sides(root / "command").items():
+@pytest.mark.slow
+def test_a_sharded_command_exports_what_it_trained(others: Path):
+    run = others / "command"
+    state = last(run)
+    for side, folder in tiny.sides(run).items():
         for name, value in tiny.load(folder / "model.safetensors").items():
             assert torch.equal(value, state[f"{side}.encoder.{name}"])
-    assert "probe_student_knn" in (root / "command" / "metrics.jsonl").read_text()
-    assert (root / "command" / "report.html").is_file()
+    assert "probe_student_knn" in (run / "metrics.jsonl").read_text()
+    assert (run / "report.html").is_file()
 
 
 @pytest.mark.parametrize("way", ["none_to_fsdp", "fsdp_to_none", "one_to_fsdp", "fsdp_to_one"])

@@ -400,8 +400,11 @@ def _child(function: Callable, args: tuple, rank: int, world: int, port: int) ->
 
 def run(command_line: list[str]) -> None:
     """scripts/pretrain.py without its pictures."""
-    Loop.plot = lambda self: None  # type: ignore[method-assign]
-    pretrain.main(command_line)
+    plot, Loop.plot = Loop.plot, lambda self: None  # type: ignore[method-assign]
+    try:
+        pretrain.main(command_line)
+    finally:
+        Loop.plot = plot  # type: ignore[method-assign]
 
 
 def run_script(command_line: list[str], stderr: Path) -> None:

@@ -344,7 +344,8 @@ def _init_linear(linear: nn.Linear, config: TrunkConfig, depth: int | None) -> N
 def precision_of(x: Tensor) -> torch.dtype:
     """What queries are in where `x` is: autocast's precision, or that of `x`."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    rounded = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # of meta tensors none is
+    return torch.get_autocast_dtype(kind) if rounded else x.dtype
 
 
 def attention_bias(padding: Tensor | None, bias: Tensor | None) -> Tensor | None:
