@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 if sys.platform != "win32":
     import fcntl
@@ -141,8 +142,13 @@ def former(entry: Entry) -> Path | None:
 
 
 @contextlib.contextmanager
-def alone(entry: Entry) -> Iterator[None]:
-    """Within it no other process makes what is of that name, as far as the file system has locks."""
+def sought(entry: Entry) -> Iterator[Path | None]:
+    """The folder of what is kept; None: there is none, and within no other process makes what is of that name, as far
+    as the file system has locks."""
+    folder = find(entry)
+    if folder is not None:
+        yield folder
+        return
     with contextlib.ExitStack() as stack:
         if sys.platform != "win32":
             try:
@@ -151,7 +157,7 @@ def alone(entry: Entry) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             except OSError:
                 pass  # nobody can write there, or there are no locks: what two make is equal
-        yield
+        yield find(entry)  # another process may have made it meanwhile
 
 
 def keep(entry: Entry, write: Callable[[Path], None]) -> Path | None:
@@ -181,6 +187,11 @@ def keep(entry: Entry, write: Callable[[Path], None]) -> Path | None:
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return find(entry)
+
+
+def progress(total: int, what: str, unit: str) -> tqdm:
+    """A bar of what takes long enough to be kept, shown after two seconds by one process of a machine."""
+    return tqdm(total=total, desc=what, unit=f" {unit}", delay=2.0, mininterval=1, leave=False, disable=is_other())
 
 
 def is_other() -> bool:

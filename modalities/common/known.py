@@ -44,18 +44,15 @@ def known(
         return open_anew()
     where = [str(Path(one).expanduser().absolute()) for one in _listed(path)]
     entry = cache.Entry("rows", cache.digest_of(where, split, list(extensions), settings), seen.digest)
-    folder = cache.find(entry)
-    if folder is None:
-        with cache.alone(entry):
-            folder = cache.find(entry)
+    with cache.sought(entry) as folder:
+        if folder is None:
+            opened = open_anew()
+            if opened.cache_files or len(opened) < cache.LEAST or fingerprint(path, extensions) != seen:
+                return opened  # mapped already, few, or it has changed meanwhile
+            named = _named(opened, path, split)
+            folder = cache.keep(entry, partial(_write, named))
             if folder is None:
-                opened = open_anew()
-                if opened.cache_files or len(opened) < cache.LEAST or fingerprint(path, extensions) != seen:
-                    return opened  # mapped already, few, or it has changed meanwhile
-                named = _named(opened, path, split)
-                folder = cache.keep(entry, partial(_write, named))
-                if folder is None:
-                    return named
+                return named
     said = json.loads((folder / SAID).read_text())
     mapped = datasets.Dataset.from_file(str(folder / ROWS))
     mapped.info.description = said["notes"]

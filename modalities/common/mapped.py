@@ -36,15 +36,12 @@ def kept(kind: str, name: str, digest: str | None, make: Callable[[], dict[str, 
     if digest is None:
         return make()
     entry = cache.Entry(kind, name, digest)
-    folder = cache.find(entry)
-    if folder is None:
-        with cache.alone(entry):
-            folder = cache.find(entry)
+    with cache.sought(entry) as folder:
+        if folder is None:
+            made = make()
+            folder = cache.keep(entry, lambda draft: _save(draft, made))
             if folder is None:
-                made = make()
-                folder = cache.keep(entry, lambda draft: _save(draft, made))
-                if folder is None:
-                    return made
+                return made
     return {file.stem: mapped(file) for file in folder.glob("*.npy")}
 
 

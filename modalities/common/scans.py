@@ -17,7 +17,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from d2v import cache
 from d2v.modalities.common import shards
@@ -28,7 +27,6 @@ CHUNK = 4096  # rows that are in memory as Python's objects, or in flight, at on
 NONE = -1  # in place of the numbers of a row that cannot be read, and of the size of a file that is not there
 NUMBERS, FAULTS = "numbers.npy", "faults.json"
 IN_SHARD = re.compile(r":\d+$")  # what follows the name of a shard: the place in it
-DELAY = 2.0  # seconds before a bar is shown
 Look = Callable[[int], Any]  # of the number of a row: numbers, or why it cannot be read
 
 
@@ -61,19 +59,16 @@ def scan(
     settings = [*settings, [] if more is None else cache.digest_of(more)]
     name = cache.digest_of(settings)
     entry = cache.Entry("scans", name, cache.looked(("times", name), lambda: _digest(media)))
-    folder = cache.find(entry)
-    if folder is None:
-        with cache.alone(entry):
-            folder = cache.find(entry)
+    with cache.sought(entry) as folder:
+        if folder is None:
+            places = _joined(media)
+            entry = entry._replace(digest=_digest(media))
+            known = _empty(len(media), width)
+            rows = _unknown(places, known, cache.former(entry) if more is None else None)
+            found = _look_at(rows, known, look)._replace(digest=entry.digest)
+            folder = cache.keep(entry, partial(_write, places, found))
             if folder is None:
-                places = _joined(media)
-                entry = entry._replace(digest=_digest(media))
-                known = _empty(len(media), width)
-                rows = _unknown(places, known, cache.former(entry) if more is None else None)
-                found = _look_at(rows, known, look)._replace(digest=entry.digest)
-                folder = cache.keep(entry, partial(_write, places, found))
-                if folder is None:
-                    return found
+                return found
     kept = json.loads((folder / FAULTS).read_text())
     known = Scan(mapped(folder / NUMBERS), {row: why for row, why, _ in kept}, entry.digest)
     closed = [row for row, _, opens in kept if not opens]
@@ -92,16 +87,10 @@ def _empty(rows: int, width: int) -> Scan:
 def _look_at(rows: np.ndarray, known: Scan, look: Look) -> Scan:
     """What was known, and what is found in `rows`; so many are in flight as are in memory."""
     numbers, faults = known.numbers, dict(known.faults)
-    bar = tqdm(
-        total=len(rows),
-        desc="looking at the data",
-        unit=" files",
-        delay=DELAY,
-        mininterval=1,
-        leave=False,
-        disable=cache.is_other(),
-    )
-    with ThreadPoolExecutor() as pool, bar:  # decoders leave Python's lock
+    with (
+        ThreadPoolExecutor() as pool,
+        cache.progress(len(rows), "looking at the data", "files") as bar,
+    ):  # decoders leave Python's lock
         for start in range(0, len(rows), CHUNK):
             some = rows[start : start + CHUNK].tolist()
             for row, found in zip(some, pool.map(look, some), strict=True):

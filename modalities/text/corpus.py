@@ -13,7 +13,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from d2v import cache
@@ -28,7 +27,6 @@ DEMO = "demo"
 DEMO_TOPICS, DEMO_LENGTH, DEMO_SPLITS = 10, 200, ("train", "test")
 CHUNK, MOST = 10_000, 1 << 18  # rows, and bytes of them, that are in memory as strings at a time
 ROWS = 1 << 20  # rows whose blocks are found at once
-DELAY = 2.0  # seconds before a bar is shown
 
 
 @dataclass
@@ -148,16 +146,7 @@ def pieces_of(
     """What `tokenize` joins, a part of the rows in memory at a time."""
     has_borders, are_whole = len(dataset.column_names) == 1, are_documents(dataset)  # lines of text files; the files
     document, eos = 0, tokenizer.eos_token_id
-    bar = tqdm(
-        total=len(dataset),
-        desc="tokenizing",
-        unit=" rows",
-        delay=DELAY,
-        mininterval=1,
-        leave=False,
-        disable=cache.is_other(),
-    )
-    with bar:
+    with cache.progress(len(dataset), "tokenizing", "rows") as bar:
         for first, texts in _strings(dataset, column):
             encoded = tokenizers.encode(tokenizer, ["" if _fault(text) else text for text in texts])
             ids, lengths, documents, rows = [], [], [], []

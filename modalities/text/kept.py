@@ -38,12 +38,10 @@ def corpus_of(
         return corpora.tokenize(dataset, column, tokenizer, shortest)
     how = [_where(data, split), column, shortest, digest_of(tokenizer)]
     entry = cache.Entry("tokens", cache.digest_of(how), state)
-    folder = cache.find(entry)
-    if folder is None:
-        with cache.alone(entry):
-            folder = cache.find(entry) or cache.keep(
-                entry, lambda draft: _write(draft, corpora.pieces_of(dataset, column, tokenizer, shortest))
-            )
+    with cache.sought(entry) as folder:
+        folder = folder or cache.keep(
+            entry, lambda draft: _write(draft, corpora.pieces_of(dataset, column, tokenizer, shortest))
+        )
     if folder is None:  # there is no room for it
         return corpora.tokenize(dataset, column, tokenizer, shortest)
     said = json.loads((folder / SAID).read_text())
@@ -118,12 +116,9 @@ def trained(dataset: datasets.Dataset, column: str, data: ReadConfig, whole: boo
         return tokenizers.train(corpora.lines(dataset, column), data.vocab_size)
     how = cache.digest_of(_where(data, data.split), column, data.vocab_size)
     entry = cache.Entry("tokenizers", how, state)
-    folder = cache.find(entry)
-    if folder is None:
-        with cache.alone(entry):
-            folder = cache.find(entry)
-            if folder is None:
-                made = tokenizers.train(corpora.lines(dataset, column), data.vocab_size)
-                cache.keep(entry, lambda draft: made.save_pretrained(draft) and None)
-                return made
+    with cache.sought(entry) as folder:
+        if folder is None:
+            made = tokenizers.train(corpora.lines(dataset, column), data.vocab_size)
+            cache.keep(entry, lambda draft: made.save_pretrained(draft) and None)
+            return made
     return tokenizers.load(str(folder))
