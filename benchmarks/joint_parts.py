@@ -24,7 +24,7 @@ class JointSteps(Steps):
     """Those of a joint run."""
 
     def __init__(self, config: JointConfig):
-        loop, _ = joint_run._assemble(config, Accelerator(cpu=True))
+        loop, _ = joint_run.assemble(config, Accelerator(cpu=True))
         loop.objective.train()
         self.take(loop)
 
@@ -58,8 +58,9 @@ def main(arguments: list[str]) -> None:
     print("| step of | s | CPU s |\n|---|---|---|")
     for name, (wall, cpu) in found.items():
         print(f"| {name} | {wall:.3f} | {cpu:.3f} |")
-    wall, cpu = (sum(values[place] for name, values in found.items() if name != "joint") for place in (0, 1))
-    print(f"joint over the sum: {found['joint'][0] / wall:.3f}, of CPU {found['joint'][1] / cpu:.3f}")
+    joint = found.pop("joint")
+    walls, cpus = zip(*found.values(), strict=True)
+    print(f"joint over the sum: {joint[0] / sum(walls):.3f}, of CPU {joint[1] / sum(cpus):.3f}")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
 import torch
-from PIL import Image
+from colours import COLOURS
 from torch import Tensor
 
 from d2v import plugins
@@ -19,8 +17,6 @@ from d2v.models.encoder import D2vModel
 from d2v.models.heads import mean_of_tokens
 from d2v.types import View
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 230), "yellow": (230, 220, 40)}
-TONES = dict(zip(COLOURS, (300, 700, 1300, 2300), strict=True))  # Hz
 FRONTENDS = {
     "image": {"image_size": 8, "patch_size": 4, "relative_bias": False, "class_token": False, "positions": "sincos"},
     "speech": {"kind": "mel", "sample_rate": 8000, "mel_bins": 20, "pos_groups": 4, "pos_kernel": 3, "pos_depth": 1},
@@ -35,23 +31,6 @@ DATA: dict[str, dict[str, Any]] = {
 
 def pooled(encoder: D2vModel, view: View) -> Tensor:
     return mean_of_tokens(encoder(view).x.float(), view.padding)
-
-
-def write_world(folder: Path, count: int = 6) -> Path:
-    """table.csv with the columns image, audio, text and label, `count` rows of each colour; and its files."""
-    generator = np.random.default_rng(0)
-    (folder / "files").mkdir(parents=True)
-    lines = ["image,audio,text,label"]
-    for number in range(count):
-        for name, colour in COLOURS.items():
-            pixels = np.clip(np.array(colour) + generator.normal(0, 12, (8, 8, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / "files" / f"{name}{number}.png")
-            wave = np.sin(2 * np.pi * TONES[name] * np.arange(4000 + 200 * number) / 8000)
-            wave += generator.normal(0, 0.05, len(wave))
-            soundfile.write(folder / "files" / f"{name}{number}.wav", 0.3 * wave, 8000)
-            lines.append(f"files/{name}{number}.png,files/{name}{number}.wav,a {name} square,{name}")
-    (folder / "table.csv").write_text("\n".join(lines) + "\n")
-    return folder / "table.csv"
 
 
 def samples_of(table: Path, prepared: Path) -> dict[str, Any]:

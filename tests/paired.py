@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import colours
 import small
-import soundfile
 import torch
-from PIL import Image
 
 from d2v import plugins
 from d2v.modalities.common import pairs
@@ -18,8 +16,6 @@ from d2v.models.encoder import D2vModel
 from d2v.objectives.common.pairing import Pairing
 from d2v.types import View
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 230), "yellow": (230, 220, 40)}
-TONES = dict(zip(COLOURS, (300, 700, 1300, 2300), strict=True))  # Hz
 FRONTENDS = {**small.FRONTENDS, "text": {"max_positions": 16, "init_std": 0.3}}
 SIDES = {
     "image": {"flip": 0.0, "color_jitter": 0.0, "crop_scale": [0.8, 1.0]},
@@ -65,19 +61,7 @@ def some(views: list[View], rows: slice) -> list[View]:
 
 def world(folder: Path, count: int = 3, more: Sequence[str] = ()) -> Path:
     """table.csv with the columns image, audio, text and label, a row of each colour `count` times, and `more` lines."""
-    generator = np.random.default_rng(0)
-    (folder / "files").mkdir(parents=True)
-    lines = ["image,audio,text,label"]
-    for number in range(count):
-        for name, colour in COLOURS.items():
-            pixels = np.clip(np.array(colour) + generator.normal(0, 12, (16, 16, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / "files" / f"{name}{number}.png")
-            wave = np.sin(2 * np.pi * TONES[name] * np.arange(2000 + 200 * number) / 8000)
-            wave += generator.normal(0, 0.05, len(wave))
-            soundfile.write(folder / "files" / f"{name}{number}.wav", 0.3 * wave, 8000)
-            lines.append(f"files/{name}{number}.png,files/{name}{number}.wav,a {name} one,{name}")
-    (folder / "table.csv").write_text("\n".join([*lines, *more]) + "\n")
-    return folder / "table.csv"
+    return colours.write_world(folder, count, side=16, least=2000, noun="one", more=more)
 
 
 def config(modalities: Sequence[str], sides: dict[str, dict[str, Any]] | None = None, **settings) -> pairs.PairConfig:

@@ -4,7 +4,7 @@ import functools
 import json
 from pathlib import Path
 
-import aligned
+import colours
 import numpy as np
 import pytest
 import tiny
@@ -399,7 +399,7 @@ def with_pairs(folder: Path, table: Path, *overrides: str) -> list[str]:
 
 
 def test_pairs_are_a_part_of_a_joint_run_and_the_export_has_their_space(tmp_path, capsys):
-    table = aligned.write_world(tmp_path / "world", 8)
+    table = colours.write_world(tmp_path / "world", 8)
     arguments = with_pairs(tmp_path / "run", table, "train.lr=5e-3")
     pretrain.main(arguments)
     assert {"image/loss", "text/loss", "image+text/loss"} <= losses(tmp_path / "run")[-1].keys()
@@ -418,7 +418,7 @@ def test_pairs_are_a_part_of_a_joint_run_and_the_export_has_their_space(tmp_path
 
 def test_a_joint_run_starts_from_an_encoder_of_each_modality(tmp_path):
     """The trunk is the first one's; what is frozen stays; a width that differs is one line."""
-    table = aligned.write_world(tmp_path / "world", 8)
+    table = colours.write_world(tmp_path / "world", 8)
     short = ["train.steps=1", "train.warmup_steps=0", f"data.path={table}"]
     for name in ("image", "text"):
         pretrain.main(alone(tmp_path / f"alone_{name}", name, *short, "train.lr=0.01"))
@@ -438,7 +438,7 @@ def test_a_joint_run_starts_from_an_encoder_of_each_modality(tmp_path):
 
 
 def test_pairs_alone_are_a_run(tmp_path):
-    table = aligned.write_world(tmp_path / "world", 4)
+    table = colours.write_world(tmp_path / "world", 4)
     path, *_ = with_pairs(tmp_path / "run", table)
     values = yaml.safe_load(Path(path).read_text())
     for name in ("image", "text"):

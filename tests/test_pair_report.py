@@ -3,6 +3,7 @@
 import json
 
 import aligned
+import colours
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from d2v.evaluation.pairs import Side, retrieval_report, write_report
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("world")
-    table = aligned.write_world(folder)
+    table = colours.write_world(folder, 6)
     samples = aligned.samples_of(table, folder / "prepared")
     random = aligned.model_of(samples, 1, fitted=False)
     return {"samples": samples, "model": aligned.model_of(samples), "random": random}

@@ -7,6 +7,7 @@ import numpy as np
 import paired
 import pytest
 import torch
+from colours import COLOURS, TONES
 from datasets import Dataset
 from torch import Tensor
 
@@ -44,8 +45,8 @@ def colours(view: View) -> list[str]:
     if view.modality == "image":
         means = view.inputs["pixel_values"].mean(dim=(2, 3)) * torch.tensor([0.229, 0.224, 0.225])
         means = (means + torch.tensor([0.485, 0.456, 0.406])) * 255
-        known = torch.tensor(list(paired.COLOURS.values())).float()
-        return [[*paired.COLOURS][place] for place in torch.cdist(means, known).argmin(dim=1).tolist()]
+        known = torch.tensor(list(COLOURS.values())).float()
+        return [[*COLOURS][place] for place in torch.cdist(means, known).argmin(dim=1).tolist()]
     if view.modality == "text":
         firsts = view.inputs["input_ids"][:, 3]  # <s> a, then the letters of the colour
         return [chr(97 + int(number) % 26) for number in firsts]
@@ -53,13 +54,13 @@ def colours(view: View) -> list[str]:
     for row, wave in enumerate(view.inputs["input_values"]):
         real = wave if "attention_mask" not in view.inputs else wave[view.inputs["attention_mask"][row].bool()]
         place = torch.fft.rfft(real).abs().argmax().item() * 8000 / len(real)
-        tones.append(min(paired.TONES, key=lambda name: abs(paired.TONES[name] - place)))
+        tones.append(min(TONES, key=lambda name: abs(TONES[name] - place)))
     return tones
 
 
 def belong(views: list[View], names: list[str]) -> bool:
     """Whether both views are of the colours in the names of the samples."""
-    wanted = [next(name for name in paired.COLOURS if name in sample) for sample in names]
+    wanted = [next(name for name in COLOURS if name in sample) for sample in names]
     for view in views:
         found = colours(view)
         if view.modality == "text":  # of letters: equal where the colours are
@@ -117,7 +118,7 @@ def test_rows_of_the_same_words_have_one_label(copied, tmp_path):
         (first, second), names = batches(0, 0, 1)
         assert torch.equal(first.labels, second.labels) and first.labels.dtype == torch.int64
         same = {"blue": "red"}
-        words = [next(same.get(name, name) for name in paired.COLOURS if name in one) for one in names]
+        words = [next(same.get(name, name) for name in COLOURS if name in one) for one in names]
         for i in range(12):
             for j in range(12):
                 assert (first.labels[i] == first.labels[j]) == (words[i] == words[j])
@@ -179,7 +180,7 @@ def by_class(table: Path, **settings) -> pairs.PairConfig:
 
 def test_partners_are_of_the_same_class_and_drawn_anew(table, tmp_path):
     samples, batches = made(by_class(table), tmp_path)
-    assert len(samples) == 12 and samples.classes == sorted(paired.COLOURS)
+    assert len(samples) == 12 and samples.classes == sorted(COLOURS)
     assert "pairs by class: 4 classes: blue, green, red, yellow" in samples.report.lines()
     partners: dict[str, set[str]] = {}
     for step in range(12):

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-import aligned
+import colours
 import numpy as np
 import pytest
 import soundfile
@@ -103,7 +103,7 @@ def test_the_command_in_a_header_is_of_configs_that_exist(name):
 @pytest.mark.parametrize("name", JOINT)
 def test_a_joint_recipe_opens_a_plain_folder_for_each_part(name, plain, tmp_path, capsys):
     """Pairs open a table."""
-    config, table = load_joint(name), aligned.write_world(tmp_path / "world")
+    config, table = load_joint(name), colours.write_world(tmp_path / "world", 6)
     assert not any(part.path for part in config.data.values())
     data.main([name, *(f"data.{part}.path={table if '+' in part else plain / 'mine' / part}" for part in config.data)])
     said = capsys.readouterr().out

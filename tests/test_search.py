@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import aligned
+import colours
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +24,7 @@ NAMES = {"image": "files/{}", "speech": "files/{}", "text": "train:"}
 def world(tmp_path_factory) -> Path:
     """A folder with table.csv, its files, a model in export/ and another in other/, and an index of each modality."""
     folder = tmp_path_factory.mktemp("world")
-    samples = aligned.samples_of(aligned.write_world(folder), folder / "prepared")
+    samples = aligned.samples_of(colours.write_world(folder, 6), folder / "prepared")
     aligned.export(aligned.model_of(samples), samples, folder / "prepared", folder / "export")
     aligned.export(aligned.model_of(samples, 1), samples, folder / "prepared", folder / "other")
     aligned.write_configs(folder)

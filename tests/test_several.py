@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import several
+import small
 import soundfile
 import torch
 import transformers as hf
@@ -40,16 +41,7 @@ FED = {
 }
 FRONTENDS = {
     "image": {"image_size": 16, "patch_size": 4, "channels": 1},
-    "speech": {
-        "kind": "mel",
-        "sample_rate": 8000,
-        "mel_bins": 8,
-        "conv_dim": 8,
-        "mel_high": 3900.0,
-        "pos_kernel": 3,
-        "pos_depth": 1,
-        "pos_groups": 2,
-    },
+    "speech": small.FRONTENDS["speech"],
     "text": {"max_positions": 16},
 }
 WORDS = ["a", "run", "of", "words", "that", "say", "nothing", "is", "read", "as", "it", "was", "written", "before"]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import aligned
+import colours
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    samples = aligned.samples_of(aligned.write_world(folder), folder / "prepared")
+    samples = aligned.samples_of(colours.write_world(folder, 6), folder / "prepared")
     aligned.export(aligned.model_of(samples), samples, folder / "prepared", folder / "export")
     aligned.write_configs(folder)
     return folder
@@ -34,7 +35,7 @@ def test_classes_are_known_by_their_names(modality: str, world, tmp_path, capsys
     evaluate.main([str(world / f"{modality}.yaml"), model, data, where, templates, *SETTINGS])
     (result,) = json.loads(next((tmp_path / "evaluation").glob("*.json")).read_text())["reports"].values()
     (found,) = result["zero_shot"].values()
-    assert found["chance"] == found["largest_class"] == 25 and set(found["by_class"]) == set(aligned.COLOURS)
+    assert found["chance"] == found["largest_class"] == 25 and set(found["by_class"]) == set(colours.COLOURS)
     assert found["accuracy"] == pytest.approx(100 * slowly(world, modality)) and found["accuracy"] > 90
     assert f"zero-shot, text for {modality}: {found['accuracy']:.1f} % of 24 samples" in capsys.readouterr().out
 
@@ -44,7 +45,7 @@ def slowly(world: Path, modality: str) -> float:
     samples = aligned.samples_of(world / "table.csv", world / "prepared")
     model = D2vForAlignment.from_pretrained(world / "export").eval()
     table, text = world / "names.csv", samples["text"]
-    names = sorted(aligned.COLOURS)
+    names = sorted(colours.COLOURS)
     lines = [f"{sentence.format(name)}" for name in names for sentence in ("a {} square", "the {} square")]
     table.write_text("\n".join(["text", *lines]))
     sentences = aligned.samples_of_text(table, world / "prepared", text)

@@ -14,7 +14,6 @@ from accelerate.utils import set_seed
 from d2v import files, plugins
 from d2v.config.joint import JointConfig
 from d2v.config.loading import save_yaml
-from d2v.config.written import dumped
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.own import own_layers, plain_name
@@ -26,7 +25,7 @@ from d2v.protocols import Batches, ScoredSplit
 from d2v.reading import Limit, Reader
 from d2v.shown import printable
 from d2v.training.checkpoint import checkpoints_in
-from d2v.training.export import export, measured, model_card
+from d2v.training.export import export, model_card
 from d2v.training.forecast import where
 from d2v.training.inherited import resumes
 from d2v.training.joint_batches import JointBatches
@@ -36,7 +35,7 @@ from d2v.training.joint_weights import weigh
 from d2v.training.length import check_length
 from d2v.training.loop import Loop
 from d2v.training.maps import token_maps
-from d2v.training.page import Shown, Summary, write_page
+from d2v.training.page import Shown, write_page
 from d2v.training.pretraining import (
     FILES,
     advice,
@@ -44,6 +43,7 @@ from d2v.training.pretraining import (
     num_parameters,
     say_how_it_stands,
     sources,
+    summary_of,
     uses_of_splits,
 )
 from d2v.training.run_folder import BadSamples, check_apart, check_settings, check_shared, new_run
@@ -110,7 +110,7 @@ def _run(config: JointConfig, accelerator: Accelerator) -> None:
         check_shared(folder, accelerator)
         new = new_run(folder, (*FILES, *names), sorted(prepared), overwrite=config.run.overwrite)
         with new if main else nullcontext():
-            loop, report = _assemble(config, accelerator)
+            loop, report = assemble(config, accelerator)
         verdict = loop()
         if not main or config.run.dry:
             return
@@ -123,7 +123,7 @@ def _run(config: JointConfig, accelerator: Accelerator) -> None:
         say_how_it_stands(folder, verdict)
 
 
-def _assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list[str]]:
+def assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list[str]]:
     """The loop of a run, and what is said of its data; all that can be wrong with settings or files shows here.
 
     ValueError: it is.
@@ -289,18 +289,10 @@ def _write_page(config: JointConfig, loop: Loop, verdict: Verdict, report: list[
     """The run as a page for a person."""
     folder, health = Path(config.run.dir), loop.health
     assert isinstance(health, JointHealth)
-    summary = Summary(
-        title=f"joint run on {config.modality}: {folder.name}, {loop.progress.step} of {config.train.steps} steps",
-        state=verdict.state,
-        reason=verdict.reason,
-        advice=verdict.advice,
-        headings=("measured", "random init", "end"),
-        numbers=measured(loop.history.records),
-        report=report,
-        settings=dumped(config.as_dict()),
-        commands=[f"d2v evaluate {name}/data2vec2_tiny model={folder}/export data.path=..." for name in health.names]
-        + [f"d2v convert {folder}/export {name}_encoder modality={name}" for name in health.names],
-    )
+    title = f"joint run on {config.modality}: {folder.name}, {loop.progress.step} of {config.train.steps} steps"
+    commands = [f"d2v evaluate {name}/data2vec2_tiny model={folder}/export data.path=..." for name in health.names]
+    commands += [f"d2v convert {folder}/export {name}_encoder modality={name}" for name in health.names]
+    summary = summary_of(title, config.as_dict(), loop, verdict, report, commands)
     encoder = loop.objective.encoders[("student", "teacher").index(best)]
     maps, sets = [], []
     for name, check in health.checks.items():

@@ -220,6 +220,23 @@ def say_how_it_stands(folder: Path, verdict: Verdict) -> None:
     print(f"report in {folder / 'report.html'}, curves in {curves}")
 
 
+def summary_of(
+    title: str, settings: dict, loop: Loop, verdict: Verdict, report: list[str], commands: list[str]
+) -> Summary:
+    """What the page of a run of pretraining says, of one modality or a joint one."""
+    return Summary(
+        title=title,
+        state=verdict.state,
+        reason=verdict.reason,
+        advice=verdict.advice,
+        headings=("measured", "random init", "end"),
+        numbers=measured(loop.history.records),
+        report=report,
+        settings=dumped(settings),
+        commands=commands,
+    )
+
+
 def _write_page(config: Config, loop: Loop, objective: Objective, verdict: Verdict, report: list[str]) -> None:
     """The run as a page for a person."""
     folder, health = Path(config.run.dir), loop.health
@@ -227,21 +244,13 @@ def _write_page(config: Config, loop: Loop, objective: Objective, verdict: Verdi
         return
     steps = f"{loop.progress.step} of {config.train.steps} steps"
     data = config.data.path if isinstance(config.data.path, str) else "..."
-    summary = Summary(
-        title=f"{config.objective.name} on {config.modality}: {folder.name}, {steps}",
-        state=verdict.state,
-        reason=verdict.reason,
-        advice=verdict.advice,
-        headings=("measured", "random init", "end"),
-        numbers=measured(loop.history.records),
-        report=report,
-        settings=dumped(config.as_dict()),
-        commands=[
-            f"d2v embed {folder}/config.yaml model={folder}/export data.path={data} out=features.parquet",
-            f"d2v evaluate {folder}/config.yaml model={folder}/export data.path={data}",
-            f"d2v convert {folder}/export encoder.onnx",
-        ],
-    )
+    title = f"{config.objective.name} on {config.modality}: {folder.name}, {steps}"
+    commands = [
+        f"d2v embed {folder}/config.yaml model={folder}/export data.path={data} out=features.parquet",
+        f"d2v evaluate {folder}/config.yaml model={folder}/export data.path={data}",
+        f"d2v convert {folder}/export encoder.onnx",
+    ]
+    summary = summary_of(title, config.as_dict(), loop, verdict, report, commands)
     best = better(loop.history.records) if len(objective.teacher) else "student"
     encoder = objective.encoders[("student", "teacher").index(best)]
     maps = token_maps(encoder, config.modality, health, best) if loop.features else []

@@ -61,8 +61,8 @@ def scan(
     entry = cache.Entry("scans", name, cache.looked(("times", name), lambda: _digest(media)))
     with cache.sought(entry) as folder:
         if folder is None:
-            places = _joined(media)
-            entry = entry._replace(digest=_digest(media))
+            places, digest = _joined(media)
+            entry = entry._replace(digest=digest)
             known = _empty(len(media), width)
             rows = _unknown(places, known, cache.former(entry) if more is None else None)
             found = _look_at(rows, known, look)._replace(digest=entry.digest)
@@ -152,19 +152,25 @@ def _state(name: str) -> tuple[int, int]:
 def _digest(media: datasets.Dataset) -> str:
     found = hashlib.blake2b(digest_size=16)
     for some in _places(media):
-        found.update("\0".join(some.names).encode(errors="surrogatepass"))
-        found.update(some.sizes.tobytes() + some.times.tobytes())
+        _count(found, some)
     return found.hexdigest()
 
 
-def _joined(media: datasets.Dataset) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """Names, sizes and times of all rows."""
+def _count(found: Any, some: Places) -> None:
+    found.update("\0".join(some.names).encode(errors="surrogatepass"))
+    found.update(some.sizes.tobytes() + some.times.tobytes())
+
+
+def _joined(media: datasets.Dataset) -> tuple[tuple[pa.Array, np.ndarray, np.ndarray], str]:
+    """Names, sizes and times of all rows, and their `_digest`: each file is asked once."""
+    found = hashlib.blake2b(digest_size=16)
     names, sizes, times = [], [], []
     for some in _places(media):
+        _count(found, some)
         names.append(pa.array(some.names, pa.large_string()))
         sizes.append(some.sizes)
         times.append(some.times)
-    return pa.concat_arrays(names), np.concatenate(sizes), np.concatenate(times)
+    return (pa.concat_arrays(names), np.concatenate(sizes), np.concatenate(times)), found.hexdigest()
 
 
 # What is kept.
