@@ -68,6 +68,18 @@ def test_layers_of_several_modalities_compile_too():
     assert compiling.compile_blocks(encoder, torch.device("cpu"), said.append, backend="eager") and not said
 
 
+def test_states_and_attention_are_seen_through_compiled_blocks():
+    """Compiled code calls no hooks: what a page of a run draws is computed by the blocks as they are written."""
+    encoder, pixels = several.encoder("image").eval(), {"pixel_values": torch.randn(2, 3, 16, 16)}
+    expected = encoder(**pixels, output_hidden_states=True, output_attentions=True)
+    assert compiling.compile_blocks(encoder, torch.device("cpu"), print, backend="eager")
+    torch.testing.assert_close(encoder(**pixels).x, expected.x)
+    found = encoder(**pixels, output_hidden_states=True, output_attentions=True)
+    assert len(found.attentions) == len(encoder.trunk.blocks)
+    torch.testing.assert_close(found.attentions, expected.attentions)
+    torch.testing.assert_close(found.hidden_states, expected.hidden_states)
+
+
 def test_what_cannot_be_compiled_is_said_once_and_goes_on_as_it_is(capsys):
     encoder = several.encoder("image")
     said: list[str] = []

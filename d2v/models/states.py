@@ -4,8 +4,9 @@ N rows, E extra tokens, T content tokens, D width, H heads.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from d2v.models.transformer import Trunk
@@ -44,7 +45,14 @@ def watched(trunk: Trunk) -> Iterator[States]:
         handles += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
         handles.append(block.get_submodule("attention").register_forward_pre_hook(attends))
     try:
-        yield states
+        with _as_written(trunk):
+            yield states
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _as_written(trunk: Trunk) -> AbstractContextManager:
+    """Within it blocks that are compiled run as they are written: compiled code calls no hooks."""
+    compiled = any(block._compiled_call_impl is not None for block in trunk.blocks)
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()  # type: ignore[no-untyped-call]

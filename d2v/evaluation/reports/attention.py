@@ -45,15 +45,9 @@ def draw(encoder, view: View, grid: tuple[int, int], name: str) -> "tuple[Figure
 
 def attention_of(encoder, view: View) -> tuple[Tensor, bool]:
     """Weights of the last block over the content tokens, (B, H, T), and whether they are of a class token."""
-    attention = encoder.trunk.blocks[-1].attention
-    calls: list[tuple] = []
-    hook = attention.register_forward_pre_hook(lambda module, arguments: calls.append(arguments))
-    try:
-        with frozen(encoder):
-            features = encoder(view)
-            weights = attention.weights(*calls[0])  # (B, H, E + T, E + T)
-    finally:
-        hook.remove()
+    with frozen(encoder):
+        features = encoder(view, output_attentions=True)
+        weights = features.attentions[-1]  # (B, H, E + T, E + T)
     num_extra = 0 if features.extra is None else features.extra.shape[1]
     queries = weights[:, :, 0] if num_extra else weights.mean(dim=2)
     return queries[..., num_extra:].float(), num_extra > 0
