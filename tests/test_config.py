@@ -62,11 +62,17 @@ def shrunk_views(raw: dict) -> list[str]:
     return overrides
 
 
+def slow_but_tiny(path: Path):
+    """Of the large recipes two steps take longest, even made tiny."""
+    marks = () if path.stem.endswith("_tiny") else pytest.mark.slow
+    return pytest.param(path, marks=marks, id=f"{path.parent.name}-{path.stem}")
+
+
 def test_there_are_configs():
     assert {path.parent.name for path in FILES} == set(MODALITIES)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", [slow_but_tiny(path) for path in FILES])
 def test_every_config_loads_and_does_two_steps_when_made_tiny(path, tmp_path):
     config = load_config(path)
     assert path.parent.name == config.modality

@@ -583,7 +583,7 @@ def test_a_run_learns_and_leaves_a_model_predictions_and_pictures(table, tmp_pat
 
 
 @needs_metric
-@pytest.mark.parametrize("kind", ["fcos", "faster_rcnn"])
+@pytest.mark.parametrize("kind", tiny.first(["fcos", "faster_rcnn"]))
 def test_an_interrupted_run_ends_as_one_that_was_not(kind, table, tmp_path, monkeypatch):
     more = (f"task.detector={kind}", "train.ema_decay=0.9", "model.trunk.dropout=0.1", "train.validate_every=2")
     whole, killed = tmp_path / "whole", tmp_path / "killed"

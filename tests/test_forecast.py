@@ -68,6 +68,7 @@ def launched(command: list[str], environment: dict[str, str]) -> subprocess.Comp
     return subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_processes_that_the_launcher_did_not_start_are_one_line(tmp_path: Path):
     set_by_launcher = {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}
     done = launched([sys.executable, "-m", "d2v", "pretrain", *tiny.arguments("image", tmp_path)], set_by_launcher)

@@ -19,6 +19,11 @@ from d2v.training.loop import Loop
 from scripts import convert, data, embed, evaluate, finetune, pretrain, search
 
 LAYOUTS = ("flat", "classes", "splits", "table")
+PLACES = [  # each layout in one modality, in turn
+    pytest.param(modality, layout, marks=() if n % len(tiny.MODALITIES) == m else pytest.mark.slow)
+    for m, modality in enumerate(tiny.MODALITIES)
+    for n, layout in enumerate(LAYOUTS)
+]
 SMALL = {
     "image": ("model.frontends.image.image_size=16", "model.frontends.image.patch_size=8", "data.min_block=1"),
     "speech": ("model.frontends.speech.conv_dim=16",),
@@ -78,8 +83,7 @@ def trains_on(layout: str) -> str:
     return "splits: train is trained on" if layout == "splits" else "no splits: all of it is trained on"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("modality", tiny.MODALITIES)
+@pytest.mark.parametrize(("modality", "layout"), PLACES)
 def test_every_command_of_the_first_hour(modality, layout, place, capsys):
     recipe, has_labels = f"{modality}/data2vec_tiny", layout != "flat"
     given = f"data.path={made(place / 'mine', modality, layout)}"

@@ -59,6 +59,7 @@ def test_a_run_that_was_stopped_may_get_longer_or_shorter(tmp_path: Path):
         tiny.assert_same(tiny.checkpoint_tensors(folder, 15), tiny.checkpoint_tensors(whole, 15))
 
 
+@pytest.mark.slow
 def test_where_the_rates_so_far_are_those_of_the_longer_run(tmp_path: Path):
     """tri_stage holds its rate until step 18 of 20 and 27 of 30."""
     tri_stage = ("train.schedule=tri_stage", "train.floor=0.01")
@@ -140,6 +141,7 @@ def test_fine_tuning_that_was_made_longer_and_killed_goes_on(tmp_path: Path, mon
     assert json.loads((tmp_path / "results.json").read_text())["steps"] == 20
 
 
+@pytest.mark.slow
 def test_validations_at_other_steps_are_another_run(tmp_path: Path):
     """With the default, twenty in a run, they depend on its length; the number that they had keeps them."""
     more = ["train.schedule=constant", "train.validate_every=0"]

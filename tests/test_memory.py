@@ -23,6 +23,7 @@ print([step() for _ in range(20)][-1], flush=True)  # the first ones find their 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_steps_fetch_no_pages_in_the_end(root):
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}  # else glibc may come to keep them by itself

@@ -315,6 +315,7 @@ def test_a_method_of_one_view_refuses_two(objective, tmp_path):
 # An average of weights with batch norm.
 
 
+@pytest.mark.slow
 def test_an_averaged_model_takes_the_statistics_of_batch_norms(tmp_path, monkeypatch):
     from test_backbone import photos
 

@@ -22,7 +22,7 @@ MODELS = {
         "text", SMALL, {"pooling": "first", "pooled_norm": False}, D2vForSequenceClassification, LABELS
     ),
 }
-SLOW = ("image", "text", "spectrogram", "sentences")
+SLOW = ("image", "speech", "spectrogram", "sentences")
 
 
 def inputs_of(modality: str, rows: int, length: int) -> dict[str, torch.Tensor]:

@@ -94,7 +94,7 @@ def test_features_that_are_not_finite_leave_the_rows_of_neighbours_out(tmp_path:
     assert "Nearest samples" not in page and "lower train.lr" in page
 
 
-@pytest.fixture(scope="module", params=tiny.MODALITIES)
+@pytest.fixture(scope="module", params=tiny.first(tiny.MODALITIES))
 def run(request) -> Path:
     """The folder of a whole run."""
     return tiny.finished(request.param)

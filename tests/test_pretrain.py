@@ -53,7 +53,7 @@ def test_a_run_folder_is_complete(modality, objective):
     assert not [path for path in folder.rglob("*") if path.name.endswith((".tmp", ".old"))]
 
 
-@pytest.mark.parametrize(("modality", "objective"), RUNS)
+@pytest.mark.parametrize(("modality", "objective"), KINDS)
 def test_the_export_is_student_or_teacher_to_the_bit_and_the_other_lies_beside_it(modality, objective):
     export = tiny.finished(modality, objective) / "export"
     assert {"config.json", "model.safetensors", "README.md", "pretraining.yaml"} <= {
@@ -123,7 +123,7 @@ def test_the_export_reads_raw_inputs_by_hugging_faces_tools(modality, objective)
         assert model(**inputs).last_hidden_state.isfinite().all()
 
 
-@pytest.mark.parametrize(("modality", "objective"), RUNS)
+@pytest.mark.parametrize(("modality", "objective"), KINDS)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(modality, objective, tmp_path, monkeypatch):
     """20 steps at once, and 13 of which 10 were saved, SIGKILL, then the rest: equal to the bit, dropout and all.
 

@@ -97,6 +97,7 @@ def test_an_export_is_evaluated_from_inside(tmp_path: Path, monkeypatch):
     assert result_file(".", config, in_run=False) == expected
 
 
+@pytest.mark.slow
 def test_both_sides_of_a_run_one_after_the_other(tmp_path: Path):
     tiny.run(tiny.arguments("image", tmp_path / "run"))
     exported = {path for path in (tmp_path / "run" / "export").rglob("*")}

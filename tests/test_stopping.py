@@ -44,7 +44,9 @@ def started(folder: Path, *more: str, world: int = 1) -> list[subprocess.Popen]:
     return processes
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(sent: int, code: int, tmp_path: Path):
     (process,) = started(tmp_path, *(["run.workers=1"] if sent == signal.SIGINT else []))
     os.killpg(process.pid, sent)  # as a terminal or a scheduler does: data loading processes get it too
@@ -188,7 +190,9 @@ def test_a_signal_while_libraries_are_imported(sent: int, code: int, tmp_path: P
     assert (done.returncode, done.stderr) == (code, "stopped; nothing had begun\n")
 
 
-@pytest.mark.parametrize("command", [["-m", "d2v"], ["-m", "scripts.pretrain"], ["{}/scripts/pretrain.py"], ["d2v"]])
+@pytest.mark.parametrize(
+    "command", tiny.first([["d2v"], ["-m", "d2v"], ["-m", "scripts.pretrain"], ["{}/scripts/pretrain.py"]])
+)
 def test_a_signal_while_d2v_itself_is_imported(command: list[str], tmp_path: Path, root: Path):
     """Its package comes before its commands, and imports what takes longest."""
     if command == ["d2v"]:  # as pip writes it
