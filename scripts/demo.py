@@ -2,8 +2,8 @@
 
 d2v demo [image] [speech] [text] [joint] [runs=FOLDER]
 
-The first three without a name; about a minute each on two CPU cores, without network. Folders are runs/demo_<name>.
-joint, only if it is asked for: one encoder for written, spoken and described digits, by which each finds the others.
+All of them without a name; one to two minutes each on two CPU cores, without network. Folders are runs/demo_<name>.
+joint: one encoder for written, spoken and described digits, by which each finds the others.
 """
 
 import json
@@ -28,7 +28,7 @@ SHOWN = {
     "image": "ten patterns on balls of any place, size, angle and colour; data2vec 2.0",
     "speech": "ten words of the same four vowels in ten orders, by unseen voices; data2vec 2.0",
     "text": "stories of ten topics, 50 of them with a label; SimCLR, two parts of a story compared",
-    JOINT: "written, spoken and described digits in one space; SigLIP between each two, on one trunk",
+    JOINT: "written, spoken and described digits in one space; CLIP between each two, on one trunk",
 }
 FEATURES = ("raw input", "random init", "pretrained")
 WIDTH = 100
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"no demo of {name!r}; there are those of {', '.join(known)}")
     os.environ["ACCELERATE_USE_CPU"] = "true"
     runs, outcomes, found = Path(given["runs"] or "runs"), {}, dict[str, float]()
-    for name in names or CONFIGS:
+    for name in names or known:
         print(f"== {name}: {SHOWN[name]}", flush=True)
         if name == JOINT:
             found = _run_joint(runs)
@@ -135,8 +135,8 @@ def _joint_table(found: dict[str, float], run: Path) -> list[str]:
     for name in CONFIGS:
         cells = "  ".join(f"{found[f'{by} to {name}']:9.1f}" if by != name else f"{'':9}" for by in CONFIGS)
         lines.append(f"{name:8} | {cells} | {CHANCE:6.1f}")
-    pictures = sorted((run / "evaluation").glob("*/*.png"))
-    return [*lines, f"{pictures[0]} and beside it: queries and what they found", ""]
+    picture = run / "evaluation" / f"image{BETWEEN}speech" / "retrieval.png"
+    return [*lines, f"{picture} and beside it: queries and their hits", ""]
 
 
 def _behind(outcome: Outcome) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import signal
 from pathlib import Path
 
 import colours
@@ -252,6 +253,23 @@ def test_two_processes_are_one(tmp_path):
             torch.testing.assert_close(
                 two[key], one[key], rtol=1e-4, atol=2e-6, msg=lambda m, key=key, name=name: f"{name} {key}: {m}"
             )
+
+
+@pytest.mark.slow
+def test_two_killed_processes_go_on_as_if_nothing_had_been(tmp_path):
+    """Killed in the middle of a cycle of turns of 2 : 1; with dropout, which differs between processes."""
+    more = ["objective.mix=turns", "objective.shares.image=2", "model.trunk.dropout=0.1", "train.steps=8"]
+    more += ["run.save_every=4", "run.keep=9"]
+    whole, killed = (config_of(tmp_path / name, *more) for name in ("whole", "killed"))
+    dying, running = (
+        tiny.start(tiny.run_until_killed, killed, 5, world=2),
+        tiny.start(tiny.run, whole, world=2),
+    )
+    assert -signal.SIGKILL in tiny.wait(dying) and tiny.wait(running) == [0, 0]
+    assert [path.name for path in checkpoints_in(tmp_path / "killed" / "checkpoints")] == ["00000004"]
+    assert tiny.wait(tiny.start(tiny.run, killed, world=2)) == [0, 0]
+    tiny.assert_same(last(tmp_path / "killed"), last(tmp_path / "whole"))
+    assert tiny.losses(tmp_path / "killed") == tiny.losses(tmp_path / "whole")
 
 
 def weights_of(folder: Path) -> Path:
