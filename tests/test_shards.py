@@ -20,6 +20,7 @@ from PIL import Image
 from d2v import plugins
 from d2v.modalities.common import packing, shards
 from scripts import data as data_script
+from scripts import pretrain
 
 NUMBER = 24
 
@@ -63,6 +64,28 @@ def test_twenty_steps_are_equal_to_the_bit(folders, root, tmp_path):
     for found_losses, found in others:
         assert found_losses == losses and len(losses) == 20
         tiny.assert_same(found, expected)
+
+
+@pytest.mark.parametrize("name", ["tar", "parquet"])
+def test_a_run_goes_on_in_the_middle_of_an_epoch(name, folders, tmp_path, monkeypatch):
+    """Seven steps of which five were saved, an end without a save, then the rest: to the bit."""
+    monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)  # four seconds of matplotlib
+    more = ["model.frontends.image.image_size=12", "model.frontends.image.patch_size=4", "evaluate.path=''"]
+    more += [
+        f"data.path={folders[name]}",
+        "run.save_every=5",
+        "train.steps=9",
+        "train.warmup_steps=2",
+        "train.batch_size=5",
+    ]
+    whole, cut = (tiny.arguments("image", tmp_path / folder, *more) for folder in ("whole", "cut"))
+    pretrain.main(whole)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run_until_interrupted(cut, 7)
+    pretrain.main(cut)
+    tiny.assert_same(tiny.checkpoint_tensors(tmp_path / "cut", 9), tiny.checkpoint_tensors(tmp_path / "whole", 9))
+    assert tiny.losses(tmp_path / "cut") == tiny.losses(tmp_path / "whole")
+    assert 5 * 5 % NUMBER  # the fifth step ends no epoch
 
 
 def test_names_labels_and_pixels_are_those_of_the_folder(folders):
