@@ -24,7 +24,6 @@ from d2v.objectives.joint import Joint
 from d2v.protocols import Batches, ScoredSplit
 from d2v.reading import Limit, Reader
 from d2v.shown import printable
-from d2v.training.checkpoint import checkpoints_in
 from d2v.training.export import export, model_card
 from d2v.training.forecast import where
 from d2v.training.inherited import resumes
@@ -39,6 +38,7 @@ from d2v.training.page import Shown, write_page
 from d2v.training.pretraining import (
     FILES,
     advice,
+    check_method,
     health_check,
     num_parameters,
     say_how_it_stands,
@@ -49,7 +49,7 @@ from d2v.training.pretraining import (
 from d2v.training.run_folder import BadSamples, check_apart, check_settings, check_shared, new_run
 from d2v.training.same_data import DataCheck
 from d2v.training.setup import build_objective, checkpoint_activations, dry_folder, open_accelerator, open_trackers
-from d2v.training.sizes import check_batch, check_memory
+from d2v.training.sizes import check_memory
 from d2v.training.verdict import Verdict
 
 
@@ -145,7 +145,8 @@ def assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list[
     open_trackers(accelerator, config)
 
     set_seed(train.seed)
-    begins = {} if resumes(folder) else {name: part.samples for name, part in parts.items()}
+    resumed = resumes(folder)
+    begins = {} if resumed else {name: part.samples for name, part in parts.items()}
     objective = build_joint(config, counts, begins)
     check_length(folder, config, objective, setting="train.init_from")
     accelerator.print(*start_from_many(objective, origins), sep="\n", end="\n" if origins else "")
@@ -156,9 +157,9 @@ def assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list[
     health = _health(config, parts, folder) if accelerator.is_main_process else None
     for name, part in parts.items():
         with names_of(name):
-            _check_part(objective, name, part, config, accelerator)
+            check_method(objective.parts[name], part.batches, config.of(name), part.same_data, accelerator)
     batches = JointBatches({name: part.batches for name, part in parts.items()}, objective.mix)
-    if config.objective.weights == AUTO and not checkpoints_in(folder / "checkpoints"):
+    if config.objective.weights == AUTO and not resumed:
         accelerator.print(weigh(objective, batches, accelerator, config.objective.measured_steps))
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
@@ -206,16 +207,6 @@ def _open(config: JointConfig, part: str, accelerator: Accelerator) -> Part:
     remembers = config.objective.parts[part].name if "num_samples" in vars(config.objective.parts[part]) else ""
     same_data = DataCheck(accelerator, folder, config.run, remembers=remembers, part=part)
     return Part(samples, batches, report, same_data)
-
-
-def _check_part(objective: Joint, name: str, part: Part, config: JointConfig, accelerator: Accelerator) -> None:
-    """ValueError: the part's method cannot be trained on such batches or such data."""
-    method, own = objective.parts[name], config.of(name)
-    views = part.batches(0, 0, own.train.batch_size)[0]  # of one sample
-    method.check(views)
-    method.check_masks(views)
-    part.same_data.ask(method.check_data)
-    check_batch(own, views, accelerator.num_processes * config.train.accumulate, accelerator.device)
 
 
 def build_joint(

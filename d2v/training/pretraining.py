@@ -15,7 +15,7 @@ from d2v.config.written import dumped
 from d2v.evaluation.config import AUTO
 from d2v.evaluation.splits import labelled_data
 from d2v.objectives.common.objective import Objective
-from d2v.protocols import Report, ScoredSplit, asked_by
+from d2v.protocols import Batches, Report, ScoredSplit, asked_by
 from d2v.reading import Limit, Reader
 from d2v.shown import printable
 from d2v.split_names import uses
@@ -128,16 +128,23 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
         health = health_check(config, modality, samples, folder, reader)
         print(printable(health.said))
         probe = online_probe(config, modality, folder, reader) if run.probe.path else None
-    views = batches(0, 0, train.batch_size)[0]  # of one sample
-    objective.check(views)
-    objective.check_masks(views)
-    same_data.ask(objective.check_data)
-    check_batch(config, views, accelerator.num_processes * train.accumulate, accelerator.device)
+    check_method(objective, batches, config, same_data, accelerator)
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
         save_yaml(config.as_dict(), folder / "config.yaml")
         same_data.save()
     return Loop(objective, batches, train=train, run=run, accelerator=accelerator, health=health, probe=probe), report
+
+
+def check_method(
+    method: Objective, batches: Batches, config: Config, same_data: DataCheck, accelerator: Accelerator
+) -> None:
+    """ValueError: the method cannot be trained on such batches or such data."""
+    views = batches(0, 0, config.train.batch_size)[0]  # of one sample
+    method.check(views)
+    method.check_masks(views)
+    same_data.ask(method.check_data)
+    check_batch(config, views, accelerator.num_processes * config.train.accumulate, accelerator.device)
 
 
 def uses_of_splits(config: Config, splits: Sequence[str]) -> str:
