@@ -149,15 +149,22 @@ def sought(entry: Entry) -> Iterator[Path | None]:
     if folder is not None:
         yield folder
         return
+    with alone(entry.folder.parent):
+        yield find(entry)  # another process may have made it meanwhile
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within it no other process makes what lies in the folder, as far as the file system has locks."""
     with contextlib.ExitStack() as stack:
         if sys.platform != "win32":
             try:
-                entry.folder.parent.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context((entry.folder.parent / LOCK).open("a"))
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((folder / LOCK).open("a"))
                 fcntl.flock(lock, fcntl.LOCK_EX)
             except OSError:
                 pass  # nobody can write there, or there are no locks: what two make is equal
-        yield find(entry)  # another process may have made it meanwhile
+        yield
 
 
 def keep(entry: Entry, write: Callable[[Path], None]) -> Path | None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from d2v import cache
 from d2v.files import RECORD, RESULTS
+from d2v.modalities.common import remote
 from d2v.modalities.common.folders import has_configs, is_ignored
 from d2v.modalities.common.kinds import TABLES, TEXTS
 from d2v.modalities.common.tables import NAMES, identifiers
@@ -67,7 +68,7 @@ def _look(path: Any, extensions: Sequence[str]) -> Seen | None:
 
 def state_of(path: Any, extensions: Sequence[str]) -> str | None:
     """What changes if the files of data.path do; None: nobody knows, or they are small."""
-    seen = _look(path, extensions)
+    seen = _look(remote.fetched(path), extensions)
     return None if seen is None or (seen.files < cache.LEAST and seen.size < SMALL) else seen.digest
 
 

@@ -14,7 +14,7 @@ import datasets
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
-from d2v.modalities.common import shards, table_files
+from d2v.modalities.common import remote, shards, table_files
 from d2v.modalities.common.documents import AUTO, documents
 from d2v.modalities.common.encodings import encoding_of
 from d2v.modalities.common.folders import has_configs, is_ignored, walk, with_names
@@ -34,7 +34,8 @@ DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", 
 def open_source(
     path: Any, split: str, extensions: Sequence[str], what: str, columns: Sequence[str] = (), sample_by: str = AUTO
 ) -> datasets.Dataset:
-    """One data set from a folder, file, glob, Hub name ("org/name" or "org/name:config"), or a list of these.
+    """One data set from a folder, file, glob, address (see remote.py), Hub name ("org/name" or "org/name:config"), or a
+    list of these.
 
     Folders of media give the columns "file" (absolute path) and "label" (sub-folder, if all files lie in sub-folders)
     or those of metadata.csv / metadata.jsonl; text files give one row per line, column "text", or per file: see
@@ -44,6 +45,7 @@ def open_source(
     ValueError: says what is missing and what there is.
     """
     datasets.disable_progress_bars()  # of the training loop alone is one shown
+    path = remote.fetched(path)
 
     def open_anew() -> datasets.Dataset:
         opened = _open(path, split, tuple(extensions), what, (*columns, *KNOWN[what]), sample_by)
