@@ -31,6 +31,7 @@ from d2v.training import pretraining
 EVALUATE = {"text": ["evaluate.text.max_train=50", "evaluate.text.k=[5]"]}  # as in text/demo_topics
 MIXES: dict[str, list[str]] = {
     "together": [],
+    "together, weights auto": ["objective.weights=auto"],
     "together, own norms": ["model.trunk.own_norms=true"],
     "turns": ["objective.mix=turns"],
     "turns, own norms": ["objective.mix=turns", "model.trunk.own_norms=true"],
@@ -86,7 +87,7 @@ class Rows:
 
     def train(self, run: Path, settings: list[str]) -> None:
         """A joint run in which each part has as many steps as alone."""
-        if (run / "export" / "config.json").is_file():  # a row of another part made it
+        if (run / "export" / "config.json").is_file():  # for a row of another part
             return
         base, longer = self.joint(run), []
         if "objective.mix=turns" in settings:
