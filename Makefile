@@ -14,7 +14,7 @@ test test-slow fuzz: export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/bytecode
 
 # Files in the order of tests/conftest.py: the longest first, so that no worker is left with one at the end.
 test: .venv/.installed
-	$(BIN)/python -m pytest -n $(THREADS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(THREADS) --dist loadfile --no-loadscope-reorder --durations=25
 
 # What pytest -m slow selects, a few minutes on two cores. In pieces: make test-slow SLOW="tests/test_loop.py -k text"
 SLOW ?= tests

@@ -169,6 +169,7 @@ class Encoder(torch.nn.Module):
         return Features(self.embed(view), [])
 
 
+@pytest.mark.slow
 def test_features_of_the_others_are_as_they_were(tmp_path):
     data = write("image", tmp_path / "data")
     samples = samples_of(data)

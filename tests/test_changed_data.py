@@ -203,6 +203,7 @@ def refused(line: list[str]) -> None:
         raise SystemExit(7 if "added new.png, removed 003.png" in str(error) else 1) from None
 
 
+@pytest.mark.slow
 def test_two_processes_refuse_together(begun, tmp_path):
     shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     config = tmp_path / "run" / "config.yaml"

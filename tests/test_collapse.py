@@ -30,7 +30,7 @@ RATE_TOO_HIGH = ["train.lr=0.3", "train.clip=0"]
 @pytest.mark.parametrize(
     ("name", "changes", "states"),
     [
-        ("alone", [], {"healthy"}),
+        pytest.param("alone", [], {"healthy"}, marks=pytest.mark.slow),
         ("no target norm, fast teacher", NO_TARGET_NORM, {"collapsed", "collapsing"}),
         pytest.param("rate too high", RATE_TOO_HIGH, {"collapsed", "collapsing"}, marks=pytest.mark.slow),
     ],

@@ -88,7 +88,7 @@ def predictions(folder, split: str) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("modality", DEMO)
+@pytest.mark.parametrize("modality", tiny.first(DEMO))
 def test_a_run_from_an_export_leaves_a_model_scores_predictions_and_pictures(modality, tmp_path):
     source, folder = tiny.finished(modality) / "export", tmp_path / "run"
     scores = main(modality, arguments(modality, folder, f"model={source}"))

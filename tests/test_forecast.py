@@ -76,6 +76,7 @@ def test_processes_that_the_launcher_did_not_start_are_one_line(tmp_path: Path):
     assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_torchrun_on_the_cpu_is_one_run_of_two_processes(tmp_path: Path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29417"]
     done = launched([*torchrun, "-m", "d2v", "pretrain", *tiny.arguments("image", tmp_path)], {"OMP_NUM_THREADS": "1"})

@@ -143,6 +143,7 @@ def test_the_walk_finds_what_it_should():
     assert imported(ast.parse(source)) == {"d2v.modalities.image", "d2v.modalities.image.batches", "scripts.x"}
 
 
+@pytest.mark.slow
 def test_auto_classes_know_us_in_either_order_of_imports():
     """Each order in a fork of a process that has torch, whose import takes longest and is not in question."""
     code = (

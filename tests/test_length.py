@@ -125,6 +125,7 @@ def test_fine_tuning_is_made_longer_to_the_bit(modality: str, validated: bool, t
         tuning.main(modality, tuning.arguments(modality, longer, *more))
 
 
+@pytest.mark.slow
 def test_fine_tuning_that_was_made_longer_and_killed_goes_on(tmp_path: Path, monkeypatch):
     more, step = ["train.schedule=constant"], Loop._step
     tuning.main("image", tuning.arguments("image", tmp_path, *more, "train.steps=10"))

@@ -260,6 +260,7 @@ def remember(root: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_remember_alike_without_sending_buffers_around(tmp_path):
     assert tiny.wait(tiny.start(remember, tmp_path, world=2)) == [0, 0]
     for objective in REMEMBERING:

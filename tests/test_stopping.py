@@ -59,6 +59,7 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_from_there(sent: int,
     assert checkpoint.damage(saved) is None
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(tmp_path: Path):
     (process,) = started(tmp_path)
     for _ in range(2):
@@ -68,6 +69,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path):
     assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_two_processes_stop_at_the_same_step(tmp_path: Path):
     processes = started(tmp_path, world=2)
     os.kill(processes[1].pid, signal.SIGTERM)  # one of them hears it
@@ -221,6 +223,7 @@ def signalled(sent: int, name: str, command: list[str], folder: Path, root: Path
     return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_is_no_error(root: Path):
     command = f"{sys.executable} -m d2v configs | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True)
