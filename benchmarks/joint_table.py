@@ -99,7 +99,8 @@ class Rows:
     def frozen(self, part: str, other: str, run: Path) -> None:
         """A part's own run below a trunk that stays as it is: that of `other`'s own run, or "": a random one."""
         config = self.alone(part, run)
-        loop, _ = pretraining.assemble(config, plugins.load("d2v.modalities", part), Accelerator(cpu=True))
+        modality = plugins.load("d2v.modalities", part)
+        loop, _ = pretraining.assemble(config, modality, Accelerator(cpu=True))
         trunks = [encoder.trunk for encoder in loop.objective.modules() if isinstance(encoder, D2vModel)]
         if other:
             source = D2vModel.from_pretrained(self.folder("alone", other) / "export")
@@ -110,6 +111,7 @@ class Rows:
         loop()
         teacher = loop.objective.teacher if len(loop.objective.teacher) else loop.objective.student
         teacher["encoder"].save_pretrained(run / "export")
+        modality.save_preprocessor(run / "export", run, config.data, config.frontend)
 
     def folder(self, name: str, part: str) -> Path:
         """Of a run of one part."""

@@ -153,6 +153,8 @@ def scored(
     config, began = str(recipe(modality, method)), time.process_time()
     if "norm_groups" in load_values(config)["objective"]:
         settings.append("objective.norm_groups=1")  # the trunk has no batch norm to be divided
+    if load_values(config)["objective"].get("tile_size", 8) % 4:
+        settings.append("objective.tile_size=8")  # tiles are whole patches
     seconds, scaled = timed(config, settings, minutes, threads)
     common = [config, *settings, f"run.dir={run}", "run.overwrite=true"]
     at_ends = f"run.health_every={scaled[0].partition('=')[2]}"
