@@ -10,7 +10,6 @@ the command goes on where it was stopped. Writes docs/results.md between its mar
 
 import itertools
 import os
-import re
 import statistics
 import sys
 from pathlib import Path
@@ -18,12 +17,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from table import ROOT, keep, record, score
+from table import ROOT, file_name, keep, put, record, score
 
 from d2v import plugins
 from d2v.config.joint import JointConfig, load_joint
 from d2v.config.schema import Config
-from d2v.files import written
 from d2v.models.encoder import D2vModel
 from d2v.scripts import evaluate, pretrain
 from d2v.training import pretraining
@@ -65,7 +63,7 @@ class Rows:
         for part in self.parts:
             self.row("alone", part, lambda run, part=part: pretraining.pretrain(self.alone(part, run)))
         for name, settings in MIXES.items():
-            run = self.out / name.replace(", ", "_").replace(" ", "_")
+            run = self.out / file_name(name)
             for part in self.parts:
                 self.row(name, part, lambda _, run=run, settings=settings: self.train(run, settings), run)
         for part, other in zip(self.parts, self.parts[1:] + self.parts[:1], strict=True):
@@ -115,7 +113,7 @@ class Rows:
 
     def folder(self, name: str, part: str) -> Path:
         """Of a run of one part."""
-        return self.out / f"{name.replace(', ', '_').replace(' ', '_')}_{part}"
+        return self.out / f"{file_name(name)}_{part}"
 
     def row(self, name: str, part: str, make: Any, run: Path | None = None) -> None:
         """Trains what is missing, and scores it for one part."""
@@ -156,12 +154,7 @@ def publish(pages: Path, parts: list[str]) -> None:
                 "; ".join(f"{s:.1f}" for s in scores) + (f" ({statistics.mean(scores):.1f})" if len(scores) > 1 else "")
             )
         lines.append(f"| {name} | {' | '.join(values)} |")
-    page, (start, end) = pages / "results.md", MARKS
-    shown, text = "\n".join([start, "", *lines, "", end]), page.read_text()
-    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
-    text = text if pattern.search(text) else f"{text}\n## One trunk for three modalities\n\n{shown}\n"
-    with written(page) as draft:
-        draft.write_text(pattern.sub(lambda _: shown, text))
+    put(pages / "results.md", lines, *MARKS, "One trunk for three modalities")
 
 
 if __name__ == "__main__":

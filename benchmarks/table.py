@@ -116,7 +116,12 @@ def keep(modality: str, key: str, row: dict | None, pages: Path) -> None:
 
 def key_of(method: str, seed: int) -> str:
     """A row's name in the record and its run's folder."""
-    return f"{method.replace(', ', '_').replace(' ', '_')}_{seed}"
+    return f"{file_name(method)}_{seed}"
+
+
+def file_name(name: str) -> str:
+    """A row's name as that of a folder."""
+    return name.replace(", ", "_").replace(" ", "_")
 
 
 def row(
@@ -151,9 +156,10 @@ def scored(
     settings += ["train.update_teacher=false"] if method == CONTROL else []
     settings += [] if modality == "text" else ["data.check_files=false"]
     config, began = str(recipe(modality, method)), time.process_time()
-    if "norm_groups" in load_values(config)["objective"]:
+    objective = load_values(config)["objective"]
+    if "norm_groups" in objective:
         settings.append("objective.norm_groups=1")  # the trunk has no batch norm to be divided
-    if load_values(config)["objective"].get("tile_size", 8) % 4:
+    if objective.get("tile_size", 8) % FRONTENDS["image"]["patch_size"]:
         settings.append("objective.tile_size=8")  # tiles are whole patches
     seconds, scaled = timed(config, settings, minutes, threads)
     common = [config, *settings, f"run.dir={run}", "run.overwrite=true"]
@@ -193,13 +199,19 @@ def publish(modality: str, pages: Path) -> None:
     if not rows:
         return
     picture(rows, pages / f"table_{modality}.png", f"{modality}: {minutes:.1f} minutes each")
-    page, (start, end) = pages / "results.md", [mark.format(modality) for mark in MARKS]
-    shown = "\n".join([start, "", *lines_of(rows), "", f"![k-NN and probe](table_{modality}.png)", "", end])
-    text = page.read_text()
+    lines = [*lines_of(rows), "", f"![k-NN and probe](table_{modality}.png)"]
+    start, end = (mark.format(modality) for mark in MARKS)
+    put(pages / "results.md", lines, start, end, f"All methods: {modality}")
+
+
+def put(page: Path, lines: list[str], start: str, end: str, title: str) -> None:
+    """Lines between their marks on a page, or below a title of their own at its end if it has no such marks."""
+    shown, text = "\n".join([start, "", *lines, "", end]), page.read_text()
     pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(text):
-        text += f"\n## All methods: {modality}\n\n{shown}\n"
-    page.write_text(pattern.sub(lambda _: shown, text))
+        text += f"\n## {title}\n\n{shown}\n"
+    with written(page) as draft:
+        draft.write_text(pattern.sub(lambda _: shown, text))
 
 
 def rows_of(done: dict[str, Any]) -> tuple[list[Row], float]:

@@ -102,19 +102,20 @@ def _stamp(info: dict[str, Any]) -> str:
 
 def _changed(folder: Path, record: dict[str, Any]) -> Sequence[str]:
     """Files that were fetched before and are another one there by now."""
-    before: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        before = json.loads((folder / RECORD).read_text())
-    return [name for name, there in before.items() if record.get(name) != there]
+    return [name for name, there in _recorded(folder).items() if record.get(name) != there]
 
 
 def _is_whole(folder: Path, target: Path) -> bool:
     """Whether all that was to be fetched is there."""
-    try:
-        names = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
-        return False
-    return target.exists() and all((folder / name).is_file() for name in names)
+    names = _recorded(folder)
+    return bool(names) and target.exists() and all((folder / name).is_file() for name in names)
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """What was to be fetched when that was last begun, by name; {}: nothing is known of that."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((folder / RECORD).read_text())
+    return {}
 
 
 def _fetch(system: Any, wanted: dict[Path, There], address: str) -> None:
