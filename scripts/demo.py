@@ -141,9 +141,11 @@ def _joint_table(found: dict[str, float], run: Path) -> list[str]:
 
 def _behind(outcome: Outcome) -> str:
     """What is said where training did not win."""
-    best = outcome.scores["pretrained"]
     others = [outcome.scores[name] for name in FEATURES[:-1]]
-    lost = [name for place, name in enumerate(("k-NN", "probe")) if max(o[place] for o in others) >= best[place]]
+    lost = []
+    for name, score, *before in zip(("k-NN", "probe"), outcome.scores["pretrained"], *others, strict=True):
+        if max(before) >= score:
+            lost.append(name)
     return f"; not ahead by {' and '.join(lost)} after {outcome.steps} steps: give it more" if lost else ""
 
 

@@ -229,7 +229,8 @@ RUNS = {
 def two_processes(root: Path) -> None:
     """What each of two processes does."""
     Loop.plot = lambda self: None  # type: ignore[method-assign]
-    Accelerator.end_training = lambda self: None  # type: ignore[method-assign]  # it ends the group, and more runs follow
+    # it ends the group, and more runs follow
+    Accelerator.end_training = lambda self: None  # type: ignore[method-assign]
     for name, more in RUNS.items():
         pretrain_joint(load_joint(root / f"one_{name}.yaml", [*SGD, *more, f"run.dir={root / f'two_{name}'}"]))
     pretrain_joint(
@@ -337,7 +338,8 @@ class Says:
 
 def test_the_verdict_is_the_worst_of_the_modalities():
     def of(**states: str) -> Verdict:
-        return JointHealth({name: Says(state) for name, state in states.items()}).judge([{"step": 0}])  # type: ignore[misc]
+        checks = {name: Says(state) for name, state in states.items()}
+        return JointHealth(checks).judge([{"step": 0}])  # type: ignore[misc]
 
     assert of(image="healthy", text="collapsed", speech="collapsing")[:2] == ("collapsed", "text: 1 records")
     assert of(image="too early", text="healthy").state == "too early"

@@ -103,9 +103,10 @@ def _paths(config: JointConfig, part: str) -> Any:
 def _run(config: JointConfig, accelerator: Accelerator) -> None:
     """Trains in run.dir, which other processes of the same command read, and the main process writes."""
     folder, main = Path(config.run.dir), accelerator.is_main_process
-    names = [f"{kind}_{name}.png" for name in config.model.frontends for kind in ("curves", "spectrum")]
-    names += [f"samples_{part}.json" for part in config.data]
-    prepared = {one for name in config.model.frontends for one in plugins.load("d2v.modalities", name).PREPARED}
+    names, prepared = [f"samples_{part}.json" for part in config.data], set[str]()
+    for name in config.model.frontends:
+        names += [f"curves_{name}.png", f"spectrum_{name}.png"]
+        prepared |= {*plugins.load("d2v.modalities", name).PREPARED}
     with files.locked(folder) if main else nullcontext():
         check_shared(folder, accelerator)
         new = new_run(folder, (*FILES, *names), sorted(prepared), overwrite=config.run.overwrite)
@@ -135,7 +136,9 @@ def assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list[
         _prepare(config, folder)
         check_settings(folder, config, run.resume, free=())  # each micro-batch has its own means
         parts = {part: _open(config, part, accelerator) for part in config.data}
-    report = [f"{name}: {line.removeprefix(f'{name}: ')}" for name, part in parts.items() for line in part.report]
+    report = []
+    for name, part in parts.items():
+        report += [f"{name}: {line.removeprefix(f'{name}: ')}" for line in part.report]
     accelerator.print("\n".join(report))
     counts = {name: len(part.samples) for name, part in parts.items()}
     check_memory(config, lambda config: build_joint(config, counts), accelerator.device)
