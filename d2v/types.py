@@ -68,6 +68,7 @@ class View(NamedTuple):
     local: bool = False  # a smaller view beside whole ones (multi-crop)
     part: str = ""  # of a joint run: which of its parts reads the view
     real_at: Tensor | None = None  # (n,) which tokens are no padding, by their numbers row * T + place. See `located`
+    seconds: float = 0.0  # of a joint run: what making the views of its part took
 
     def located(self) -> "View":
         """With the numbers of its real tokens and of those that its mask names."""
@@ -81,7 +82,7 @@ class View(NamedTuple):
         mask = None if self.mask is None else self.mask.to(device)
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
         rest = move(self.padding), mask, move(self.labels), move(self.indices)
-        return View(self.modality, inputs, *rest, self.local, self.part, move(self.real_at))
+        return View(self.modality, inputs, *rest, self.local, self.part, move(self.real_at), self.seconds)
 
 
 class Features(NamedTuple):

@@ -24,6 +24,7 @@ from d2v.config.joint import JointTrainConfig
 from d2v.config.schema import Config
 from d2v.objectives.common.parts import JointSettings
 from d2v.settings import LARGEST, Allowed, default_of, type_name
+from d2v.training.online_probe import ProbeConfig
 
 DOCS = Path(__file__).resolve().parent
 HEAD = "<!-- Made by docs/generate.py: change the code, then run it. -->\n\n"
@@ -214,6 +215,7 @@ def joint_page() -> str:
     ]
     text += described("`objective`", JointSettings, Section("objective", JointSettings))
     text += f"## `train`\n\nWhat is by part or modality; the rest is as in every run.\n\n{table(train)}\n"
+    text += described("`run.probe.image`", ProbeConfig, Section("run.probe.image", ProbeConfig))
     for name in plugins.available("d2v.objectives.paired"):
         module = plugin("objectives.paired", name)
         text += described(

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from d2v.config.joint import load_joint
 from d2v.models.alignment import D2vForAlignment
 from d2v.models.encoder import D2vModel
+from d2v.reading import Reader
 from d2v.training.checkpoint import checkpoints_in
 from d2v.training.joint_batches import JointBatches
 from d2v.training.joint_health import JointHealth
@@ -23,6 +24,8 @@ from d2v.training.joint_run import build_joint, pretrain_joint
 from d2v.training.joint_weights import weigh
 from d2v.training.loop import Loop
 from d2v.training.mixes import Together, Turns
+from d2v.training.online_probe import ProbeConfig
+from d2v.training.pretraining import online_probe
 from d2v.training.verdict import Verdict
 from scripts import evaluate, pretrain
 
@@ -326,6 +329,30 @@ def test_the_export_reads_every_modality_and_the_verdict_names_the_worst(tmp_pat
     assert {"image/student_rank", "speech/student_rank", "text/teacher_rank"} <= records[0].keys()
 
 
+def test_probes_change_nothing_and_give_what_a_probe_of_the_export_gives(tmp_path):
+    settings = {"path": "demo", "max_samples": 60, "k": 3, "every": 4, "test_split": "test"}
+    pretrain.main(config_of(tmp_path / "run", f"run.probe.image={settings}"))
+    pretrain.main(config_of(tmp_path / "plain"))
+    tiny.assert_same(last(tmp_path / "run"), last(tmp_path / "plain"))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    curve = {record["step"]: record for record in records if "image/probe_student_knn" in record}
+    assert list(curve) == [0, 4, 6]
+
+    config = load_joint(config_of(tmp_path / "run", f"run.probe.image={settings}")[0]).reading("image")
+    config.run.probe = ProbeConfig(**settings)
+    probe = online_probe(config, tiny.plugins.load("d2v.modalities", "image"), tmp_path / "run", Reader())
+    sides = {name: D2vModel.from_pretrained(place) for name, place in tiny.sides(tmp_path / "run").items()}
+    found = probe(sides["student"], sides["teacher"], torch.device("cpu"))
+    assert found == {name: pytest.approx(curve[6][f"image/{name}"], abs=1e-9) for name in found}
+
+
+def test_each_part_has_its_share_of_the_wait_for_data(tmp_path):
+    pretrain.main(config_of(tmp_path / "run"))
+    for record in losses(tmp_path / "run"):
+        assert min(record["image/data_wait"], record["text/data_wait"]) > 0
+        assert record["image/data_wait"] + record["text/data_wait"] == pytest.approx(record["data_wait"])
+
+
 class Says:
     """A check whose verdict is given."""
 
@@ -372,7 +399,9 @@ ERRORS = {
     "objective.parts.image.name=nothing": "d2v.objectives has no 'nothing'",
     "model.frontends.image.patch_sise=2": r"unknown key 'model.frontends.image.patch_sise'",
     "model.frontends.speech.sample_rate=8000": r"unknown key 'model.frontends.speech'",
-    "run.probe.path=x": "run.probe.path is x; a joint run has no probe",
+    "run.probe.path=x": "unknown key 'run.probe.path'.*it may be image, text",
+    "run.probe.image.path=nowhere": "part image: run.probe.image.path .nowhere. is no local file or folder",
+    "run.probe={image: {path: a, every: 2}, text: {path: b, every: 3}}": "run.probe.text.every is 3 and",
 }
 
 

@@ -20,6 +20,7 @@ from d2v.evaluation.config import EmbedConfig, EvaluateConfig
 from d2v.models.transformer import TrunkConfig
 from d2v.objectives.common.parts import BETWEEN, JointSettings, names_of
 from d2v.settings import check_readers, setting, shortened
+from d2v.training.online_probe import ProbeConfig
 
 
 @dataclass
@@ -61,6 +62,33 @@ class JointTrainConfig(TrainConfig):
 
 
 @dataclass
+class JointRunConfig(RunConfig):
+    """Where a joint run writes and what it shows."""
+
+    probe: dict[str, ProbeConfig] = setting({}, "k-NN on a labelled set while training, for each modality.")  # type: ignore[assignment]
+
+    def check_probes(self) -> None:
+        """ValueError: one that is due at steps of its own."""
+        for name, probe in self.probe.items():
+            if probe.every != self.probe_every:
+                first = next(iter(self.probe))
+                raise ValueError(
+                    f"run.probe.{name}.every is {probe.every} and run.probe.{first}.every {self.probe_every}; all "
+                    "probes of a joint run are due at the same steps"
+                )
+
+    @property
+    def probe_every(self) -> int:
+        """Steps between probes; 0: ten times in a run."""
+        return next((probe.every for probe in self.probe.values()), 0)
+
+    def of(self, modality: str) -> RunConfig:
+        """Those of one modality."""
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(RunConfig)}
+        return RunConfig(**{**values, "probe": self.probe.get(modality, ProbeConfig())})
+
+
+@dataclass
 class JointConfig:
     """All settings of a joint run."""
 
@@ -68,7 +96,7 @@ class JointConfig:
     data: dict[str, Any]  # by part: the modality's, or those of pairs
     objective: JointSettings
     train: JointTrainConfig
-    run: RunConfig
+    run: JointRunConfig
     evaluate: dict[str, EvaluateConfig]  # by part
     embed: EmbedConfig
     given: ClassVar[Mapping[str, str]] = OneModality.given
@@ -90,7 +118,7 @@ class JointConfig:
             data=self.data[part],
             objective=self.objective.parts[part],
             train=self.train.of(part),
-            run=self.run,
+            run=self.run.of(part),
             evaluate=self.evaluate[part],
             embed=self.embed,
         )
@@ -108,6 +136,7 @@ class JointConfig:
         config = self.of(part)
         config.model = ModelConfig({modality: self.model.frontends[modality]}, config.model.trunk)
         config.data = plugins.pairs().side_of(self.data[part], modality)
+        config.run = self.run.of(modality)
         return config
 
     def as_dict(self) -> dict:
@@ -160,7 +189,7 @@ def joint_from_dict(values: dict, path: str = "config.yaml") -> JointConfig:
         "data": {part: _data_of(part, loaded) for part in parts},
         "objective": JointSettings,
         "train": JointTrainConfig,
-        "run": RunConfig,
+        "run": JointRunConfig,
         "evaluate": dict.fromkeys(parts, EvaluateConfig),
         "embed": EmbedConfig,
     }
@@ -168,9 +197,13 @@ def joint_from_dict(values: dict, path: str = "config.yaml") -> JointConfig:
     check_keys(section_of(model.get("frontends")) or {}, tuple(modalities), "model.frontends", path)
     train = _leaves_read(section_of(values.get("train")), "train", batch_size=Any, init_from=str)
     objective = _leaves_read(objective, "objective", shares=Any, weights=Any)
-    built = typed(kinds, {**values, "objective": objective, "train": train}, "", path)
+    run = dict(section_of(values.get("run")) or {})
+    probes = section_of(run.pop("probe", None)) or {}
+    check_keys(probes, tuple(modalities), "run.probe", path)
+    built = typed(kinds, {**values, "objective": objective, "train": train, "run": run}, "", path)
     config = JointConfig(**{**built, "model": ModelConfig(**built["model"])})
     config.objective.parts = {part: _method_of(part, methods[part], path) for part in parts}
+    config.run.probe = {name: typed(ProbeConfig, one, f"run.probe.{name}", path) for name, one in probes.items()}
     _check(config, parts)
     return config
 
@@ -231,6 +264,7 @@ def _check(config: JointConfig, parts: Iterable[str]) -> None:
                 f"train.batch_size names {', '.join(config.train.batch_size)}; the parts are {', '.join(parts)}: each "
                 "needs a number of samples"
             )
+    config.run.check_probes()
     for name in config.train.init_from:
         if name not in config.model.frontends:
             raise ValueError(

@@ -150,6 +150,11 @@ class RunConfig:
         """ValueError: an unknown choice or a number that makes no sense."""
         check_fields(self, "run")
 
+    @property
+    def probe_every(self) -> int:
+        """Steps between probes; 0: ten times in a run."""
+        return self.probe.every
+
 
 @dataclass
 class ModelConfig:

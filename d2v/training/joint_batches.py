@@ -1,5 +1,6 @@
 """Batches of a joint run: each part reads as it does alone, in the steps that the mix gives it."""
 
+import time
 from collections.abc import Mapping
 
 from d2v.protocols import Batches
@@ -8,7 +9,8 @@ from d2v.types import View
 
 
 class JointBatches:
-    """Views of all parts of a step, each marked with its part; a pure function, as each part's own is."""
+    """Views of all parts of a step, each marked with its part and the seconds that it took; all but these are a pure
+    function, as each part's own is."""
 
     def __init__(self, parts: Mapping[str, Batches], mix: Mix):
         self.parts, self.mix = parts, mix
@@ -17,7 +19,9 @@ class JointBatches:
         """This part's rows of each batch of the step, and the ids of their samples."""
         views, ids = [], []
         for name, own in self.mix.at(step).items():
+            start = time.perf_counter()
             found, names = self.parts[name](own, part, parts)
-            views += [view._replace(part=name) for view in found]
+            seconds = time.perf_counter() - start
+            views += [view._replace(part=name, seconds=seconds) for view in found]
             ids += names
         return views, ids

@@ -34,6 +34,7 @@ from d2v.training.joint_weights import weigh
 from d2v.training.length import check_length
 from d2v.training.loop import Loop
 from d2v.training.maps import token_maps
+from d2v.training.online_probe import JointProbe
 from d2v.training.page import Shown, write_page
 from d2v.training.pretraining import (
     FILES,
@@ -41,6 +42,7 @@ from d2v.training.pretraining import (
     check_method,
     health_check,
     num_parameters,
+    online_probe,
     say_how_it_stands,
     sources,
     summary_of,
@@ -66,12 +68,12 @@ def pretrain_joint(config: JointConfig) -> None:
     """One run, from files to export/. ValueError: whatever the user can mend."""
     if not config.run.dir:
         raise ValueError("run.dir is required: the folder that this run writes to, e.g. run.dir=runs/first")
-    if config.run.probe.path:
-        raise ValueError(f"run.probe.path is {config.run.probe.path}; a joint run has no probe: leave it out")
     folder, parts = Path(config.run.dir), list(config.data)
     for part in parts:
         with names_of(part):
             check_apart(folder, _sources(config, part))
+    for name, probe in config.run.probe.items():
+        check_apart(folder, {f"run.probe.{name}.path": probe.path})
     unused = config.model.trunk.drops_layers or config.objective.mix == "turns" or 0 in _weights(config).values()
     accelerator = open_accelerator(config.train, config.run, unused=unused)
     accelerator.print(where(accelerator))
@@ -157,7 +159,10 @@ def assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list[
     size = f"{num_parameters(objective) / 1e6:.2f} M parameters"
     accelerator.print(f"encoder: {size}; {train.steps} steps, {config.objective.mix}, of {train.samples()}")
 
-    health = _health(config, parts, folder) if accelerator.is_main_process else None
+    health = probe = None
+    if accelerator.is_main_process:
+        health = _health(config, parts, folder)
+        probe = _probe(config, folder)
     for name, part in parts.items():
         with names_of(name):
             check_method(objective.parts[name], part.batches, config.of(name), part.same_data, accelerator)
@@ -169,7 +174,7 @@ def assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list[
         save_yaml(config.as_dict(), folder / "config.yaml")
         for part in parts.values():
             part.same_data.save()
-    return Loop(objective, batches, train=train, run=run, accelerator=accelerator, health=health), report
+    return Loop(objective, batches, train=train, run=run, accelerator=accelerator, health=health, probe=probe), report
 
 
 def _prepare(config: JointConfig, folder: Path) -> None:
@@ -262,6 +267,18 @@ def _health(config: JointConfig, parts: dict[str, Part], folder: Path) -> JointH
     return JointHealth(checks)
 
 
+def _probe(config: JointConfig, folder: Path) -> JointProbe | None:
+    """k-NN of each modality that run.probe names; None: it names none."""
+    probes = {}
+    for name, settings in config.run.probe.items():
+        if settings.path:
+            own = config.reading(name)
+            reader = Reader(own.data.max_bad_share, BadSamples(folder / "bad_samples.jsonl"))
+            with names_of(name):
+                probes[name] = online_probe(own, plugins.load("d2v.modalities", name), folder, reader)
+    return JointProbe(probes) if probes else None
+
+
 def _write_results(config: JointConfig, loop: Loop, verdict: Verdict, report: list[str]) -> None:
     """Exports the encoder, and writes the page."""
     folder, health, objective = Path(config.run.dir), loop.health, loop.objective
@@ -284,7 +301,7 @@ def _write_page(config: JointConfig, loop: Loop, verdict: Verdict, report: list[
     folder, health = Path(config.run.dir), loop.health
     assert isinstance(health, JointHealth)
     title = f"joint run on {config.modality}: {folder.name}, {loop.progress.step} of {config.train.steps} steps"
-    commands = [f"d2v evaluate {name}/data2vec2_tiny model={folder}/export data.path=..." for name in health.names]
+    commands = [f"d2v evaluate {folder}/config.yaml model={folder}/export"]
     commands += [f"d2v convert {folder}/export {name}_encoder modality={name}" for name in health.names]
     summary = summary_of(title, config.as_dict(), loop, verdict, report, commands)
     encoder = loop.objective.encoders[("student", "teacher").index(best)]

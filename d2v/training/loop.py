@@ -28,7 +28,7 @@ from d2v.training.distributed import all_sum, mean_of_metrics
 from d2v.training.forecast import Forecast
 from d2v.training.health import HealthCheck
 from d2v.training.kernels import attention_line
-from d2v.training.online_probe import OnlineProbe
+from d2v.training.online_probe import JointProbe, OnlineProbe
 from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
 from d2v.training.roll_call import RollCall
 from d2v.training.run_log import History, Meter, Step, of_name
@@ -75,7 +75,7 @@ class Loop:
         accelerator: Accelerator,
         health: HealthCheck | None = None,
         validation: Validation | None = None,
-        probe: OnlineProbe | None = None,
+        probe: OnlineProbe | JointProbe | None = None,
     ):
         self.train, self.run, self.accelerator = train, run, accelerator
         self.health, self.validation, self.probe = health, validation, probe
@@ -174,7 +174,7 @@ class Loop:
 
     def _measure(self, step: int, last_step: bool) -> bool:
         """The probe and the health check, where they are due; whether the run is to stop because it collapsed."""
-        if step % self._every(self.run.probe.every) == 0 or last_step:
+        if step % self._every(self.run.probe_every) == 0 or last_step:
             self._run_probe()
         if step % self._every(self.run.health_every) == 0 or last_step:
             self._check_health()
@@ -231,7 +231,7 @@ class Loop:
                     guess = torch.where(guess > 0, guess, 1.0)  # no prediction in these micro-batches
                 self.accelerator.backward(loss.total / guess)
             sums += torch.stack([loss.total.detach().float(), loss.count.float()])
-            self.meter.add_micro(loss.metrics, waited, _num_samples(views))
+            self.meter.add_micro(loss.metrics, views, waited)
         total, count = all_sum(sums)
         self.accelerator.unscale_gradients()
         self.objective.adjust_gradients(step, train.steps)
@@ -390,9 +390,3 @@ def _message(error: ValueError) -> str:
 
 def _as_is(sample: Any) -> Any:
     return sample
-
-
-def _num_samples(views: list[View]) -> int:
-    """Of a micro-batch, by the first view of each part."""
-    firsts = {view.part: view for view in reversed(views)}
-    return sum(len(next(iter(view.inputs.values()))) for view in firsts.values())

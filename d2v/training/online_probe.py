@@ -1,5 +1,6 @@
 """k-NN on a small labelled set every few steps of a run, without touching the training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,3 +82,18 @@ class OnlineProbe:
             self.reader, encoder, split.samples, size, device, indices=split.indices, layer="last"
         )
         return features["last"], split.some(places)
+
+
+class JointProbe:
+    """The probes of a joint run's modalities, as one."""
+
+    def __init__(self, probes: Mapping[str, OnlineProbe]):
+        self.probes = probes
+
+    def __call__(self, student, teacher, device: torch.device) -> dict[str, float]:
+        """Accuracies of each, behind the modality's name and a slash."""
+        accuracies = {}
+        for name, probe in self.probes.items():
+            for key, value in probe(student, teacher, device).items():
+                accuracies[f"{name}/{key}"] = value
+        return accuracies

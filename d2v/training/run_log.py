@@ -11,7 +11,7 @@ from torch import Tensor
 
 from d2v.files import append, written
 from d2v.training.distributed import all_sum, mean_of_metrics
-from d2v.types import Pooled
+from d2v.types import Pooled, View
 
 MOST_POOLED = 50  # micro-batches whose metrics wait for a sum over processes: of 65,536 prototypes 80 MB
 
@@ -50,10 +50,11 @@ class Meter:
         self.metrics: dict[str, tuple] = {}  # the sum over micro-batches, and over how many
         self.pooled: dict[str, list[Pooled]] = {}  # of several processes: of each micro-batch
         self.steps: list[Step] = []
-        self.waited, self.samples, self.start = 0.0, 0, time.perf_counter()
+        self.waited: dict[str, float] = {}  # seconds, by part of a joint run, of another under ""
+        self.samples, self.start = 0, time.perf_counter()
 
-    def add_micro(self, metrics: Mapping[str, Tensor | Pooled], waited: float, samples: int) -> None:
-        """One micro-batch."""
+    def add_micro(self, metrics: Mapping[str, Tensor | Pooled], views: list[View], waited: float) -> None:
+        """One micro-batch, for whose views the process waited so many seconds."""
         for name, value in metrics.items():
             if isinstance(value, Pooled):
                 self.pooled.setdefault(name, []).append(value)
@@ -61,8 +62,9 @@ class Meter:
                 self._add(name, value.detach())
         if any(len(values) >= MOST_POOLED for values in self.pooled.values()):
             self._pool()
-        self.waited += waited
-        self.samples += samples
+        for part, seconds in _waits(views, waited).items():
+            self.waited[part] = self.waited.get(part, 0.0) + seconds
+        self.samples += _num_samples(views)
 
     def _add(self, name: str, value: Tensor) -> None:
         finite = value.isfinite()  # a micro-batch without predictions has no spread
@@ -97,7 +99,9 @@ class Meter:
         record["skipped"] = float((~finite).sum())
         seconds = max(time.perf_counter() - self.start, 1e-9)
         samples = all_sum(torch.tensor(float(self.samples), device=self.steps[0].loss.device)).item()
-        speed = {"samples_per_second": samples / seconds, "data_wait": self.waited / seconds, "seconds": seconds}
+        waited = sum(self.waited.values())
+        speed = {"samples_per_second": samples / seconds, "data_wait": waited / seconds, "seconds": seconds}
+        speed |= {f"{part}/data_wait": own / seconds for part, own in self.waited.items() if part}
         self._clear()
         return LogLine(record, speed, error)
 
@@ -146,6 +150,23 @@ class Meter:
         if predicts:
             return "Lower train.lr, lengthen train.warmup_steps, or mend those samples"
         return "Hide more tokens (the settings of masks in data), or leave out those samples"
+
+
+def _firsts(views: list[View]) -> dict[str, View]:
+    """The first view of each part of a micro-batch."""
+    return {view.part: view for view in reversed(views)}
+
+
+def _num_samples(views: list[View]) -> int:
+    """Of a micro-batch."""
+    return sum(len(next(iter(view.inputs.values()))) for view in _firsts(views).values())
+
+
+def _waits(views: list[View], waited: float) -> dict[str, float]:
+    """What each part has of the seconds that were waited for a micro-batch, as of those that making it took."""
+    took = {part: view.seconds for part, view in _firsts(views).items()}
+    total = sum(took.values())
+    return {part: waited * seconds / total if total else waited / len(took) for part, seconds in took.items()}
 
 
 class History:

@@ -111,7 +111,7 @@ def names_of(part: str) -> Iterator[None]:
 def renamed(said: str, part: str) -> str:
     """An error about the settings of one modality, as those of a part."""
     names = {"data.": f"data.{part}.", "objective.": f"objective.parts.{part}.", "evaluate.": f"evaluate.{part}."}
-    names["train.batch_size"] = f"train.batch_size.{part}"
+    names |= {"run.probe.": f"run.probe.{part}.", "train.batch_size": f"train.batch_size.{part}"}
     for name, own in names.items():
         said = re.sub(rf"(?<![\w./]){re.escape(name)}(?!{re.escape(part)})", own.replace("\\", ""), said)
     return said
