@@ -15,6 +15,7 @@ os.environ.update(
 
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,15 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs draw theirs in a test that is marked so."""
+    import tiny  # after the settings above
+
+    with tiny.pictures(wanted=request.node.get_closest_marker("pictures") is not None):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from PIL import Image
 from d2v.evaluation.features import pooled_features, readable_features
 from d2v.modalities import image
 from d2v.reading import Limit, Reader
-from d2v.training.loop import Loop
 from d2v.types import Features
 from scripts import embed, evaluate, finetune, pretrain
 
@@ -26,13 +25,6 @@ ROOT = tiny.ROOT
 BAD = {"image": {"a/00.jpg", "b/01.npy"}, "speech": {"a/00.wav", "b/01.flac"}}
 FEW = ("train.steps=6", "run.save_every=6", "run.health_every=3", "run.health_samples=100", "evaluate.group=''")
 MEASURED = ("evaluate.train_split=train", "evaluate.test_split=''", "evaluate.probe=false", "evaluate.random_seeds=1")
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Matplotlib takes seconds."""
-    monkeypatch.setattr(Loop, "plot", lambda self: None)
-    monkeypatch.setattr("d2v.finetuning.outcome.plot_confusion", lambda *_: None)
 
 
 def write(modality: str, folder: Path) -> Path:

@@ -345,7 +345,6 @@ def test_a_word_loss_is_of_words_alone(root: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(root / "benchmarks")
     import word_loss
 
-    monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)  # four seconds of matplotlib
     ids = torch.tensor([5, 5, 6, 7])
     assert word_loss.entropy(ids.numpy()) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))
     pretrain.main(tiny.arguments("text", tmp_path, "objective={name: mlm}", "train.steps=2", "run.save_every=2"))

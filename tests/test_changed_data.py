@@ -17,13 +17,6 @@ from scripts import finetune_image, pretrain
 QUICK = ("train.steps=2", "train.warmup_steps=0", "run.save_every=1", "run.health_samples=8")
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Four seconds of matplotlib."""
-    monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
-    monkeypatch.setattr("d2v.finetuning.outcome.plot_confusion", lambda *_: None)
-
-
 def image(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, size=(8, 8), dtype=np.uint8)
@@ -78,9 +71,7 @@ def begun(tmp_path_factory):
     """A run on twelve images, made once."""
     place = tmp_path_factory.mktemp("begun")
     folder(place / "data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
-        pretrain.main(command(place))
+    pretrain.main(command(place))
     return place
 
 
@@ -136,7 +127,7 @@ def test_a_method_that_remembers_samples_by_number_never_goes_on_with_others(tmp
         assert "\n" not in str(raised.value)
     (tmp_path / "run" / "samples.json").unlink()  # as of a former version
     with pytest.raises(ValueError, match=r"is of another model \(size mismatch for bank.rows.*choose another run.dir"):
-        pretrain.main(line)
+        tiny.run(line)
 
 
 def test_clips_of_equal_length_and_lines_of_a_table_are_told_apart(tmp_path):
@@ -148,7 +139,7 @@ def test_clips_of_equal_length_and_lines_of_a_table_are_told_apart(tmp_path):
     pretrain.main(line)
     soundfile.write(tmp_path / "data" / "5.wav", 0.1 * generator.normal(size=8000).clip(-4, 4), 8000)
     with pytest.raises(ValueError, match=r"1 of 8 samples changed: changed 5.wav"):
-        pretrain.main(line)
+        tiny.run(line)
 
     def write_lines(seed: int) -> None:
         drawn = np.random.default_rng(seed)
@@ -162,7 +153,7 @@ def test_clips_of_equal_length_and_lines_of_a_table_are_told_apart(tmp_path):
     pretrain.main(line)
     write_lines(1)
     with pytest.raises(ValueError, match=r"run.resume=changed") as raised:
-        pretrain.main(line)
+        tiny.run(line)
     assert "samples changed: changed train:" in str(raised.value) or "lines.txt" in str(raised.value)
 
 

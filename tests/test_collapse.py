@@ -27,6 +27,7 @@ NO_TARGET_NORM = [
 RATE_TOO_HIGH = ["train.lr=0.3", "train.clip=0"]
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize(
     ("name", "changes", "states"),
     [

@@ -130,7 +130,6 @@ QUICK = (*BEGUN, "train.steps=2", "run.health_every=2", "run.save_every=2")
 
 
 def two_processes(folder: Path) -> None:
-    Loop.plot = lambda self: None  # four seconds of matplotlib
     pretrain.main(tiny.arguments("text", folder / "two", *QUICK))
 
 

@@ -550,6 +550,7 @@ def predictions(folder: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.pictures
 @needs_metric
 def test_a_run_learns_and_leaves_a_model_predictions_and_pictures(table, tmp_path, capsys):
     folder = tmp_path / "run"

@@ -33,11 +33,6 @@ from d2v.training.run_log import History
 from scripts import convert, embed, evaluate, finetune_image, pretrain
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
-
-
 @contextmanager
 def files_of_at_most(size: int):
     """Larger ones fail as the system makes them fail (EFBIG); Python ignores the signal that comes with it."""

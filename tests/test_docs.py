@@ -23,7 +23,6 @@ from tiny import MODALITIES, OBJECTIVES, ROOT, averages_layers, compares_views, 
 
 from d2v.config.joint import is_joint
 from d2v.config.loading import from_dict, load_values
-from d2v.training.loop import Loop
 from scripts import data
 
 DOCS = ROOT / "docs"
@@ -58,8 +57,8 @@ COMMANDS = [command for command in commands() if not NOT_RUN.search(command)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Iterator[Path]:
-    """The working directory; runs draw no pictures, which take seconds."""
-    place, before, plot = tmp_path_factory.mktemp("docs"), Path.cwd(), Loop.plot
+    """The working directory."""
+    place, before = tmp_path_factory.mktemp("docs"), Path.cwd()
     (place / "configs").symlink_to(ROOT / "configs")
     data.main(["scenes", str(place / "archive"), "train=12", "test=4"])
     _photos(place / "photos")
@@ -69,10 +68,8 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     _recordings(place / "spoken", {"label": ["yes", "no"]})
     _texts(place)
     os.chdir(place)
-    Loop.plot = lambda self: None  # type: ignore[method-assign]
     performed.cache_clear()
     yield place
-    Loop.plot = plot  # type: ignore[method-assign]
     os.chdir(before)
 
 

@@ -53,14 +53,6 @@ DEMO = {
 }
 
 
-@pytest.fixture(autouse=True)
-def without_curves(request, monkeypatch):
-    """Matplotlib takes seconds; one test looks at its pictures."""
-    if "pictures" not in request.node.name:
-        monkeypatch.setattr(Loop, "plot", lambda self: None)
-        monkeypatch.setattr("d2v.finetuning.outcome.plot_confusion", lambda *_: None)
-
-
 @functools.cache
 def small(modality: str) -> Path:
     """A folder with a few samples of the modality's demo, as tables."""
@@ -88,6 +80,7 @@ def predictions(folder, split: str) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("modality", tiny.first(DEMO))
 def test_a_run_from_an_export_leaves_a_model_scores_predictions_and_pictures(modality, tmp_path):
     source, folder = tiny.finished(modality) / "export", tmp_path / "run"

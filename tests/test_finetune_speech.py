@@ -236,6 +236,7 @@ def test_clips_of_speakers_that_are_trained_on_are_left_out_of_the_test(tmp_path
 # Runs.
 
 
+@pytest.mark.pictures
 def test_a_run_by_ctc_leaves_what_transformers_reads(tmp_path):
     source, folder = export(), tmp_path / "run"
     scores = finetune_speech.main(arguments(folder, f"model={source}", *MASKS, "data.case=upper"))
@@ -313,6 +314,7 @@ def test_the_extractor_is_frozen_always_and_the_encoder_at_first(tmp_path, quick
         assert ("trunk.blocks.0.attention.out.weight" in moved or len(moved) > 10) if moves else not moved
 
 
+@pytest.mark.pictures
 def test_a_run_on_classes(tmp_path, quick):
     scores = finetune_speech.main(arguments(tmp_path / "run", *MASKS, kind="classes"))
     rows = predictions(tmp_path / "run", "test")

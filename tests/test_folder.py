@@ -24,16 +24,11 @@ def snapshot(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
-
-
 def quick(folder, *more):
     return tiny.arguments(tiny.MODALITIES[0], folder, "train.steps=2", *more)
 
 
-def test_pretraining_starts_anew_if_asked_for(tmp_path, no_pictures):
+def test_pretraining_starts_anew_if_asked_for(tmp_path):
     command = quick(tmp_path / "run")
     pretrain.main(command)
     with pytest.raises(ValueError, match="holds a run of another config"):
@@ -43,7 +38,7 @@ def test_pretraining_starts_anew_if_asked_for(tmp_path, no_pictures):
     assert not (tmp_path / "run" / ".former.d2v-tmp").exists()
 
 
-def test_a_mistake_in_the_command_does_not_cost_the_former_run(tmp_path, no_pictures):
+def test_a_mistake_in_the_command_does_not_cost_the_former_run(tmp_path):
     pretrain.main(quick(tmp_path / "run"))
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match="top_k"):
@@ -51,7 +46,7 @@ def test_a_mistake_in_the_command_does_not_cost_the_former_run(tmp_path, no_pict
     assert snapshot(tmp_path) == before
 
 
-def test_what_the_user_put_into_a_run_outlives_a_new_one(tmp_path, no_pictures):
+def test_what_the_user_put_into_a_run_outlives_a_new_one(tmp_path):
     run = tmp_path / "run"
     pretrain.main(quick(run))
     mine = {
@@ -72,7 +67,7 @@ def test_what_the_user_put_into_a_run_outlives_a_new_one(tmp_path, no_pictures):
     assert sorted(tiny.losses(run)) == [1, 2]
 
 
-def test_a_folder_with_a_config_of_the_users_is_no_run(tmp_path, no_pictures):
+def test_a_folder_with_a_config_of_the_users_is_no_run(tmp_path):
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "config.yaml").write_text("a: 1\n")
     (tmp_path / "project" / "thesis.txt").write_text("all of it")
@@ -86,7 +81,7 @@ def test_a_folder_with_a_config_of_the_users_is_no_run(tmp_path, no_pictures):
     assert snapshot(tmp_path) == before
 
 
-def test_a_file_of_the_users_where_a_tokenizer_comes_stays(tmp_path, no_pictures):
+def test_a_file_of_the_users_where_a_tokenizer_comes_stays(tmp_path):
     command = tiny.arguments("text", tmp_path / "run", "train.steps=2")
     with pytest.raises(ValueError, match="does not exist"):
         pretrain.main([*command, f"data.path={tmp_path}/nowhere"])
@@ -98,7 +93,7 @@ def test_a_file_of_the_users_where_a_tokenizer_comes_stays(tmp_path, no_pictures
 
 
 @pytest.mark.parametrize("name", ["export/cat.jpg", "curves.png", "metrics.jsonl", "tokenizer/notes.md"])
-def test_a_file_of_the_users_is_not_replaced(tmp_path, no_pictures, name):
+def test_a_file_of_the_users_is_not_replaced(tmp_path, name):
     (tmp_path / "run" / name).parent.mkdir(parents=True)
     (tmp_path / "run" / name).write_text("mine")
     with pytest.raises(ValueError, match=r"exists, and d2v has no record of having written it"):
@@ -290,7 +285,7 @@ def hold(folder, ready):
         time.sleep(60)
 
 
-def test_one_process_at_a_time_writes_to_a_folder_and_a_kill_frees_it(tmp_path, no_pictures):
+def test_one_process_at_a_time_writes_to_a_folder_and_a_kill_frees_it(tmp_path):
     context = multiprocessing.get_context("fork")
     ready, run = context.Event(), tmp_path / "run"
     other = context.Process(target=hold, args=(run, ready))
@@ -313,7 +308,7 @@ def test_a_run_that_is_refused_says_so_in_one_line_and_replaces_no_file(tmp_path
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_result_in_a_run_or_an_export_may_be_made_again_and_outlives_a_new_run(tmp_path, no_pictures):
+def test_a_result_in_a_run_or_an_export_may_be_made_again_and_outlives_a_new_run(tmp_path):
     run = tmp_path / "run"
     pretrain.main(quick(run))
     results = (run / "features.parquet", run / "export" / "made.onnx")

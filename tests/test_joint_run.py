@@ -22,7 +22,6 @@ from d2v.training.joint_batches import JointBatches
 from d2v.training.joint_health import JointHealth
 from d2v.training.joint_run import build_joint, pretrain_joint
 from d2v.training.joint_weights import weigh
-from d2v.training.loop import Loop
 from d2v.training.mixes import Together, Turns
 from d2v.training.online_probe import ProbeConfig
 from d2v.training.pretraining import online_probe
@@ -60,13 +59,6 @@ METHOD = {"name": "data2vec", "top_k": 2}
 TEACHER = {"ema_decay": 0.9, "ema_end_decay": 0.99, "ema_anneal_steps": 5}
 TRAIN = {"steps": 6, "lr": 1e-3, "warmup_steps": 2, "seed": 3}
 RUN = {"log_every": 1, "save_every": 3, "keep": 9, "health_every": 6, "health_samples": 12}
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Which take seconds each, and which tests of their own look at."""
-    monkeypatch.setattr(Loop, "plot", lambda self: None)
-    monkeypatch.setattr("d2v.training.joint_run.token_maps", lambda *_: [])
 
 
 @functools.cache
@@ -231,7 +223,6 @@ RUNS = {
 
 def two_processes(root: Path) -> None:
     """What each of two processes does."""
-    Loop.plot = lambda self: None  # type: ignore[method-assign]
     # it ends the group, and more runs follow
     Accelerator.end_training = lambda self: None  # type: ignore[method-assign]
     for name, more in RUNS.items():

@@ -317,11 +317,9 @@ def test_a_method_of_one_view_refuses_two(objective, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_averaged_model_takes_the_statistics_of_batch_norms(tmp_path, monkeypatch):
+def test_an_averaged_model_takes_the_statistics_of_batch_norms(tmp_path):
     from test_backbone import photos
 
-    monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
-    monkeypatch.setattr("d2v.finetuning.outcome.plot_confusion", lambda *_: None)
     folder = photos(tmp_path / "photos", 24)
     config = str(tiny.ROOT / "configs" / "image" / "finetune_tiny.yaml")
     frontend = "{backbone: test_resnet, image_size: 32}"

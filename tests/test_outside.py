@@ -50,8 +50,7 @@ def config(tmp_path, **sections) -> str:
 
 
 @pytest.mark.parametrize("objective", ["data2vec", "moco", "best_rq"])
-def test_a_modality_outside_the_project(mylab, signals, tmp_path, objective, monkeypatch):
-    monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)
+def test_a_modality_outside_the_project(mylab, signals, tmp_path, objective):
     train = {"steps": 6, "batch_size": 6, "warmup_steps": 1}
     data = {"path": str(signals), "max_bad_share": 0.1}
     views = {"views": ["noisy", "noisy"]} if objective == "moco" else {}

@@ -168,6 +168,7 @@ def test_a_whole_network_of_timm_has_a_page_without_maps(tmp_path: Path):
     assert "simclr" in found["Settings"]  # which has no teacher
 
 
+@pytest.mark.pictures
 def test_a_run_of_fine_tuning_has_a_page(tmp_path: Path):
     folder = tmp_path / "run"
     model = tiny.finished("image") / "export"

@@ -22,6 +22,7 @@ from scripts import pretrain
 SPLITS = {"image": "test", "text": ""}
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("modality", tiny.first(SPLITS))
 def test_a_run_is_the_same_to_the_bit_and_its_curve_is_that_of_an_evaluation(modality, tmp_path):
     """With dropout and dropped layers, which draw from the random states that a probe must not move."""

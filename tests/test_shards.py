@@ -67,9 +67,8 @@ def test_twenty_steps_are_equal_to_the_bit(folders, root, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tar", "parquet"])
-def test_a_run_goes_on_in_the_middle_of_an_epoch(name, folders, tmp_path, monkeypatch):
+def test_a_run_goes_on_in_the_middle_of_an_epoch(name, folders, tmp_path):
     """Seven steps of which five were saved, an end without a save, then the rest: to the bit."""
-    monkeypatch.setattr("d2v.training.loop.Loop.plot", lambda self: None)  # four seconds of matplotlib
     more = ["model.frontends.image.image_size=12", "model.frontends.image.patch_size=4", "evaluate.path=''"]
     more += [
         f"data.path={folders[name]}",

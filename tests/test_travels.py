@@ -98,15 +98,9 @@ def pretrained(modality: str, folder: Path, path: Path, *more: str) -> Path:
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory) -> dict[str, Path]:
     """A finished run of two steps of each modality."""
-    root, plot = tmp_path_factory.mktemp("runs"), Loop.plot
-    Loop.plot = lambda self: None  # type: ignore[method-assign]
+    root = tmp_path_factory.mktemp("runs")
     text = ["data.vocab_size=300", "model.frontends.text.max_positions=24"]
-    try:
-        return {
-            name: pretrained(name, root / name, data[name], *(text if name == "text" else ())) for name in MODALITIES
-        }
-    finally:
-        Loop.plot = plot  # type: ignore[method-assign]
+    return {name: pretrained(name, root / name, data[name], *(text if name == "text" else ())) for name in MODALITIES}
 
 
 def samples_of(modality: str, run: Path, path: Path):

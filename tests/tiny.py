@@ -15,7 +15,8 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from torch import Tensor
 from d2v import plugins
 from d2v.config.loading import load_config
 from d2v.config.schema import Config
+from d2v.finetuning import outcome
 from d2v.objectives.common.objective import Objective
+from d2v.training import joint_run, pretraining
 from d2v.training.distributed import all_sum
 from d2v.training.health import HealthCheck
 from d2v.training.loop import Loop
@@ -276,9 +279,36 @@ def loop_of(
     )
     accelerator = Accelerator(kwargs_handlers=[data_parallel(unused=config.model.trunk.drops_layers)])
     set_seed(config.train.seed, device_specific=True)
-    loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=accelerator, health=check)
-    loop.plot = lambda: None  # type: ignore[method-assign]  # four seconds of matplotlib
-    return loop
+    return Loop(objective, batches, train=config.train, run=config.run, accelerator=accelerator, health=check)
+
+
+# Pictures of a run, of which matplotlib draws each for seconds: none, but where a test asks for them.
+
+DRAWN = ((Loop, "plot"), (pretraining, "token_maps"), (joint_run, "token_maps"), (outcome, "plot_confusion"))
+DRAWING = {(owner, name): getattr(owner, name) for owner, name in DRAWN}
+
+
+def _draw(wanted: bool) -> None:
+    for owner, name in DRAWN:
+        setattr(owner, name, DRAWING[owner, name] if wanted else _nothing)
+
+
+def _nothing(*_: Any) -> list:
+    return []
+
+
+_draw(False)
+
+
+@contextmanager
+def pictures(*, wanted: bool = True) -> Iterator[None]:
+    """Within it runs draw theirs, if wanted; see the marker of the same name."""
+    before = Loop.plot is not _nothing
+    _draw(wanted)
+    try:
+        yield
+    finally:
+        _draw(before)
 
 
 # What a run has left.
@@ -335,9 +365,10 @@ def _keep(thing: Any) -> Any:
 
 @functools.cache
 def finished(modality: str, objective: str = "data2vec") -> Path:
-    """The folder of a whole run of scripts/pretrain.py, with dropout, made once in a session."""
+    """The folder of a whole run of scripts/pretrain.py, with dropout, made once; data2vec's has pictures."""
     folder = scratch() / f"finished_{modality}_{objective}"
-    pretrain.main(arguments(modality, folder, using(objective), *dropout(objective)))
+    with pictures(wanted=objective == "data2vec"):
+        pretrain.main(arguments(modality, folder, using(objective), *dropout(objective)))
     return folder
 
 
@@ -399,12 +430,8 @@ def _child(function: Callable, args: tuple, rank: int, world: int, port: int) ->
 
 
 def run(command_line: list[str]) -> None:
-    """scripts/pretrain.py without its pictures."""
-    plot, Loop.plot = Loop.plot, lambda self: None  # type: ignore[method-assign]
-    try:
-        pretrain.main(command_line)
-    finally:
-        Loop.plot = plot  # type: ignore[method-assign]
+    """scripts/pretrain.py, in this process or another."""
+    pretrain.main(command_line)
 
 
 def run_script(command_line: list[str], stderr: Path) -> None:
