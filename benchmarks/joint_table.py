@@ -27,9 +27,11 @@ from d2v.scripts import evaluate, pretrain
 from d2v.training import pretraining
 
 EVALUATE = {"text": ["evaluate.text.max_train=50", "evaluate.text.k=[5]"]}  # as in text/demo_topics
+RECIPE = "together, the recipe's weights"  # in all other rows each part has the weight 1, or what was measured
 MIXES: dict[str, list[str]] = {
     "together": [],
     "together, weights auto": ["objective.weights=auto"],
+    RECIPE: [],
     "together, own norms": ["model.trunk.own_norms=true"],
     "turns": ["objective.mix=turns"],
     "turns, own norms": ["objective.mix=turns", "model.trunk.own_norms=true"],
@@ -64,8 +66,10 @@ class Rows:
             self.row("alone", part, lambda run, part=part: pretraining.pretrain(self.alone(part, run)))
         for name, settings in MIXES.items():
             run = self.out / file_name(name)
+            given = name == RECIPE or "objective.weights=auto" in settings
+            weights = [] if given else [f"objective.weights.{part}=1" for part in self.parts]
             for part in self.parts:
-                self.row(name, part, lambda _, run=run, settings=settings: self.train(run, settings), run)
+                self.row(name, part, lambda _, run=run, more=[*weights, *settings]: self.train(run, more), run)
         for part, other in zip(self.parts, self.parts[1:] + self.parts[:1], strict=True):
             self.row("random trunk, frozen", part, lambda run, part=part: self.frozen(part, "", run))
             self.row("another's trunk, frozen", part, lambda run, part=part, other=other: self.frozen(part, other, run))

@@ -24,6 +24,8 @@ from d2v.modalities.common.mapped import mapped
 from d2v.modalities.common.tables import column_of, holds_media, is_string
 
 CHUNK = 4096  # rows that are in memory as Python's objects, or in flight, at once
+HEADERS = 2  # threads that read headers: they hold Python's lock, for which four wait twice as long as they read
+TURN = 64  # of these, how many a thread is given at a time: to hand over each by itself costs as much as a header
 NONE = -1  # in place of the numbers of a row that cannot be read, and of the size of a file that is not there
 NUMBERS, FAULTS = "numbers.npy", "faults.json"
 IN_SHARD = re.compile(r":\d+$")  # what follows the name of a shard: the place in it
@@ -47,15 +49,22 @@ class Places(NamedTuple):
 
 
 def scan(
-    media: datasets.Dataset, settings: list[Any] | None, width: int, look: Look, more: np.ndarray | None = None
+    media: datasets.Dataset,
+    settings: list[Any] | None,
+    width: int,
+    look: Look,
+    more: np.ndarray | None = None,
+    *,
+    decodes: bool,
 ) -> Scan:
     """What `look` says of each row, `width` numbers or why it cannot be read; `media` has the one column that it reads.
 
     `settings`: the data's name, and what the numbers depend on beside files; None: nothing is kept. `more`, (n, any):
-    that of each row.
+    that of each row. `decodes`: `look` decodes, so that a thread of each core helps; else it reads headers.
     """
+    threads = (os.cpu_count() or HEADERS) if decodes else HEADERS
     if settings is None or len(media) < cache.LEAST or not _lies_in_files(media):
-        return _look_at(np.arange(len(media)), _empty(len(media), width), look)
+        return _look_at(np.arange(len(media)), _empty(len(media), width), look, threads)
     settings = [*settings, [] if more is None else cache.digest_of(more)]
     name = cache.digest_of(settings)
     entry = cache.Entry("scans", name, cache.looked(("times", name), lambda: _digest(media)))
@@ -65,7 +74,7 @@ def scan(
             entry = entry._replace(digest=digest)
             known = _empty(len(media), width)
             rows = _unknown(places, known, cache.former(entry) if more is None else None)
-            found = _look_at(rows, known, look)._replace(digest=entry.digest)
+            found = _look_at(rows, known, look, threads)._replace(digest=entry.digest)
             folder = cache.keep(entry, partial(_write, places, found))
             if folder is None:
                 return found
@@ -77,29 +86,35 @@ def scan(
     for row in closed:
         del known.faults[row]
     again = known._replace(numbers=np.array(known.numbers))
-    return _look_at(np.array(closed), again, look)._replace(digest=entry.digest)
+    return _look_at(np.array(closed), again, look, threads)._replace(digest=entry.digest)
 
 
 def _empty(rows: int, width: int) -> Scan:
     return Scan(np.full((rows, width), NONE, dtype=np.int64), {}, None)
 
 
-def _look_at(rows: np.ndarray, known: Scan, look: Look) -> Scan:
+def _look_at(rows: np.ndarray, known: Scan, look: Look, threads: int) -> Scan:
     """What was known, and what is found in `rows`; so many are in flight as are in memory."""
     numbers, faults = known.numbers, dict(known.faults)
     with (
-        ThreadPoolExecutor() as pool,
+        ThreadPoolExecutor(threads) as pool,
         cache.progress(len(rows), "looking at the data", "files") as bar,
     ):  # decoders leave Python's lock
         for start in range(0, len(rows), CHUNK):
             some = rows[start : start + CHUNK].tolist()
-            for row, found in zip(some, pool.map(look, some), strict=True):
-                if isinstance(found, str):
-                    faults[row] = found
-                else:
-                    numbers[row] = found
+            turns = [some[first : first + TURN] for first in range(0, len(some), TURN)]
+            for turn, looks in zip(turns, pool.map(partial(_look_at_each, look), turns), strict=True):
+                for row, found in zip(turn, looks, strict=True):
+                    if isinstance(found, str):
+                        faults[row] = found
+                    else:
+                        numbers[row] = found
             bar.update(len(some))
     return Scan(numbers, dict(sorted(faults.items())), None)
+
+
+def _look_at_each(look: Look, rows: list[int]) -> list[Any]:
+    return [look(row) for row in rows]
 
 
 # The state of files.

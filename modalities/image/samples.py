@@ -191,7 +191,7 @@ class Samples:
         report, least = self.report, self.config.min_size
         channels = self.frontend.channels if self._decodes else 0
         settings = data and ["image", *data, self._decodes, channels]
-        found = scan(self._media, settings, 3, self._look)
+        found = scan(self._media, settings, 3, self._look, decodes=self._decodes)
         report.unreadable += [(ids[row], why) for row, why in found.faults.items()]
         height, width, said = found.numbers.T
         small = np.flatnonzero((np.minimum(height, width) < least) & (height != NONE))

@@ -224,7 +224,7 @@ class Samples:
         shortest = max(round(self.config.min_seconds * self.rate), receptive_field(self.frontend, MIN_TOKENS))
         longest = LONG * self._longest if self._decodes else 0
         settings = data and ["audio", *data, self._decodes, self.rate, longest]
-        found = scan(self._media, settings, 2, self._measure, self._segments)
+        found = scan(self._media, settings, 2, self._measure, self._segments, decodes=self._decodes)
         self.report.unreadable += [(ids[row], why) for row, why in found.faults.items()]
         sizes, rates = found.numbers.T
         short = np.flatnonzero((sizes < shortest) & (sizes != NONE))
