@@ -390,6 +390,8 @@ ERRORS = {
     "objective.parts.image.name=nothing": "d2v.objectives has no 'nothing'",
     "model.frontends.image.patch_sise=2": r"unknown key 'model.frontends.image.patch_sise'",
     "model.frontends.speech.sample_rate=8000": r"unknown key 'model.frontends.speech'",
+    "run=3": "run must hold keys of JointRunConfig",
+    "run.probe=3": "run.probe is '?3'?; a joint run has one for each modality, such as run.probe.image.path=FOLDER",
     "run.probe.path=x": "unknown key 'run.probe.path'.*it may be image, text",
     "run.probe.image.path=nowhere": "part image: run.probe.image.path .nowhere. is no local file or folder",
     "run.probe={image: {path: a, every: 2}, text: {path: b, every: 3}}": "run.probe.text.every is 3 and",

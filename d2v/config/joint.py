@@ -197,9 +197,7 @@ def joint_from_dict(values: dict, path: str = "config.yaml") -> JointConfig:
     check_keys(section_of(model.get("frontends")) or {}, tuple(modalities), "model.frontends", path)
     train = _leaves_read(section_of(values.get("train")), "train", batch_size=Any, init_from=str)
     objective = _leaves_read(objective, "objective", shares=Any, weights=Any)
-    run = dict(section_of(values.get("run")) or {})
-    probes = section_of(run.pop("probe", None)) or {}
-    check_keys(probes, tuple(modalities), "run.probe", path)
+    run, probes = _probes(section_of(values.get("run")) or {}, modalities, path)
     built = typed(kinds, {**values, "objective": objective, "train": train, "run": run}, "", path)
     config = JointConfig(**{**built, "model": ModelConfig(**built["model"])})
     config.objective.parts = {part: _method_of(part, methods[part], path) for part in parts}
@@ -237,6 +235,20 @@ def _method_of(part: str, values: Any, path: str) -> Any:
             f"{path}: {where} must name its method, such as {where}.name=data2vec2; it is {shortened(values)}"
         )
     return typed(plugins.load(family, read(values["name"], str)).Config, values, where, path)
+
+
+def _probes(run: Any, modalities: list[str], path: str) -> tuple[Any, dict[str, Any]]:
+    """The settings of a run without its probes, and these by modality. ValueError: they are not by modality."""
+    if not isinstance(run, dict):  # which is an error of its own
+        return run, {}
+    probes = section_of(run.get("probe")) or {}
+    if not isinstance(probes, dict):
+        raise ValueError(
+            f"{path}: run.probe is {shortened(probes)}; a joint run has one for each modality, such as "
+            f"run.probe.{modalities[0]}.path=FOLDER"
+        )
+    check_keys(probes, tuple(modalities), "run.probe", path)
+    return {name: value for name, value in run.items() if name != "probe"}, probes
 
 
 def _leaves_read(values: dict, section: str, **kinds: Any) -> dict:
