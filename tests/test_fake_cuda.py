@@ -5,7 +5,9 @@ All operators find their inputs on one device, and nothing in the step waits for
 
 import contextlib
 
+import colours
 import pytest
+import test_joint_run as joint
 import tiny
 import torch
 from accelerate import Accelerator
@@ -13,6 +15,7 @@ from accelerate.state import AcceleratorState, PartialState
 from on_device import CUDA, FakeDevice, moved
 
 from d2v import plugins
+from d2v.config.joint import load_joint
 from d2v.training.loop import Loop
 
 # one of each way to a loss; pytest -m slow has all pairs
@@ -53,7 +56,11 @@ def step(modality: str, name: str, folder, begin, dtype: torch.dtype | None, *mo
     shallow = ["model.trunk.depth=1", *(["objective.top_k=1"] if "top_k" in settings else [])]
     dropout = [key for key in tiny.dropout(name) if "layer_drop" not in key]
     config = tiny.config_of(modality, folder, tiny.using(name), *dropout, *shallow, *more)
-    objective, batches = tiny.objective_of(config), tiny.batches_of(config)
+    return waits_of(config, tiny.objective_of(config), tiny.batches_of(config), begin, dtype)
+
+
+def waits_of(config, objective, batches, begin, dtype: torch.dtype | None) -> list[str]:
+    """The same of an objective and its batches."""
     views, ids = batches(0, 0, 1)
     views = [view.located() for view in views]
     with FakeDevice() as device:
@@ -88,6 +95,16 @@ def test_nothing_in_a_step_waits_for_the_device(modality, name, tmp_path, on_cud
 )
 def test_nor_in_half_precision(modality, name, dtype, tmp_path, on_cuda):
     assert step(modality, name, tmp_path, on_cuda, dtype) == []
+
+
+@pytest.mark.parametrize("dtype", [None, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("pairs", ["clip", pytest.param("siglip", marks=pytest.mark.slow)])
+def test_nor_in_a_step_of_a_joint_run_with_pairs(pairs, dtype, tmp_path, on_cuda):
+    table = colours.write_world(tmp_path / "world", 8)
+    method = f"objective.parts.image+text={{name: {pairs}, projection_dim: 8}}"
+    config = load_joint(*joint.split(joint.with_pairs(tmp_path / "run", table, method)))
+    objective, batches = joint.opened(config, tmp_path / "run")
+    assert waits_of(config, objective, batches, on_cuda, dtype) == []
 
 
 def test_what_waits_is_listed_and_what_is_mixed_fails():
