@@ -123,7 +123,7 @@ class _Finger:
 
     def __init__(self, extensions: Sequence[str]):
         media = () if tuple(extensions) == TEXTS else extensions
-        self.by_name = {*media, *(ending.upper() for ending in media)}  # files of these endings are not read here
+        self.by_name = (*media, *(ending.upper() for ending in media))  # files of these endings are not read here
         self.digest, self.files, self.size = hashlib.blake2b(digest_size=16), 0, 0
         self._folders: set[tuple[int, int]] = set()
 
@@ -159,7 +159,7 @@ class _Finger:
         with os.scandir(here) as entries:
             for entry in entries:
                 name = entry.name
-                if name[name.rfind(".") :] in by_name and name[0] != "." and not entry.is_dir():  # of a million most
+                if name.endswith(by_name) and name[0] != "." and not entry.is_dir():  # of a million most
                     names.append(name)
                 elif is_ignored(name) and name not in (RECORD, RESULTS):
                     continue

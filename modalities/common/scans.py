@@ -141,27 +141,32 @@ def _places(media: datasets.Dataset) -> Iterator[Places]:
     for start in range(0, len(column), CHUNK):
         cells = column.slice(start, CHUNK).to_pylist()
         if in_shards:
-            for path in {cell["path"] for cell in cells} - {*of_shards}:
-                of_shards[path] = _state(path or "")
-            states = [of_shards[cell["path"]] for cell in cells]
+            new = sorted({cell["path"] or "" for cell in cells} - {*of_shards})
+            of_shards |= dict(zip(new, zip(*_states(new), strict=True), strict=True))
+            states = [of_shards[cell["path"] or ""] for cell in cells]
+            sizes, times = [size for size, _ in states], [moment for _, moment in states]
             names = [
                 cell["path"] or "" if cell["offset"] is None else f"{cell['path']}:{cell['offset']}" for cell in cells
             ]
         else:
             names = [cell or "" for cell in (cells if is_path else [cell and cell["path"] for cell in cells])]
-            states = [_state(name) for name in names]
-        sizes = np.array([size for size, _ in states], dtype=np.int64)
-        times = np.array([moment for _, moment in states], dtype=np.int64)
-        yield Places(names, sizes, cache.settled(times))
+            sizes, times = _states(names)
+        yield Places(names, np.array(sizes, dtype=np.int64), cache.settled(np.array(times, dtype=np.int64)))
 
 
-def _state(name: str) -> tuple[int, int]:
-    """Size and time of a file, NONE if there is none."""
-    try:
-        status = os.stat(name)  # noqa: PTH116 - a Path for each of a million takes twice as long
-    except (OSError, ValueError):
-        return NONE, NONE
-    return status.st_size, status.st_mtime_ns
+def _states(names: list[str]) -> tuple[list[int], list[int]]:
+    """Sizes and times of files, NONE where there is none; a loop without calls of ours, as there may be a million."""
+    sizes, times = [], []
+    for name in names:
+        try:
+            status = os.stat(name)  # noqa: PTH116 - a Path for each takes twice as long
+        except (OSError, ValueError):
+            sizes.append(NONE)
+            times.append(NONE)
+        else:
+            sizes.append(status.st_size)
+            times.append(status.st_mtime_ns)
+    return sizes, times
 
 
 def _digest(media: datasets.Dataset) -> str:
