@@ -3,6 +3,7 @@
 import functools
 import json
 import signal
+import weakref
 from pathlib import Path
 
 import colours
@@ -22,6 +23,7 @@ from d2v.training.joint_batches import JointBatches
 from d2v.training.joint_health import JointHealth
 from d2v.training.joint_run import build_joint, pretrain_joint
 from d2v.training.joint_weights import weigh
+from d2v.training.loop import Loop
 from d2v.training.mixes import Together, Turns
 from d2v.training.online_probe import ProbeConfig
 from d2v.training.pretraining import online_probe
@@ -175,6 +177,42 @@ def test_a_step_of_all_is_the_weighted_sum_of_the_parts_means(tmp_path):
     assert not any(
         name.startswith("parts.") and ("student" in name or "teacher" in name) for name in objective.state_dict()
     )
+
+
+class Kept:
+    """A tensor that autograd keeps for the backward pass, and lets go with the graph."""
+
+    def __init__(self, x: torch.Tensor):
+        self.x = x
+
+
+def most_kept(run) -> int:
+    """The most bytes that autograd keeps at a time within `run`, but for parameters."""
+    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+    most = 0
+
+    def pack(x: torch.Tensor) -> Kept:
+        nonlocal most
+        kept = Kept(x)
+        if not isinstance(x, torch.nn.Parameter):
+            alive.add(kept)
+        most = max(most, sum({one.x.untyped_storage().data_ptr(): one.x.nbytes for one in alive}.values()))
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.x):
+        run()
+    return most
+
+
+def test_a_step_takes_the_memory_of_its_largest_part(tmp_path):
+    config = load_joint(*split(config_of(tmp_path / "run")))
+    objective, batches = opened(config, tmp_path / "run")
+    objective.begin_step(0, 6)
+    views = [view.located() for view in batches(0, 0, 1)[0]]
+    alone = {name: most_kept(lambda group=group: objective(group)) for name, group in objective.of_part(views).items()}
+    assert most_kept(lambda: objective(views)) > 1.2 * max(alone.values())
+    loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=Accelerator(cpu=True))
+    assert most_kept(lambda: loop._step(iter([(views, [], 0.0)]))) < 1.05 * max(alone.values())
 
 
 def split(arguments: list[str]) -> tuple[str, list[str]]:

@@ -77,21 +77,28 @@ class Joint(Objective):
             found.setdefault(view.part, []).append(view)
         return found
 
-    def forward(self, views: list[View]) -> Loss:
-        """The weighted sum of the parts' mean losses, over all processes; its count is 1.
+    def apart(self, views: list[View]) -> list[list[View]]:
+        """Those of each part: a step then takes the memory of the largest, not of all."""
+        return list(self.of_part(views).values())
 
-        Of several micro-batches each has its own means, and the step takes their mean.
+    def forward(self, views: list[View]) -> Loss:
+        """The weighted sum of the parts' mean losses, over all processes.
+
+        Its count is 1 with the first part of the step, and 0 of others that come apart from it. Each micro-batch has
+        its own means, of which the step takes the mean.
         """
+        groups = self.of_part(views)
+        first = next(iter(self.mix.at(self.step)))
         total: Tensor = torch.zeros((), device=self.weights.device)
         metrics: dict[str, Tensor | Pooled] = {}
-        for name, group in self.of_part(views).items():
+        for name, group in groups.items():
             loss = self.parts[name](group)
             count = all_mean(loss.count.float()).clamp(min=1)
             total = total + self.weights[self.places[name]] * (loss.total / count)
             sums = torch.stack([loss.total.detach().float(), loss.count.float()])
             metrics[f"{name}/loss"] = pooled(sums, lambda sums: (sums[0] / sums[1]).float())
             metrics |= {f"{name}/{key}": value for key, value in loss.metrics.items()}
-        return Loss(total, torch.ones((), device=total.device), metrics)
+        return Loss(total, torch.full((), float(first in groups), device=total.device), metrics)
 
     def check(self, views: list[View]) -> None:
         """ValueError: as of the parts."""

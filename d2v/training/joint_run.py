@@ -74,16 +74,13 @@ def pretrain_joint(config: JointConfig) -> None:
             check_apart(folder, _sources(config, part))
     for name, probe in config.run.probe.items():
         check_apart(folder, {f"run.probe.{name}.path": probe.path})
-    unused = config.model.trunk.drops_layers or config.objective.mix == "turns" or 0 in _weights(config).values()
+    # each part has its own backward pass, which gives the parameters of others no gradient
+    unused = config.model.trunk.drops_layers or len(parts) > 1
     accelerator = open_accelerator(config.train, config.run, unused=unused)
     accelerator.print(where(accelerator))
     with dry_folder(config.run, accelerator):
         _run(config, accelerator)
     accelerator.end_training()
-
-
-def _weights(config: JointConfig) -> dict[str, float]:
-    return {} if config.objective.weights == AUTO else config.objective.weights
 
 
 def _sources(config: JointConfig, part: str) -> dict:

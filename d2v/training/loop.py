@@ -222,16 +222,20 @@ class Loop:
             self.views = views
             ids += names
             self.waited += waited
-            last = micro == train.accumulate - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.model(views)
-                if micro == 0:
-                    # Keeps fp16 gradients near 1; exact only without accumulation, hence the correction below.
-                    guess = all_sum(loss.count.float()) * train.accumulate / world
-                    guess = torch.where(guess > 0, guess, 1.0)  # no prediction in these micro-batches
-                self.accelerator.backward(loss.total / guess)
-            sums += torch.stack([loss.total.detach().float(), loss.count.float()])
-            self.meter.add_micro(loss.metrics, views, waited)
+            metrics: dict[str, Any] = {}
+            groups = self.objective.apart(views)
+            for number, group in enumerate(groups, 1):
+                last = micro == train.accumulate - 1 and number == len(groups)
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                    loss = self.model(group)
+                    if micro == 0 and number == 1:
+                        # Keeps fp16 gradients near 1; exact only without accumulation, hence the correction below.
+                        guess = all_sum(loss.count.float()) * train.accumulate / world
+                        guess = torch.where(guess > 0, guess, 1.0)  # no prediction in these micro-batches
+                    self.accelerator.backward(loss.total / guess)
+                sums += torch.stack([loss.total.detach().float(), loss.count.float()])
+                metrics |= loss.metrics
+            self.meter.add_micro(metrics, views, waited)
         total, count = all_sum(sums)
         self.accelerator.unscale_gradients()
         self.objective.adjust_gradients(step, train.steps)

@@ -84,6 +84,10 @@ class Objective(nn.Module):
         """What a method changes before optimizer step `step` (0 is the first) of `steps`."""
         self.step = step
 
+    def apart(self, views: list[View]) -> list[list[View]]:
+        """Groups of views whose losses do not need one another: each has a backward pass of its own, and its memory."""
+        return [views]
+
     def remembered(self) -> list[Tensor]:
         """What a step changes beside the optimizer and the teacher: it is put back after one that is not taken."""
         return list(self.buffers())
