@@ -23,6 +23,12 @@ from d2v.settings import check_readers, setting, shortened
 from d2v.training.online_probe import ProbeConfig
 
 
+def _as(kind: Any, settings: Any, **changed: Any) -> Any:
+    """The settings of a dataclass that extends `kind` as that, some of them changed."""
+    values = {one.name: getattr(settings, one.name) for one in dataclasses.fields(kind)}
+    return kind(**{**values, **changed})
+
+
 @dataclass
 class JointTrainConfig(TrainConfig):
     """Optimisation of a joint run."""
@@ -57,15 +63,16 @@ class JointTrainConfig(TrainConfig):
 
     def of(self, part: str) -> TrainConfig:
         """Those of one part."""
-        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(TrainConfig)}
-        return TrainConfig(**{**values, "batch_size": self.batch_size[part], "init_from": ""})
+        return _as(TrainConfig, self, batch_size=self.batch_size[part], init_from="")
 
 
 @dataclass
 class JointRunConfig(RunConfig):
     """Where a joint run writes and what it shows."""
 
-    probe: dict[str, ProbeConfig] = setting({}, "k-NN on a labelled set while training, for each modality.")  # type: ignore[assignment]
+    probe: dict[str, ProbeConfig] = setting(  # type: ignore[assignment]
+        {}, "k-NN on a labelled set while training, for each modality."
+    )
 
     def check_probes(self) -> None:
         """ValueError: one that is due at steps of its own."""
@@ -84,8 +91,7 @@ class JointRunConfig(RunConfig):
 
     def of(self, modality: str) -> RunConfig:
         """Those of one modality."""
-        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(RunConfig)}
-        return RunConfig(**{**values, "probe": self.probe.get(modality, ProbeConfig())})
+        return _as(RunConfig, self, probe=self.probe.get(modality, ProbeConfig()))
 
 
 @dataclass

@@ -73,7 +73,8 @@ def pretrain_joint(config: JointConfig) -> None:
         with names_of(part):
             check_apart(folder, _sources(config, part))
     for name, probe in config.run.probe.items():
-        check_apart(folder, {f"run.probe.{name}.path": probe.path})
+        if name not in parts:  # of a modality that pairs alone read
+            check_apart(folder, {f"run.probe.{name}.path": probe.path})
     # each part has its own backward pass, which gives the parameters of others no gradient
     unused = config.model.trunk.drops_layers or len(parts) > 1
     accelerator = open_accelerator(config.train, config.run, unused=unused)

@@ -149,7 +149,8 @@ def _places(media: datasets.Dataset) -> Iterator[Places]:
                 cell["path"] or "" if cell["offset"] is None else f"{cell['path']}:{cell['offset']}" for cell in cells
             ]
         else:
-            names = [cell or "" for cell in (cells if is_path else [cell and cell["path"] for cell in cells])]
+            paths = cells if is_path else [cell and cell["path"] for cell in cells]
+            names = [path or "" for path in paths]
             sizes, times = _states(names)
         yield Places(names, np.array(sizes, dtype=np.int64), cache.settled(np.array(times, dtype=np.int64)))
 
