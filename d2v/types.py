@@ -6,7 +6,7 @@ tokens, D width.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -54,6 +54,13 @@ def numbers_of(where: Tensor) -> Tensor:
     return where.flatten().nonzero()[:, 0]
 
 
+class Later(Protocol):
+    """What is still to be done to the inputs of a view, once they are on the device."""
+
+    def to(self, device: torch.device | str) -> "Later": ...
+    def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]: ...
+
+
 class View(NamedTuple):
     """One reading of a batch, by one modality."""
 
@@ -69,6 +76,7 @@ class View(NamedTuple):
     part: str = ""  # of a joint run: which of its parts reads the view
     real_at: Tensor | None = None  # (n,) which tokens are no padding, by their numbers row * T + place. See `located`
     seconds: float = 0.0  # of a joint run: what making the views of its part took
+    later: Later | None = None  # done by `to`, where reading alone would keep a device waiting
 
     def located(self) -> "View":
         """With the numbers of its real tokens and of those that its mask names."""
@@ -76,11 +84,12 @@ class View(NamedTuple):
         return self._replace(mask=mask, real_at=None if self.padding is None else numbers_of(~self.padding))
 
     def to(self, device) -> "View":
-        """Every tensor of the view on `device`."""
-
+        """Every tensor of the view on `device`, where what is to be done later is done."""
         move = partial(_moved, device=device)
         mask = None if self.mask is None else self.mask.to(device)
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
+        if self.later is not None:
+            inputs = self.later.to(device)(inputs)
         rest = move(self.padding), mask, move(self.labels), move(self.indices)
         return View(self.modality, inputs, *rest, self.local, self.part, move(self.real_at), self.seconds)
 

@@ -206,7 +206,7 @@ def test_a_start_looks_at_times_once(folder, monkeypatch):
     looks = count_looks(monkeypatch)
     with cache.one_look():
         opened(folder)
-        monkeypatch.setattr(scans, "_states", None)  # would fail
+        monkeypatch.setattr(scans, "states_of_all", None)  # would fail
         monkeypatch.setattr(known, "fingerprint", None)
         assert len(opened(folder)) == NUMBER - 1 and not looks
 

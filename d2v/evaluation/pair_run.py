@@ -13,12 +13,12 @@ from d2v import plugins
 from d2v.config.schema import Config
 from d2v.evaluation.class_names import class_names
 from d2v.evaluation.config import AUTO
+from d2v.evaluation.load_encoder import open_alignment
 from d2v.evaluation.pairs import Side, retrieval_report, write_report
 from d2v.files import check_new, record_results, written
 from d2v.models.alignment import D2vForAlignment
 from d2v.protocols import NoSplitError
-from d2v.training.run_folder import EXPORT
-from d2v.training.weights import folder_of_model
+from d2v.training.weights import checkpoint_of, folder_of_model
 from d2v.types import View
 
 
@@ -28,10 +28,10 @@ def evaluate_pairs(config: Config, model: str, *, in_run: bool) -> dict[str, Any
     The split is evaluate.test_split: test, or where there is none, the one that was trained on. ValueError: whatever
     the user can mend.
     """
-    folder = _export_of(folder_of_model(Path(model)))
+    folder = folder_of_model(Path(model))
     target = (Path(config.run.dir) if in_run else folder.parent) / "evaluation" / f"{config.part}.json"
     check_new(target, config.run.overwrite)
-    aligned = D2vForAlignment.from_pretrained(folder).eval()
+    aligned = _aligned(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         random = D2vForAlignment(aligned.config).eval()
@@ -88,8 +88,18 @@ def _sides(config: Config, samples: Any) -> list[Side]:
     return sides
 
 
-def _export_of(folder: Path) -> Path:
-    return folder / EXPORT if (folder / EXPORT).is_dir() else folder
+def _aligned(model: str) -> D2vForAlignment:
+    """ValueError: there is none, not whole, or one of another kind."""
+    try:
+        aligned = open_alignment(model)
+    except ValueError as error:
+        raise ValueError(f"model={model}: {error}{checkpoint_of(Path(model))}") from None
+    if aligned is None:
+        raise ValueError(
+            f"model={model} has no space for pairs: give the export/ of a joint run with parts such as image+text"
+            f"{checkpoint_of(Path(model))}"
+        )
+    return aligned
 
 
 def _samples(config: Config, model: D2vForAlignment, run: Path) -> tuple[Any, str]:

@@ -140,7 +140,7 @@ def check_method(
     method: Objective, batches: Batches, config: Config, same_data: DataCheck, accelerator: Accelerator
 ) -> None:
     """ValueError: the method cannot be trained on such batches or such data."""
-    views = batches(0, 0, config.train.batch_size)[0]  # of one sample
+    views = [view.to("cpu") for view in batches(0, 0, config.train.batch_size)[0]]  # of one sample
     method.check(views)
     method.check_masks(views)
     same_data.ask(method.check_data)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,13 @@ import pyarrow.compute as pc
 
 from d2v import cache
 from d2v.modalities.common import shards
+from d2v.modalities.common.file_states import NONE, states, states_of_all
 from d2v.modalities.common.mapped import mapped
 from d2v.modalities.common.tables import column_of, holds_media, is_string
 
 CHUNK = 4096  # rows that are in memory as Python's objects, or in flight, at once
 HEADERS = 2  # threads that read headers: they hold Python's lock, for which four wait twice as long as they read
 TURN = 64  # of these, how many a thread is given at a time: to hand over each by itself costs as much as a header
-NONE = -1  # in place of the numbers of a row that cannot be read, and of the size of a file that is not there
 NUMBERS, FAULTS = "numbers.npy", "faults.json"
 IN_SHARD = re.compile(r":\d+$")  # what follows the name of a shard: the place in it
 Look = Callable[[int], Any]  # of the number of a row: numbers, or why it cannot be read
@@ -136,38 +136,30 @@ def _places(media: datasets.Dataset) -> Iterator[Places]:
     """Of all rows, a chunk at a time."""
     (name,) = media.column_names
     column = column_of(media, name)
-    is_path, in_shards = pa.types.is_string(column.type), shards.is_place(column.type)
+    chunks = (column.slice(start, CHUNK).to_pylist() for start in range(0, len(column), CHUNK))
+    if shards.is_place(column.type):
+        yield from _in_shards(chunks)
+        return
+    if not pa.types.is_string(column.type):
+        chunks = ([cell and cell["path"] for cell in cells] for cells in chunks)
+    named = ([path or "" for path in paths] for paths in chunks)
+    for names, (sizes, times) in states_of_all(named, len(column)):
+        yield _of_chunk(names, sizes, times)
+
+
+def _in_shards(chunks: Iterable[list[dict]]) -> Iterator[Places]:
+    """Of cells that name places in shards: the state of each is its shard's, which is asked once."""
     of_shards: dict[str, tuple[int, int]] = {}
-    for start in range(0, len(column), CHUNK):
-        cells = column.slice(start, CHUNK).to_pylist()
-        if in_shards:
-            new = sorted({cell["path"] or "" for cell in cells} - {*of_shards})
-            of_shards |= dict(zip(new, zip(*_states(new), strict=True), strict=True))
-            states = [of_shards[cell["path"] or ""] for cell in cells]
-            sizes, times = [size for size, _ in states], [moment for _, moment in states]
-            names = [
-                cell["path"] or "" if cell["offset"] is None else f"{cell['path']}:{cell['offset']}" for cell in cells
-            ]
-        else:
-            paths = cells if is_path else [cell and cell["path"] for cell in cells]
-            names = [path or "" for path in paths]
-            sizes, times = _states(names)
-        yield Places(names, np.array(sizes, dtype=np.int64), cache.settled(np.array(times, dtype=np.int64)))
+    for cells in chunks:
+        new = sorted({cell["path"] or "" for cell in cells} - {*of_shards})
+        of_shards |= dict(zip(new, zip(*states(new), strict=True), strict=True))
+        found = [of_shards[cell["path"] or ""] for cell in cells]
+        names = [cell["path"] or "" if cell["offset"] is None else f"{cell['path']}:{cell['offset']}" for cell in cells]
+        yield _of_chunk(names, [size for size, _ in found], [moment for _, moment in found])
 
 
-def _states(names: list[str]) -> tuple[list[int], list[int]]:
-    """Sizes and times of files, NONE where there is none; a loop without calls of ours, as there may be a million."""
-    sizes, times = [], []
-    for name in names:
-        try:
-            status = os.stat(name)  # noqa: PTH116 - a Path for each takes twice as long
-        except (OSError, ValueError):
-            sizes.append(NONE)
-            times.append(NONE)
-        else:
-            sizes.append(status.st_size)
-            times.append(status.st_mtime_ns)
-    return sizes, times
+def _of_chunk(names: list[str], sizes: list[int], times: list[int]) -> Places:
+    return Places(names, np.array(sizes, dtype=np.int64), cache.settled(np.array(times, dtype=np.int64)))
 
 
 def _digest(media: datasets.Dataset) -> str:

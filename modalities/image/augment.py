@@ -232,12 +232,17 @@ def _from_array(array: np.ndarray, channels: int) -> TensorImage:
 
 def normalise(images: Sequence[Image.Image | Tensor], mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Images of one size -> (B, C, S, S) float32; uint8 is first scaled to 0 to 1."""
+    pixels = stacked(images)
+    pixels = pixels / 255 if pixels.dtype == torch.uint8 else pixels
+    return ((pixels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)).contiguous()
+
+
+def stacked(images: Sequence[Image.Image | Tensor]) -> Tensor:
+    """Images of one size -> (B, C, S, S) uint8, or floats if one of them has these."""
     arrays = [_channels_first(image) for image in images]
     if len({array.dtype for array in arrays}) > 1:  # 8 and 16 bits in one data set
         arrays = [array / 255 if array.dtype == torch.uint8 else array for array in arrays]
-    pixels = torch.stack(arrays)  # (B, C, S, S); a batch at once costs a third of one by one for small images
-    pixels = pixels / 255 if pixels.dtype == torch.uint8 else pixels
-    return ((pixels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)).contiguous()
+    return torch.stack(arrays)  # a batch at once costs a third of one by one for small images
 
 
 def _channels_first(image: Image.Image | Tensor) -> Tensor:

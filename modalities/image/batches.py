@@ -11,7 +11,7 @@ import torch
 
 from d2v.modalities.common import sampling
 from d2v.modalities.common.sampling import seeded_globals
-from d2v.modalities.image import augment, masks, views
+from d2v.modalities.image import augment, colours, masks, views
 from d2v.modalities.image.config import DataConfig, ReadConfig
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.modalities.image.samples import Samples
@@ -112,10 +112,15 @@ class ViewBatches:
         numbers = torch.tensor(indices)
         made = []
         for number, (of_view, masks_of_view) in enumerate(zip(images, hidden, strict=True)):
-            pixels = augment.normalise(of_view, self._data.mean, self._data.std)  # (B, C, S, S)
+            later = None
+            if self._data.augment_on_device:
+                pixels, later = colours.collate(of_view, self._data.mean, self._data.std)  # (B, C, S, S)
+            else:
+                pixels = augment.normalise(of_view, self._data.mean, self._data.std)  # (B, C, S, S)
             mask = masks.gather(masks_of_view, self._data.mask_kind) if masks_of_view else None
             local = number >= len(self._data.views)
-            made.append(View(MODALITY, {"pixel_values": pixels}, mask=mask, indices=numbers, local=local))
+            inputs = {"pixel_values": pixels}
+            made.append(View(MODALITY, inputs, mask=mask, indices=numbers, local=local, later=later))
         return made, [self._samples.ids[index] for index in indices]
 
 

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from d2v.modalities.common.checks import check_ranges, check_views
+from d2v.modalities.image.colours import BRIGHTNESS, CONTRAST, HUE, SATURATION, Drawn
 from d2v.modalities.image.frontend import FrontendConfig
 from d2v.settings import check_readers, setting
 
@@ -109,6 +110,12 @@ class ViewConfig:
         only=[{"views": change_colours}, {"local_views": True}],
     )
     blur: bool = setting(True, "false: no view is blurred, as usual for images of 32 pixels.", only={"views": True})
+    augment_on_device: bool = setting(
+        False,
+        "Colours and blur of views change on the device, a batch at once, and not in the workers: for a GPU that waits "
+        "for data.",
+        only={"views": True},
+    )
 
 
 def check(data: Any, frontend: FrontendConfig) -> None:
@@ -146,13 +153,19 @@ def _check_size(size: int, frontend: FrontendConfig) -> None:
 
 
 def transforms(data: Any, image_size: int) -> list[Callable[[Any], Any]]:
-    """Of each view, the local ones last: image -> S x S, or L x L, image."""
-    made = [_transform(FAMILIES[name], data.view_scale, image_size, data) for name in data.views]
+    """Of each view, the local ones last: image -> S x S, or L x L, image; of one that is `Deferred`, and Drawn."""
+    make = Deferred if data.augment_on_device else _in_turn
+    return [make(parts) for parts in _views(data, image_size)]
+
+
+def _views(data: Any, image_size: int) -> list[dict[str, Callable[[Any], Any]]]:
+    made = [_parts(FAMILIES[name], data.view_scale, image_size, data) for name in data.views]
     local = SWAV_LOCAL if "swav" in data.views else FAMILIES["dino_local"]
-    return made + [_transform(local, data.local_scale, data.local_size, data)] * data.local_views
+    return made + [_parts(local, data.local_scale, data.local_size, data)] * data.local_views
 
 
-def _transform(family: Family, scale: Any, size: int, data: Any) -> v2.Compose:
+def _parts(family: Family, scale: Any, size: int, data: Any) -> dict[str, Callable[[Any], Any]]:
+    """The steps of a view by their names, in their order."""
     low, high = scale or family.scale
     ratio = (data.crop_ratio[0], data.crop_ratio[1])
     jitter = v2.ColorJitter(*(data.color_strength * amount for amount in family.jitter))
@@ -168,7 +181,52 @@ def _transform(family: Family, scale: Any, size: int, data: Any) -> v2.Compose:
         parts["blur"] = v2.RandomApply([v2.Lambda(blurred)], p=family.blur)
     if family.solarise:
         parts["solarise"] = v2.RandomApply([v2.Lambda(solarised)], p=family.solarise)
-    return v2.Compose([parts[name] for name in family.order.split() if name in parts])
+    return {name: parts[name] for name in family.order.split() if name in parts}
+
+
+def _in_turn(parts: dict[str, Callable[[Any], Any]]) -> v2.Compose:
+    return v2.Compose(list(parts.values()))
+
+
+class Deferred:
+    """A view of which only crop and flip are made here; its colours are drawn as always, for the device to change."""
+
+    def __init__(self, parts: dict[str, Any]):
+        self.parts = parts
+
+    def __call__(self, image: Any) -> tuple[Any, Drawn]:
+        """The cropped image, and what it is to become."""
+        turns, sigma, is_solarised = [], 0.0, False
+        for name, part in self.parts.items():
+            if name in ("crop", "flip"):
+                image = part(image)
+            elif torch.rand(1) >= part.p:  # as torchvision decides
+                continue
+            elif name == "jitter":
+                turns += _turns(part.transforms[0])
+            elif name == "grey":
+                turns.append((SATURATION, 0.0))
+            elif name == "blur":
+                sigma = _sigma()
+            else:
+                is_solarised = True
+        return image, Drawn(turns, sigma, is_solarised)
+
+
+def _turns(jitter: v2.ColorJitter) -> list[tuple[int, float]]:
+    """What it draws: kinds of change in their order, each with its factor."""
+    drawn = jitter.make_params([])
+    factors = {
+        BRIGHTNESS: drawn["brightness_factor"],
+        CONTRAST: drawn["contrast_factor"],
+        SATURATION: drawn["saturation_factor"],
+        HUE: drawn["hue_factor"],
+    }
+    return [(kind, factors[kind]) for kind in drawn["fn_idx"].tolist() if factors[kind] is not None]
+
+
+def _sigma() -> float:
+    return float(torch.empty(()).uniform_(*BLUR_SIGMA))
 
 
 def blurred(image: Any) -> Any:
@@ -176,7 +234,7 @@ def blurred(image: Any) -> Any:
 
     SimCLR and BYOL cut their kernel at 23 of 224 pixels, where it is nearly zero.
     """
-    sigma = float(torch.empty(()).uniform_(*BLUR_SIGMA))
+    sigma = _sigma()
     if isinstance(image, Image.Image):
         return image.filter(ImageFilter.GaussianBlur(sigma))
     return F.gaussian_blur(image, [min(23, 2 * min(image.shape[-2:]) - 1)] * 2, [sigma])
