@@ -56,11 +56,9 @@ def main(arguments: list[str]) -> int:
         raise SystemExit(__doc__)
     out, device = Path(given.get("out", "runs/gpu")), given.get("device", "cuda")
     end = time.monotonic() + 60 * float(given.get("minutes", 9))
-    chosen = [
-        job
-        for job in jobs(device, out, given.get("cifar10", ""), float(given.get("share", 0.1)))
-        if not words or any(word in job.name for word in words)
-    ]
+    chosen = jobs(device, out, given.get("cifar10", ""), float(given.get("share", 0.1)))
+    if words:
+        chosen = [job for job in chosen if any(word in job.name for word in words)]
     if not chosen:
         raise SystemExit(f"no job is named like {' '.join(words)}\n{__doc__}")
     out.mkdir(parents=True, exist_ok=True)

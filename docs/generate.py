@@ -87,16 +87,19 @@ def sections(modality: str, objective: str) -> list[Section]:
 def labelled(modality: str) -> list[type]:
     """The dataclasses of a modality for labelled data: those with a validation split, but for what others extend."""
     module = plugin("modalities", modality)
-    everything = [kind for inner in modules(module) for kind in vars(inner).values() if isinstance(kind, type)]
-    found = {
-        kind
-        for kind in everything
-        if is_dataclass(kind)
-        and kind.__module__.startswith(module.__name__)
-        and {"split", "validation_split"} <= {one.name for one in fields(kind)}
-    }
-    leaves = [kind for kind in found if not any(kind in other.__bases__ for other in found)]
+    found: set[type] = set()
+    for inner in modules(module):
+        found |= {kind for kind in vars(inner).values() if _has_both_splits(kind)}
+    own = {kind for kind in found if kind.__module__.startswith(module.__name__)}
+    leaves = own.difference(*(kind.__bases__ for kind in own))
     return sorted(leaves, key=lambda kind: (kind.__module__, kind.__name__))
+
+
+def _has_both_splits(kind: Any) -> bool:
+    """Whether it is a dataclass with a split to train on and one to validate with."""
+    if not isinstance(kind, type) or not is_dataclass(kind):
+        return False
+    return {"split", "validation_split"} <= {one.name for one in fields(kind)}
 
 
 def finetuning_sections() -> list[Section]:
@@ -152,8 +155,11 @@ def may_be(one: Field, kind: Any) -> str:
 
 def table(found: list[Row]) -> str:
     """A table of settings."""
-    lines = [[f"`{row.key}`", row.default, row.may_be, row.sentence] for row in found]
-    return COLUMNS + "".join(f"| {' | '.join(escaped(cell) for cell in line)} |\n" for line in lines)
+    text = COLUMNS
+    for row in found:
+        cells = [f"`{row.key}`", row.default, row.may_be, row.sentence]
+        text += f"| {' | '.join(map(escaped, cells))} |\n"
+    return text
 
 
 def escaped(cell: str) -> str:
@@ -228,7 +234,9 @@ def joint_page() -> str:
 
 def method_page(modality: str, objective: str) -> str:
     """One table of all settings of a modality with an objective."""
-    found = [row for section in sections(modality, objective) for row in rows(section)]
+    found = []
+    for section in sections(modality, objective):
+        found += rows(section)
     about = plugin("objectives", objective).__doc__.strip().partition("\n\n")[0]
     return f"{HEAD}# {objective}, {modality}\n\n{about}\n\n{table(found)}"
 

@@ -27,6 +27,7 @@ The same arguments give the same files.
 
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,17 +89,27 @@ def _made(kind: str, *arguments: str) -> list[str]:
     if len(places) != 1:
         raise ValueError(f"usage: d2v data {kind} OUT [key=value ...]; d2v data --help names the keys")
     config, fill = GENERATED[kind]
-    given = {key: Argument(value) for key, _, value in (one.partition("=") for one in arguments if "=" in one)}
+    given = _given(arguments)
     settings = typed(config, given, kind, f"d2v data {kind}")
     folder, start = Path(in_home(places[0])), time.perf_counter()
     said = make(folder.resolve(), kind, settings, fill)
     return [*said, f"{folder}: done in {time.perf_counter() - start:.0f} s"]
 
 
+def _given(arguments: Sequence[str]) -> dict[str, Argument]:
+    """The settings among the arguments."""
+    given = {}
+    for argument in arguments:
+        key, is_setting, value = argument.partition("=")
+        if is_setting:
+            given[key] = Argument(value)
+    return given
+
+
 def _packed(arguments: list[str]) -> list[str]:
     """Writes shards; returns what is said of them. ValueError: not two places, or an odd size."""
     places = [argument for argument in arguments if "=" not in argument]
-    given = {key: Argument(value) for key, _, value in (one.partition("=") for one in arguments if "=" in one)}
+    given = _given(arguments)
     if len(places) != 2:
         raise ValueError("usage: d2v data pack SOURCE OUT [size=1000]")
     settings = typed(PackConfig, given, "pack", "d2v data pack")

@@ -188,7 +188,7 @@ def joint_from_dict(values: dict, path: str = "config.yaml") -> JointConfig:
     objective = dict(section_of(values.get("objective")))
     methods = section_of(objective.pop("parts", None))
     parts = _parts(methods, path)
-    modalities = list(dict.fromkeys(name for part in parts for name in part.split(BETWEEN)))
+    modalities = list(dict.fromkeys(BETWEEN.join(parts).split(BETWEEN)))
     loaded = {name: plugins.load("d2v.modalities", name) for name in modalities}
     kinds: dict[str, Any] = {
         "model": {"frontends": {name: loaded[name].FrontendConfig for name in modalities}, "trunk": TrunkConfig},

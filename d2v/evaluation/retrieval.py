@@ -173,7 +173,9 @@ def class_vectors(
     without = [template for template in templates if "{}" not in template]
     if without or not templates:
         raise ValueError(f"templates are {list(templates)!r}; each must hold {{}}, where the name of the class goes")
-    texts = [template.replace("{}", name) for name in names for template in templates]
+    texts: list[str] = []
+    for name in names:
+        texts += [template.replace("{}", name) for template in templates]
     vectors = unit(embed(texts)).reshape(len(names), len(templates), -1)  # (C, templates, P)
     return unit(vectors.mean(axis=1))
 

@@ -31,22 +31,24 @@ class Joint(Objective):
         """`parts` were built around encoders of their own, which go. ValueError: a weight or share of no part."""
         heads = heads_of(parts)
         taught = [name for name, part in parts.items() if len(part.teacher)]
-        copied = dict.fromkeys(prefix for part in parts.values() for prefix in part.copied)
-        super().__init__(tuple(copied), teacher=bool(taught), encoder=encoder, **heads)
+        copied: list[str] = []
+        for part in parts.values():
+            copied += part.copied
+        super().__init__(tuple(dict.fromkeys(copied)), teacher=bool(taught), encoder=encoder, **heads)
         for key in heads:
             if taught and not any(key.startswith(f"{name}_") for name in taught):
                 del self.teacher[key]  # of a part without a teacher, or projections
         self.config, self.seed = config, seed
         self.parts = nn.ModuleDict(parts)
+        constant_rate: list[str] = []
         for name, part in parts.items():
             modalities = name.split(BETWEEN)
             part.lend(
                 seen_by(self.student, name, modalities),
                 seen_by(self.teacher if name in taught else None, name, modalities),
             )
-        self.constant_rate = tuple(
-            f"parts.{name}.{prefix}" for name, part in parts.items() for prefix in part.constant_rate
-        )
+            constant_rate += [f"parts.{name}.{prefix}" for prefix in part.constant_rate]
+        self.constant_rate = tuple(constant_rate)
         auto = config.weights == AUTO
         known = {} if auto else config.weights
         for what, values in (("weights", known), ("shares", config.shares)):
@@ -127,8 +129,10 @@ class Joint(Objective):
 
     def remembered(self) -> list[Tensor]:
         """Of all parts."""
-        own = [*self.student.buffers(), *self.teacher.buffers()]
-        return [*own, *(x for part in self.parts.values() for x in part.remembered())]
+        found = [*self.student.buffers(), *self.teacher.buffers()]
+        for part in self.parts.values():
+            found += part.remembered()
+        return found
 
     def adjust_gradients(self, step: int, steps: int) -> None:
         """Of the parts of this step."""

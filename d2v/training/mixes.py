@@ -33,7 +33,9 @@ class Turns:
         """`parts`: their shares, whole numbers; what is 0 is left out."""
         self.parts = tuple(name for name, share in parts.items() if share)
         self.shares = {name: parts[name] for name in self.parts}
-        self.turns = [name for name in self.parts for _ in range(self.shares[name])]  # of a cycle, not yet shuffled
+        self.turns: list[str] = []  # of a cycle, not yet shuffled
+        for name, share in self.shares.items():
+            self.turns += [name] * share
         self.seed = seed
 
     def at(self, step: int) -> dict[str, int]:

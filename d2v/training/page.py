@@ -126,9 +126,11 @@ def _neighbours(shown: Shown) -> str:
     if features is None or len(indices) <= NEIGHBOURS:
         return ""
     rows = nearest(features, _spread(len(indices), 4), NEIGHBOURS)
-    pictures = [_row([_sample(samples, int(indices[place])) for place in row], "query") for row in rows]
+    pictures = ""
+    for row in rows:
+        pictures += _row([_sample(samples, int(indices[place])) for place in row], "query")
     hint = _hint("The first of each row is the query; a good encoder brings its own kind beside it.")
-    return _section(f"Nearest samples, by the student's features{f': {name}' * bool(name)}", hint + "".join(pictures))
+    return _section(f"Nearest samples, by the student's features{f': {name}' * bool(name)}", hint + pictures)
 
 
 def nearest(features: Tensor, queries: Sequence[int], count: int) -> list[list[int]]:
@@ -163,11 +165,10 @@ def _numbers(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _drawn(folder: Path) -> list[str]:
     """The run's pictures, and those of evaluations that were made before."""
-    of_parts = {
-        f"{path.name}": f"{TITLES[kind]}, {path.stem.removeprefix(f'{kind}_')}"
-        for kind in TITLES
-        for path in sorted(folder.glob(f"{kind}_*.png"))
-    }
+    of_parts = {}
+    for kind, title in TITLES.items():
+        for path in sorted(folder.glob(f"{kind}_*.png")):
+            of_parts[path.name] = f"{title}, {path.stem.removeprefix(f'{kind}_')}"
     names = {
         **{f"{kind}.png": title for kind, title in TITLES.items()},
         **of_parts,

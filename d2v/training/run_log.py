@@ -73,7 +73,9 @@ class Meter:
 
     def _pool(self) -> None:
         """Takes what waits for sums over all processes, in one reduction."""
-        waiting = [(name, one) for name in sorted(self.pooled) for one in self.pooled[name]]
+        waiting: list[tuple[str, Pooled]] = []
+        for name in sorted(self.pooled):
+            waiting += [(name, one) for one in self.pooled[name]]
         if waiting:
             sums = all_sum(torch.cat([one.sums for _, one in waiting]))
             for (name, one), own in zip(waiting, sums.split([len(one.sums) for _, one in waiting]), strict=True):

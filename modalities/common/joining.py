@@ -29,7 +29,10 @@ def join(parts: list[datasets.Dataset], split: str, kind: str) -> datasets.Datas
         raise ValueError(f"the parts of data.path share no column: {listed}")
     if any(part.column_names == ["text"] for part in parts):
         parts = [part.select_columns(common) for part in parts]
-    for name in dict.fromkeys(name for part in parts for name in part.column_names):
+    names: dict[str, None] = {}  # each once, in the order of their coming
+    for part in parts:
+        names |= dict.fromkeys(part.column_names)
+    for name in names:
         parts = _alike(parts, name)
     try:
         return datasets.concatenate_datasets(parts)
@@ -87,12 +90,17 @@ def _alike(parts: list[datasets.Dataset], name: str) -> list[datasets.Dataset]:
         united = datasets.Value("int64" if whole else "float64")
         return [_with_empty(part, name, united).cast_column(name, united) for part in parts]
     coded = any(dtype.startswith(("int", "uint")) for dtype in dtypes)
-    if coded and any(np.isnan(number(cell)) for kind in named for cell in kind.names):
+    if coded and any(map(_has_words, named)):
         raise ValueError(
             f"column {name!r} holds class names ({', '.join(named[0].names[:5])}) in one part of data.path and numbers "
             "in another: write the names in both"
         )
     return [_as_written(part, name) for part in parts]
+
+
+def _has_words(kind: datasets.ClassLabel) -> bool:
+    """Whether the name of a class is no number."""
+    return any(np.isnan(number(name)) for name in kind.names)
 
 
 def _with_empty(part: datasets.Dataset, name: str, feature: Any) -> datasets.Dataset:

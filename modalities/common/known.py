@@ -76,7 +76,10 @@ def _listed(path: Any) -> list[Any]:
     """The places that data.path names, lists in lists too."""
     if isinstance(path, str | os.PathLike):
         return [path]
-    return [place for one in path or [] for place in _listed(one)]
+    places = []
+    for one in path or []:
+        places += _listed(one)
+    return places
 
 
 def _named(dataset: datasets.Dataset, path: Any, split: str) -> datasets.Dataset:

@@ -45,9 +45,16 @@ def corpus_of(
     if folder is None:  # there is no room for it
         return corpora.tokenize(dataset, column, tokenizer, shortest)
     said = json.loads((folder / SAID).read_text())
-    faults = {name: [(row, why) for row, why in said[name]] for name in ("unreadable", "too_short")}
+    unreadable = [(row, why) for row, why in said["unreadable"]]  # JSON has no tuples
+    too_short = [(row, why) for row, why in said["too_short"]]
     arrays = {name: mapped(folder / f"{name}.npy") for name in ARRAYS}
-    return Corpus(**arrays, num_rows=said["num_rows"], **faults, digest=cache.digest_of(state, how))
+    return Corpus(
+        **arrays,
+        num_rows=said["num_rows"],
+        unreadable=unreadable,
+        too_short=too_short,
+        digest=cache.digest_of(state, how),
+    )
 
 
 def _state(dataset: datasets.Dataset, path: Any) -> str | None:

@@ -39,8 +39,10 @@ def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | N
     folder = found_below(paths.values(), chosen.parent)
     images = {str(folder / paths[number]): some for number, some in boxes.items()}
     notes = [f"left out: {crowds} boxes of crowds"] if crowds else []
-    splits = sorted({word for file in found for word in _words(file, root) if is_split(word)})
-    return Annotated(images, f"the JSON of COCO {chosen.name}", notes, splits)
+    splits: set[str] = set()
+    for file in found:
+        splits.update(filter(is_split, _words(file, root)))
+    return Annotated(images, f"the JSON of COCO {chosen.name}", notes, sorted(splits))
 
 
 def _content(file: Path) -> dict | None:
@@ -58,7 +60,10 @@ def _of_split(files: list[Path], root: Path, split: str) -> Path:
     words = {file: _words(file, root) for file in files}
     if len(files) == 1 and not any(map(is_split, words[files[0]])) and same_split("train", split):
         return files[0]
-    wanted = [file for file in files if any(same_split(word, split) for word in words[file])]
+    wanted = []
+    for file, said in words.items():
+        if any(same_split(word, split) for word in said):
+            wanted.append(file)
     best = [file for file in wanted if FAVOURED in words[file]] or wanted
     if not best:
         raise NoSplitError(f"data.split {split!r}: {root} has {', '.join(file.name for file in files)}")

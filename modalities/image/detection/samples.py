@@ -69,7 +69,9 @@ class BoxedSamples(Samples):
 
     def _say(self, thin: list[str]) -> None:
         """What the boxes are, for the report. ValueError: none is left."""
-        counts = Counter(str(name) for names in self.names for name in names)
+        counts: Counter[str] = Counter()
+        for names in self.names:
+            counts.update(map(str, names))
         some = f"{len(thin)} thinner than {LEAST:g} pixels ({', '.join(list(dict.fromkeys(thin))[:5])})"
         if not counts:
             raise ValueError(f"data.path {self.config.path} has no box that can be used{f': {some}' if thin else ''}")

@@ -44,11 +44,11 @@ def _files(path: Any) -> tuple[list[Path], Path]:
 
 
 def _dataset(found: Annotated, path: Any, split: str) -> datasets.Dataset:
-    columns = {
-        "file": list(found.images),
-        "names": [[name for name, *_ in boxes] for boxes in found.images.values()],
-        "boxes": [[sides for _, *sides in boxes] for boxes in found.images.values()],
-    }
+    columns: dict[str, list] = {"file": [], "names": [], "boxes": []}
+    for file, boxes in found.images.items():
+        columns["file"].append(file)
+        columns["names"].append([name for name, *_ in boxes])
+        columns["boxes"].append([sides for _, *sides in boxes])
     string, number = datasets.Value("string"), datasets.Value("float64")
     kinds = {"file": string, "names": datasets.List(string), "boxes": datasets.List(datasets.List(number))}
     dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))

@@ -43,7 +43,7 @@ def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], N
 
     samples, indices, parts = labels.divide(data, train.seed, make)
     say(labels.uses_of_splits(data, samples.report.splits))
-    names = in_order({str(name) for some in samples.names for name in some})
+    names = in_order(_names(samples))
     classes = _classes(samples, names, data.split)
     splits = {}
     for split, (others, rows) in parts.items():
@@ -64,16 +64,27 @@ def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], N
     )
 
 
+def _names(samples: BoxedSamples) -> set[str]:
+    """The classes that boxes of the samples have."""
+    found: set[str] = set()
+    for of_sample in samples.names:
+        found.update(map(str, of_sample))
+    return found
+
+
 def _classes(samples: BoxedSamples, names: list[str], split: str) -> list[np.ndarray]:
     """Numbers of the classes of each sample's boxes. ValueError: a class that is not among `names`."""
-    unseen = {str(name) for some in samples.names for name in some}.difference(names)
+    unseen = _names(samples).difference(names)
     if unseen:
         raise ValueError(
             f"boxes of split {split!r} are of {', '.join(map(repr, in_order(unseen)[:5]))}, unseen in training; "
             f"its classes are {', '.join(names[:20])}"
         )
     by_name = {name: number for number, name in enumerate(names)}
-    return [np.array([by_name[str(name)] for name in some], dtype=int) for some in samples.names]
+    classes = []
+    for of_sample in samples.names:
+        classes.append(np.array([by_name[str(name)] for name in of_sample], dtype=int))
+    return classes
 
 
 def _scored(samples: BoxedSamples, indices: np.ndarray, classes: list[np.ndarray]) -> ScoredSplit:
