@@ -199,17 +199,15 @@ def _open(config: JointConfig, part: str, accelerator: Accelerator) -> Part:
     own = config.of(part)
     with names_of(part):
         if BETWEEN in part:
-            frontends, pairs = own.model.frontends, plugins.pairs()
-            samples = pairs.Samples(data, frontends, split=data.split, folder=folder)
-            limited = Limit(bad_log, data.max_bad_share, len(samples))
-            batches = pairs.batches(samples, data, frontends, size, config.train.seed, limited)
-            report = [*samples.report.lines()]
+            kind, frontend = plugins.pairs(), own.model.frontends
         else:
-            modality = plugins.load("d2v.modalities", part)
-            samples = modality.Samples(data, own.frontend, split=data.split, folder=folder)
-            limited = Limit(bad_log, data.max_bad_share, len(samples))
-            batches = modality.batches(samples, data, own.frontend, size, config.train.seed, limited)
-            report = [*samples.report.lines(), uses_of_splits(own, samples.report.splits), *advice(samples.report)]
+            kind, frontend = plugins.load("d2v.modalities", part), own.frontend
+        samples = kind.Samples(data, frontend, split=data.split, folder=folder)
+        limited = Limit(bad_log, data.max_bad_share, len(samples))
+        batches = kind.batches(samples, data, frontend, size, config.train.seed, limited)
+        report = [*samples.report.lines()]
+        if BETWEEN not in part:
+            report += [uses_of_splits(own, samples.report.splits), *advice(samples.report)]
     remembers = config.objective.parts[part].name if "num_samples" in vars(config.objective.parts[part]) else ""
     same_data = DataCheck(accelerator, folder, config.run, remembers=remembers, part=part)
     return Part(samples, batches, report, same_data)
