@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from d2v.models.batch_norm import group_batch_norms
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import mean_of_tokens
-from d2v.objectives.common.objective import Objective, check_together
+from d2v.objectives.common.objective import Objective, check_together, freeze_mask_tokens
 from d2v.training.distributed import world_size
 from d2v.types import Features, Mask, View
 
@@ -33,10 +33,7 @@ class MultiView(Objective):
         `hides` false: no token is ever hidden, and mask tokens are not trained.
         """
         if not hides:
-            for frontend in encoder.frontends.values():
-                for name, parameter in frontend.named_parameters():
-                    if name == "mask_token":
-                        parameter.requires_grad_(False)
+            freeze_mask_tokens(encoder)
         super().__init__(teacher=teacher, encoder=group_batch_norms(encoder, groups), **averaged)
         self.groups, self.hides = groups, hides
 

@@ -173,6 +173,13 @@ def freeze(prefixes: Iterable[str], module: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
+def freeze_mask_tokens(encoder: nn.Module) -> None:
+    """Mask tokens are never trained, of a method that hides nothing."""
+    for name, parameter in encoder.named_parameters():
+        if name.endswith(".mask_token"):
+            parameter.requires_grad_(False)
+
+
 def check_prefixes(prefixes: Iterable[str], module: nn.Module) -> None:
     """ValueError: a prefix that no parameter's name begins with."""
     names = [name for name, _ in module.named_parameters()]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from d2v.models.alignment import D2vForAlignment, new_projections, projected
 from d2v.models.encoder import D2vModel
-from d2v.objectives.common.objective import Objective, check_together, freeze
+from d2v.objectives.common.objective import Objective, check_together, freeze, freeze_mask_tokens
 from d2v.training.collapse import normalised_std
 from d2v.training.distributed import gather, mine, world_size
 from d2v.types import View
@@ -29,9 +29,7 @@ class Pairing(Objective):
 
     def __init__(self, encoder: D2vModel, config: Any):
         """ValueError: a part to freeze that the encoder does not have."""
-        for name, parameter in encoder.named_parameters():
-            if name.endswith(".mask_token"):  # nothing is hidden
-                parameter.requires_grad_(False)
+        freeze_mask_tokens(encoder)
         freeze(config.freeze, encoder)
         projections = new_projections(encoder.config.frontends, encoder.trunk.config.dim, config.projection_dim)
         super().__init__(teacher=False, encoder=encoder, projections=projections)
