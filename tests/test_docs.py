@@ -7,17 +7,20 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import io
 import os
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 from tiny import MODALITIES, OBJECTIVES, ROOT, averages_layers, compares_views, small, small_heads
 
@@ -158,20 +161,31 @@ def smaller_model(values: dict[str, Any]) -> list[str]:
 
 
 @functools.cache
-def performed(command: str) -> None:
-    """Runs a command in this process, once, after those that make the runs that it reads."""
+def performed(command: str) -> str:
+    """Runs a command in this process, once, after those that make the runs that it reads; what it says."""
     words = shlex.split(command)
     for read in {match[0] for word in words if not word.startswith("run.dir=") for match in _runs(word)}:
         performed(maker(read))
     if words[0] != "d2v":
-        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-        return
+        return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
     _, script, *arguments = words
-    importlib.import_module(f"scripts.{script}").main([*arguments, *smaller(script, arguments)])
+    with redirect_stdout(io.StringIO()) as said:
+        importlib.import_module(f"scripts.{script}").main([*arguments, *smaller(script, arguments)])
+    missing = [str(place) for place in made_by(arguments) if not place.exists()]
+    assert not missing, f"{command} has not made {missing}"
+    return said.getvalue()
+
+
+def made_by(arguments: list[str]) -> list[Path]:
+    """What a command writes, of what its words name: a last word without a key is a place."""
+    places = [] if "=" in arguments[-1] else [Path(arguments[-1])]
     for word in arguments:
         key, _, value = word.partition("=")
-        assert key != "run.dir" or (Path(value) / "export" / "config.json").is_file()
-        assert key != "out" or Path(value).is_file()
+        if key == "run.dir":
+            places.append(Path(value) / "export" / "config.json")
+        if key in ("out", "objective.codes"):
+            places.append(Path(value))
+    return places
 
 
 def maker(run: str) -> str:
@@ -192,18 +206,20 @@ def _marks(command: str) -> tuple:
 
 @pytest.mark.parametrize("command", [pytest.param(command, marks=_marks(command)) for command in COMMANDS])
 def test_command(command: str, folder: Path):
-    performed(command)
+    assert performed(command).strip()
 
 
 @pytest.mark.parametrize("code", blocks("python"))
 def test_code(code: str, folder: Path):
     for run in {match[0] for match in _runs(code)}:
         performed(maker(run))
-    exec(compile(code, "docs", "exec"), {"__name__": "docs"})
+    names: dict[str, Any] = {"__name__": "docs"}
+    exec(compile(code, "docs", "exec"), names)
+    assert all(value.isfinite().all() for value in names.values() if isinstance(value, torch.Tensor))
 
 
 def test_commands_are_found():
-    assert len(COMMANDS) > 15
+    assert len(COMMANDS) > 15 and len(blocks("python")) > 3
     assert any(command.startswith("make demo") for command in commands())
 
 
