@@ -14,16 +14,11 @@ import tiny
 import torch
 from PIL import Image
 from tiny import ROOT
-from torch import nn
-from torchvision.models.detection import FCOS, FasterRCNN
 from torchvision.tv_tensors import BoundingBoxes
 from torchvision.tv_tensors import Image as Pixels
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from d2v import D2vConfig, D2vForObjectDetection
-from d2v.finetuning import precision
-from d2v.interop.huggingface.conversion import to_transformers
-from d2v.interop.onnx import export_onnx
+from d2v import D2vForObjectDetection
 from d2v.interop.pretrained import load_ours
 from d2v.modalities.image.config import LabelledConfig
 from d2v.modalities.image.detection import task
@@ -34,7 +29,6 @@ from d2v.modalities.image.frontend import FrontendConfig
 from d2v.modalities.image.samples import inherit
 from d2v.training.loop import Loop
 from d2v.training.same_data import marks_of
-from d2v.types import View
 from scripts import finetune, finetune_image
 
 needs_metric = pytest.mark.skipif(
@@ -354,188 +348,6 @@ def test_who_reads_a_detectors_encoder_next_sees_whole_images(table, tmp_path):
     assert classes.eval_crop == 1.0
 
 
-# Detectors.
-
-
-def detector(**task) -> D2vForObjectDetection:
-    trunk = {"dim": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64}
-    settings = {"pyramid_dim": 32, "scales": [2.0, 1.0, 0.5], **task}
-    frontends = {"image": {"image_size": 48, "patch_size": 8}}
-    return D2vForObjectDetection(D2vConfig(frontends=frontends, trunk=trunk, task=settings, num_labels=2))
-
-
-def labelled_view() -> View:
-    labels = torch.full((3, 2, 5), -1.0)
-    labels[0] = torch.tensor([[2, 3, 30, 40, 1], [20, 3, 46, 30, 0.0]])
-    labels[1, 0] = torch.tensor([5, 5, 20, 21, 0.0])  # the third has none
-    return View("image", {"pixel_values": torch.randn(3, 3, 48, 48)}, labels=labels)
-
-
-class Whole(nn.Module):
-    """The encoder and its pyramid as torchvision's own detectors ask for them."""
-
-    out_channels = 32
-
-    def __init__(self, model: D2vForObjectDetection):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = self.model.encoder(pixel_values=pixels).x.transpose(1, 2).unflatten(2, (6, 6))
-        return self.model.head.backbone(x)
-
-
-@pytest.mark.parametrize("kind", ["fcos", "faster_rcnn"])
-def test_losses_and_boxes_are_those_of_torchvisions_whole_detector(kind):
-    model, view = detector(detector=kind), labelled_view()
-    still = {"min_size": 48, "max_size": 48, "image_mean": [0.0] * 3, "image_std": [1.0] * 3, "size_divisible": 1}
-    if kind == "fcos":
-        stock = FCOS(Whole(model), 2, anchor_generator=model.head.anchor_generator, score_thresh=0.05, **still)
-    else:
-        inner = {
-            "rpn_anchor_generator": model.head.rpn.anchor_generator,
-            "box_roi_pool": model.head.roi_heads.box_roi_pool,
-        }
-        stock = FasterRCNN(Whole(model), 3, **inner, **still)
-    own = {name: value for name, value in model.head.state_dict().items() if not name.startswith("backbone")}
-    assert not stock.load_state_dict(own, strict=False).unexpected_keys
-    images, first = list(view.inputs["pixel_values"][:2]), int(kind == "faster_rcnn")
-    assert view.labels is not None
-    targets = []
-    for one in view.labels[:2]:
-        one = one[one[:, 4] >= 0]
-        targets.append({"boxes": one[:, :4], "labels": one[:, 4].long() + first})
-    torch.manual_seed(1)
-    expected = sum(stock.train()(images, targets).values())
-    torch.manual_seed(1)
-    for _ in images:
-        torch.empty(1).uniform_()  # of the stock detector, which draws the size of each image
-    some = View("image", {"pixel_values": torch.stack(images)}, labels=view.labels[:2])
-    total, count = model.train().learn(some)
-    torch.testing.assert_close(total / count, expected)
-    assert count > 10 if kind == "fcos" else count == 2
-    found = model.eval()(pixel_values=torch.stack(images))
-    for place, theirs in enumerate(stock.eval()(images)):
-        torch.testing.assert_close(found.boxes[place], theirs["boxes"])
-        torch.testing.assert_close(found.scores[place], theirs["scores"])
-        assert torch.equal(found.labels[place] + first, theirs["labels"])
-
-
-def test_the_loss_is_a_sum_over_images_whatever_the_parts():
-    model, view = detector(), labelled_view()
-    assert view.labels is not None
-    total, count = model.learn(view)
-    parts = []
-    for rows in (slice(0, 1), slice(1, 3), slice(2, 3)):
-        pixels = view.inputs["pixel_values"][rows]
-        parts.append(model.learn(View("image", {"pixel_values": pixels}, labels=view.labels[rows])))
-    torch.testing.assert_close(total, parts[0][0] + parts[1][0])
-    assert count == parts[0][1] + parts[1][1]
-    assert parts[2][1] == 1 and parts[2][0] > 0  # an image without boxes is learned from, and counts once
-    parts[2][0].backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-
-
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_scales_give_maps_of_their_sizes(dtype):
-    model, view = detector(scales=[4.0, 2.0, 1.0, 0.5]), labelled_view()
-    x = torch.randn(1, 32, 6, 6)
-    assert [tuple(m.shape) for m in model.head.backbone(x).values()] == [(1, 32, n, n) for n in (24, 12, 6, 3, 2)]
-    sizes = [round(float(a[0, 2] - a[0, 0])) for a in model.head.anchor_generator.cell_anchors]
-    assert sizes == [2, 4, 8, 16, 32]
-    if dtype is not None:
-        with torch.autocast("cpu", dtype):
-            assert torch.isfinite(torch.div(*model.learn(view)))
-
-
-def test_other_formats_have_no_place_for_a_detector(tmp_path):
-    with pytest.raises(ValueError, match="has no counterpart of D2vForObjectDetection"):
-        to_transformers(detector())
-    pytest.importorskip("onnxscript")
-    with pytest.raises(ValueError, match="no ONNX file of a detector is written: how many boxes it finds is known"):
-        export_onnx(detector(), tmp_path / "model.onnx")
-
-
-# Average precision.
-
-
-def slow_precision(found: list[np.ndarray], wanted: list[np.ndarray], least: float) -> float:
-    """COCO's: boxes of a class by score, each takes the true one that it overlaps most; 101 recalls."""
-
-    def overlap(a: np.ndarray, b: np.ndarray) -> float:
-        sides = np.minimum(a[2:4], b[2:4]) - np.maximum(a[:2], b[:2])
-        inner = max(0.0, sides[0]) * max(0.0, sides[1])
-        return inner / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner)
-
-    precisions = []
-    for kind in {int(box[4]) for truth in wanted for box in truth}:
-        hits, num_true = [], 0
-        for boxes, truth in zip(found, wanted, strict=True):
-            free = [box for box in truth if box[4] == kind]
-            num_true += len(free)
-            mine = [box for box in boxes if box[5] == kind]
-            for box in sorted(mine, key=lambda one: -one[4])[:100]:
-                overlaps = [overlap(box, other) for other in free]
-                best = int(np.argmax(overlaps)) if free else -1
-                is_hit = bool(free) and overlaps[best] >= least
-                hits.append((box[4], is_hit))
-                if is_hit:
-                    free.pop(best)
-        hits.sort(key=lambda pair: -pair[0])
-        right = np.cumsum([is_hit for _, is_hit in hits])
-        recall, precise = right / num_true, right / np.arange(1, len(hits) + 1)
-        at = []
-        for level in np.linspace(0, 1, 101):
-            later = precise[recall >= level - 1e-12]
-            at.append(later.max() if len(later) else 0.0)
-        precisions.append(float(np.mean(at)))
-    return float(np.mean(precisions))
-
-
-def drawn(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Images with true boxes, and found ones near some of them and elsewhere."""
-    generator = np.random.default_rng(seed)
-    found, wanted = [], []
-    for _ in range(6):
-        corners = generator.uniform(0, 60, (generator.integers(1, 6), 2))
-        truth = np.concatenate([corners, corners + generator.uniform(10, 30, corners.shape)], axis=1)
-        near = np.repeat(truth, 2, axis=0) + generator.normal(0, 4, (2 * len(truth), 4))
-        near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 4)
-        kinds = generator.integers(0, 3, len(truth))
-        guessed = np.where(generator.random(len(near)) < 0.8, np.repeat(kinds, 2), generator.integers(0, 4, len(near)))
-        scores = generator.random(len(near))
-        wanted.append(np.c_[truth, kinds].astype(np.float32))
-        found.append(np.c_[near, scores, guessed].astype(np.float32))
-    return [*found, np.zeros((0, 6), np.float32)], [*wanted, np.zeros((0, 5), np.float32)]
-
-
-@needs_metric
-@pytest.mark.parametrize("seed", range(4))
-def test_average_precision_is_the_slow_loop(seed):
-    found, wanted = drawn(seed)
-    scores = precision.average_precision(found, wanted)
-    assert scores["ap50"] == pytest.approx(slow_precision(found, wanted, 0.5), abs=1e-6)
-    steps = [slow_precision(found, wanted, least) for least in np.arange(0.5, 1, 0.05)]
-    assert 0.1 < scores["ap"] < scores["ap50"] and scores["ap"] == pytest.approx(np.mean(steps), abs=1e-6)
-
-
-@needs_metric
-def test_what_is_right_has_a_precision_of_one_and_what_is_missing_none():
-    _, wanted = drawn(0)
-    right = [np.insert(truth, 4, 0.9, axis=1) for truth in wanted]
-    assert precision.average_precision(right, wanted) == {"ap50": pytest.approx(1), "ap": pytest.approx(1)}
-    nothing = [np.zeros((0, 6), np.float32) for _ in wanted]
-    assert precision.average_precision(nothing, wanted) == {"ap50": 0, "ap": 0}
-
-
-def test_without_the_metric_a_run_says_what_to_install(table, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(
-        ValueError, match=r"boxes are scored by torchmetrics and faster-coco-eval: pip install 'd2v\[dete"
-    ):
-        finetune.main(arguments(table, tmp_path / "run"))
-
-
 # Runs.
 
 
@@ -639,6 +451,14 @@ def test_an_encoder_frozen_or_a_network_of_timm(encoder, table, tmp_path):
     before, after = (tiny.load(place / "export" / "model.safetensors") for place in (source, run))
     moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
     assert moved and all(name.startswith("head.") for name in moved)
+
+
+def test_without_the_metric_a_run_says_what_to_install(table, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(
+        ValueError, match=r"boxes are scored by torchmetrics and faster-coco-eval: pip install 'd2v\[dete"
+    ):
+        finetune.main(arguments(table, tmp_path / "run"))
 
 
 @needs_metric

@@ -24,7 +24,6 @@ from d2v.training.joint_health import JointHealth
 from d2v.training.joint_run import build_joint, pretrain_joint
 from d2v.training.joint_weights import weigh
 from d2v.training.loop import Loop
-from d2v.training.mixes import Together, Turns
 from d2v.training.online_probe import ProbeConfig
 from d2v.training.pretraining import online_probe
 from d2v.training.verdict import Verdict
@@ -114,29 +113,6 @@ def losses(folder: Path) -> list[dict]:
     """The records that hold a loss."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [record for record in records if "loss" in record]
-
-
-# Which parts a step trains.
-
-
-@pytest.mark.parametrize("shares", [{"a": 1}, {"a": 1, "b": 1}, {"a": 3, "b": 1, "c": 2}, {"a": 2, "b": 0, "c": 1}])
-def test_turns_have_each_part_as_often_as_its_share_says(shares):
-    mix, cycle, done = Turns(shares, seed=5), sum(shares.values()), dict.fromkeys(shares, 0)
-    orders = set()
-    for step in range(4 * cycle):
-        assert mix.before(step) == {name: done[name] for name in shares if shares[name]}
-        ((name, own),) = mix.at(step).items()
-        assert own == done[name]
-        done[name] += 1
-        if step % cycle == cycle - 1:
-            assert {name: count // (step // cycle + 1) for name, count in done.items()} == shares
-            orders.add(tuple(next(iter(mix.at(place))) for place in range(step - cycle + 1, step + 1)))
-    assert len(orders) > 1 or cycle < 3 or len(shares) < 2
-
-
-def test_together_every_part_has_every_step():
-    mix = Together({"a": 1, "b": 0, "c": 1})
-    assert mix.at(7) == {"a": 7, "c": 7} and mix.before(3) == {"a": 3, "c": 3}
 
 
 # Against a run of one modality alone.
