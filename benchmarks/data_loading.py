@@ -1,8 +1,10 @@
 """Images and seconds of audio that one worker reads, decodes, augments and masks per second, as training does.
 
-    python benchmarks/data_loading.py [image speech] [batches=30]
+    python benchmarks/data_loading.py [image views speech] [batches=30]
 
-The files are made first: JPEGs of 500 x 375 pixels, and FLACs of 12 s at 16 kHz; one thread, as in a worker.
+The files are made first: JPEGs of 500 x 375 pixels, and FLACs of 12 s at 16 kHz; one thread, as in a worker. `views`
+are DINO's, two of 224 pixels and eight of 96: as they are, and with data.augment_on_device, whose changes of colour are
+then timed on the CPU too.
 """
 
 import sys
@@ -55,6 +57,26 @@ def image_rate(folder: Path, num_batches: int) -> str:
     return f"{pixels / seconds:.0f} images of 500 x 375 per second per worker"
 
 
+def views_rate(folder: Path, num_batches: int) -> str:
+    """DINO's views, whose colours the worker changes, or the device."""
+    write_images(folder)
+    frontend, rates = image.FrontendConfig(), []
+    for on_device in (False, True):
+        data = image.DataConfig(
+            path=str(folder), views=["dino_a", "dino_b"], local_views=8, augment_on_device=on_device
+        )
+        samples = image.Samples(data, frontend, split="train", folder=folder)
+        seconds, views = drain(image.batches(samples, data, frontend, BATCH, 0), num_batches)
+        rates.append(1000 * seconds / num_batches / BATCH)
+    began = time.perf_counter()
+    for view in views:
+        view.to("cpu")
+    there = 1000 * (time.perf_counter() - began) / num_batches / BATCH
+    return (
+        f"{rates[0]:.1f} ms of a worker an image, with data.augment_on_device {rates[1]:.1f} and {there:.1f} on the CPU"
+    )
+
+
 def speech_rate(folder: Path, num_batches: int) -> str:
     """Decoded anew each time: nothing is cached."""
     write_clips(folder)
@@ -74,7 +96,7 @@ def drain(batches, num_batches: int) -> tuple[float, list]:
     return time.perf_counter() - began, views
 
 
-RATES = {"image": image_rate, "speech": speech_rate}
+RATES = {"image": image_rate, "views": views_rate, "speech": speech_rate}
 
 
 def main(arguments: list[str]) -> None:
