@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from d2v import cache, plugins
@@ -229,6 +230,28 @@ def test_workers_are_sent_names_of_files(folder):
     sent = pickle.dumps(samples)
     assert len(sent) < 20_000 and facts(pickle.loads(sent)) == facts(samples)
     assert np.array_equal(pickle.loads(sent).view([5]).inputs["pixel_values"], samples.view([5]).inputs["pixel_values"])
+
+
+@pytest.mark.parametrize("more", [{}, {"pack_seconds": 0.5}, {"views": ["crop", "noise"]}])
+def test_workers_are_sent_names_of_lengths(tmp_path, more):
+    for number in range(NUMBER):
+        file = tmp_path / "clips" / f"{number:04d}.wav"
+        file.parent.mkdir(exist_ok=True)
+        soundfile.write(file, 0.1 * np.sin(np.arange(4000 + 40 * number)), 16000)
+        age(file)
+    speech = plugins.load("d2v.modalities", "speech")
+    data = speech.DataConfig(path=str(tmp_path / "clips"), max_seconds=0.6, cache_hours=0.0, check_files=False, **more)
+    frontend = speech.FrontendConfig()
+    for _ in range(2):
+        samples = speech.Samples(data, frontend, split="train", folder=tmp_path)
+        batches = speech.batches(samples, data, frontend, 4, 0)
+    assert isinstance(samples.lengths, mapped.Mapped) and samples.lengths.tolist() == [*range(4000, 16000, 40)]
+    assert samples.cut.sum() == (np.arange(4000, 16000, 40) > 9600).sum()
+    sent = pickle.dumps(batches)
+    assert len(sent) < 6000  # of which lengths alone would be 2,400
+    (here, *_), ids = batches(3, 0, 1)
+    (there, *_), others = pickle.loads(sent)(3, 0, 1)
+    assert ids == others and np.array_equal(here.inputs["input_values"], there.inputs["input_values"])
 
 
 def test_an_array_that_is_a_part_is_sent_as_it_is(tmp_path):

@@ -16,6 +16,16 @@ STAND_INS = 100  # samples in a row of which one must be readable
 EPOCH = 0x5A3B1E  # sets the shuffle of an epoch apart from other draws of the seed
 
 
+class Cut:
+    """Lengths of samples, of which at most `most` counts; made when asked for, as a file may hold the lengths."""
+
+    def __init__(self, lengths: np.ndarray, most: int):
+        self._lengths, self._most = lengths, most
+
+    def __getitem__(self, places: np.ndarray | int) -> Any:
+        return np.minimum(self._lengths[places], self._most)
+
+
 class Sampler:
     """Shuffled epochs, cut into global batches; with `lengths`, batches hold samples of similar length.
 
@@ -25,7 +35,7 @@ class Sampler:
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, seed: int, *, lengths: np.ndarray | None = None, chunk: int = 32
+        self, num_samples: int, batch_size: int, seed: int, *, lengths: np.ndarray | Cut | None = None, chunk: int = 32
     ):
         """ValueError: fewer samples than one batch."""
         if num_samples < batch_size:

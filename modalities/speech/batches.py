@@ -65,11 +65,11 @@ class MaskedBatches:
                     f"({samples.report.amount}), fewer than one batch: train.batch_size is {batch_size}"
                     + (f", and may be {num_streams} or less" if num_streams else "")
                 )
-            self._sizes = np.full(num_streams, self._stream)  # (items,)
+            self.sampler = sampling.Sampler(num_streams, batch_size, seed)
         else:
-            self._sizes = np.minimum(samples.lengths, round(data.max_seconds * frontend.sample_rate))
-        by_length = None if self._stream else self._sizes
-        self.sampler = sampling.Sampler(len(self._sizes), batch_size, seed, lengths=by_length)
+            longest = round(data.max_seconds * frontend.sample_rate)
+            self._sizes = sampling.Cut(samples.lengths, longest)
+            self.sampler = sampling.Sampler(len(samples), batch_size, seed, lengths=self._sizes)
         self.steps_per_epoch = len(self.sampler)
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
@@ -84,7 +84,7 @@ class MaskedBatches:
             waves.append(wave)
             ids.append(name)
         # as wide as the whole batch: positions depend on how many padded frames follow, and parts must not
-        inputs, padding = collate(waves, self._frontend, int(self._sizes[items].max()))
+        inputs, padding = collate(waves, self._frontend, int(self._sizes_of(items).max()))
         tokens = lengths(self._frontend, inputs["input_values"].shape[1])  # T
         mine = masking.stacked(list(chain.from_iterable(hidden[row] for row in rows)), tokens)  # (N, T)
         keep = None
@@ -101,7 +101,7 @@ class MaskedBatches:
         self, step: int, items: np.ndarray, generators: list[np.random.Generator]
     ) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:
         """Hidden tokens of every row of the global batch, M of (T_row,) bool each; of multi_block what is read, too."""
-        sizes = lengths(self._frontend, self._sizes[items]).tolist()  # tokens of each row
+        sizes = lengths(self._frontend, self._sizes_of(items)).tolist()  # tokens of each row
         if self._data.mask_kind == "multi_block":
             return self._blocks(step, sizes, generators)
         hidden = []
@@ -136,6 +136,10 @@ class MaskedBatches:
         if data.mask_kind == "random":
             return masking.scattered(generator, tokens, data.mask_prob)
         return masking.span(generator, tokens, data.mask_prob, data.mask_length, min_spans=data.min_masks)
+
+    def _sizes_of(self, items: np.ndarray) -> np.ndarray:
+        """Samples that clips or streams have, of those that are asked for."""
+        return np.full(len(items), self._stream) if self._stream else self._sizes[items]
 
     def _wave(self, step: int, item: int, generator: np.random.Generator) -> tuple[np.ndarray, str]:
         """A row of the batch and its id."""
@@ -196,9 +200,9 @@ class ViewBatches:
         shortest = receptive_field(frontend, MIN_TOKENS)
         self._views = Views(data.views, data.augment, rate=frontend.sample_rate, shortest=shortest)
         self._longest = round(data.max_seconds * frontend.sample_rate)
-        self._sizes = np.minimum(samples.lengths, self._longest)
-        longest = round(data.augment.seconds * frontend.sample_rate)  # clips above it differ no more
-        self.sampler = sampling.Sampler(len(samples), batch_size, seed, lengths=np.minimum(self._sizes, longest))
+        self._sizes = sampling.Cut(samples.lengths, self._longest)
+        most = min(self._longest, round(data.augment.seconds * frontend.sample_rate))  # clips above it differ no more
+        self.sampler = sampling.Sampler(len(samples), batch_size, seed, lengths=sampling.Cut(samples.lengths, most))
         self.steps_per_epoch = len(self.sampler)
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:

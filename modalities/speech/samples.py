@@ -18,6 +18,7 @@ from transformers import AutoFeatureExtractor, Wav2Vec2FeatureExtractor
 from d2v import cache
 from d2v.modalities.common import feeding, sources, tables
 from d2v.modalities.common.data_report import Report
+from d2v.modalities.common.mapped import kept
 from d2v.modalities.common.sampling import Chosen, Usable
 from d2v.modalities.common.scans import NONE, scan
 from d2v.modalities.common.windows import Window, counted, cut
@@ -97,7 +98,6 @@ class Samples:
             "audio", found=len(dataset), usable=0, notes=sources.notes(dataset), splits=sources.splits(dataset)
         )
         self._rows, self.lengths, self.origin = self._scan(ids, None if in_passing else [config.path, split])
-        self.cut = self.lengths > self._longest
         self.ids = Chosen(ids, self._rows)
         self.report.usable = len(self._rows)
         self.report.amount = f"{self.lengths.sum() / self.rate / 3600:.2f} hours"
@@ -108,6 +108,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def cut(self) -> np.ndarray:
+        """Which are longer than what is read at once, (n,) bool."""
+        return self.lengths > self._longest
 
     @property
     def rows(self) -> np.ndarray:
@@ -239,7 +244,9 @@ class Samples:
             self._cache = None
         if len(rows):
             self.report.sizes, self.report.advice = self._sizes(lengths, rates[rates != NONE])
-        return rows, lengths, found.digest and cache.digest_of(found.digest, data, rows.others)
+        digest = found.digest and cache.digest_of(found.digest, data, rows.others)
+        held = kept("lengths", cache.digest_of(settings), digest, lambda: {"lengths": np.asarray(lengths)})
+        return rows, held["lengths"], digest
 
     def _sizes(self, lengths: np.ndarray, rates_of_files: np.ndarray) -> tuple[str, str]:
         """What is said of lengths and rates beside what the model reads, and which settings would help."""
