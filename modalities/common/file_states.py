@@ -54,9 +54,9 @@ class _Helpers:
 
     def __init__(self, number: int):
         command = [sys.executable, "-I", "-S", __file__]
-        self.processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(number)
-        ]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        quiet = {"stderr": subprocess.DEVNULL}  # Ctrl-C is theirs too, and is said by who asks them
+        self.processes = [subprocess.Popen(command, **pipes, **quiet) for _ in range(number)]
 
     def __enter__(self) -> "_Helpers":
         return self
