@@ -6,6 +6,7 @@ B samples of a batch, M masks of each, N = B * M, S audio samples, T tokens.
 from collections.abc import Callable, Sequence
 from itertools import chain
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,10 @@ class MaskedBatches:
             self._sizes = sampling.Cut(samples.lengths, longest)
             self.sampler = sampling.Sampler(len(samples), batch_size, seed, lengths=self._sizes)
         self.steps_per_epoch = len(self.sampler)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Other processes make the layout themselves."""
+        return {**vars(self), "_layout": None}
 
     def __call__(self, step: int, part: int, parts: int) -> tuple[list[View], list[str]]:
         """This part's rows of the step's batch: one view, input_values (B, S) and M masks of each; the sample ids."""
