@@ -1,8 +1,12 @@
 """A run that goes on notices that its data is no longer what it began with, names what changed, and asks."""
 
+import base64
+import hashlib
 import json
 import shutil
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +15,8 @@ import tiny
 from PIL import Image
 
 from d2v.files import recorded
+from d2v.protocols import ScoredSplit
+from d2v.training import same_data
 from d2v.training.same_data import table_marks
 from scripts import finetune_image, pretrain
 
@@ -216,3 +222,42 @@ def test_tables_are_marked_wherever_a_path_leads(tmp_path):
     assert [len(marks) for marks in before] == [2, 2, 2] and table_marks("demo") == {}
     (tmp_path / "data" / "b.csv").write_text("c.csv")  # of the same size
     assert all(table_marks(place) != marks for place, marks in zip(places, before, strict=True))
+
+
+def slow_marks(root: Path, splits: list[ScoredSplit]) -> tuple[list, str]:
+    """All at once: the id of each sample with its class, then size and checksum of its file, or else its length."""
+    marks, tables = [], {}
+    for samples, indices, labels in splits:
+        files = [root / samples.ids[index] for index in indices]
+        if not any(file.is_file() for file in files):
+            tables = table_marks(root)
+        for place, (index, file) in enumerate(zip(indices, files, strict=True)):
+            mark = str(samples.lengths[index]) if samples.lengths is not None else ""
+            if file.is_file():
+                mark = f"{file.stat().st_size} {zlib.crc32(file.read_bytes()):08x}"
+            label = f"{zlib.crc32(str(labels[place]).encode()):08x} " if len(labels) else ""
+            marks.append([samples.ids[index], label + mark])
+    return marks, hashlib.sha256((json.dumps(marks) + json.dumps(tables)).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("together", [1, 7, 1000])
+def test_marks_are_those_of_all_samples_at_once(together, tmp_path, monkeypatch):
+    monkeypatch.setattr(same_data, "TOGETHER", together)
+    for number in range(20):
+        (tmp_path / f"{number} é.bin").write_bytes(bytes(number))
+    (tmp_path / "rows.csv").write_text("text\nwords\n")
+    files = SimpleNamespace(ids=[f"{number} é.bin" for number in range(20)], lengths=None)
+    rows = SimpleNamespace(ids=[f"train:{number}" for number in range(15)], lengths=np.arange(15))
+    of_files, of_rows = ScoredSplit(files, np.array([3, 0, 19]), ("a", "b", "a")), ScoredSplit(rows, np.arange(15), ())
+    for splits in ([of_files], [of_rows], [of_files, of_rows], [ScoredSplit(rows, np.arange(0), ()), of_files], []):
+        marks, digest = slow_marks(tmp_path, splits)
+        found = same_data.marks_of(str(tmp_path), splits)
+        assert found["digest"] == digest and found["count"] == len(marks)
+        assert json.loads(zlib.decompress(base64.b85decode(found["samples"]))) == marks
+
+
+def test_of_very_many_samples_a_digest_is_kept(tmp_path, monkeypatch):
+    split = ScoredSplit(SimpleNamespace(ids=["a", "b"], lengths=np.arange(2)), np.arange(2), ())
+    named = same_data.marks_of(str(tmp_path), [split])
+    monkeypatch.setattr(same_data, "MOST_NAMED", 1)
+    assert same_data.marks_of(str(tmp_path), [split]) == named | {"samples": None}

@@ -10,7 +10,7 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ FILE = "samples.json"
 MOST_READ = 100_000  # samples whose files are looked into; of more, sizes must do
 MOST_NAMED = 1_000_000  # samples whose names are kept; of more, a digest must do
 PART = 1000  # samples that a thread is given at a time
+TOGETHER = 64 * PART  # samples whose marks are in memory at once
 MIDDLE = 1 << 16  # bytes of a file that its checksum is of
 TABLES = (".parquet", ".tar", ".csv", ".tsv", ".jsonl", ".json", ".txt", ".arrow")
 
@@ -136,28 +137,49 @@ def known_marks(path: Any, splits: Sequence[ScoredSplit], origin: str | None) ->
     return marks
 
 
-def marks_of(path: Any, splits: Iterable[ScoredSplit]) -> dict[str, Any]:
-    """How many samples there are, a digest, the marks of each by its id, packed, and of the tables that hold them."""
-    root = _root(path)
-    marks: list[tuple[str, str]] = []
+def marks_of(path: Any, splits: Sequence[ScoredSplit]) -> dict[str, Any]:
+    """How many samples there are, a digest, the marks of each by its id, packed, and of the tables that hold them.
+
+    Some thousand samples at a time: of millions no list is made.
+    """
+    count = sum(len(indices) for _, indices, _ in splits)
+    digest, packer, packed = hashlib.sha256(), zlib.compressobj(), b""
     tables: dict[str, str] = {}
-    for samples, indices, labels in splits:
-        chosen = [samples.ids[index] for index in indices]
-        parts = [chosen[start : start + PART] for start in range(0, len(chosen), PART)]
-        with ThreadPoolExecutor() as pool:
-            marked = pool.map(partial(_marks, root, looks_inside=len(samples.ids) <= MOST_READ), parts)
-            of_files = list(itertools.chain.from_iterable(marked))
-        if not any(of_files):
+    between = b"["
+    for split in splits:
+        has_files = False
+        for marks, are_files in _marked(_root(path), split):
+            has_files |= are_files
+            plain = between + json.dumps(marks)[1:-1].encode()
+            digest.update(plain)
+            packed += packer.compress(plain) if count <= MOST_NAMED else b""
+            between = b", "
+        if not has_files:
             tables = table_marks(path)
-        for place, (index, name, mark) in enumerate(zip(indices, chosen, of_files, strict=True)):
-            if not mark and samples.lengths is not None:
-                mark = str(samples.lengths[index])
-            label = f"{zlib.crc32(str(labels[place]).encode()):08x} " if len(labels) else ""
-            marks.append((name, label + mark))
-    plain = json.dumps(marks).encode()
-    digest = hashlib.sha256(plain + json.dumps(tables).encode()).hexdigest()
-    packed = base64.b85encode(zlib.compress(plain)).decode() if len(marks) <= MOST_NAMED else None
-    return {"count": len(marks), "digest": digest, "tables": tables, "samples": packed}
+    end = b"]" if count else b"[]"
+    digest.update(end + json.dumps(tables).encode())
+    packed += packer.compress(end) + packer.flush()
+    samples = base64.b85encode(packed).decode() if count <= MOST_NAMED else None
+    return {"count": count, "digest": digest.hexdigest(), "tables": tables, "samples": samples}
+
+
+def _marked(root: Path, split: ScoredSplit) -> Iterator[tuple[list[tuple[str, str]], bool]]:
+    """The id and mark of each sample, some at a time; and whether there are files among them."""
+    samples, indices, labels = split
+    mark_some = partial(_marks, root, looks_inside=len(samples.ids) <= MOST_READ)
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(indices), TOGETHER):
+            places = range(start, min(start + TOGETHER, len(indices)))
+            chosen = [samples.ids[indices[place]] for place in places]
+            parts = [chosen[first : first + PART] for first in range(0, len(chosen), PART)]
+            of_files = list(itertools.chain.from_iterable(pool.map(mark_some, parts)))
+            marks = []
+            for place, name, mark in zip(places, chosen, of_files, strict=True):
+                if not mark and samples.lengths is not None:
+                    mark = str(samples.lengths[indices[place]])
+                label = f"{zlib.crc32(str(labels[place]).encode()):08x} " if len(labels) else ""
+                marks.append((name, label + mark))
+            yield marks, any(of_files)
 
 
 def _marks(root: Path, names: Sequence[str], *, looks_inside: bool) -> list[str]:
