@@ -255,6 +255,20 @@ def test_workers_are_sent_names_of_lengths(tmp_path, more):
     assert ids == others and np.array_equal(here.inputs["input_values"], there.inputs["input_values"])
 
 
+def test_other_parts_of_the_same_recordings_are_other_samples(tmp_path):
+    soundfile.write(tmp_path / "long.wav", 0.1 * np.sin(np.arange(160_000)), 16000)
+    age(tmp_path / "long.wav")
+    speech, found = plugins.load("d2v.modalities", "speech"), []
+    for seconds in (1, 2):
+        rows = [f"long.wav,{number / 100},{number / 100 + seconds}" for number in range(NUMBER)]
+        (tmp_path / "rows.csv").write_text("\n".join(["audio,start,end", *rows]) + "\n")
+        age(tmp_path / "rows.csv", 3600 * seconds)
+        data = speech.DataConfig(path=str(tmp_path / "rows.csv"), check_files=False)
+        samples = speech.Samples(data, speech.FrontendConfig(), split="train", folder=tmp_path)
+        found.append((set(samples.lengths.tolist()), samples.origin))
+    assert found[0][0] == {16000} and found[1][0] == {32000} and found[0][1] != found[1][1]
+
+
 def test_an_array_that_is_a_part_is_sent_as_it_is(tmp_path):
     np.save(tmp_path / "numbers.npy", np.arange(100_000))
     numbers = mapped.mapped(tmp_path / "numbers.npy")

@@ -244,7 +244,8 @@ class Samples:
             self._cache = None
         if len(rows):
             self.report.sizes, self.report.advice = self._sizes(lengths, rates[rates != NONE])
-        digest = found.digest and cache.digest_of(found.digest, data, rows.others)
+        parts = [] if self._segments is None else [self._segments]  # other ones are other lengths of the same files
+        digest = found.digest and cache.digest_of(found.digest, data, rows.others, *parts)
         held = kept("lengths", cache.digest_of(settings), digest, lambda: {"lengths": np.asarray(lengths)})
         return rows, held["lengths"], digest
 
