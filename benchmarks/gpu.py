@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     end = time.monotonic() + 60 * float(given.get("minutes", 9))
     chosen = jobs(device, out, given.get("cifar10", ""), float(given.get("share", 0.1)))
     if words:
-        chosen = [job for job in chosen if any(word in job.name for word in words)]
+        chosen = [job for job in chosen if _is_named(job, words)]
     if not chosen:
         raise SystemExit(f"no job is named like {' '.join(words)}\n{__doc__}")
     out.mkdir(parents=True, exist_ok=True)
@@ -76,6 +76,10 @@ def main(arguments: list[str]) -> int:
             keep(out, job.name, {**found, "seconds": time.monotonic() - began})
     print("\n".join(tables(record(out))))
     return failed
+
+
+def _is_named(job: Job, words: list[str]) -> bool:
+    return any(word in job.name for word in words)
 
 
 def jobs(device: str, out: Path, cifar10: str, share: float) -> list[Job]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -136,21 +136,31 @@ def _places(media: datasets.Dataset) -> Iterator[Places]:
     """Of all rows, a chunk at a time."""
     (name,) = media.column_names
     column = column_of(media, name)
-    chunks = (column.slice(start, CHUNK).to_pylist() for start in range(0, len(column), CHUNK))
     if shards.is_place(column.type):
-        yield from _in_shards(chunks)
+        yield from _in_shards(column)
         return
-    if not pa.types.is_string(column.type):
-        chunks = ([cell and cell["path"] for cell in cells] for cells in chunks)
-    named = ([path or "" for path in paths] for paths in chunks)
-    for names, (sizes, times) in states_of_all(named, len(column)):
+    for names, (sizes, times) in states_of_all(_paths(column), len(column)):
         yield _of_chunk(names, sizes, times)
 
 
-def _in_shards(chunks: Iterable[list[dict]]) -> Iterator[Places]:
+def _cells(column: pa.ChunkedArray) -> Iterator[list]:
+    """A chunk at a time."""
+    for start in range(0, len(column), CHUNK):
+        yield column.slice(start, CHUNK).to_pylist()
+
+
+def _paths(column: pa.ChunkedArray) -> Iterator[list[str]]:
+    """Those that cells are or hold, a chunk at a time; "" where there is none."""
+    is_path = pa.types.is_string(column.type)
+    for cells in _cells(column):
+        paths = cells if is_path else [cell and cell["path"] for cell in cells]
+        yield [path or "" for path in paths]
+
+
+def _in_shards(column: pa.ChunkedArray) -> Iterator[Places]:
     """Of cells that name places in shards: the state of each is its shard's, which is asked once."""
     of_shards: dict[str, tuple[int, int]] = {}
-    for cells in chunks:
+    for cells in _cells(column):
         new = sorted({cell["path"] or "" for cell in cells} - {*of_shards})
         of_shards |= dict(zip(new, zip(*states(new), strict=True), strict=True))
         found = [of_shards[cell["path"] or ""] for cell in cells]
