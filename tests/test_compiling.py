@@ -19,23 +19,29 @@ def fresh():
     torch._dynamo.reset()
 
 
+def compiled(model, **how) -> list[str]:
+    """Compiles the blocks of `model` in place; what is said of it."""
+    said: list[str] = []
+    compiling.compile_blocks(compiling.blocks_to_compile(model, torch.device("cpu"), said.append, **how), **how)
+    return said
+
+
 def losses(modality: str, name: str, folder, backend: str, *more: str) -> dict[str, list]:
     """Loss of each of two steps, plain and compiled, and the names in the state dict."""
     found = {}
-    for compiled in (False, True):
+    for wanted in (False, True):
         config = tiny.config_of(
-            modality, folder / str(compiled), tiny.using(name), "train.steps=2", "run.save_every=5", *more
+            modality, folder / str(wanted), tiny.using(name), "train.steps=2", "run.save_every=5", *more
         )
         loop = tiny.loop_of(config)
         names = list(loop.objective.state_dict())
-        if compiled:
-            said: list[str] = []
-            assert compiling.compile_blocks(loop.objective, torch.device("cpu"), said.append, backend=backend), said
+        if wanted:
+            assert not compiled(loop.objective, backend=backend)
             blocks = [module for module in loop.objective.modules() if isinstance(module, BLOCKS)]
             assert all(block._compiled_call_impl is not None for block in blocks) and len(blocks) >= 4
         loop()
         assert list(loop.objective.state_dict()) == names
-        found[compiled] = list(tiny.losses(folder / str(compiled)).values())
+        found[wanted] = list(tiny.losses(folder / str(wanted)).values())
     return found
 
 
@@ -64,15 +70,15 @@ def test_so_does_the_code_that_inductor_makes(modality, name, tmp_path):
 
 def test_layers_of_several_modalities_compile_too():
     encoder = several.trained(several.encoder(**several.OWN)).train()
-    said: list[str] = []
-    assert compiling.compile_blocks(encoder, torch.device("cpu"), said.append, backend="eager") and not said
+    assert not compiled(encoder, backend="eager")
+    assert all(block._compiled_call_impl is not None for block in encoder.trunk.blocks)
 
 
 def test_states_and_attention_are_seen_through_compiled_blocks():
     """Compiled code calls no hooks: what a page of a run draws is computed by the blocks as they are written."""
     encoder, pixels = several.encoder("image").eval(), {"pixel_values": torch.randn(2, 3, 16, 16)}
     expected = encoder(**pixels, output_hidden_states=True, output_attentions=True)
-    assert compiling.compile_blocks(encoder, torch.device("cpu"), print, backend="eager")
+    assert not compiled(encoder, backend="eager")
     torch.testing.assert_close(encoder(**pixels).x, expected.x)
     found = encoder(**pixels, output_hidden_states=True, output_attentions=True)
     assert len(found.attentions) == len(encoder.trunk.blocks)
@@ -82,15 +88,14 @@ def test_states_and_attention_are_seen_through_compiled_blocks():
 
 def test_what_cannot_be_compiled_is_said_once_and_goes_on_as_it_is(capsys):
     encoder = several.encoder("image")
-    said: list[str] = []
 
     def broken(graph, inputs):
         raise OSError("no compiler here")
 
     before = torch.get_rng_state()
-    assert not compiling.compile_blocks(encoder, torch.device("cpu"), said.append, backend=broken)
+    said = compiled(encoder, backend=broken)
     assert len(said) == 1 and "no compiler here" in said[0] and "\n" not in said[0]
     assert torch.equal(torch.get_rng_state(), before)
     assert all(block._compiled_call_impl is None for block in encoder.trunk.blocks)
     with pytest.raises(ValueError, match=r"train.compile=true compiles the trunk's blocks, and this one has none"):
-        compiling.compile_blocks(torch.nn.Linear(1, 1), torch.device("cpu"), said.append)
+        compiled(torch.nn.Linear(1, 1))

@@ -1,11 +1,20 @@
 """Batches: epochs are permutations, ranks share a batch, nothing depends on what was asked before."""
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from d2v.modalities.common import sampling
 from d2v.modalities.common.sampling import Sampler, share
+
+
+@pytest.fixture(params=["order kept", "order computed"], autouse=True)
+def few_or_many(request, monkeypatch):
+    """The same holds of both ways to shuffle."""
+    if request.param == "order computed":
+        monkeypatch.setattr(sampling, "MANY", 0)
 
 
 @pytest.mark.parametrize("lengths", [None, np.random.default_rng(0).integers(1, 1000, 103)])
@@ -67,3 +76,14 @@ def test_a_sampler_travels_to_worker_processes():
     sampler = Sampler(50, 8, 0)
     sampler(3)
     assert np.array_equal(pickle.loads(pickle.dumps(sampler))(7), sampler(7))
+
+
+def test_the_order_of_many_samples_takes_no_memory():
+    many = 3_000_000_001
+    sampler = Sampler(many, 64, 0)
+    sampler(0)
+    tracemalloc.start()
+    drawn = np.concatenate([sampler(step) for step in (0, 1, 999_999, len(sampler) - 1, len(sampler))])
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+    assert len(set(drawn[: 4 * 64].tolist())) == 4 * 64 and drawn.min() >= 0 and many / 2 < drawn.max() < many

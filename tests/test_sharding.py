@@ -3,6 +3,7 @@
 Two gloo processes, started once, run everything under DDP and under FSDP.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "dino": (tiny.using("dino"), *RARELY),
     "moco": (tiny.using("moco"), *RARELY),
     "lars": (*LARS, *RARELY),
+    "compiled": ("train.compile=true", "train.checkpoint_activations=true", "train.steps=3", EPS, "run.save_every=3"),
     "pieces": (*SGD, "train.steps=3", "train.accumulate=2", "train.checkpoint_activations=true", "train.clip=0.1"),
 }
 OFTEN = ("data2vec", "moco")  # the others are of pytest -m slow
@@ -82,6 +84,7 @@ def stopped(folder: Path) -> None:
 
 def both_ways(root: Path, *names: str) -> None:
     """What each of two processes does: runs of these cases, whole and sharded."""
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")  # inductor's code is made in minutes
     for name in names:
         for sharding in SHARDINGS:
             trained(root / f"{name}_{sharding}", *CASES[name], f"train.sharding={sharding}")

@@ -109,6 +109,18 @@ def test_parquet_is_not_copied(folders, tmp_path, monkeypatch):
     assert shards._group.cache_info().misses == 1
 
 
+def test_groups_of_rows_that_are_slow_to_read_are_said(folders, monkeypatch):
+    def said() -> list[str]:
+        return [note for note in opened(folders["parquet"]).report.notes if "group" in note]
+
+    assert not said()
+    monkeypatch.setattr(shards, "HEAVY", 1000)
+    (note,) = said()
+    assert "a group of rows at a time, here 4 rows and 0 MB for each sample: `d2v data pack SOURCE OUT`" in note
+    monkeypatch.setattr(shards, "GROUPS", 6)
+    assert not said()  # all of them stay in memory
+
+
 def test_tar_files_are_looked_into_once(folders, tmp_path, monkeypatch):
     monkeypatch.setattr("d2v.cache.LEAST", 2)
     monkeypatch.setattr("d2v.modalities.common.known.SMALL", 100)

@@ -94,11 +94,6 @@ class TrainConfig:
         check_fields(self, "train")
         if self.schedule == "tri_stage" and not 0 < self.floor <= 1:
             raise ValueError(f"train.floor is {self.floor}; tri_stage falls exponentially to a share above 0")
-        if self.compile and self.sharding == "fsdp":
-            raise ValueError(
-                "train.compile is true and train.sharding is fsdp; blocks that are shared out cannot be compiled yet: "
-                "compile must be false, or sharding none"
-            )
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"train.accumulate is {self.accumulate}; it must be at most train.batch_size, {self.batch_size}: "

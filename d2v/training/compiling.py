@@ -4,11 +4,12 @@ Each block is one graph, without breaks; what lies between blocks stays as it is
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from d2v.models.own import Own
 from d2v.models.transformer import PostNormBlock, PreNormBlock
@@ -18,11 +19,13 @@ from d2v.models.transformer import PostNormBlock, PreNormBlock
 LIMIT = 128
 
 
-def compile_blocks(model: nn.Module, device: torch.device, say: Callable[[str], None], **how: Any) -> bool:
-    """Compiles the blocks of `model` in place at their first call; whether it does.
+def blocks_to_compile(
+    model: nn.Module, device: torch.device, say: Callable[[str], None], **how: Any
+) -> Sequence[nn.Module]:
+    """The blocks of `model`, which must not be shared out yet, after a copy of one was compiled and ran.
 
-    Where a first block cannot be compiled, it says why in a line and all stays as it is. `how`: more for torch.compile.
-    ValueError: there are no blocks.
+    Where that fails there are none to compile, and a line says why. `how`: more for torch.compile. ValueError: the
+    model has no blocks.
     """
     blocks = [module for module in model.modules() if isinstance(module, PostNormBlock | PreNormBlock)]
     if not blocks:
@@ -34,10 +37,18 @@ def compile_blocks(model: nn.Module, device: torch.device, say: Callable[[str], 
     fault = _fault(blocks[0], device, how)
     if fault:
         say(f"train.compile=true, but compiling failed, and the run goes on without: {fault}")
-        return False
+        return []
+    return blocks
+
+
+def compile_blocks(blocks: Sequence[nn.Module], **how: Any) -> None:
+    """Compiles blocks in place, each at its first call."""
     for block in blocks:
-        block.compile(fullgraph=True, **how)
-    return True
+        if isinstance(block, FSDPModule):
+            # What gathers a block's weights are hooks around `forward`, which no graph can hold.
+            block.forward = torch.compile(block.forward, fullgraph=True, **how)
+        else:
+            block.compile(fullgraph=True, **how)
 
 
 def _fault(block: nn.Module, device: torch.device, how: dict[str, Any]) -> str:

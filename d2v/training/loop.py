@@ -22,7 +22,7 @@ from d2v.objectives.common.objective import Objective
 from d2v.protocols import Batches
 from d2v.training import checkpoint
 from d2v.training.collapse import singular_values
-from d2v.training.compiling import compile_blocks
+from d2v.training.compiling import blocks_to_compile, compile_blocks
 from d2v.training.curves import plot_curves, plot_spectrum
 from d2v.training.distributed import all_sum, mean_of_metrics
 from d2v.training.forecast import Forecast
@@ -87,6 +87,7 @@ class Loop:
         self.model: Any
         self.optimizer: Any
         self.sharding = None
+        blocks = blocks_to_compile(objective, accelerator.device, self._say) if train.compile else []
         if train.sharding == "fsdp" and accelerator.num_processes == 1:
             self._say("train.sharding=fsdp: one process has nothing to share, and trains as with none")
         if train.sharding == "fsdp" and accelerator.num_processes > 1:
@@ -95,8 +96,7 @@ class Loop:
             self.optimizer = accelerator.prepare_optimizer(make_optimizer(objective, train))
         else:
             self.model, self.optimizer = accelerator.prepare(objective, make_optimizer(objective, train))
-        if train.compile:
-            compile_blocks(objective, accelerator.device, accelerator.print)
+        compile_blocks(blocks)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.progress = checkpoint.Progress()
         self.roll_call = RollCall()

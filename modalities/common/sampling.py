@@ -9,11 +9,14 @@ import numpy as np
 import torch
 
 from d2v.modalities.common.data_report import UnreadableError
+from d2v.modalities.common.permutation import permuted
 
 Read = TypeVar("Read")
 STAND_INS = 100  # samples in a row of which one must be readable
 
 EPOCH = 0x5A3B1E  # sets the shuffle of an epoch apart from other draws of the seed
+BATCHES = 0xBA7C4  # and the order of its batches from that of its samples
+MANY = 10_000_000  # samples; the order of more is computed a batch at a time, and takes no memory
 
 
 class Cut:
@@ -31,7 +34,7 @@ class Sampler:
 
     Shuffled samples are sorted by length within chunks of `chunk` batches and the order of batches is shuffled again,
     so that padding is small and an epoch still differs from the last. What does not fill a batch waits for the next
-    epoch's shuffle.
+    epoch's shuffle. Of more than MANY samples no order is kept: see _batch.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class Sampler:
     def __call__(self, step: int) -> np.ndarray:
         """Indices of the global batch of `step`, (batch_size,)."""
         epoch, number = divmod(step, len(self))
+        if self.num_samples > MANY:
+            return self._batch(epoch, number)
         if epoch not in self._made:
             for other in list(self._made):
                 if other != epoch - 1:  # the one before is kept: parts may be a step apart
@@ -64,6 +69,23 @@ class Sampler:
     def __getstate__(self) -> dict[str, Any]:
         """Other processes make the order themselves."""
         return {**vars(self), "_made": {}}
+
+    def _batch(self, epoch: int, number: int) -> np.ndarray:
+        """Indices of one batch, (batch_size,), by permutations of samples and of batches that are computed."""
+        if self.lengths is None:
+            return self._drawn(epoch, number * self.batch_size, self.batch_size)
+        generator = np.random.default_rng((self.seed, EPOCH, epoch, BATCHES))
+        place = int(permuted(np.array([number]), len(self), generator)[0])
+        first = place - place % self.chunk  # of the chunk
+        size = min(self.chunk, len(self) - first) * self.batch_size
+        chunk = self._drawn(epoch, first * self.batch_size, size)
+        by_length = chunk[np.argsort(self.lengths[chunk], kind="stable")]
+        return by_length.reshape(-1, self.batch_size)[place - first]
+
+    def _drawn(self, epoch: int, first: int, count: int) -> np.ndarray:
+        """So many samples of an epoch's shuffle, (count,)."""
+        generator = np.random.default_rng((self.seed, EPOCH, epoch))
+        return permuted(np.arange(first, first + count), self.num_samples, generator)
 
     def _make_epoch(self, epoch: int) -> np.ndarray:
         """Indices of an epoch's batches, (batches, batch_size)."""

@@ -33,6 +33,7 @@ NUMBER = re.compile(r"(.*?)(\d+)(?:-of-(\d+))?(\.tar|\.parquet)$")
 LABEL, TEXT, MORE = "cls", "txt", "json"
 TAR = ".tar"
 GROUPS = 2  # groups of rows of parquet that stay in memory
+HEAVY = 4_000_000  # bytes of a group, from which reading a row of it takes longer than decoding an image
 _lock = threading.Lock()
 
 
@@ -234,6 +235,21 @@ def of_tables(files: Sequence[Path]) -> datasets.Dataset | None:
     schema = datasets.Features({name: features[name] for name in columns}).arrow_schema
     arrays = [pa.chunked_array(columns[field.name], field.type) for field in schema]
     return datasets.Dataset(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def slow_groups(files: Sequence[Path]) -> list[str]:
+    """A line on parquet files of which much is read for each row that is asked for, or none."""
+    groups, rows, size = 0, 0, 0
+    for file in files:
+        metadata = pq.read_metadata(file)
+        groups, rows = groups + metadata.num_row_groups, rows + metadata.num_rows
+        size += sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    if groups <= GROUPS or size < HEAVY * groups:
+        return []
+    return [
+        f"parquet is read a group of rows at a time, here {rows // groups} rows and {size / groups / 1e6:.0f} MB for "
+        "each sample: `d2v data pack SOURCE OUT` writes shards of which a sample is read alone"
+    ]
 
 
 def _holds_bytes(file: pq.ParquetFile, name: str) -> bool:

@@ -230,7 +230,7 @@ def _open_kind(
     if suffix == ".parquet" and suffix not in extensions:
         opened = None if what == "text" else shards.of_tables(files)
         if opened is not None:
-            return opened
+            return _with_notes(opened, shards.slow_groups(files), [])
         return _load("train", str(root), what, "parquet", data_files=[glob.escape(str(file)) for file in files])
     if extensions == TEXTS:
         return _texts(files, root, split, sample_by)
