@@ -1,11 +1,11 @@
 """Time, memory and arithmetic rate of one training step, ours against the same step built on transformers.
 
-    python benchmarks/step_time.py [image speech text] [threads=2] [steps=12]
+    python benchmarks/step_time.py [image speech text] [threads=2] [steps=12] [compiled=0]
 
 One step: student forward and backward, teacher forward, gradient norm, AdamW, EMA; float32; data are made beforehand.
 Each implementation has a process of its own (peak memory is that process's), and they take steps in turn, because
 machines drift. Dropouts are the published ones on both sides: without them the attention of both would take another
-kernel than in a real run. Linux only: peak memory is read from /proc.
+kernel than in a real run. compiled=1 adds ours with train.compile. Linux only: peak memory is read from /proc.
 
 Columns: median wall and CPU seconds of a step; peak memory of the process, and what of it came after the imports (most
 of which are torch and its CUDA libraries); each with its ratio to transformers. Then the arithmetic of products and
@@ -119,8 +119,13 @@ def our_encoder(modality: str, size: Size) -> Any:
 def make_step(name: str, modality: str, size: Size) -> Any:
     """The implementation by its name in the table."""
     torch.manual_seed(0)
-    if name == "d2v":
-        return OurStep(modality, size)
+    if name.startswith("d2v"):
+        ours = OurStep(modality, size)
+        if name.endswith("compiled"):
+            from d2v.training.compiling import blocks_to_compile, compile_blocks
+
+            compile_blocks(blocks_to_compile(ours.objective, torch.device("cpu"), print))
+        return ours
     from peer import PeerStep
 
     return PeerStep(modality, size, fused=name.endswith("fused"))
@@ -241,7 +246,7 @@ def arithmetic(result: dict, rate: float) -> str:
 
 def main(arguments: list[str]) -> None:
     """Prints the table."""
-    words, options = parse_options(arguments, {"threads": 2, "steps": 12})
+    words, options = parse_options(arguments, {"threads": 2, "steps": 12, "compiled": 0})
     os.environ["KINETO_LOG_LEVEL"] = "5"  # the profiler of the workers talks about GPUs
     modalities = words or list(MODALITIES)
     rate = product_rate(options["threads"])
@@ -254,6 +259,8 @@ def main(arguments: list[str]) -> None:
     print("|---" * 15 + "|")
     for modality in modalities:
         names = ["d2v", "transformers", "transformers, fused"]
+        if options["compiled"]:
+            names.insert(1, "d2v, compiled")
         results = measure(names, Task(partial(make_task, modality), Size(), TINY), options["threads"], options["steps"])
         for name in names:
             print(

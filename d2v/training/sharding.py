@@ -5,6 +5,7 @@ more group. Buffers (queues, centres, banks) are equal on all processes, and who
 """
 
 import copy
+import warnings
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +28,8 @@ class Sharding:
         self.objective, self.device = objective, accelerator.device
         self.bare = _without_weights(objective)
         objective.to(accelerator.device)
+        # What a block gives is changed in place nowhere, which is what torch warns of.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         # Masters, what is gathered and what is reduced are float32; autocast, which accelerate puts around the step,
         # casts for matrix products alone, as without sharding. A MixedPrecisionPolicy would give norms weights in bf16,
