@@ -26,6 +26,7 @@ from d2v.training.joint_weights import weigh
 from d2v.training.loop import Loop
 from d2v.training.online_probe import ProbeConfig
 from d2v.training.pretraining import online_probe
+from d2v.training.sharding import check_shards
 from d2v.training.verdict import Verdict
 from scripts import evaluate, pretrain
 
@@ -189,6 +190,12 @@ def test_a_step_takes_the_memory_of_its_largest_part(tmp_path):
     assert most_kept(lambda: objective(views)) > 1.2 * max(alone.values())
     loop = Loop(objective, batches, train=config.train, run=config.run, accelerator=Accelerator(cpu=True))
     assert most_kept(lambda: loop._step(iter([(views, [], 0.0)]))) < 1.05 * max(alone.values())
+
+
+def test_joint_runs_are_not_sharded(tmp_path):
+    objective, _ = opened(load_joint(*split(config_of(tmp_path / "run"))), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"train.sharding is fsdp; joint reads parameters outside .* must be none"):
+        check_shards(objective)
 
 
 def split(arguments: list[str]) -> tuple[str, list[str]]:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from d2v.training import checkpoint
 from d2v.training.loop import Loop
-from d2v.training.sharding import check_shards
 
 LARS = ("train.optimizer=lars", "train.betas=[0.9,0.98]", "train.eps=1e-6", "train.lr=0.1")
 SGD = ("train.optimizer=sgd", "train.betas=[0.9,0.98]", "train.eps=1e-6", "train.lr=0.05")
@@ -29,6 +28,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "dino": (tiny.using("dino"), *RARELY),
     "moco": (tiny.using("moco"), *RARELY),
     "lars": (*LARS, *RARELY),
+    "layers": ("model.trunk.layer_drop=0.4", "model.trunk.depth=4", EPS, *RARELY),
     "compiled": ("train.compile=true", "train.checkpoint_activations=true", "train.steps=3", EPS, "run.save_every=3"),
     "pieces": (*SGD, "train.steps=3", "train.accumulate=2", "train.checkpoint_activations=true", "train.clip=0.1"),
 }
@@ -214,7 +214,17 @@ def test_shares_of_another_model_are_no_damage(root: Path, tmp_path: Path):
         checkpoint.restore(loop.accelerator, root / "data2vec_fsdp" / "checkpoints", print)
 
 
-def test_layers_that_each_process_drops_by_itself_are_refused():
-    objective = tiny.objective_of(tiny.config_of("image", "unused", "model.trunk.layer_drop=0.1"))
-    with pytest.raises(ValueError, match=r"train.sharding is fsdp, and student.encoder.trunk drops layers"):
-        check_shards(objective)
+def test_processes_drop_the_same_layers_whatever_else_they_draw(tmp_path: Path):
+    drawn = []
+    for number in range(3):
+        objective = tiny.objective_of(tiny.config_of("image", tmp_path, "model.trunk.layer_drop=0.5", "train.seed=3"))
+        torch.manual_seed(number)
+        trunk = objective.student["encoder"].trunk
+        steps = []
+        for step in range(40):
+            objective.begin_step(step, 40)
+            steps.append([trunk._drops(0) for _ in range(4)])
+        drawn.append(steps)
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert len({tuple(step) for step in drawn[0]}) > 10
+    assert 40 < sum(map(sum, drawn[0])) < 120

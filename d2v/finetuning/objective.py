@@ -37,6 +37,7 @@ class Supervised(Objective):
 
     def begin_step(self, step: int, steps: int) -> None:
         """The encoder thaws at step `freeze_steps`."""
+        super().begin_step(step, steps)
         if self.config.freeze_steps:
             for parameter in self.thawing:
                 parameter.requires_grad_(step >= self.config.freeze_steps)

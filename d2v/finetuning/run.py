@@ -99,6 +99,7 @@ def assemble(
     elif not resumes(folder):
         model.encoder.begin_with(config.modality, data.training.samples)
     objective = Supervised(model, train)
+    objective.seed = train.seed
     validation = _validation(config, objective, data, folder)
     others = {} if validation is None else {"when the validation split is scored (train.validate_every)": is_scored}
     check_length(folder, config, objective, setting="model", others=others)

@@ -8,6 +8,7 @@ speech and text are post-norm, images are pre-norm with layer scale and no key b
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -246,6 +247,8 @@ class Trunk(nn.Module):
         config.check_modalities(modalities)
         self.config = config
         self.gradient_checkpointing = False
+        # Which layers drop; None: torch's generator of the CPU. A run sets it, the same on all of its processes.
+        self.layer_draws: np.random.Generator | None = None
         self.input_norm = nn.LayerNorm(config.dim, config.norm_eps) if config.input_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout if config.input_dropout is None else config.input_dropout)
         prenet_drop = config.layer_drop if config.prenet_layer_drop is None else config.prenet_layer_drop
@@ -291,7 +294,7 @@ class Trunk(nn.Module):
         x = self.dropout(_of(self.input_norm, modality)(x))
         results = []
         for number, (block, bias) in enumerate(zip(self.blocks, biases, strict=True)):
-            if self.training and self.layer_drops[number] and torch.rand(()) < self.layer_drops[number]:
+            if self.training and self._drops(number):
                 continue
             wanted = only if block is self.blocks[-1] else None
             if self.training and self.gradient_checkpointing:
@@ -303,6 +306,13 @@ class Trunk(nn.Module):
                 results.append(result if wanted is not None else _taken(result, only))
         x = x if x.ndim == 2 else _taken(x, only)  # the last block was dropped
         return _of(self.final_norm, modality)(x), results
+
+    def _drops(self, number: int) -> bool:
+        """Whether block `number` is left out of this pass; drawn where it may be."""
+        chance = self.layer_drops[number]
+        if not chance:
+            return False
+        return (torch.rand(()).item() if self.layer_draws is None else self.layer_draws.random()) < chance
 
     def init_weights(self) -> None:
         """Every weight as published: BERT's normal, BEiT's truncated normal with depth-scaled output projections, or

@@ -23,7 +23,7 @@ class Sharding:
     """An objective whose parameters are from now on shared out among the processes."""
 
     def __init__(self, objective: Objective, accelerator: Accelerator):
-        """ValueError: a method, or a trunk, whose steps differ between processes or that reads parameters elsewhere."""
+        """ValueError: a method that reads parameters outside of its steps."""
         check_shards(objective)
         self.objective, self.device = objective, accelerator.device
         self.bare = _without_weights(objective)
@@ -56,18 +56,12 @@ class Sharding:
 
 
 def check_shards(objective: Objective) -> None:
-    """ValueError: a method, or a trunk, whose steps differ between processes or that reads parameters elsewhere."""
+    """ValueError: a method that reads parameters outside of its steps."""
     if not objective.can_be_sharded:
         raise ValueError(
             f"train.sharding is fsdp; {type(objective).__name__.lower()} reads parameters outside of its steps, and "
             "cannot be sharded: it must be none"
         )
-    for name, module in objective.named_modules():
-        if isinstance(module, Trunk) and any(module.layer_drops):
-            raise ValueError(
-                f"train.sharding is fsdp, and {name} drops layers, others on each process "
-                "(model.trunk.layer_drop, prenet_layer_drop): they must be 0, or train.sharding none"
-            )
 
 
 def _without_weights(objective: Objective) -> Objective:

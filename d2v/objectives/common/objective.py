@@ -4,12 +4,16 @@ import copy
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from d2v.models.transformer import Trunk
 from d2v.training.distributed import shares
 from d2v.types import Loss, View
+
+LAYERS = 0x1A7E5  # sets the draw of dropped layers apart from others of the seed and the step
 
 
 class Objective(nn.Module):
@@ -81,8 +85,14 @@ class Objective(nn.Module):
         times micro-batches)."""
 
     def begin_step(self, step: int, steps: int) -> None:
-        """What a method changes before optimizer step `step` (0 is the first) of `steps`."""
+        """What a method changes before optimizer step `step` (0 is the first) of `steps`.
+
+        Here: which layers of the student drop, which is the same on all processes, as in fairseq.
+        """
         self.step = step
+        for module in self.student.modules():
+            if isinstance(module, Trunk) and module.config.drops_layers:
+                module.layer_draws = np.random.default_rng((self.seed, step, LAYERS))
 
     def apart(self, views: list[View]) -> list[list[View]]:
         """Groups of views whose losses do not need one another: each has a backward pass of its own, and its memory."""
