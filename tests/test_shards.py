@@ -213,13 +213,61 @@ def test_recordings_with_columns_are_packed_by_split(tmp_path):
             lines.append(json.dumps({"file_name": f"c.{clip}.wav", "text": f"clip {clip}", "speaker": clip % 2}))
         (tmp_path / "clips" / split / "metadata.jsonl").write_text("\n".join(lines))
     said = packing.pack(str(tmp_path / "clips"), Path(tmp_path / "out").mkdir() or tmp_path / "out", 40_000)
-    assert said == ["train: 5 audio samples in 3 shards", "test: 2 audio samples in 1 shards"]
+    assert said == ["train: 5 audio samples in 3 shards", "test: 2 audio samples in 1 shard"]
     packed, plain = opened(tmp_path / "out", "speech"), opened(tmp_path / "clips", "speech")
     assert packed.lengths.tolist() == plain.lengths.tolist() == [8000] * 5 and packed.report.splits == ["train", "test"]
     for index in range(5):
         assert np.array_equal(packed.wave(index), plain.wave(index))
     assert packed.column("text").tolist() == plain.column("text").tolist()
     assert packed.column("speaker").tolist() == plain.column("speaker").tolist()
+
+
+@pytest.mark.parametrize(
+    ("ending", "subtype", "packed_as"),
+    [
+        ("wav", "PCM_16", ".flac"),
+        ("wav", "PCM_24", ".flac"),
+        ("wav", "PCM_U8", ".flac"),
+        ("wav", "FLOAT", ".wav"),
+        ("ogg", "VORBIS", ".wav"),
+    ],
+)
+def test_parts_of_recordings_are_packed_as_recordings(ending, subtype, packed_as, tmp_path):
+    """Also of two channels and another rate, beside a part that lies past the end and a file that is missing."""
+    draw, source = np.random.default_rng(0), tmp_path / "source"
+    source.mkdir()
+    soundfile.write(source / f"a.{ending}", draw.normal(0, 0.1, (22050 * 4, 2)), 22050, subtype=subtype)
+    rows = [("a", 0.5, 1.25, "x"), ("a", 2, 3.3, "y"), ("a", 3.9, 9, "z"), ("gone", 0, 1, "x"), ("a", "", "", "y")]
+    lines = ["file,start,end,label"] + [f"{name}.{ending},{start},{end},{label}" for name, start, end, label in rows]
+    (source / "table.csv").write_text("\n".join(lines))
+    (tmp_path / "out").mkdir()
+    said = packing.pack(str(source / "table.csv"), tmp_path / "out", 10**9)
+    assert said[0] == "train: 3 audio samples in 1 shard"
+    assert said[1].startswith("left out, cannot be read: 2: ") and "ends at 9 s, and the recording has 4 s" in said[1]
+    with tarfile.open(next((tmp_path / "out").iterdir())) as shard:
+        names = [member.name for member in shard]
+    assert [name for name in names if name.endswith(packed_as)][:2] and not [n for n in names if n.endswith(".json")]
+    settings = {"max_bad_share": 0.5}
+    packed, plain = opened(tmp_path / "out", "speech", **settings), opened(source / "table.csv", "speech", **settings)
+    assert packed.lengths.tolist() == plain.lengths.tolist() and len(packed) == 3
+    for index in range(3):
+        assert np.array_equal(packed.wave(index), plain.wave(index))
+
+
+def test_a_table_of_sound_is_not_packed_as_images_and_a_link_to_nothing_is_left_out(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    soundfile.write(source / "b.wav", np.random.default_rng(0).normal(0, 0.1, 8000), 16000)
+    (source / "a.wav").symlink_to(tmp_path / "nowhere.wav")
+    (tmp_path / "first").mkdir()
+    said = packing.pack(str(source), tmp_path / "first", 10**9)
+    assert said == ["train: 1 audio sample in 1 shard", "left out, cannot be read: 1: a.wav: No such file or directory"]
+    (source / "table.csv").write_text("file\na.wav\nb.wav\n")
+    (tmp_path / "second").mkdir()
+    assert packing.pack(str(source / "table.csv"), tmp_path / "second", 10**9) == said
+    (source / "b.wav").unlink()
+    with pytest.raises(ValueError, match=r"none of 2 audio samples of .* can be read: a.wav: No such file"):
+        packing.pack(str(source / "table.csv"), tmp_path / "first", 10**9)
 
 
 def test_what_cannot_be_packed_is_one_line(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,15 @@ from typing import Any
 import datasets
 
 from d2v.modalities.common import shards, tables
+from d2v.modalities.common.data_report import UnreadableError
 from d2v.modalities.common.kinds import AUDIO, IMAGES, extension
 from d2v.modalities.common.sources import open_source, splits
+from d2v.modalities.speech.audio import WHOLE, Part, cut
 from d2v.protocols import NoSplitError
+from d2v.reading import named
 
 KINDS = {"image": IMAGES, "audio": AUDIO}
+PART = (*tables.STARTS, tables.STOP, tables.LENGTH)  # columns that say which part of a recording a row is
 BEGINS = {  # what a file without a name is known by
     b"\xff\xd8": ".jpg",
     b"\x89PNG": ".png",
@@ -36,14 +41,20 @@ def pack(source: str, folder: Path, size: int) -> list[str]:
     """Fills a folder with shards of at most `size` bytes, or of one sample; says what they hold.
 
     A sample is its media as they are, its label in .cls, its text in .txt and its other columns in .json, in the order
-    in which the source is read. ValueError: there are neither images nor sound, or a sample has no known format.
+    in which the source is read; a row that is a part of a recording becomes a recording. What cannot be read is left
+    out, and said. ValueError: there are neither images nor sound, none can be read, or one has no known format.
     """
     kind, dataset, name = _opened(source)
     said = []
     for split in splits(dataset) or [name]:
         rows = dataset if split == name else open_source(source, split, KINDS[kind], kind)
-        numbers = _write(rows, kind, source, split, folder, size)
-        said.append(f"{split}: {len(rows)} {kind} samples in {numbers} shards")
+        number, unread = _write(rows, kind, source, split, folder, size)
+        if len(unread) == len(rows):
+            raise ValueError(f"none of {len(rows)} {kind} samples of {source} can be read: {named(unread)}")
+        count = len(rows) - len(unread)
+        said.append(f"{split}: {count} {kind} sample{'s'[: count != 1]} in {number} shard{'s'[: number != 1]}")
+        if unread:
+            said.append(f"left out, cannot be read: {len(unread)}: {named(unread)}")
     return said
 
 
@@ -52,7 +63,10 @@ def _opened(source: str) -> tuple[str, datasets.Dataset, str]:
     said = []
     for kind, extensions in KINDS.items():
         try:
-            return kind, open_source(source, "train", extensions, kind), "train"
+            rows = open_source(source, "train", extensions, kind)
+            if _is_of(rows, kind):
+                return kind, rows, "train"
+            said.append(f"{source} has no {kind} files")
         except NoSplitError as error:
             raise ValueError(f"{error}; what is packed needs a split train") from error
         except ValueError as error:
@@ -60,17 +74,41 @@ def _opened(source: str) -> tuple[str, datasets.Dataset, str]:
     raise ValueError("; ".join(dict.fromkeys(said)))
 
 
-def _write(rows: datasets.Dataset, kind: str, source: str, split: str, folder: Path, size: int) -> int:
-    """Writes the shards of a split; returns how many."""
+def _is_of(rows: datasets.Dataset, kind: str) -> bool:
+    """Whether the first of the rows whose format is known, by name or content, is media of this kind."""
+    media = tables.media_column(rows, kind)
+    for cells in rows:
+        cell = cells[media]
+        ending = extension(Path((cell.get("path") if isinstance(cell, dict) else cell) or ""))
+        try:
+            ending = ending if ending in IMAGES + AUDIO else _media(cell, "", WHOLE)[1]
+        except ValueError:
+            continue
+        return ending in KINDS[kind]
+    return True
+
+
+def _write(
+    rows: datasets.Dataset, kind: str, source: str, split: str, folder: Path, size: int
+) -> tuple[int, dict[str, str]]:
+    """Writes the shards of a split; how many, and what cannot be read."""
     media = tables.media_column(rows, kind)
     names = tables.identifiers(rows, source, split)
-    left = [name for name in tables.column_names(rows) if name not in (media, "file", "label", "text")]
+    parts = tables.segments(rows) if kind == "audio" else None
+    apart = (media, "file", "label", "text", *(PART if parts is not None else ()))
+    left = [name for name in tables.column_names(rows) if name not in apart]
     taken: set[str] = set()
+    unread: dict[str, str] = {}
     number, shard = 0, None
     try:
         for row in range(len(rows)):
             cells = rows[row]
-            content, ending = _media(cells[media], names[row])
+            try:
+                part = WHOLE if parts is None else Part(*parts[row].tolist())
+                content, ending = _media(cells[media], names[row], part)
+            except UnreadableError as error:
+                unread[names[row]] = str(error)
+                continue
             members = [(ending, content), *_fields(rows, cells, left)]
             if shard is None or shard.offset + sum(len(one) for _, one in members) > size:
                 if shard is not None:
@@ -85,11 +123,14 @@ def _write(rows: datasets.Dataset, kind: str, source: str, split: str, folder: P
     finally:
         if shard is not None:
             shard.close()
-    return number
+    return number, unread
 
 
-def _media(cell: Any, name: str) -> tuple[bytes, str]:
-    """The bytes of a sample and the ending of its format. ValueError: it has none, or cannot be read."""
+def _media(cell: Any, name: str, part: Part) -> tuple[bytes, str]:
+    """The bytes of a sample and the ending of its format. UnreadableError: they cannot be read. ValueError: no format.
+
+    `part`: of a recording.
+    """
     if isinstance(cell, dict) and cell.get("offset") is not None:
         content, place = shards.read(cell), name
     elif isinstance(cell, dict) and cell.get("bytes"):
@@ -99,7 +140,11 @@ def _media(cell: Any, name: str) -> tuple[bytes, str]:
         try:
             content = Path(place).read_bytes()
         except OSError as error:
-            raise ValueError(f"{name} cannot be read: {error.strerror}") from error
+            raise UnreadableError(error.strerror or str(error)) from error
+    if not content:
+        raise UnreadableError("no bytes")
+    if not (part.start == 0 and math.isnan(part.stop)):
+        content, place = cut(content, part), ""
     ending = extension(Path(place))
     if ending not in IMAGES + AUDIO:
         ending = next((ending for begin, ending in BEGINS.items() if content.startswith(begin)), "")
