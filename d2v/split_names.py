@@ -1,5 +1,7 @@
 """Names of splits that mean the same, and what becomes of each split of the data, in a line for a person."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 
 FAMILIES = (  # names that mean one split, as `datasets` knows them
@@ -19,6 +21,38 @@ def same_split(name: str, split: str) -> bool:
 def is_split(name: str) -> bool:
     """Whether this is the name of a split."""
     return name.lower() in KNOWN
+
+
+def share_rows(one: str, other: str) -> bool:
+    """Whether two splits of the same data, as they were asked for (train, train[:100]+dev), have rows in common.
+
+    As far as the names alone tell: not of a slice from the end beside another slice, nor of numbers beside percents.
+    """
+    return any(_meet(first, second) for first in one.split("+") for second in other.split("+"))
+
+
+def _meet(one: str, other: str) -> bool:
+    """The same, of splits that are not joined."""
+    (name, first), (other_name, second) = _parts(one), _parts(other)
+    if not same_split(name, other_name):
+        return False
+    if first is None or second is None:  # all of it
+        return True
+    unit, start, stop = first
+    return unit == second[0] and max(start, second[1]) < min(stop, second[2])
+
+
+def _parts(split: str) -> tuple[str, tuple[str, float, float] | None]:
+    """The name, and the unit, first and last of a slice, NaN where that is counted from the end; None: all of it."""
+    match = re.fullmatch(r"(.+)\[(-?\d*)(%?):(-?\d*)(%?)\]", split)
+    if match is None or not (match[2] or match[4]):
+        return split.partition("[")[0], None
+    unit, (start, stop) = (
+        match[3] or match[5],
+        (float(match[place] or fallback) for place, fallback in ((2, 0), (4, "inf"))),
+    )
+    whole = 100 if unit else math.nan
+    return match[1], (unit, start if start >= 0 else whole + start, stop if stop >= 0 else whole + stop)
 
 
 def uses(splits: Sequence[str], taken: Mapping[str, str], more: Sequence[str] = ()) -> str:

@@ -484,6 +484,32 @@ def test_a_plain_folder_is_scored_within_train_and_a_divided_one_by_its_test_spl
     assert ("there is no split 'test': scored within train" in capsys.readouterr().out) != divided
 
 
+def test_the_column_and_the_splits_that_were_named_are_those_of_the_scores(tmp_path):
+    generator = np.random.default_rng(0)
+    lines = ["file,species"]
+    for number in range(16):
+        name = f"{number}.png"
+        Image.fromarray(generator.integers(0, 120 + 100 * (number % 2), (8, 8), dtype=np.uint8)).save(tmp_path / name)
+        lines.append(f"{name},{'ab'[number % 2]}")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    settings = ["evaluate.random_seeds=0", "evaluate.probe_steps=2", "evaluate.k=[3]", "run.overwrite=true"]
+    settings += [f"data.path={tmp_path / 'table.csv'}", f"run.dir={tmp_path / 'run'}"]
+    command = ["image/demo", f"model={tiny.finished('image') / 'export'}", *settings]
+    result = script.main([*command, "data.label=species"])
+    assert result["rows"] and result["evaluate"]["label"] == "species"
+    slices = ["evaluate.train_split=train[:10]", "evaluate.test_split=train[10:]"]
+    result = script.main([*command, "data.label=species", *slices])
+    assert (result["train_samples"], result["test_samples"]) == (10, 6)
+    assert not script.main([*command, "data.label=species", "evaluate.label=label"])["rows"]  # there is no such column
+    for more, message in (
+        (["data.label=kind"], r"evaluate.label='kind'.*no column 'kind'"),
+        (["evaluate.test_split=train[10:]"], r"'train\[10:\]', which holds samples that evaluate.train_split, 'train'"),
+        (["data.split=train[:10]"], r"data.split=train\[:10\]: `d2v evaluate` does not read it; evaluate.train_split"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            script.main([*command, "data.label=species", *more])
+
+
 def test_data_without_labels_gets_the_report_that_needs_none(tmp_path, capsys):
     generator = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()

@@ -198,6 +198,32 @@ def test_fine_tuning_compares_names_and_leaves_out_what_has_no_label(tmp_path):
     ]
 
 
+def test_a_class_that_is_declared_and_of_the_test_split_alone_is_refused(tmp_path):
+    declared = datasets.ClassLabel(names=["cat", "dog", "owl"])
+    pictures(tmp_path, "train", [0, 1, 0, 1], declared)
+    pictures(tmp_path, "test", [0, 2], declared)
+    with pytest.raises(ValueError, match=r"of split 'test' holds 'owl', unseen in training; its classes are cat, dog$"):
+        learned(tmp_path, test_split="test")
+    assert learned(tmp_path, validation_share=0.25).names == ["cat", "dog", "owl"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ({"validation_split": "train"}, "data.validation_split 'train' holds samples that are trained on"),
+        ({"test_split": "train[2:]"}, "data.test_split 'train[2:]' holds samples that are trained on"),
+        ({"validation_split": "test", "test_split": "test[:1]"}, "'test[:1]' holds samples that choose the best model"),
+        ({"test_split": "test"}, ""),
+        ({"split": "train[:4]", "test_split": "train[4:]"}, ""),
+    ],
+)
+def test_scores_of_samples_that_were_learnt_from_are_said_to_be(tmp_path, splits, said):
+    pictures(tmp_path, "train", [0, 1, 0, 1, 1, 0], datasets.Value("int64"))
+    pictures(tmp_path, "test", [0, 1], datasets.Value("int64"))
+    note = learned(tmp_path, **splits).notes[0]
+    assert said in note and ("CAREFUL: data." in note) == bool(said)
+
+
 @pytest.mark.parametrize("kind", ["null", "all -1", *NO_CLASSES])
 def test_fine_tuning_says_what_is_wrong_with_a_label(tmp_path, kind):
     message = NO_CLASSES.get(kind, "none of the 6 samples of the train split has a label (empty, null or -1)")

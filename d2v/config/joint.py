@@ -13,7 +13,7 @@ from d2v import plugins
 from d2v.config.checks import check_keys
 from d2v.config.find import find_config
 from d2v.config.given import given
-from d2v.config.loading import load_config, load_values, typed
+from d2v.config.loading import follow_label, load_config, load_values, typed
 from d2v.config.schema import SECTIONS, Config, ModelConfig, OneModality, RunConfig, TrainConfig
 from d2v.config.written import read, section_of
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
@@ -206,6 +206,8 @@ def joint_from_dict(values: dict, path: str = "config.yaml") -> JointConfig:
     run, probes = _probes(section_of(values.get("run")) or {}, modalities, path)
     built = typed(kinds, {**values, "objective": objective, "train": train, "run": run}, "", path)
     config = JointConfig(**{**built, "model": ModelConfig(**built["model"])})
+    for part, evaluate in config.evaluate.items():
+        follow_label(evaluate, config.data[part], (section_of(values.get("evaluate")) or {}).get(part))
     config.objective.parts = {part: _method_of(part, methods[part], path) for part in parts}
     config.run.probe = {name: typed(ProbeConfig, one, f"run.probe.{name}", path) for name, one in probes.items()}
     _check(config, parts)

@@ -13,7 +13,7 @@ from d2v.config.find import find_config
 from d2v.config.given import given
 from d2v.config.schema import RESULT_SECTIONS, SECTIONS, Config, ModelConfig, RunConfig, TrainConfig
 from d2v.config.written import Argument, dumped, in_home, read, section_of
-from d2v.evaluation.config import EmbedConfig, EvaluateConfig
+from d2v.evaluation.config import LABEL, EmbedConfig, EvaluateConfig
 from d2v.files import written
 from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_readers, default_of, hints_of, shortened
@@ -91,7 +91,16 @@ def from_dict(values: dict, path: str = "config.yaml", *, ours: bool = True) -> 
         "embed": EmbedConfig,
     }
     built = typed(parts, values, "", path)
+    follow_label(built["evaluate"], built["data"], values.get("evaluate"))
     return Config(**{**built, "model": ModelConfig(**built["model"])})
+
+
+def follow_label(evaluate: EvaluateConfig, data: Any, values: Any) -> None:
+    """evaluate.label is the column that data.label names, unless `values`, its section, or evaluate.path say more."""
+    named, values = getattr(data, "label", ""), section_of(values)
+    typed_by_hand = isinstance(values, dict) and isinstance(values.get("label"), Argument)
+    if named and evaluate.label == LABEL and not evaluate.path and not typed_by_hand:
+        evaluate.label = named
 
 
 def _objective_of(values: dict) -> str:

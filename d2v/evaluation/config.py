@@ -32,8 +32,8 @@ class EvaluateConfig:
     )
     label: str = setting(
         LABEL,
-        "The column to be predicted; where the data has no column of the default's name, and where this is empty, "
-        "nothing is scored, for reports that need no classes.",
+        "The column to be predicted, by default that of data.label, if evaluate.path is empty; where the data has no "
+        "column of the default's name, and where this is empty, nothing is scored, for reports that need no classes.",
     )
     group: str = setting(
         "",

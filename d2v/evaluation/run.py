@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from d2v import plugins
+from d2v.config.given import COMMAND_LINE
 from d2v.config.schema import Config
 from d2v.evaluation.config import AUTO, LABEL, EvaluateConfig
 from d2v.evaluation.load_encoder import Opened, open_model
@@ -22,7 +23,7 @@ from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.protocols import NoSplitError, Samples, asked_by
 from d2v.reading import Reader, named
-from d2v.split_names import uses
+from d2v.split_names import share_rows, uses
 from d2v.training.weights import folder_of_model, home, is_checkpoint
 
 
@@ -51,6 +52,11 @@ def evaluate(config: Config, models: list[str], *, config_path: str, in_run: boo
 
     `in_run`: into run.dir, else beside the first model. ValueError: whatever the user can mend.
     """
+    if config.given.get("data.split") == COMMAND_LINE:
+        raise ValueError(
+            f"data.split={config.data.split}: `d2v evaluate` does not read it; evaluate.train_split is what neighbours "
+            "and probes learn from, evaluate.test_split what is scored"
+        )
     target = result_file(models[0], config, in_run)
     check_new(target, config.run.overwrite)
     check_folder(target.with_suffix(""))
@@ -205,6 +211,12 @@ def open_splits(opened: Opened, config: Config) -> Splits:
         settings = dataclasses.replace(settings, test_split="" if test is None else "test")
     elif settings.test_split:
         test = open_samples(settings.test_split, "evaluate.test_split")
+        if share_rows(settings.train_split, settings.test_split):
+            raise ValueError(
+                f"evaluate.test_split is {settings.test_split!r}, which holds samples that evaluate.train_split, "
+                f"{settings.train_split!r}, holds too: they would find themselves; choose others of one, or leave "
+                "evaluate.test_split empty, to score within train"
+            )
     if settings.label == LABEL and not _has_column(train, LABEL):
         notes.append("there is no column 'label': the report geometry, which needs no labels, is made")
         settings = dataclasses.replace(settings, label="", reports=settings.reports or ["geometry"])

@@ -18,7 +18,7 @@ from d2v.objectives.common.objective import Objective
 from d2v.protocols import Batches, Report, ScoredSplit, asked_by
 from d2v.reading import Limit, Reader
 from d2v.shown import printable
-from d2v.split_names import uses
+from d2v.split_names import share_rows, uses
 from d2v.training.export import export, measured, model_card
 from d2v.training.first_look import look_first
 from d2v.training.forecast import where
@@ -191,6 +191,11 @@ def health_check(config: Config, modality, samples, folder: Path, reader: Reader
 def online_probe(config: Config, modality, folder: Path, reader: Reader) -> OnlineProbe:
     """k-NN on run.probe.path. ValueError: no usable samples or labels there."""
     probe = config.run.probe
+    if probe.test_split and share_rows(probe.train_split, probe.test_split):
+        raise ValueError(
+            f"run.probe.test_split is {probe.test_split!r}, which holds samples that run.probe.train_split, "
+            f"{probe.train_split!r}, holds too: choose others of one, or leave it empty, to score within train"
+        )
     data = labelled_data(config.data, probe.path, probe.label)
 
     def samples(setting: str):

@@ -1,6 +1,6 @@
 """Labels of a data set: classes, by names that the training split gives, or numbers; and the splits that are scored."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from d2v.finetuning.scores import classification, regression
 from d2v.modalities.common.tables import number
 from d2v.protocols import Batches, Labelled, ScoredSplit, asked_by
 from d2v.settings import setting
-from d2v.split_names import has_split, uses
+from d2v.split_names import has_split, share_rows, uses
 
 REGRESSION, CLASSES = "regression", "single_label_classification"
 HELD_OUT = 0x5A11D  # sets the choice of held-out samples apart from the sampler's shuffles
@@ -60,7 +60,11 @@ def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str 
     notes = [uses_of_splits(data, train.report.splits), *left_out_of_train]
     splits = {}
     for name, (samples, rows) in parts.items():
-        known = labels if samples is train else encode(samples, data.label, names, getattr(data, f"{name}_split"))
+        known = labels
+        if samples is not train:
+            split = getattr(data, f"{name}_split")
+            known = encode(samples, data.label, names, split)
+            _check_seen(known[rows], labels, names, data.label, split)
         rows, more = _with_label(samples, rows, known, data.label, name)
         splits[name] = ScoredSplit(samples, rows, known[rows])
         notes += more
@@ -81,7 +85,21 @@ def uses_of_splits(data: Any, splits: Sequence[str]) -> str:
     if not data.validation_split and has_split(splits, "validation"):
         share = " data.validation_share=0" if data.validation_share else ""
         more.append(f"data.validation_split=validation{share} chooses the best model by it")
-    return uses(splits, taken, more)
+    return "; ".join([uses(splits, taken, more), *_leaks(data)])
+
+
+def _leaks(data: Any) -> list[str]:
+    """What is said of scored splits whose samples are trained on, or choose the model: their scores flatter."""
+    if getattr(data, "group", ""):
+        return []  # what is trained on is taken out of them, by whole groups
+    said = []
+    for name in ("validation_split", "test_split"):
+        split = getattr(data, name)
+        if split and share_rows(data.split, split):
+            said.append(f"CAREFUL: data.{name} {split!r} holds samples that are trained on (data.split {data.split!r})")
+    if data.validation_split and data.test_split and share_rows(data.validation_split, data.test_split):
+        said.append(f"CAREFUL: data.test_split {data.test_split!r} holds samples that choose the best model")
+    return said
 
 
 def _with_label(
@@ -233,14 +251,26 @@ def _names(samples: Any, column: str, split: str, known: list[str] | None) -> li
 
 
 def _codes(names: list[str | None], known: list[str], column: str, split: str) -> np.ndarray:
-    unseen = in_order(set(names).difference(known))
+    _refuse(set(names).difference(known, [None]), known, column, split)
+    return numbered(names, known)
+
+
+def _check_seen(codes: np.ndarray, trained: np.ndarray, names: list[str] | None, column: str, split: str) -> None:
+    """ValueError: a class that the data declares, as folders of any split do, and no sample of train has."""
+    if names is not None:
+        seen = {*trained.tolist()}
+        unseen = {names[code] for code in set(codes.tolist()) - seen if code >= 0}
+        _refuse(unseen, [name for code, name in enumerate(names) if code in seen], column, split)
+
+
+def _refuse(unseen: Collection[str | None], seen: Sequence[str], column: str, split: str) -> None:
+    """ValueError: there are classes that training has not."""
     if unseen:
-        few = ", ".join(map(repr, unseen[:5]))
+        few = ", ".join(map(repr, in_order(unseen)[:5]))
         raise ValueError(
             f"data.label {column!r} of split {split!r} holds {few}, unseen in training; "
-            f"its classes are {', '.join(known[:20])}"
+            f"its classes are {', '.join(seen[:20])}"
         )
-    return numbered(names, known)
 
 
 def labelled(opened: Opened, batches: Batches, save_preprocessor: Callable[[Path], None]) -> Labelled:
