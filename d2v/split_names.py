@@ -18,6 +18,17 @@ def same_split(name: str, split: str) -> bool:
     return name == split or any(name in family and split in family for family in FAMILIES)
 
 
+def family_of(name: str) -> str:
+    """The split whose name this begins with, as train of train-clean-100; "": none."""
+    begin = re.split(r"[-_. ]", name.lower(), maxsplit=1)[0]
+    return next((family[0] for family in FAMILIES if begin in family and begin != name.lower()), "")
+
+
+def means(asked: str, name: str) -> bool:
+    """Whether a split that was asked for is, or holds, the one of this name."""
+    return same_split(name, asked) or (is_split(asked) and bool(family_of(name)) and same_split(family_of(name), asked))
+
+
 def is_split(name: str) -> bool:
     """Whether this is the name of a split."""
     return name.lower() in KNOWN
@@ -34,7 +45,7 @@ def share_rows(one: str, other: str) -> bool:
 def _meet(one: str, other: str) -> bool:
     """The same, of splits that are not joined."""
     (name, first), (other_name, second) = _parts(one), _parts(other)
-    if not same_split(name, other_name):
+    if not (means(name, other_name) or means(other_name, name)):
         return False
     if first is None or second is None:  # all of it
         return True
@@ -67,7 +78,7 @@ def uses(splits: Sequence[str], taken: Mapping[str, str], more: Sequence[str] = 
     said, left = [], list(splits)
     for asked, use in taken.items():
         parts = [part.partition("[")[0] for part in asked.split("+")]
-        names = [name for name in left if any(same_split(name, part) for part in parts)]
+        names = [name for name in left if any(means(part, name) for part in parts)]
         left = [name for name in left if name not in names]
         if names:
             said.append(f"{asked if '[' in asked else ' and '.join(names)} {use}")
@@ -79,4 +90,4 @@ def uses(splits: Sequence[str], taken: Mapping[str, str], more: Sequence[str] = 
 
 def has_split(splits: Sequence[str], split: str) -> bool:
     """Whether one of them is meant by this name."""
-    return any(same_split(name, split) for name in splits)
+    return any(means(split, name) for name in splits)

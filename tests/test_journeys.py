@@ -195,7 +195,46 @@ def test_texts_beside_recordings_are_their_transcripts(place, capsys):
     data.main(["speech/finetune_tiny", f"data.path={place / 'mine'}"])
     said = capsys.readouterr().out
     assert "learns letters: the column 'text'" in said and "letters: 7: a c d g n o t" in said
-    assert "beside recordings of the same name: 40 .txt" in said and "not read" not in said
+    assert "beside recordings: 40 .txt" in said and "not read" not in said
+
+
+@pytest.fixture
+def librispeech(place) -> Path:
+    """As it is distributed: subsets, speakers, chapters, and a list of transcripts for each chapter."""
+    generator = np.random.default_rng(0)
+    for number, subset in enumerate(("train-clean-100", "train-other-500", "dev-clean", "test-clean", "test-other")):
+        for speaker in (number, 10 + number):
+            chapter = place / "LibriSpeech" / subset / str(speaker) / "7"
+            chapter.mkdir(parents=True)
+            lines = []
+            for clip in range(8):
+                recording(chapter / f"{speaker}-7-000{clip}.flac", generator)
+                lines.append(f"{speaker}-7-000{clip} {TEXTS[clip % 4].upper()}")
+            (chapter / f"{speaker}-7.trans.txt").write_text("\n".join(lines) + "\n")
+    (place / "LibriSpeech" / "SPEAKERS.TXT").write_text("14 | F | ...")
+    return place / "LibriSpeech"
+
+
+def test_librispeech_is_divided_as_it_is_distributed(librispeech, place, capsys):
+    data.main(["speech/data2vec_tiny", f"data.path={librispeech}"])
+    said = capsys.readouterr().out
+    assert "32 of 32 samples usable" in said and "classes: 4: 0 8, 1 8, 10 8, 11 8" in said  # speakers
+    assert "splits: train-clean-100 and train-other-500 is trained on; test-clean and test-other is scored by" in said
+    assert "not read: dev-clean" in said
+    data.main(["speech/data2vec_tiny", f"data.path={librispeech.parent}", "data.split=train-other-500"])
+    assert "16 of 16 samples usable" in capsys.readouterr().out
+
+
+def test_librispeechs_transcripts_are_learnt(librispeech, capsys):
+    more = [f"data.path={librispeech}", "data.split=train-clean-100", "data.validation_split=validation"]
+    more += ["data.test_split=test-clean+test-other", "data.validation_share=0"]
+    data.main(["speech/finetune_tiny", *more])
+    said = capsys.readouterr().out
+    assert "learns letters: the column 'text'" in said and "letters: 7: A C D G N O T" in said
+    assert (
+        "train-clean-100 is trained on; dev-clean chooses the best model; test-clean and test-other is scored" in said
+    )
+    assert "not read: train-other-500" in said
 
 
 def test_the_other_kind_is_one_setting(place, capsys):

@@ -262,6 +262,7 @@ EARLY = {
         r for r in run(ranks=[10, 1, 1], steps=1000, prediction_std=0.0) if r["step"] < 100
     ],
     "one check": run(ranks=[10, 1])[:-2],
+    "two samples, whose rank is 1 whatever they are": [{**r, "health_samples": 2} for r in run(ranks=[1, 1, 1])],
     "no random init": run(ranks=[10, 9, 8, 8])[1:],
 }
 
@@ -282,6 +283,16 @@ def test_unhealthy_with_advice(state, name):
     assert verdict.state == state, verdict
     assert verdict.advice and advice in verdict.advice, verdict
     assert any(c.isdigit() for c in verdict.reason) or "nan" in verdict.reason
+
+
+def test_advice_names_the_peak_rate_also_where_only_the_end_was_logged():
+    history = [{**record, "lr": 1e-5, "peak_lr": 2e-3} for record in run(ranks=[10, 3, 1.2])]
+    assert "its peak was 2.0e-03" in judge(history).advice
+
+
+def test_one_sample_has_no_spread():
+    found = health({"student": torch.randn(1, 8)})
+    assert found["student_std"] == 0.0 and found["student_rank"] == 0.0 and found["health_samples"] == 1
 
 
 @pytest.mark.parametrize("name", COMPLETE)

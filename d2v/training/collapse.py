@@ -50,8 +50,10 @@ def _centred_singular_values(features: Tensor) -> Tensor:
 def normalised_std(features: Tensor) -> Tensor:
     """Spread of the directions: mean_d std of L2-normalised rows, times sqrt(D). (N, D) -> ().
 
-    About 1 if isotropic, 0 if collapsed.
+    About 1 if isotropic, 0 if collapsed or of one row.
     """
+    if len(features) < 2:
+        return torch.zeros((), device=features.device)
     return F.normalize(features.detach().float(), dim=1).std(dim=0).mean() * features.shape[1] ** 0.5
 
 

@@ -340,7 +340,8 @@ class Loop:
             metrics, self.features = self.health(*objective.encoders, self.accelerator.device)
             if self.progress.step == 0 and self.features:
                 self.at_init = {name: singular_values(x) for name, x in self.features.items() if "student" in name}
-            self.history.add({"step": self.progress.step, "total_steps": self.train.steps, **metrics})
+            whole = {"total_steps": self.train.steps, "peak_lr": self.train.lr}
+            self.history.add({"step": self.progress.step, **whole, **metrics})
             self.verdict = self.health.judge(self.history.records)
             self.accelerator.log(metrics, step=self.progress.step)
         self.accelerator.wait_for_everyone()

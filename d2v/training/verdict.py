@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 MIN_STEPS = 100  # before which a run that shows no clear gain is not called healthy, however short it is
 EARLY = 0.1  # share of the steps before which nothing is judged but a loss that is not finite: warm-up
 MIN_TARGET_STD, MIN_PREDICTION_STD = 0.1, 0.01  # fairseq's stop conditions
+MIN_SAMPLES = 8  # of a health check, below which ranks and k-NN say nothing: a rank is below the number of samples
 MIN_SPREAD = 0.05  # of embeddings; 1 where their directions are even
 MIN_PERPLEXITY = 1.5  # of prototypes or codes; 1 where a single one is used
 DEAD_RANK = 1.5  # effective rank
@@ -61,7 +62,7 @@ class Course(NamedTuple):
 def judge(history: list[dict]) -> Verdict:
     """Verdict over the records of metrics.jsonl, in order of steps.
 
-    A record has "step" and some of loss, target_std, prediction_std, grad_norm, lr, ema_decay, hidden_share,
+    A record has "step" and some of loss, target_std, prediction_std, grad_norm, lr, peak_lr, ema_decay, hidden_share,
     total_steps; a health check adds student_rank and, with labels, student_knn (a share) and health_samples. The one
     at step 0 is the random init's.
     """
@@ -78,10 +79,9 @@ def judge(history: list[dict]) -> Verdict:
     dead = _dead_embeddings(run) or _dead_outputs(run)
     if dead and not learns:
         return Verdict("collapsed", dead, _advice(run))
-    if run.init is None:
-        return Verdict("too early", "no health check at step 0 to compare with")
-    if len(run.checks) < 2:
-        return Verdict("too early", f"{len(run.checks)} health checks after step 0; two are needed")
+    missing = _missing(run)
+    if missing or run.init is None:
+        return Verdict("too early", missing)
     state, reason = _state(run.init, run.checks, gain, run.progress), _numbers(run.init, run.checks[-1])
     rank = run.checks[-1].rank
     if state != "healthy" and not learns and rank < LOW_RANK * run.init.rank:
@@ -89,6 +89,16 @@ def judge(history: list[dict]) -> Verdict:
     if state == "healthy" and not learns:
         state, reason = _doubts(run, reason)
     return Verdict(state, reason, "" if state in ("healthy", "too early") else _advice(run))
+
+
+def _missing(run: Course) -> str:
+    """What a verdict on ranks and k-NN lacks, or ""."""
+    if run.init is None:
+        return "no health check at step 0 to compare with"
+    if len(run.checks) < 2:
+        return f"{'one health check' if run.checks else 'no health check'} after step 0; two are needed"
+    few = run.checks[-1].num_samples
+    return f"no verdict on {few} sample{'s'[: few != 1]}; health checks need {MIN_SAMPLES}" if few < MIN_SAMPLES else ""
 
 
 def better(records: list[dict]) -> str:
@@ -240,7 +250,7 @@ def _advice(run: Course) -> str:
             "keep the batch norms of the heads, raise objective.ema_decay, sharpen or centre the targets as published, "
             "or lower train.lr"
         )
-    lr = max(run.values("lr"), default=None)
+    lr = max([*run.values("peak_lr"), *run.values("lr")], default=None)
     lower = "lower train.lr" + (f" (its peak was {lr:.1e})" if lr else "") + " or lengthen train.warmup_steps"
     if not all(math.isfinite(record.get("loss", 0.0)) for record in run.records):
         return lower

@@ -22,12 +22,13 @@ from d2v.modalities.common.joining import join
 from d2v.modalities.common.kinds import AUDIO, CURES, IMAGES, TABLES, TEXTS, UNNAMED, extension, is_of, named, summary
 from d2v.modalities.common.known import known
 from d2v.modalities.common.media import METADATA, media_files
-from d2v.modalities.common.splits import choose
+from d2v.modalities.common.splits import choose, expanded
 from d2v.modalities.common.tables import KNOWN, file_paths, media_column, media_kinds, name_rows, with_folders
 from d2v.protocols import NoSplitError
 
 __all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source", "splits", "with_splits"]
-EXPRESSION = re.compile(r"[\w.]+(\[[^]]*\])?(\+[\w.]+(\[[^]]*\])?)*")  # train[:100]+test
+EXPRESSION = re.compile(r"[\w.-]+(\[[^]]*\])?(\+[\w.-]+(\[[^]]*\])?)*")  # train[:100]+test-clean
+LISTED = ".trans.txt"  # how the names of LibriSpeech's lists of transcripts end
 DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", "requirements")  # about data
 
 
@@ -164,9 +165,11 @@ def _open_files(
         if beside:
             said = [
                 *said,
-                f"beside recordings of the same name: {len(beside)} .txt, which fine-tuning reads as transcripts",
+                f"beside recordings: {len(beside)} .txt, which fine-tuning reads as transcripts",
             ]
     parts, names = [], dict[str, None]()
+    if EXPRESSION.fullmatch(split) and extensions != TEXTS and wanted is not tables:
+        split = expanded(wanted, root, split)
     for one in split.split("+") if EXPRESSION.fullmatch(split) else [split]:
         name = one.partition("[")[0] if one.endswith("]") else one
         chosen = choose(wanted, root, name, split)
@@ -192,9 +195,13 @@ def _tables(files: list[Path]) -> list[Path]:
 
 
 def _beside(others: list[Path], recordings: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Other files without, and those with the transcript of a recording: a.txt beside a.wav."""
+    """Other files without, and those with the transcript of a recording: a.txt beside a.wav, LibriSpeech's lists."""
     names = {file.with_suffix("") for file in recordings}
-    transcripts = [file for file in others if file.suffix == ".txt" and file.with_suffix("") in names]
+    transcripts = [
+        file
+        for file in others
+        if file.name.endswith(LISTED) or (file.suffix == ".txt" and file.with_suffix("") in names)
+    ]
     return [file for file in others if file not in set(transcripts)], transcripts
 
 

@@ -1,18 +1,20 @@
 """Which files belong to a split: those in a folder, or text and tables in files, that carry its whole name.
 
 The names lie directly in the folder that is read, or in the one folder that it holds; of tables, at any depth. A file's
-name is what stands before its extension and the number of a shard: test-00000-of-00002.parquet is of "test".
+name is what stands before its extension and the number of a shard: test-00000-of-00002.parquet is of "test". Folders
+that all begin with such names, of more than one split, are splits too: train-clean-100, dev-other.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from d2v.modalities.common.folders import below
 from d2v.modalities.common.kinds import TABLES, TEXTS, extension, named
 from d2v.protocols import NoSplitError
-from d2v.split_names import FAMILIES, is_split, same_split
+from d2v.split_names import FAMILIES, family_of, is_split, means, same_split
 
 SHARD = re.compile(r"[-_. ]\d+([-_. ]of[-_. ]\d+)?$")
 
@@ -52,17 +54,47 @@ def choose(files: Sequence[Path], root: Path, split: str, asked: str) -> Chosen:
     return Chosen(chosen, only if only not in members else here, notes, _by_family(by_name))
 
 
+def expanded(files: Sequence[Path], root: Path, split: str) -> str:
+    """`split`, or the folders that it stands for, joined: train-clean-100+train-other-500 for train."""
+    found, _ = _descended(files, root, _by_beginning)
+    if not found:
+        return split
+    parts = []
+    for part in split.split("+"):
+        parts += [part] if part in found else sorted(name for name in found if means(part, name)) or [part]
+    return "+".join(parts)
+
+
+def _descended(
+    files: Sequence[Path], root: Path, group: Callable[[Sequence[Path], Path], dict[str, list[Path]]]
+) -> tuple[dict[str, list[Path]], Path]:
+    """The files as `group` finds them in the first folder where it does, each the only one in the one before."""
+    here = root
+    while True:
+        by_name = group(files, here)
+        first = {below(file, here)[0] for file in files}
+        if by_name or len(first) > 1 or here / next(iter(first)) in files:
+            return by_name, here
+        here = here / next(iter(first))
+
+
+def _by_beginning(files: Sequence[Path], here: Path) -> dict[str, list[Path]]:
+    """The files by their folders, if all of these begin with names of splits, and not all with that of one."""
+    by_name: dict[str, list[Path]] = {}
+    for file in files:
+        by_name.setdefault(below(file, here)[0] if file.parent != here else "", []).append(file)
+    families = {family_of(name) for name in by_name}
+    return by_name if "" not in families and len(families) > 1 else {}
+
+
 def _divided(files: Sequence[Path], root: Path, split: str) -> tuple[dict[str, list[Path]], Path, list[str]]:
     """The files by the names of splits that they carry, and the folder in which these lie; {}: they are not divided."""
     if extension(files[0]) in TABLES:
         return _grouped(files, root, split), root, []
-    here = root
-    while True:
-        by_name = _grouped(files, here, split)
-        first = {below(file, here)[0] for file in files}
-        if by_name or len(first) > 1 or here / next(iter(first)) in files:
-            break
-        here = here / next(iter(first))
+    by_name, here = _descended(files, root, _by_beginning)
+    if by_name:
+        return by_name, here, []
+    by_name, here = _descended(files, root, partial(_grouped, split=split))
     if not by_name:
         return {}, root, []
     folders = {below(file, here)[0] for file in files if file.parent != here}

@@ -44,13 +44,31 @@ def open_labelled(path: Any, split: str) -> datasets.Dataset:
 
 
 def with_transcripts(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Rows of recordings with the texts that lie beside their files, where they have no texts of their own."""
+    """Rows of recordings with the texts that lie beside their files, where they have no texts of their own.
+
+    As a.txt beside a.wav, or in LibriSpeech's lists, 84-121123.trans.txt: a line for each recording, its name first.
+    """
     if "file" not in dataset.column_names or TRANSCRIPTS[0] in dataset.column_names:
         return dataset
-    texts = [_beside(Path(file)) if file else None for file in tables.cells_of(dataset, "file")]
+    texts, listed = list[str | None](), dict[Path, dict[str, str]]()
+    for name in tables.cells_of(dataset, "file"):
+        file = Path(name or "")
+        if name and file.parent not in listed:
+            listed[file.parent] = _listed(file.parent)
+        texts.append((listed[file.parent].get(file.stem) or _beside(file)) if name else None)
     if not any(texts):
         return dataset
     return dataset.add_column(TRANSCRIPTS[0], texts, feature=datasets.Value("string"))
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """What the lists in a folder say of its recordings, by their names without ending."""
+    texts = {}
+    for file in sorted(folder.glob(f"*{sources.LISTED}")):
+        for line in file.read_text(encoding_of(file), errors="replace").splitlines():
+            name, _, text = line.partition(" ")
+            texts[name] = " ".join(text.split())
+    return texts
 
 
 def _beside(recording: Path) -> str | None:
