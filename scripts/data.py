@@ -62,6 +62,7 @@ GENERATED = {
     "scenes": (scenes_folder.ScenesConfig, scenes_folder.fill),
     "digits": (digits_folder.DigitsConfig, digits_folder.fill),
 }
+MOST_NAMED = 100  # bad samples of a kind
 
 
 def main(argv: list[str]) -> None:
@@ -136,10 +137,14 @@ def _tokenized(argv: list[str]) -> None:
 def _unlabelled(argv: list[str], folder: Path) -> None:
     """What pretraining would read."""
     for part, config in load_parts(find_config(argv[0]), argv[1:]).items():
+        allowed, config.data.max_bad_share = config.data.max_bad_share, 1.0  # what is bad is to be seen first
         with names_of(part) if part else nullcontext():
             samples = _pairs(config, folder) if BETWEEN in part else _samples(config, folder)
-        lines = [*samples.report.lines(), uses_of_splits(config, samples.report.splits), *advice(samples.report)]
-        print("\n".join([*([f"{part}:"] if part else []), *lines]))
+        report = samples.report
+        lines = [*report.lines(most=MOST_NAMED), uses_of_splits(config, report.splits), *advice(report)]
+        print("\n".join([*([f"{part}:"] if part else []), *lines]), flush=True)
+        with names_of(part) if part else nullcontext():
+            report.check(allowed, config.data.path)
 
 
 def _samples(config: Config, folder: Path) -> Any:

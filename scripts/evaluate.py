@@ -23,7 +23,7 @@ from d2v.objectives.common.parts import BETWEEN, names_of
 def main(argv: list[str]) -> dict[str, Any]:
     """`argv`: CONFIG model=PATH[,PATH...] [key=value ...]; what the file holds. ValueError: see each step."""
     given, rest = take_arguments(argv, "model", "part")
-    models = [in_home(path) for path in given["model"].split(",") if path]
+    models = [in_home(path) for path in given["model"].strip("[]").split(",") if path]
     if not rest or "=" in rest[0] or not models:
         raise ValueError("usage: d2v evaluate CONFIG model=PATH[,PATH...] [key=value ...]")
     in_run = any(argument.startswith("run.dir=") for argument in rest)

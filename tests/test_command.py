@@ -181,7 +181,7 @@ def test_nearest_is_by_the_cosine_of_what_is_left_without_the_mean():
     ("argv", "said"),
     [
         (["t.parquet", "id=z"], "has no such id; its first is a"),
-        (["none.parquet", "id=a"], "none.parquet is no table of d2v embed"),
+        (["none.parquet", "id=a"], "none.parquet does not exist: `d2v embed CONFIG model=PATH out=none.parquet`"),
         (["t.parquet", "id=a", "k=0"], "k is '0'; it must be at least 1"),
         (["t.parquet", "id=a", "query=b"], "usage: d2v search"),
     ],

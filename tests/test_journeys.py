@@ -237,6 +237,24 @@ def test_librispeechs_transcripts_are_learnt(librispeech, capsys):
     assert "not read: train-other-500" in said
 
 
+def test_common_voices_tables_find_their_clips(place, capsys):
+    spoken(place / "cv", {"sentence": TEXTS})
+    (place / "cv" / "clips").mkdir()
+    for file in (place / "cv").glob("*.wav"):
+        file.rename(place / "cv" / "clips" / file.name)
+    rows = (place / "cv" / "table.csv").read_text().replace(",", "\t").replace("file", "path").splitlines()
+    (place / "cv" / "table.csv").unlink()
+    for name, some in (("train", rows[1:31]), ("dev", rows[31:36]), ("test", rows[36:]), ("other", rows[1:5])):
+        (place / "cv" / f"{name}.tsv").write_text("\n".join([rows[0], *some]) + "\n")
+    data.main(["speech/finetune_tiny", f"data.path={place / 'cv' / 'train.tsv'}"])
+    assert "30 of 30 samples usable" in capsys.readouterr().out
+    more = ["data.validation_split=dev", "data.validation_share=0", "data.test_split=test"]
+    data.main(["speech/finetune_tiny", f"data.path={place / 'cv' / '*.tsv'}", *more])
+    said = capsys.readouterr().out
+    assert "learns letters: the column 'sentence'" in said and "30 of 30 samples usable" in said
+    assert "splits: train is trained on; dev chooses the best model; test is scored at the end" in said
+
+
 def test_the_other_kind_is_one_setting(place, capsys):
     given = f"data.path={spoken(place / 'mine', {'label': CLASSES, 'text': TEXTS})}"
     data.main(["speech/finetune_tiny", given, "data.label=label"])

@@ -79,10 +79,10 @@ def test_the_table_has_a_line_for_each_finished_run(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps({"scores": scores}))
     assert table_of_runs(tmp_path).splitlines() == [
-        "| run | matthews | f1 |",
-        "|---|---|---|",
-        "| cola | 0.5 |  |",
-        "| mrpc |  | 0.75 |",
+        "| run | of | matthews | f1 |",
+        "|---|---|---|---|",
+        "| cola | validation | 0.5 |  |",
+        "| mrpc | test |  | 0.75 |",
     ]
     assert table_of_runs(tmp_path / "cola") == ""
 

@@ -145,7 +145,7 @@ def test_files_that_have_moved(world, capsys, tmp_path, monkeypatch):
         (["empty.parquet", "query=a red square"], "has no rows: there is nothing to search"),
         (["foreign.parquet", "query=a red square"], "does not say which model made it"),
         (["odd.parquet", "query=a red square"], "does not say what this version of d2v embed writes"),
-        (["none.parquet", "query=a red square"], "is no table of d2v embed"),
+        (["none.parquet", "query=a red square"], "none.parquet does not exist: `d2v embed CONFIG"),
     ],
 )
 def test_what_cannot_be_sought_is_one_line(argv: list[str], said: str):

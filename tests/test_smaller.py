@@ -37,10 +37,10 @@ def test_a_table_of_runs_is_of_one_modality(tmp_path: Path):
     mine = finished(tmp_path / "cats", "image", {"accuracy": 0.75})
     finished(tmp_path / "letters", "text", {"accuracy": 0.125})
     assert table_of_runs(tmp_path, of=mine).splitlines() == [
-        "| run | accuracy |",
-        "|---|---|",
-        "| birds | 0.5 |",
-        "| cats | 0.75 |",
+        "| run | of | accuracy |",
+        "|---|---|---|",
+        "| birds | test | 0.5 |",
+        "| cats | test | 0.75 |",
     ]
 
 

@@ -43,7 +43,9 @@ class Index(NamedTuple):
 
 
 def read_index(path: Path) -> Index:
-    """A table by its file. ValueError: it is none of embed's, has no rows, or they are not finite."""
+    """A table by its file. ValueError: it is not there, is none of embed's, has no rows, or they are not finite."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: `d2v embed CONFIG model=PATH out={path}` writes it")
     try:
         table = pq.read_table(path, columns=["id", "features"])
     except (OSError, ValueError, pa.ArrowException) as error:

@@ -73,7 +73,10 @@ class Subject:
     def tested(self, report: str) -> EvaluationSplit:
         """The test split. ValueError: there is none, and the report needs one."""
         if self.test is None:
-            raise ValueError(f"evaluate.reports: {report} needs a test split; evaluate.test_split is ''")
+            raise ValueError(
+                f"evaluate.reports: {report} needs a test split, and there is none: evaluate.test_split names one, or "
+                "cut one off by evaluate.train_split='train[:80%]' evaluate.test_split='train[80%:]'"
+            )
         return self.test
 
     def shown_split(self) -> EvaluationSplit:

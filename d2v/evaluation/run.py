@@ -57,6 +57,11 @@ def evaluate(config: Config, models: list[str], *, config_path: str, in_run: boo
             f"data.split={config.data.split}: `d2v evaluate` does not read it; evaluate.train_split is what neighbours "
             "and probes learn from, evaluate.test_split what is scored"
         )
+    if config.evaluate.group and not config.evaluate.label and config.given.get("evaluate.group") == COMMAND_LINE:
+        raise ValueError(
+            f"evaluate.group={config.evaluate.group}: evaluate.label is '', and groups are kept apart in scores by "
+            "labels alone: leave it out"
+        )
     target = result_file(models[0], config, in_run)
     check_new(target, config.run.overwrite)
     check_folder(target.with_suffix(""))

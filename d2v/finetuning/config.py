@@ -62,11 +62,13 @@ class TuneConfig(TrainConfig):
             )
         if not self.update_teacher:
             raise ValueError("train.update_teacher is False; it must be true: it is a control of pretraining")
-        if self.layers == "frozen" and (self.freeze or self.freeze_steps or self.layer_decay != 1):
-            raise ValueError(
-                "train.layers=frozen trains the head alone: train.freeze, train.freeze_steps and train.layer_decay "
-                "have no place beside it"
-            )
+        neutral = {"freeze": [], "freeze_steps": 0, "layer_decay": 1}
+        for name, value in neutral.items():
+            if self.layers == "frozen" and getattr(self, name) != value:
+                raise ValueError(
+                    f"train.layers=frozen trains the head alone, and train.{name} is {getattr(self, name)}, of the "
+                    f"encoder: set it to {value}"
+                )
 
 
 @dataclass

@@ -80,23 +80,25 @@ def _write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def table_of_runs(folder: Path, of: Path | None = None) -> str:
-    """Markdown: the test scores (else those of validation) of every finished run in a folder; "" if there is none.
+    """Markdown: the test scores (else those of validation) of every finished run in a folder, with the split that they
+    are of; "" if there is none.
 
     `of`: a run's folder; those of other modalities are left out.
     """
-    scores_of, modality = {}, of and _modality(of)
+    scores_of, split_of, modality = {}, {}, of and _modality(of)
     for path in sorted(folder.glob(f"*/{RESULTS}")):
         if modality and _modality(path.parent) not in (modality, None):
             continue
         splits = json.loads(path.read_text())["scores"]
-        scores_of[path.parent.name] = splits.get("test") or splits.get("validation") or {}
+        split = "test" if splits.get("test") else "validation"
+        scores_of[path.parent.name], split_of[path.parent.name] = splits.get(split) or {}, split
     names: dict[str, None] = {}  # a set that keeps its order
     for scores in scores_of.values():
         names.update(dict.fromkeys(scores))
     if not names:
         return ""
-    lines = [f"| run | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    lines = [f"| run | of | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for run, scores in scores_of.items():
         cells = [f"{scores[name]:.4g}" if name in scores else "" for name in names]
-        lines.append(f"| {in_markdown(run)} | {' | '.join(cells)} |")
+        lines.append(f"| {in_markdown(run)} | {split_of[run]} | {' | '.join(cells)} |")
     return "\n".join(lines)

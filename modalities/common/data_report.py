@@ -50,8 +50,8 @@ class Report:
         if counts:
             self.classes = {name: counts[name] for name in [*(classes or ()), *others]}
 
-    def lines(self) -> list[str]:
-        """The report for a person: one line each, the first five bad names of a kind."""
+    def lines(self, most: int = 5) -> list[str]:
+        """The report for a person: one line each, at `most` so many bad names of a kind."""
         amount = f", {self.amount}" if self.amount else ""
         text = [f"{self.what}: {self.usable} of {self.found} samples usable{amount}"]
         if self.sizes:
@@ -59,8 +59,8 @@ class Report:
         for kind in ("unreadable", "too_short", "too_long"):
             bad = getattr(self, kind)
             if bad:
-                named = [f"{name} ({why})" for name, why in bad[:5]]
-                more = ", ..." if len(bad) > 5 else ""
+                named = [f"{name} ({why})" for name, why in bad[:most]]
+                more = ", ..." if len(bad) > most else ""
                 text.append(f"{kind.replace('_', ' ')}: {len(bad)}: {', '.join(named)}{more}")
         for remark, names in self.remarks.items():
             text.append(f"{remark}: {len(names)}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")

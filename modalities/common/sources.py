@@ -28,6 +28,8 @@ from d2v.protocols import NoSplitError
 
 __all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source", "splits", "with_splits"]
 EXPRESSION = re.compile(r"[\w.-]+(\[[^]]*\])?(\+[\w.-]+(\[[^]]*\])?)*")  # train[:100]+test-clean
+SAVED = ("dataset_dict.json", "state.json")  # which save_to_disk of `datasets` writes
+CLIPS = "clips"  # where the recordings of Common Voice's tables lie
 LISTED = ".trans.txt"  # how the names of LibriSpeech's lists of transcripts end
 DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", "requirements")  # about data
 
@@ -70,6 +72,9 @@ def _open(
     name = os.fspath(path)
     local = Path(name).expanduser().absolute()
     if local.is_dir():
+        if any((local / name).is_file() for name in SAVED):
+            _no_files(sample_by, local)
+            return _saved(local, split)
         if has_configs(local / "README.md"):
             _no_files(sample_by, local)
             opened = _open_described(local, split, what, known)
@@ -286,9 +291,17 @@ def _open_tables(files: Sequence[Path], split: str, what: str, known: Sequence[s
             table_files.check_header(file, table.column_names, known)
         dataset = datasets.Dataset(table)
         for kind in media_kinds(dataset, what):
-            dataset = with_folders(dataset, kind, [file.parent] * len(dataset))
+            dataset = with_folders(dataset, kind, [_folder_of(dataset, kind, file)] * len(dataset))
         parts.append(dataset)
     return parts[0] if len(parts) == 1 else join(parts, split, what)
+
+
+def _folder_of(dataset: datasets.Dataset, kind: str, table: Path) -> Path:
+    """What paths in a table are relative to: its folder, or clips/ there if the first lies there (Common Voice)."""
+    paths = file_paths(dataset, media_column(dataset, kind)) or []
+    first = next((path for path in paths if path), "")
+    in_clips = first and not (table.parent / first).exists() and (table.parent / CLIPS / first).exists()
+    return table.parent / CLIPS if in_clips else table.parent
 
 
 def _with_absolute_paths(dataset: datasets.Dataset, where: str, what: str, files: dict, split: str) -> datasets.Dataset:
@@ -331,6 +344,31 @@ def _open_described(folder: Path, split: str, what: str, known: Sequence[str]) -
     return _with_notes(join(parts, split, what), [], [*files])
 
 
+def _saved(folder: Path, split: str) -> datasets.Dataset:
+    """What `save_to_disk` wrote, undecoded. ValueError: it cannot be read, or there is no such split."""
+    where = f"data.path {folder}"
+    with _told(where):
+        opened = datasets.load_from_disk(str(folder))
+    if isinstance(opened, datasets.Dataset):
+        opened = datasets.DatasetDict({"train": opened})
+    parts = []
+    for one in split.split("+"):
+        name = one.partition("[")[0]
+        if name not in opened:
+            raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(map(str, opened))}")
+        parts.append(_cut(opened[name], name, one))
+    joined = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    return _with_notes(_undecoded(joined), [], [*map(str, opened)])
+
+
+def _undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The data set, whose cells of media stay as they are written."""
+    for name, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image | datasets.Audio):
+            dataset = dataset.cast_column(name, type(feature)(decode=False))
+    return dataset
+
+
 def _load(split: str, where: str, what: str, *args: Any, **options: Any) -> datasets.Dataset:
     """What `datasets.load_dataset_builder` opens, undecoded. ValueError: it cannot, or there is no such split."""
     with _told(where):
@@ -341,10 +379,7 @@ def _load(split: str, where: str, what: str, *args: Any, **options: Any) -> data
     names = list(builder.info.splits or ())
     if not {part.partition("[")[0] for part in split.split("+")} <= set(names):  # train.clean.100+train.clean.360
         raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(names)}")
-    dataset: Any = builder.as_dataset(split=split)
-    for name, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image | datasets.Audio):
-            dataset = dataset.cast_column(name, type(feature)(decode=False))
+    dataset = _undecoded(builder.as_dataset(split=split))
     return _with_notes(_with_absolute_paths(dataset, where, what, builder.config.data_files or {}, split), [], names)
 
 

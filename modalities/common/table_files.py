@@ -52,7 +52,7 @@ def check_header(path: Path, names: Sequence[str], known: Iterable[str]) -> None
     if not any(name.lower() in lower for name in names):
         raise ValueError(
             f"the first line of {path} is taken for names of columns, and none is known: {', '.join(names)[:200]}; "
-            f"write names of columns there, one of them {next(iter(known))!r}, or set the one that is meant"
+            f"write names of columns there, one of them {next(iter(known))!r}"
         )
 
 

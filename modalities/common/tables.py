@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from d2v.evaluation.class_names import in_order, names_of
 from d2v.modalities.common.sampling import Names, Numbered
 
-PATH_COLUMNS = ("file", "path", "file_name", "filename", "file_path", "audio_filepath")
+PATH_COLUMNS = ("file", "path", "file_name", "filename", "file_path", "filepath", "audio_filepath")
 KNOWN = {  # names of columns by which the first line of a table is known for one, of what is looked for
     "image": (*PATH_COLUMNS, "image"),
     "audio": (*PATH_COLUMNS, "audio"),

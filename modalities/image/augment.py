@@ -222,11 +222,11 @@ def _scaled(array: np.ndarray) -> np.ndarray:
 
 def _from_array(array: np.ndarray, channels: int) -> TensorImage:
     """(H, W), (H, W, C) or (C, H, W) -> (C, H, W)."""
-    array = array[..., None] if array.ndim == 2 else array
+    given, array = array.shape, array[..., None] if array.ndim == 2 else array
     if array.ndim == 3 and array.shape[2] != channels:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] != channels:
-        raise ValueError(f"array of shape {array.shape} does not have {channels} channels")
+        raise ValueError(f"array of shape {given} does not have {channels} channels, model.frontends.image.channels")
     return TensorImage(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))))
 
 

@@ -123,8 +123,12 @@ class LabelledConfig(ReadConfig, labels.SplitConfig):
             raise ValueError(
                 f"data.auto_augment takes the place of data.color_jitter, which is {self.color_jitter}: set it to 0"
             )
-        if self.regression and (self.mixup or self.cutmix or self.label_smoothing):
-            raise ValueError("data.regression=true: data.mixup, data.cutmix and data.label_smoothing are for classes")
+        of_classes = {name: getattr(self, name) for name in ("mixup", "cutmix", "label_smoothing")}
+        for name, value in of_classes.items():
+            if self.regression and value:
+                raise ValueError(
+                    f"data.regression=true learns numbers, and data.{name} is {value}, of classes: set it to 0"
+                )
 
 
 def check_pixels(data: FilesConfig, frontend: FrontendConfig) -> None:

@@ -105,7 +105,7 @@ class Samples:
         self._rows, self.origin = self._scan(ids, None if in_passing else [config.path, split])
         self.ids = Chosen(ids, self._rows)
         self.report.usable = len(self._rows)
-        if config.label in dataset.column_names:
+        if config.label in dataset.column_names and not getattr(config, "regression", False):
             self.report.count_classes(self.column(config.label), self.classes, config.label)
         if not in_passing:
             self.report.check(config.max_bad_share, config.path)

@@ -273,7 +273,7 @@ def _file(media: bytes | Path) -> io.BytesIO | str:
     if isinstance(media, bytes):
         return _Bytes(media)
     if not media.is_file():  # libsndfile says "System error", and waits for a pipe
-        raise UnreadableError("no ordinary file" if media.exists() else "no such file")
+        raise UnreadableError("no ordinary file" if media.exists() else f"no such file: {media}")
     return str(media)
 
 

@@ -101,7 +101,7 @@ class Samples:
         self.ids = Chosen(ids, self._rows)
         self.report.usable = len(self._rows)
         self.report.amount = f"{self.lengths.sum() / self.rate / 3600:.2f} hours"
-        if config.label in dataset.column_names:
+        if config.label in dataset.column_names and not getattr(config, "regression", False):
             self.report.count_classes(self.column(config.label), self.classes, config.label)
         if not in_passing:
             self.report.check(config.max_bad_share, config.path)

@@ -56,6 +56,8 @@ class LabelledSamples:
         self._places = [np.searchsorted(corpus.rows, usable) for corpus in self._corpora]
         self.ids = [every_id[row] for row in usable]
         self.report.usable = len(usable)
+        if config.regression:
+            self.report.classes = None  # they are numbers
         self.report.check(config.max_bad_share, config.path)
         self.classes = corpora.classes(self.dataset, config.label)
         self.lengths = np.array([len(self._row(index)) for index in range(len(usable))])

@@ -202,7 +202,11 @@ def prepare_tokenizer(
     for name in ("bos_token_id", "pad_token_id", "eos_token_id", "mask_token_id"):
         given, found = getattr(frontend, name), getattr(tokenizer, name)
         if given not in (vars(FrontendConfig)[name], found):
-            raise ValueError(f"model.frontends.text.{name} is {given}, not the tokenizer's, {found}: leave it out")
+            which = data.tokenizer or "one that is trained on the data"
+            raise ValueError(
+                f"model.frontends.text.{name} is {given}, that of data.tokenizer, {which}, is {found}: of a model that "
+                "is gone on from name its own tokenizer; else leave the setting out"
+            )
         setattr(frontend, name, found)
 
 

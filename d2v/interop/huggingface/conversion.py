@@ -39,6 +39,7 @@ OURS_ALONE = {
     "frontend.sample_rate",
     "trunk.prenet_depth",
     "task.mask_noise",
+    "task.blank_bias",
     "frontend.position_offset",
 }
 LABELS = ("id2label", "label2id", "problem_type")
