@@ -51,6 +51,7 @@ FRONTENDS: dict[str, dict[str, Any]] = {  # what every method of a modality read
     "speech": {},
     "text": {},
 }
+NORM = "trunk.input_norm"  # which this trunk has not
 CONTROL = "data2vec2, teacher never updated"
 TIMED = 12  # steps, after the first few
 MARKS = "<!-- methods of {}: benchmarks/table.py -->", "<!-- end of {} -->"
@@ -159,6 +160,9 @@ def scored(
     objective = load_values(config)["objective"]
     if "norm_groups" in objective:
         settings.append("objective.norm_groups=1")  # the trunk has no batch norm to be divided
+    if NORM in objective.get("shared", ()):
+        rest = [name for name in objective["shared"] if name != NORM]
+        settings.append(f"objective.shared=[{','.join(rest)}]")
     if objective.get("tile_size", 8) % FRONTENDS["image"]["patch_size"]:
         settings.append("objective.tile_size=8")  # tiles are whole patches
     seconds, scaled = timed(config, settings, minutes, threads)

@@ -222,6 +222,8 @@ WHY = {  # settings that may be changed without a trace in three steps on clean 
     "data.min_masks": "of short clips and a small share",
     "data.vocab_size": "of more text than the demo has",
     "model.frontends.text.reference_padded_input": "of padding, which packed blocks do not have",
+    "model.frontends.text.init": "of the samples that a new run begins with; see tests/test_cooccurrence.py",
+    "data.min_tokens": "of rows of a few tokens, which the demo does not have; see tests/test_text.py",
     "objective.start_temperature": "of a warm-up, of which three steps have nothing",
     "train.mixed_precision": "hardware",
     "train.checkpoint_activations": "memory against time",
