@@ -1,5 +1,6 @@
 """What all pictures share: how axes look, and how a figure becomes a PNG."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ if TYPE_CHECKING:  # matplotlib takes a second to import, and training does not 
 
 def write_png(figure: "Figure", path: Path) -> None:
     """A figure as PNG, whole or not at all."""
-    with written(path) as temporary:
+    with written(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box is drawn in its place
         figure.savefig(temporary, dpi=120, format="png")
 
 

@@ -19,6 +19,7 @@ from d2v.evaluation.features import pooled_features, readable_features
 from d2v.modalities import image
 from d2v.reading import Limit, Reader
 from d2v.types import Features
+from scripts import data as data_script
 from scripts import embed, evaluate, finetune, pretrain
 
 ROOT = tiny.ROOT
@@ -134,6 +135,18 @@ def test_too_many_in_training_alone(workers, tmp_path):
     with pytest.raises(ValueError, match=r"2 of 40 samples cannot be read") as caught:
         pretrain.main(pretrained("image", data, tmp_path / "run", *more))
     assert "\n" not in str(caught.value) and all(name in str(caught.value) for name in BAD["image"])
+
+
+def test_the_report_of_data_names_all_before_it_fails(tmp_path, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(12):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(folder / f"{number:02}.png")
+        (folder / f"bad{number:02}.png").write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"50.0% of the image samples of .* are bad, data.max_bad_share is 10.0%"):
+        data_script.main(["image/data2vec_tiny", f"data.path={folder}"])
+    said = capsys.readouterr().out
+    assert "image: 12 of 24 samples usable" in said and said.count(" (UnidentifiedImageError") == 12
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

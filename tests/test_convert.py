@@ -272,6 +272,7 @@ def test_nothing_is_overwritten_unasked_and_a_head_without_counterpart_is_left_o
     assert type(load_ours(target)) is D2vModel and (target / "precious.txt").read_text() == "mine"
     assert "D2vModel, with no preprocessor or tokenizer: SOURCE has none" in capsys.readouterr().out
     assert "is a Data2VecTextForMaskedLM, a head without a counterpart" in caplog.text
+    assert "LOAD REPORT" not in caplog.text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "theirs"]  # no leftovers
 
 

@@ -502,6 +502,10 @@ def test_the_column_and_the_splits_that_were_named_are_those_of_the_scores(tmp_p
     assert (result["train_samples"], result["test_samples"]) == (10, 6)
     assert not script.main([*command, "data.label=species", "evaluate.label=label"])["rows"]  # there is no such column
     for more, message in (
+        (
+            ["evaluate.label=", "evaluate.group=file", "evaluate.reports=[geometry]"],
+            r"evaluate.group=file: .*label is ''",
+        ),
         (["data.label=kind"], r"evaluate.label='kind'.*no column 'kind'"),
         (["evaluate.test_split=train[10:]"], r"'train\[10:\]', which holds samples that evaluate.train_split, 'train'"),
         (["data.split=train[:10]"], r"data.split=train\[:10\]: `d2v evaluate` does not read it; evaluate.train_split"),

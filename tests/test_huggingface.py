@@ -253,6 +253,7 @@ def ours_of(
         (lambda: ours_of("speech", TRUNK), hf.Data2VecAudioModel),
         (lambda: ours_of("speech", TRUNK, mask_token=False, reference_padding=True), hf.Data2VecAudioModel),
         (lambda: ours_of("speech", TRUNK, {"blank": 2}, D2vForCTC, {"num_labels": 9}), hf.Data2VecAudioForCTC),
+        (lambda: ours_of("speech", TRUNK, {"blank_bias": 5.0}, D2vForCTC, {"num_labels": 9}), hf.Data2VecAudioForCTC),
         (
             lambda: ours_of(
                 "speech",

@@ -87,6 +87,11 @@ def test_the_table_has_a_line_for_each_finished_run(tmp_path):
     assert table_of_runs(tmp_path / "cola") == ""
 
 
+def test_a_split_of_one_class_has_scores_and_no_warning(recwarn):
+    scores = classification(np.array([[2.0, 1.0], [3.0, 0.0]]), np.array([0, 0]))
+    assert (scores["accuracy"], scores["matthews"]) == (1.0, 0.0) and not recwarn.list
+
+
 def test_the_confusion_matrix_shows_every_count():
     labels, found = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 2, 2, 0])
     (axes,) = confusion_figure(labels, found, ["cat", "dog", "eel"]).axes

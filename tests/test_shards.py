@@ -254,6 +254,13 @@ def test_parts_of_recordings_are_packed_as_recordings(ending, subtype, packed_as
         assert np.array_equal(packed.wave(index), plain.wave(index))
 
 
+def test_a_broken_picture_in_a_shard_is_named_alike_at_each_start(tmp_path):
+    write_tar(tmp_path / "a.tar", {**{f"{place}.png": png(place) for place in range(30)}, "bad.png": b"no picture"})
+    (bad,) = opened(tmp_path, max_bad_share=0.5).report.unreadable
+    assert bad[1] == "UnidentifiedImageError: cannot identify image file of these bytes"
+    assert bad[0].endswith("bad.png")
+
+
 def test_a_table_of_sound_is_not_packed_as_images_and_a_link_to_nothing_is_left_out(tmp_path):
     source = tmp_path / "source"
     source.mkdir()

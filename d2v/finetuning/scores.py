@@ -32,7 +32,9 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         scores["top5"] = float((best == labels[:, None]).any(axis=1).mean())
     kind = "binary" if num_classes == 2 else "macro"
     scores["f1"] = float(f1_score(labels, predicted, average=kind, zero_division=0))
-    scores["matthews"] = float(matthews_corrcoef(labels, predicted))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="A single label was found")  # then it is 0
+        scores["matthews"] = float(matthews_corrcoef(labels, predicted))
     log_shares = log_softmax(logits.astype(np.float64), axis=1)
     scores["loss"] = float(-log_shares[np.arange(len(labels)), labels].mean())
     return scores

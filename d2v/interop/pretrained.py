@@ -1,6 +1,8 @@
 """A folder or Hub name that transformers loads: whole, or an error that names the first weight that does not fit."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -41,7 +43,8 @@ def load_whole(
     """
     arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
     try:
-        model, report = auto.from_pretrained(source, **arguments)
+        with _without_its_report():
+            model, report = auto.from_pretrained(source, **arguments)
     except (SafetensorError, OSError, RuntimeError, UnpicklingError) as error:
         raise ValueError(f"{source} cannot be loaded: {why_unread(error)}") from None
     except ValueError as error:
@@ -58,6 +61,18 @@ def load_whole(
     for name, given, needed in sorted(report["mismatched_keys"]):
         raise ValueError(f"{source} has {name} of shape {tuple(given)}; its config asks for {tuple(needed)}")
     return model
+
+
+@contextmanager
+def _without_its_report() -> Iterator[None]:
+    """Within it transformers prints no table of weights that fit or do not, which are checked here."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def load_ours(source: str | Path) -> Any:

@@ -5,6 +5,7 @@ B samples of a batch, C channels, S image size.
 
 import io
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -232,7 +233,8 @@ def _sizes(found: np.ndarray, frontend: FrontendConfig) -> tuple[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    said = re.sub(r"<_io\.BytesIO[^>]*>", "of these bytes", str(error))  # whose address is another at each start
+    return f"{type(error).__name__}: {said}".splitlines()[0][:200]
 
 
 def save_preprocessor(folder: Path, samples_folder: Path, data: ReadConfig, frontend: FrontendConfig) -> None:
