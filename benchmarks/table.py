@@ -53,6 +53,7 @@ FRONTENDS: dict[str, dict[str, Any]] = {  # what every method of a modality read
 }
 NORM = "trunk.input_norm"  # which this trunk has not
 CONTROL = "data2vec2, teacher never updated"
+TEACHING = ("data2vec2", CONTROL, "best_rq", "mae", "mlm")  # beside one another: what the teacher adds
 TIMED = 12  # steps, after the first few
 MARKS = "<!-- methods of {}: benchmarks/table.py -->", "<!-- end of {} -->"
 
@@ -204,6 +205,11 @@ def publish(modality: str, pages: Path) -> None:
         return
     picture(rows, pages / f"table_{modality}.png", f"{modality}: {minutes:.1f} minutes each")
     lines = [*lines_of(rows), "", f"![k-NN and probe](table_{modality}.png)"]
+    names = {file_name(name) for name in TEACHING}
+    taught = [row for row in rows if not row.steps or row.name in names]
+    if {row.name for row in taught} >= {"data2vec2", file_name(CONTROL)}:
+        picture(taught, pages / f"teacher_{modality}.png", f"{modality}: what a teacher adds in {minutes:.1f} minutes")
+        lines += ["", f"![data2vec 2.0 beside what has no teacher that learns](teacher_{modality}.png)"]
     start, end = (mark.format(modality) for mark in MARKS)
     put(pages / "results.md", lines, start, end, f"All methods: {modality}")
 

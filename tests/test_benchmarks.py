@@ -267,6 +267,12 @@ def test_a_table_of_all_methods(root: Path, tmp_path: Path, monkeypatch: pytest.
         "| x | 600 | 1.0 | 1.0 | does not rise |",
     ]
     assert (pages / "table_speech.png").stat().st_size > 5000
+    assert not (pages / "teacher_speech.png").exists() and "teacher_speech" not in page
+    for name in ("data2vec2", table.CONTROL):
+        table.keep("speech", table.key_of(name, 0), {**found, "rows": own}, pages)
+    table.publish("speech", pages)
+    assert (pages / "teacher_speech.png").stat().st_size > 5000
+    assert "](teacher_speech.png)" in (pages / "results.md").read_text()
 
 
 def test_no_bag_of_words_knows_a_minimal_pair(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -368,7 +368,11 @@ def test_a_run_learns_and_leaves_a_model_predictions_and_pictures(table, tmp_pat
     folder = tmp_path / "run"
     more = ("train.steps=60", "train.validate_every=30", "data.test_split=val", "train.lr=3e-3", "train.layer_decay=1")
     scores = finetune.main(arguments(table, folder, *more))
-    assert "\nsplits: train is trained on; val chooses the best model\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        "\nsplits: train is trained on; val chooses the best model; CAREFUL: data.test_split 'val' holds samples"
+        in said
+    )
     assert scores["test"] == scores["validation"] and scores["test"]["ap50"] > 0.15
     losses = tiny.losses(folder)
     assert np.mean([losses[step] for step in range(51, 61)]) < 0.7 * np.mean([losses[step] for step in range(1, 6)])

@@ -370,7 +370,7 @@ def test_a_clip_that_vanishes_is_replaced(tmp_path, pack_seconds):
     (tmp_path / "0.wav").unlink()
     made = batches(found, bad_log=lambda name, why: heard.append((name, why)))
     (after,), names = made(0, 0, 1)
-    assert {name for name, _ in heard} == {"0.wav"} and heard[0][1] == "no such file"
+    assert {name for name, _ in heard} == {"0.wav"} and heard[0][1].startswith("no such file: ")
     assert not any("0.wav" in name for name in names) and torch.equal(after.mask.hidden, before.mask.hidden)
     assert same(made(0, 0, 1)[0][0], after)
     for file in tmp_path.iterdir():

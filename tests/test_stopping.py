@@ -118,8 +118,9 @@ def test_ctrl_c_before_the_first_step_is_one_line(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Twenty images in two classes, and an export of their size in `run`."""
+    """Twenty images in two classes, an export of their size in `run`, and a file where a table would be."""
     root = tmp_path_factory.mktemp("photos")
+    (root / "x.parquet").touch()
     for number in range(20):
         place = root / "photos" / "ab"[number % 2] / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)

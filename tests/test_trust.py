@@ -253,7 +253,7 @@ def test_tables_have_as_many_columns_as_they_say(tmp_path):
     folder = tmp_path / "runs" / "x|y"
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps({"scores": {"test": {"accuracy": 0.5}}}))
-    assert table_of_runs(tmp_path / "runs").splitlines()[-1] == r"| x\|y | 0.5 |"
+    assert table_of_runs(tmp_path / "runs").splitlines()[-1] == r"| x\|y | test | 0.5 |"
 
 
 def drawn(figure) -> set[str]:

@@ -15,7 +15,8 @@ from d2v.modalities.common import shards, tables
 from d2v.modalities.common.data_report import UnreadableError
 from d2v.modalities.common.kinds import AUDIO, IMAGES, extension
 from d2v.modalities.common.sources import open_source, splits
-from d2v.modalities.speech.audio import WHOLE, Part, cut
+from d2v.modalities.speech.audio import WHOLE, Part
+from d2v.modalities.speech.cutting import cut
 from d2v.protocols import NoSplitError
 from d2v.reading import named
 

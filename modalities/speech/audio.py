@@ -33,9 +33,6 @@ DS64 = re.compile(r"Calculated frame count (\d+) does not match value from 'ds64
 # In place of a length that was not known when the header was written; programs take off a few bytes of headers.
 UNKNOWN = (range(0, 1), range(0x7FFFF000, 0x80000001), range(0xFFFFF000, 0x100000000))
 
-BITS = {"PCM_S8": 16, "PCM_U8": 16, "PCM_16": 16, "PCM_24": 24}  # that hold what a file of this kind does
-FLAC_CHANNELS = 8  # at most
-
 
 class Part(NamedTuple):
     """What of a recording a clip is, in seconds."""
@@ -106,35 +103,21 @@ def decode(media: bytes | Path, rate: int, part: Part = WHOLE) -> np.ndarray:
 
     UnreadableError: not audio, cut off, not finite, no sound, or no such part.
     """
-    with _opened(media) as sound:
-        first, last = _span(sound, part)
-        blocks = list(_blocks(sound, first, last))
-        wave = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)  # (S, C)
-        _check_end(sound, media, part, last, first + len(wave))
-        given = sound.samplerate
+    wave, given, _ = as_recorded(media, part)
     mono = mix(wave)
     if len(mono) and mono.min() == mono.max():
         raise UnreadableError("no sound: all samples are equal")
     return mono if given == rate else _resampler(given, rate)(mono)
 
 
-def cut(media: bytes | Path, part: Part) -> bytes:
-    """A part of a recording as a file of its own, of which `decode` gives what it gives of the part, to the bit.
-
-    FLAC where samples are whole numbers of at most 24 bits, else WAV of floats. UnreadableError: as `decode`.
-    """
+def as_recorded(media: bytes | Path, part: Part = WHOLE) -> tuple[np.ndarray, int, str]:
+    """(S, C) float32 at the file's own rate, that rate, and what samples are written as. UnreadableError: as decode."""
     with _opened(media) as sound:
         first, last = _span(sound, part)
-        wave = np.concatenate(list(_blocks(sound, first, last)))  # (S, C)
+        blocks = list(_blocks(sound, first, last))
+        wave = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)  # (S, C)
         _check_end(sound, media, part, last, first + len(wave))
-        rate, bits = sound.samplerate, BITS.get(sound.subtype, 0)
-    file = io.BytesIO()
-    if bits and wave.shape[1] <= FLAC_CHANNELS:
-        whole = (wave * 2.0 ** (bits - 1)).astype(np.int32) << (32 - bits)  # soundfile reads the upper bits
-        soundfile.write(file, whole, rate, format="FLAC", subtype=f"PCM_{bits}")
-    else:
-        soundfile.write(file, wave, rate, format="WAV", subtype="FLOAT")
-    return file.getvalue()
+        return wave, sound.samplerate, sound.subtype
 
 
 def length(media: bytes | Path, rate: int, part: Part = WHOLE) -> int:
