@@ -45,15 +45,16 @@ def losses(modality: str, name: str, folder, backend: str, *more: str) -> dict[s
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modality", "name", "more"),
     [
         ("image", "data2vec", ()),
-        pytest.param("image", "data2vec", ("model.trunk.drop_path=0.1",), marks=pytest.mark.slow),
-        pytest.param("speech", "data2vec2", (), marks=pytest.mark.slow),
-        pytest.param("text", "data2vec", ("train.checkpoint_activations=true",), marks=pytest.mark.slow),
-        pytest.param("image", "ibot", (), marks=pytest.mark.slow),
-        pytest.param("image", "ijepa", (), marks=pytest.mark.slow),
+        ("image", "data2vec", ("model.trunk.drop_path=0.1",)),
+        ("speech", "data2vec2", ()),
+        ("text", "data2vec", ("train.checkpoint_activations=true",)),
+        ("image", "ibot", ()),
+        ("image", "ijepa", ()),
     ],
 )
 def test_compiled_blocks_give_the_same_losses_in_one_graph_each(modality, name, more, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from fuzz import files, journeys
 
 
-@pytest.mark.parametrize("number", [6, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [4, pytest.param(40, marks=pytest.mark.slow)])
 def test_hostile_settings_and_damaged_files_end_in_a_run_or_in_one_line(number: int, root: Path):
     attacks = [f"settings={number}", f"files={number}"]
     command = [sys.executable, "-m", "fuzz", *attacks, "workers=1", "first=100000"]
