@@ -24,9 +24,15 @@ def family_of(name: str) -> str:
     return next((family[0] for family in FAMILIES if begin in family and begin != name.lower()), "")
 
 
-def means(asked: str, name: str) -> bool:
-    """Whether a split that was asked for is, or holds, the one of this name."""
-    return same_split(name, asked) or (is_split(asked) and bool(family_of(name)) and same_split(family_of(name), asked))
+def means(asked: str, name: str, splits: Sequence[str] = ()) -> bool:
+    """Whether a split that was asked for is the one of this name, of `splits`, or holds it.
+
+    It holds those whose names begin so, as train holds train-clean-100, where no split has a plain name: train does not
+    hold train_extra beside itself.
+    """
+    if same_split(name, asked):
+        return True
+    return is_split(asked) and same_split(family_of(name), asked) and not any(map(is_split, splits))
 
 
 def is_split(name: str) -> bool:
@@ -34,18 +40,18 @@ def is_split(name: str) -> bool:
     return name.lower() in KNOWN
 
 
-def share_rows(one: str, other: str) -> bool:
-    """Whether two splits of the same data, as they were asked for (train, train[:100]+dev), have rows in common.
+def share_rows(one: str, other: str, splits: Sequence[str]) -> bool:
+    """Whether two splits of the same data, which has `splits`, have rows in common; as asked for: train[:100]+dev.
 
     As far as the names alone tell: not of a slice from the end beside another slice, nor of numbers beside percents.
     """
-    return any(_meet(first, second) for first in one.split("+") for second in other.split("+"))
+    return any(_meet(first, second, splits) for first in one.split("+") for second in other.split("+"))
 
 
-def _meet(one: str, other: str) -> bool:
+def _meet(one: str, other: str, splits: Sequence[str]) -> bool:
     """The same, of splits that are not joined."""
     (name, first), (other_name, second) = _parts(one), _parts(other)
-    if not (means(name, other_name) or means(other_name, name)):
+    if not (means(name, other_name, splits) or means(other_name, name, splits)):
         return False
     if first is None or second is None:  # all of it
         return True
@@ -58,10 +64,7 @@ def _parts(split: str) -> tuple[str, tuple[str, float, float] | None]:
     match = re.fullmatch(r"(.+)\[(-?\d*)(%?):(-?\d*)(%?)\]", split)
     if match is None or not (match[2] or match[4]):
         return split.partition("[")[0], None
-    unit, (start, stop) = (
-        match[3] or match[5],
-        (float(match[place] or fallback) for place, fallback in ((2, 0), (4, "inf"))),
-    )
+    unit, start, stop = match[3] or match[5], float(match[2] or 0), float(match[4] or "inf")
     whole = 100 if unit else math.nan
     return match[1], (unit, start if start >= 0 else whole + start, stop if stop >= 0 else whole + stop)
 
@@ -78,7 +81,7 @@ def uses(splits: Sequence[str], taken: Mapping[str, str], more: Sequence[str] = 
     said, left = [], list(splits)
     for asked, use in taken.items():
         parts = [part.partition("[")[0] for part in asked.split("+")]
-        names = [name for name in left if any(means(part, name) for part in parts)]
+        names = [name for name in left if any(means(part, name, splits) for part in parts)]
         left = [name for name in left if name not in names]
         if names:
             said.append(f"{asked if '[' in asked else ' and '.join(names)} {use}")
@@ -90,4 +93,4 @@ def uses(splits: Sequence[str], taken: Mapping[str, str], more: Sequence[str] = 
 
 def has_split(splits: Sequence[str], split: str) -> bool:
     """Whether one of them is meant by this name."""
-    return any(means(split, name) for name in splits)
+    return any(means(split, name, splits) for name in splits)

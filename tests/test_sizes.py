@@ -1,7 +1,10 @@
 """Files, functions and signatures stay small enough to read."""
 
 import ast
+import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(
@@ -36,6 +39,17 @@ def too_large(source: str) -> list[str]:
 def test_sizes():
     found = {str(path.relative_to(ROOT)): too_large(path.read_text("utf-8")) for path in FILES}
     assert len(found) > 100 and not {path: what for path, what in found.items() if what}
+
+
+def test_no_large_file_is_kept():
+    """As data or a run would be, that was written where it was tried."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout")
+    names = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    sizes = {name: (ROOT / name).stat().st_size for name in names if (ROOT / name).is_file()}
+    assert len(sizes) > 300 and {name: size for name, size in sizes.items() if size > 300_000} == {}
 
 
 def test_the_limits_bite():

@@ -216,7 +216,7 @@ def open_splits(opened: Opened, config: Config) -> Splits:
         settings = dataclasses.replace(settings, test_split="" if test is None else "test")
     elif settings.test_split:
         test = open_samples(settings.test_split, "evaluate.test_split")
-        if share_rows(settings.train_split, settings.test_split):
+        if share_rows(settings.train_split, settings.test_split, train.report.splits):
             raise ValueError(
                 f"evaluate.test_split is {settings.test_split!r}, which holds samples that evaluate.train_split, "
                 f"{settings.train_split!r}, holds too: they would find themselves; choose others of one, or leave "

@@ -189,13 +189,8 @@ def health_check(config: Config, modality, samples, folder: Path, reader: Reader
 
 
 def online_probe(config: Config, modality, folder: Path, reader: Reader) -> OnlineProbe:
-    """k-NN on run.probe.path. ValueError: no usable samples or labels there."""
+    """k-NN on run.probe.path. ValueError: no usable samples or labels there, or samples that would find themselves."""
     probe = config.run.probe
-    if probe.test_split and share_rows(probe.train_split, probe.test_split):
-        raise ValueError(
-            f"run.probe.test_split is {probe.test_split!r}, which holds samples that run.probe.train_split, "
-            f"{probe.train_split!r}, holds too: choose others of one, or leave it empty, to score within train"
-        )
     data = labelled_data(config.data, probe.path, probe.label)
 
     def samples(setting: str):
@@ -203,7 +198,13 @@ def online_probe(config: Config, modality, folder: Path, reader: Reader) -> Onli
             return modality.Samples(data, config.frontend, split=getattr(probe, setting), folder=folder)
 
     test = samples("test_split") if probe.test_split else None
-    return OnlineProbe(samples("train_split"), test, probe, reader)
+    train = samples("train_split")
+    if test is not None and share_rows(probe.train_split, probe.test_split, train.report.splits):
+        raise ValueError(
+            f"run.probe.test_split is {probe.test_split!r}, which holds samples that run.probe.train_split, "
+            f"{probe.train_split!r}, holds too: choose others of one, or leave it empty, to score within train"
+        )
+    return OnlineProbe(train, test, probe, reader)
 
 
 def _write_results(

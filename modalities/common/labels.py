@@ -85,19 +85,19 @@ def uses_of_splits(data: Any, splits: Sequence[str]) -> str:
     if not data.validation_split and has_split(splits, "validation"):
         share = " data.validation_share=0" if data.validation_share else ""
         more.append(f"data.validation_split=validation{share} chooses the best model by it")
-    return "; ".join([uses(splits, taken, more), *_leaks(data)])
+    return "; ".join([uses(splits, taken, more), *_leaks(data, splits)])
 
 
-def _leaks(data: Any) -> list[str]:
+def _leaks(data: Any, splits: Sequence[str]) -> list[str]:
     """What is said of scored splits whose samples are trained on, or choose the model: their scores flatter."""
     if getattr(data, "group", ""):
         return []  # what is trained on is taken out of them, by whole groups
     said = []
     for name in ("validation_split", "test_split"):
         split = getattr(data, name)
-        if split and share_rows(data.split, split):
+        if split and share_rows(data.split, split, splits):
             said.append(f"CAREFUL: data.{name} {split!r} holds samples that are trained on (data.split {data.split!r})")
-    if data.validation_split and data.test_split and share_rows(data.validation_split, data.test_split):
+    if data.validation_split and data.test_split and share_rows(data.validation_split, data.test_split, splits):
         said.append(f"CAREFUL: data.test_split {data.test_split!r} holds samples that choose the best model")
     return said
 
