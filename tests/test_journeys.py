@@ -133,9 +133,8 @@ def test_every_command_of_the_first_hour(modality, layout, place, capsys):
     assert AutoModel.from_pretrained("run/export").config.model_type == "d2v"
 
 
-@pytest.mark.parametrize(
-    "modality", ["text", *(pytest.param(name, marks=pytest.mark.slow) for name in ("image", "speech"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", ["text", "image", "speech"])
 def test_a_first_model_becomes_onnx(modality, place):
     pytest.importorskip("onnxruntime")
     given = f"data.path={made(place / 'mine', modality, 'classes')}"
