@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -335,13 +335,19 @@ def _open_described(folder: Path, split: str, what: str, known: Sequence[str]) -
         files = datasets.load_dataset_builder(str(folder)).config.data_files or {}
     if not files or not {Path(file).suffix for file in itertools.chain(*files.values())} <= {*table_files.SUFFIXES}:
         return _load(split, where, what, str(folder))
+    parts = _parts(split, where, [*files], lambda name: _open_tables([*map(Path, files[name])], name, what, known))
+    return _with_notes(join(parts, split, what), [], [*files])
+
+
+def _parts(split: str, where: str, names: Sequence[str], opened: Callable[[str], Any]) -> list[datasets.Dataset]:
+    """The rows of each part of data.split, of data that has splits of these names. ValueError: there is none such."""
     parts = []
     for one in split.split("+"):
         name = one.partition("[")[0]
-        if name not in files:
-            raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(files)}")
-        parts.append(_cut(_open_tables([*map(Path, files[name])], name, what, known), name, one))
-    return _with_notes(join(parts, split, what), [], [*files])
+        if name not in names:
+            raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(names)}")
+        parts.append(_cut(opened(name), name, one))
+    return parts
 
 
 def _saved(folder: Path, split: str) -> datasets.Dataset:
@@ -351,12 +357,7 @@ def _saved(folder: Path, split: str) -> datasets.Dataset:
         opened = datasets.load_from_disk(str(folder))
     if isinstance(opened, datasets.Dataset):
         opened = datasets.DatasetDict({"train": opened})
-    parts = []
-    for one in split.split("+"):
-        name = one.partition("[")[0]
-        if name not in opened:
-            raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(map(str, opened))}")
-        parts.append(_cut(opened[name], name, one))
+    parts = _parts(split, where, [*map(str, opened)], opened.__getitem__)
     joined = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
     return _with_notes(_undecoded(joined), [], [*map(str, opened)])
 

@@ -82,9 +82,11 @@ def _by_beginning(files: Sequence[Path], here: Path) -> dict[str, list[Path]]:
     """The files by their folders, if all of these begin with names of splits, and not all with that of one."""
     by_name: dict[str, list[Path]] = {}
     for file in files:
-        by_name.setdefault(below(file, here)[0] if file.parent != here else "", []).append(file)
-    families = {family_of(name) for name in by_name}
-    return by_name if "" not in families and len(families) > 1 else {}
+        name = below(file, here)[0] if file.parent != here else ""
+        if name not in by_name and not family_of(name):
+            return {}  # as most data does at its first file
+        by_name.setdefault(name, []).append(file)
+    return by_name if len({family_of(name) for name in by_name}) > 1 else {}
 
 
 def _divided(files: Sequence[Path], root: Path, split: str) -> tuple[dict[str, list[Path]], Path, list[str]]:
