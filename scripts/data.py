@@ -5,11 +5,12 @@ d2v data CONFIG data.path=PATH [key=value ...]
 CONFIG names the modality and how the data is read; one of fine-tuning also opens labels. Nothing is trained or written.
 
 d2v data tokenize CONFIG data.path=PATH [key=value ...]
-d2v data pack SOURCE OUT [size=1000]
+d2v data pack SOURCE OUT [size=1000] [shorter_side=0]
 
 tokenize: text becomes tokens in the cache ($D2V_CACHE, or ~/.cache/d2v), as the first start of a run would have it.
 pack: images or recordings of a folder, table or data set are written as tar shards of size= megabytes, which
 data.path=OUT reads, as webdataset does: an image, its label .cls, text .txt and other columns .json have one name.
+Images whose shorter side has more than shorter_side= pixels shrink to that, which decodes faster; 0: all stay.
 
 Two words in place of CONFIG make data for trials, which needs no download, in a folder of its own:
 
@@ -46,7 +47,7 @@ from d2v.modalities.common.generated import digits_folder, scenes_folder
 from d2v.modalities.common.generated.folder import make
 from d2v.modalities.common.packing import pack
 from d2v.objectives.common.parts import BETWEEN, names_of
-from d2v.settings import setting
+from d2v.settings import check_values, setting
 from d2v.shown import printable
 from d2v.training.pretraining import advice, uses_of_splits
 
@@ -56,6 +57,13 @@ class PackConfig:
     """How shards are written."""
 
     size: int = setting(1000, "Megabytes of a shard.", least=1, limit=1_000_000)
+    shorter_side: int = setting(
+        0, "Pixels that the shorter side of an image has at most; 0: as it is.", least=0, limit=65_500
+    )
+
+    def __post_init__(self) -> None:
+        """ValueError: a value that is not allowed."""
+        check_values(self, "pack")
 
 
 GENERATED = {
@@ -112,11 +120,11 @@ def _packed(arguments: list[str]) -> list[str]:
     places = [argument for argument in arguments if "=" not in argument]
     given = _given(arguments)
     if len(places) != 2:
-        raise ValueError("usage: d2v data pack SOURCE OUT [size=1000]")
+        raise ValueError("usage: d2v data pack SOURCE OUT [size=1000] [shorter_side=0]")
     settings = typed(PackConfig, given, "pack", "d2v data pack")
     source, out = in_home(places[0]), Path(in_home(places[1])).absolute()
     with filled(out) as draft:
-        said = pack(source, draft, settings.size * 1_000_000)
+        said = pack(source, draft, settings.size * 1_000_000, settings.shorter_side)
     return [*said, f"{out}: data.path={out} reads them"]
 
 

@@ -24,8 +24,9 @@ QUICK = ("train.steps=2", "train.warmup_steps=0", "run.save_every=1", "run.healt
 
 
 # What does not depend on the method, fast for one of each kind: with a teacher, without one, with a state of its own.
-OFTEN = ("data2vec", "data2vec2", "moco", "mlm", "mae")
-KINDS = [run if run.values[1] in OFTEN else pytest.param(*run.values, marks=pytest.mark.slow) for run in RUNS]
+OFTEN = {("speech", "data2vec2"), ("image", "moco"), ("text", "mlm"), ("speech", "mae")}
+OFTEN |= {(modality, "data2vec") for modality in MODALITIES}
+KINDS = [run if run.values in OFTEN else pytest.param(*run.values, marks=pytest.mark.slow) for run in RUNS]
 
 
 @pytest.mark.parametrize(("modality", "objective"), KINDS)

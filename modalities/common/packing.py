@@ -5,16 +5,19 @@ import json
 import math
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from d2v import cache
 from d2v.modalities.common import shards, tables
 from d2v.modalities.common.data_report import UnreadableError
 from d2v.modalities.common.kinds import AUDIO, IMAGES, extension
 from d2v.modalities.common.sources import open_source, splits
+from d2v.modalities.image.shrinking import shrunk
 from d2v.modalities.speech.audio import WHOLE, Part
 from d2v.modalities.speech.cutting import cut
 from d2v.protocols import NoSplitError
@@ -22,6 +25,8 @@ from d2v.reading import named
 
 KINDS = {"image": IMAGES, "audio": AUDIO}
 PART = (*tables.STARTS, tables.STOP, tables.LENGTH)  # columns that say which part of a recording a row is
+BOX = ("xmin", "ymin", "xmax", "ymax", "bbox", "boxes", "objects")  # columns that are in pixels
+AHEAD = 64  # samples that are in memory at once
 BEGINS = {  # what a file without a name is known by
     b"\xff\xd8": ".jpg",
     b"\x89PNG": ".png",
@@ -38,18 +43,21 @@ BEGINS = {  # what a file without a name is known by
 WITHIN = {b"WEBP": ".webp", b"WAVE": ".wav"}  # of RIFF
 
 
-def pack(source: str, folder: Path, size: int) -> list[str]:
+def pack(source: str, folder: Path, size: int, shorter_side: int = 0) -> list[str]:
     """Fills a folder with shards of at most `size` bytes, or of one sample; says what they hold.
 
     A sample is its media as they are, its label in .cls, its text in .txt and its other columns in .json, in the order
-    in which the source is read; a row that is a part of a recording becomes a recording. What cannot be read is left
-    out, and said. ValueError: there are neither images nor sound, none can be read, or one has no known format.
+    in which the source is read; a row that is a part of a recording becomes a recording, and an image with a larger
+    `shorter_side`, if that is not 0, shrinks to it. What cannot be read is left out, and said. ValueError: there are
+    neither images nor sound, none can be read, one has no known format, or it cannot shrink.
     """
     kind, dataset, name = _opened(source)
+    if shorter_side:
+        _check_shrinking(source, kind, dataset)
     said = []
     for split in splits(dataset) or [name]:
         rows = dataset if split == name else open_source(source, split, KINDS[kind], kind)
-        number, unread = _write(rows, kind, source, split, folder, size)
+        number, unread = _write(rows, kind, source, split, folder, size, shorter_side)
         if len(unread) == len(rows):
             raise ValueError(f"none of {len(rows)} {kind} samples of {source} can be read: {named(unread)}")
         count = len(rows) - len(unread)
@@ -57,6 +65,18 @@ def pack(source: str, folder: Path, size: int) -> list[str]:
         if unread:
             said.append(f"left out, cannot be read: {len(unread)}: {named(unread)}")
     return said
+
+
+def _check_shrinking(source: str, kind: str, dataset: datasets.Dataset) -> None:
+    """ValueError: sound, or columns that say where in an image something is."""
+    if kind != "image":
+        raise ValueError(f"shorter_side is of images, and {source} holds {kind}")
+    boxes = [name for name in BOX if name in dataset.column_names]
+    if boxes:
+        raise ValueError(
+            f"shorter_side would leave the columns {', '.join(boxes)} of {source} in pixels of the larger image: "
+            "leave it out"
+        )
 
 
 def _opened(source: str) -> tuple[str, datasets.Dataset, str]:
@@ -90,26 +110,31 @@ def _is_of(rows: datasets.Dataset, kind: str) -> bool:
 
 
 def _write(
-    rows: datasets.Dataset, kind: str, source: str, split: str, folder: Path, size: int
+    rows: datasets.Dataset, kind: str, source: str, split: str, folder: Path, size: int, shorter_side: int
 ) -> tuple[int, dict[str, str]]:
     """Writes the shards of a split; how many, and what cannot be read."""
     media = tables.media_column(rows, kind)
     names = tables.identifiers(rows, source, split)
     parts = tables.segments(rows) if kind == "audio" else None
+
+    def read(row: int, cells: dict[str, Any]) -> tuple[bytes, str] | UnreadableError:
+        part = WHOLE if parts is None else Part(*parts[row].tolist())
+        try:
+            return _media(cells[media], names[row], part, shorter_side)
+        except UnreadableError as error:
+            return error
+
     apart = (media, "file", "label", "text", *(PART if parts is not None else ()))
     left = [name for name in tables.column_names(rows) if name not in apart]
     taken: set[str] = set()
     unread: dict[str, str] = {}
     number, shard = 0, None
     try:
-        for row in range(len(rows)):
-            cells = rows[row]
-            try:
-                part = WHOLE if parts is None else Part(*parts[row].tolist())
-                content, ending = _media(cells[media], names[row], part)
-            except UnreadableError as error:
-                unread[names[row]] = str(error)
+        for row, cells, found in _read_ahead(rows, read, split):
+            if isinstance(found, UnreadableError):
+                unread[names[row]] = str(found)
                 continue
+            content, ending = found
             members = [(ending, content), *_fields(rows, cells, left)]
             if shard is None or shard.offset + sum(len(one) for _, one in members) > size:
                 if shard is not None:
@@ -127,10 +152,22 @@ def _write(
     return number, unread
 
 
-def _media(cell: Any, name: str, part: Part) -> tuple[bytes, str]:
+def _read_ahead(
+    rows: datasets.Dataset, read: Callable[[int, dict[str, Any]], Any], split: str
+) -> Iterator[tuple[int, dict[str, Any], Any]]:
+    """Numbers, cells and what `read` makes of them, in their order; a few of them at once."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool, cache.progress(len(rows), f"packing {split}", "samples") as bar:
+        for start in range(0, len(rows), AHEAD):
+            numbers = range(start, min(start + AHEAD, len(rows)))
+            cells = [rows[row] for row in numbers]
+            yield from zip(numbers, cells, pool.map(read, numbers, cells), strict=True)
+            bar.update(len(numbers))
+
+
+def _media(cell: Any, name: str, part: Part, shorter_side: int = 0) -> tuple[bytes, str]:
     """The bytes of a sample and the ending of its format. UnreadableError: they cannot be read. ValueError: no format.
 
-    `part`: of a recording.
+    `part`: of a recording; `shorter_side`: of an image, 0 as it is.
     """
     if isinstance(cell, dict) and cell.get("offset") is not None:
         content, place = shards.read(cell), name
@@ -146,6 +183,9 @@ def _media(cell: Any, name: str, part: Part) -> tuple[bytes, str]:
         raise UnreadableError("no bytes")
     if not (part.start == 0 and math.isnan(part.stop)):
         content, place = cut(content, part), ""
+    smaller = shrunk(content, shorter_side) if shorter_side else None
+    if smaller is not None:
+        content, place = smaller, ""
     ending = extension(Path(place))
     if ending not in IMAGES + AUDIO:
         ending = next((ending for begin, ending in BEGINS.items() if content.startswith(begin)), "")

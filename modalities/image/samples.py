@@ -30,6 +30,7 @@ from d2v.types import View
 log = logging.getLogger(__name__)
 ONE_COLOUR, MORE_PAGES = "of one colour", "of several pages or frames (the first is read)"
 MUCH_LARGER = 4  # times the side that is read
+PHOTOGRAPH = 2_000_000  # pixels, from which decoding takes as long as a small model's step
 
 
 def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int) -> None:
@@ -227,9 +228,13 @@ def _sizes(found: np.ndarray, frontend: FrontendConfig) -> tuple[str, str]:
         return said, ""
     larger = f"images are {times} times as large as that: model.frontends.{MODALITY}.image_size={MUCH_LARGER * size}"
     if frontend.backbone:
-        return said, f"{larger} reads more of them, at {MUCH_LARGER**2} times the cost"
-    finer = f"{larger} model.frontends.{MODALITY}.patch_size={MUCH_LARGER * patch}"
-    return said, f"{finer} reads more of them, in as many patches"
+        advice = f"{larger} reads more of them, at {MUCH_LARGER**2} times the cost"
+    else:
+        finer = f"{larger} model.frontends.{MODALITY}.patch_size={MUCH_LARGER * patch}"
+        advice = f"{finer} reads more of them, in as many patches"
+    if width * height >= PHOTOGRAPH:
+        advice += f"; to decode them faster, `d2v data pack SOURCE OUT shorter_side={2 * size}` first"
+    return said, advice
 
 
 def _reason(error: BaseException) -> str:
