@@ -126,6 +126,11 @@ class RunConfig:
     log_every: int = setting(20, "Steps between log lines.", least=1)
     save_every: int = setting(1000, "Steps between checkpoints.", least=1)
     keep: int = setting(2, "Checkpoints that are kept.", least=1)
+    save_async: bool = setting(
+        False,
+        "A checkpoint is copied into memory and written while training goes on.",
+        only={"train.sharding": "none"},
+    )
     health_every: int = setting(0, "Steps between health checks; 0: ten in a run.", least=0)
     health_samples: int = setting(512, "Samples of a health check.", least=2)
     probe: ProbeConfig = section(ProbeConfig, "k-NN on a labelled set while training.")

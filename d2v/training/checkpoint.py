@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
 from accelerate.utils import load as load_plain  # tensors, numbers, numpy arrays; all else is an error
+from accelerate.utils import save as save_plain
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -44,21 +45,76 @@ def save(accelerator: Accelerator, folder: Path, step: int, keep: int, *, accumu
 
     ValueError: a disk does not take it; the former ones stay.
     """
-    final, temporary = folder / f"{step:08d}", folder / f".{step:08d}.tmp"
+    temporary = _begun(accelerator, folder, step)
+    _together(partial(_write, accelerator, temporary), temporary, accelerator)
+    _together(partial(_seal, accelerator, temporary, step, accumulate), temporary, accelerator)
+    _publish(accelerator, temporary, step, keep)
+    accelerator.wait_for_everyone()
+
+
+def copied(
+    accelerator: Accelerator, folder: Path, step: int, keep: int, *, accumulate: int = 1
+) -> Callable[[], None] | None:
+    """Takes a copy of what `save` would write, in memory; every process calls it.
+
+    Returns what writes the copy, on the main process, without the others; it has the ValueError of `save`.
+    """
+    temporary = _begun(accelerator, folder, step)
+    _together(partial(_write_states, accelerator, temporary), temporary, accelerator)
+    if not accelerator.is_main_process:
+        return None
+    model = accelerator.get_state_dict(accelerator._models[0], unwrap=False)
+    optimizer = accelerator._optimizers[0].state_dict()
+    known: dict[tuple, Tensor] = {}
+    trained = {WEIGHTS: _in_memory(model, known), OPTIMIZER: _in_memory(optimizer, known)}
+
+    def write() -> None:
+        try:
+            with files.writing(temporary):
+                for name, state in trained.items():
+                    save_plain(state, temporary / name, safe_serialization=name == WEIGHTS)
+                _seal(accelerator, temporary, step, accumulate)
+        except ValueError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _publish(accelerator, temporary, step, keep)
+
+    return write
+
+
+def _in_memory(state: Any, known: dict[tuple, Tensor]) -> Any:
+    """A copy that no step changes, on the CPU; what was one tensor is one, by `known`."""
+    if isinstance(state, Tensor):
+        key = (state.data_ptr(), state.dtype, state.shape, state.stride())
+        if key not in known or not state.numel():
+            known[key] = state.detach().to("cpu", copy=True)
+        return known[key]
+    if isinstance(state, dict):
+        return type(state)((name, _in_memory(value, known)) for name, value in state.items())
+    if isinstance(state, list | tuple):
+        return type(state)(_in_memory(value, known) for value in state)
+    return state
+
+
+def _begun(accelerator: Accelerator, folder: Path, step: int) -> Path:
+    """Where a checkpoint is written, as yet no checkpoint. ValueError: a disk does not take it."""
     if accelerator.is_main_process:
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f".{DIGITS}.tmp"):  # of a run that was killed while it saved
             shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
-    _together(partial(_write, accelerator, temporary), temporary, accelerator)
-    _together(partial(_seal, accelerator, temporary, step, accumulate), temporary, accelerator)
+    return folder / f".{step:08d}.tmp"
+
+
+def _publish(accelerator: Accelerator, temporary: Path, step: int, keep: int) -> None:
+    """Makes what was written the last checkpoint, and removes the oldest."""
     if accelerator.is_main_process:
+        folder, final = temporary.parent, temporary.parent / f"{step:08d}"
         _remove(final)
         temporary.rename(final)
         for old in checkpoints_in(folder)[:-keep]:
             _remove(old)
-    accelerator.wait_for_everyone()
 
 
 def _write(accelerator: Accelerator, temporary: Path) -> None:
@@ -68,6 +124,12 @@ def _write(accelerator: Accelerator, temporary: Path) -> None:
         return
     temporary.mkdir(exist_ok=True)
     save_shares(*_trained(accelerator), temporary)
+    _write_states(accelerator, temporary)
+
+
+def _write_states(accelerator: Accelerator, temporary: Path) -> None:
+    """Random states, of each process, and that of the gradients' scale."""
+    temporary.mkdir(exist_ok=True)
     nothing: list = []
     process, scaler = accelerator.process_index, accelerator.scaler
     save_accelerator_state(str(temporary), nothing, nothing, nothing, nothing, process, accelerator.step, scaler)

@@ -32,6 +32,7 @@ from d2v.training.online_probe import JointProbe, OnlineProbe
 from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
 from d2v.training.roll_call import RollCall
 from d2v.training.run_log import History, Meter, Step, of_name
+from d2v.training.saving import Saver
 from d2v.training.schedules import cosine_between, rate
 from d2v.training.sharding import Sharding
 from d2v.training.stopping import Stopping, ignore_signals
@@ -99,6 +100,7 @@ class Loop:
         compile_blocks(blocks)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.progress = checkpoint.Progress()
+        self.save = Saver(accelerator, self.folder / "checkpoints", run, train.accumulate)
         self.roll_call = RollCall()
         self.micro_batches = MicroBatches(
             batches, accelerator.process_index, accelerator.num_processes, train.accumulate
@@ -134,6 +136,7 @@ class Loop:
         self.model.train()
         with Stopping(self.accelerator) as stopping:
             self._train(batches, bar, stopping)
+            self.save.wait()
         bar.close()
         if not (self.was_finished or self.run.dry):
             self.meter.check_any_taken()
@@ -162,11 +165,12 @@ class Loop:
                     self.history.add({"step": step, **self.validation(step, self.accelerator, self.whole())})
             asked = not last_step and stopping.is_asked(at_log_line=at_log_line)
             if step % self.run.save_every == 0 or last_step or self._stopped() or collapsed or asked:
-                self._save()
+                self.save(step)
             if collapsed:
                 self._say(f"stopping at step {step}: {self.verdict.reason}")
                 return
             if asked:
+                self.save.wait()
                 bar.close()
                 command = shlex.join(sys.orig_argv)
                 self._say(f"stopped at step {step}, saved in {self.folder / 'checkpoints'}; go on by: {command}")
@@ -183,10 +187,6 @@ class Loop:
                 self.history.add({"step": step, **{name: value.item() for name, value in found.items()}})
             return self.run.stop_on_collapse and self._collapsed()
         return False
-
-    def _save(self) -> None:
-        keep, accumulate = self.run.keep, self.train.accumulate
-        checkpoint.save(self.accelerator, self.folder / "checkpoints", self.progress.step, keep, accumulate=accumulate)
 
     def _resume(self) -> None:
         """Takes up weights, records and verdict where the run folder stands; at step 0 measures the random init."""
