@@ -22,6 +22,7 @@ from transformers import AutoModelForImageClassification, AutoTokenizer, pipelin
 from d2v.finetuning.config import load
 from d2v.finetuning.model import adopt, build_model
 from d2v.finetuning.objective import Supervised
+from d2v.finetuning.scores import among_equals
 from d2v.modalities.image import labelled
 from d2v.modalities.image.samples import demo as image_demo
 from d2v.modalities.text.corpus import demo as text_demo
@@ -158,7 +159,9 @@ def test_an_interrupted_run_ends_as_one_that_was_not(modality, tmp_path, monkeyp
     main(modality, arguments(modality, killed, *more))
     for number in (10, 20):
         tiny.assert_same(tiny.checkpoint_tensors(killed, number), tiny.checkpoint_tensors(whole, number))
-    assert {"best_score", "best_step"} <= tiny.load(killed / "checkpoints" / "00000020" / "model.safetensors").keys()
+    assert {"best_score", "best_among_equals", "best_step"} <= tiny.load(
+        killed / "checkpoints" / "00000020" / "model.safetensors"
+    ).keys()
     assert tiny.losses(killed) == tiny.losses(whole)
     assert predictions(killed, "test") == predictions(whole, "test")
     assert json.loads((killed / "results.json").read_text()) == json.loads((whole / "results.json").read_text())
@@ -268,6 +271,23 @@ def test_early_stopping_keeps_the_best_and_stops_after_patience(tmp_path, monkey
     assert last["best_step"] == 4 and last["best_score"] == 0.5
     best = tiny.load(tmp_path / "run" / "export" / "model.safetensors")
     assert not torch.equal(best["head.out.weight"], last["student.model.head.out.weight"])
+
+
+def test_of_models_of_one_score_the_one_with_the_lower_loss_is_kept(tmp_path, monkeypatch):
+    """Small splits have few scores: the first model that has them all right is hardly trained."""
+    found = iter([(0.5, 2.0), (1.0, 0.9), (1.0, 0.3), (1.0, 0.4), (0.9, 0.1), (1.0, 0.3)])
+    score = lambda outputs, labels: dict(zip(("accuracy", "loss"), next(found), strict=True))  # noqa: E731
+    monkeypatch.setattr("d2v.modalities.common.labels.classification", score)
+    with pytest.raises(StopIteration):  # six are asked for in training, the next by the report
+        main("image", arguments("image", tmp_path / "run", "train.validate_every=2", "train.steps=12"))
+    last = tiny.load(tmp_path / "run" / "checkpoints" / "00000012" / "model.safetensors")
+    assert last["best_step"] == 6 and last["best_score"] == 1 and last["best_among_equals"] == torch.tensor(0.3)
+
+
+def test_what_chooses_among_equals():
+    assert among_equals("accuracy", {"accuracy": 1.0, "loss": 0.5}) == 0.5
+    assert among_equals("wer", {"wer": 1.0, "cer": 0.7}) == 0.7 and among_equals("cer", {"wer": 1.0, "cer": 0.7}) == 1
+    assert among_equals("loss", {"accuracy": 1.0, "loss": 0.5}) == among_equals("ap50", {"ap50": 1.0, "ap": 0.5}) == 0
 
 
 def test_regression_by_pearson_and_pairs_of_text(tmp_path):

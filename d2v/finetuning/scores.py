@@ -20,6 +20,11 @@ def better(metric: str, value: float, best: float) -> bool:
     return value < best if metric in LOWER_IS_BETTER else value > best
 
 
+def among_equals(metric: str, scores: dict[str, float]) -> float:
+    """What chooses between models of one score, the lower the better: the loss, or of error rates the other one."""
+    return next((scores[name] for name in LOWER_IS_BETTER if name in scores and name != metric), 0.0)
+
+
 def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Logits (N, C) and classes (N,) -> accuracy, top-5, F1, Matthews and the loss.
 

@@ -1,7 +1,7 @@
 """Validation during fine-tuning: scores of a labelled split at intervals, the best model, and when to stop.
 
-The best score and its step are buffers of the objective, so that a resumed run chooses and stops as one that was
-never interrupted.
+The best score, what chooses among equal ones, and the step are buffers of the objective, so that a resumed run chooses
+and stops as one that was never interrupted.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from d2v.finetuning.config import TuneConfig
 from d2v.finetuning.objective import Supervised
-from d2v.finetuning.scores import LOWER_IS_BETTER, better
+from d2v.finetuning.scores import LOWER_IS_BETTER, among_equals, better
 from d2v.models.task_models import TaskModel
 from d2v.protocols import Score, ScoredSplit
 from d2v.reading import Reader
@@ -77,6 +77,7 @@ class Validation:
         self.every = interval(self.config)
         worst = float("inf") if metric in LOWER_IS_BETTER else float("-inf")
         objective.register_buffer("best_score", torch.tensor(worst))
+        objective.register_buffer("best_among_equals", torch.tensor(float("inf")))
         objective.register_buffer("best_step", torch.tensor(0))
 
     def due(self, step: int) -> bool:
@@ -96,17 +97,19 @@ class Validation:
         ValueError: train.metric is none of them.
         """
         objective, scores = self.objective, {}
-        value = torch.zeros((), device=accelerator.device)
+        values = torch.zeros(2, device=accelerator.device)
         if whole is not None and accelerator.is_main_process:
             split, logits = outputs(whole.result, self.split, self.batch_size, self.reader, accelerator.device)
             scores = self.score(logits, split.labels)
             objective.train()
             if self.metric not in scores:
                 raise ValueError(_unknown(self.metric, scores))
-            value.fill_(scores[self.metric])
-        score = float(all_sum(value))
-        if better(self.metric, score, float(objective.best_score)):
+            values = values.new_tensor([scores[self.metric], among_equals(self.metric, scores)])
+        score, other = all_sum(values).tolist()
+        best, best_other = float(objective.best_score), float(objective.best_among_equals)
+        if better(self.metric, score, best) or (score == best and other < best_other):
             objective.best_score.fill_(score)
+            objective.best_among_equals.fill_(other)
             objective.best_step.fill_(step)
             if whole is not None and accelerator.is_main_process:
                 self.keep(whole.result)
