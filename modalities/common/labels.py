@@ -275,12 +275,12 @@ def _refuse(unseen: Collection[str | None], seen: Sequence[str], column: str, sp
 
 def labelled(opened: Opened, batches: Batches, save_preprocessor: Callable[[Path], None]) -> Labelled:
     """What a run of classification or regression trains on and is scored by."""
-    names = opened.names
+    names, trained = opened.names, np.asarray(opened.labels)[opened.indices]
     return Labelled(
         batches=batches,
-        training=ScoredSplit(opened.train, opened.indices, np.asarray(opened.labels)[opened.indices]),
+        training=ScoredSplit(opened.train, opened.indices, trained),
         splits=opened.splits,
-        head=_head(names),
+        head=_of_numbers(trained) if names is None else _of_classes(names),
         score=_score_numbers if names is None else _score_classes,
         metric="pearson" if names is None else "accuracy",
         rows=_number_rows if names is None else partial(_class_rows, names),
@@ -289,9 +289,13 @@ def labelled(opened: Opened, batches: Batches, save_preprocessor: Callable[[Path
     )
 
 
-def _head(names: list[str] | None) -> dict[str, Any]:
-    if names is None:
-        return {"problem_type": REGRESSION, "num_labels": 1}
+def _of_numbers(trained: np.ndarray) -> dict[str, Any]:
+    """A head that answers in their units: the steps of an optimizer are of one size, and prices are not near 0."""
+    mean, std = float(trained.mean()), float(trained.std())
+    return {"problem_type": REGRESSION, "num_labels": 1, "label_mean": mean, "label_std": std or 1.0}
+
+
+def _of_classes(names: list[str]) -> dict[str, Any]:
     by_name = {name: number for number, name in enumerate(names)}
     return {"problem_type": CLASSES, "id2label": dict(enumerate(names)), "label2id": by_name}
 

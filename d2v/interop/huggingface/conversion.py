@@ -100,7 +100,7 @@ def to_transformers(model: Any) -> PreTrainedModel:
     fields = {**model.config.origin, **_labels(head, model.config), **_written(kind, head, ours)}
     config = kind.model.config_class(**fields)
     prefixes = _names(kind, head, ours)
-    state = original(model.state_dict(), prefixes)
+    state = original(_in_units(model), prefixes)
     prefix = _prefix(kind, head)
     encoder = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     tower = kind.to_their_tensors(encoder, ours)
@@ -116,6 +116,15 @@ def to_transformers(model: Any) -> PreTrainedModel:
         theirs = theirs_class(config, **({} if head else kind.bare))
     _load_into(theirs, _joined(kind, head, tower, state))
     return theirs.eval()
+
+
+def _in_units(model: Any) -> dict[str, Tensor]:
+    """The weights, of a regression with those of its last layer that answer in the units of its labels."""
+    state, config = model.state_dict(), model.config
+    if (config.label_mean, config.label_std) != (0, 1):
+        state["head.out.weight"] = state["head.out.weight"] * config.label_std
+        state["head.out.bias"] = state["head.out.bias"] * config.label_std + config.label_mean
+    return state
 
 
 def _their_class(kind: Kind, model: Any) -> tuple[type[PreTrainedModel], Head | None]:
