@@ -5,6 +5,7 @@ B samples, T content tokens, E extra tokens, D width.
 
 import importlib.util
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def export_onnx(model: Any, path: str | Path) -> float:
 
     path, graph = Path(path), _Graph(model.eval())
     short, long = _example(model, rows=2, tokens=5), _example(model, rows=3, tokens=12)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # what is kept by functools.lru_cache is a constant of the graph; whether it may be is measured below
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         expected = [_arrays(graph, short), _arrays(graph, long)]  # also fills caches with real tensors
         names = [graph.output] if graph.task else ["last_hidden_state", "extra"][: len(expected[0])]
         free = tuple(_free_dimensions(x) for x in long.values())

@@ -291,7 +291,7 @@ def labelled(opened: Opened, batches: Batches, save_preprocessor: Callable[[Path
 
 def _of_numbers(trained: np.ndarray) -> dict[str, Any]:
     """A head that answers in their units: the steps of an optimizer are of one size, and prices are not near 0."""
-    mean, std = float(trained.mean()), float(trained.std())
+    mean, std = float(trained.mean(dtype=np.float64)), float(trained.std(dtype=np.float64))
     return {"problem_type": REGRESSION, "num_labels": 1, "label_mean": mean, "label_std": std or 1.0}
 
 
