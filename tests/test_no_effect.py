@@ -261,7 +261,7 @@ def others(one: dataclasses.Field, kind: typing.Any, value: typing.Any) -> list:
         near = [1, 2, 5] if value is None else [value - 1, value // 2, value + 1, 1, 2, value * 2]
         return [other for other in near if other != value and allowed.passes(other)]
     if kind is float:
-        near = [0.3, 50.0] if value is None else [value / 2, value * 2, 0.001, value + 0.25, 0.5, 0.1, 2.0, 0.0]
+        near = [0.3, 50.0] if value is None else [value / 2, value * 2, 0.001, value + 0.25, 0.5, 0.1, 2.0, 0.0, 0.9]
         return [other for other in near if other != value and allowed.passes(other)]
     if typing.get_origin(kind) is list and typing.get_args(kind)[0] in (int, float):
         number = typing.get_args(kind)[0]
