@@ -15,6 +15,7 @@ from d2v.modalities.common import tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.common.sources import AUDIO, IMAGES, TEXTS, open_source
+from d2v.modalities.common.sources import splits as sources_splits
 from d2v.modalities.speech.audio import encoded
 
 
@@ -327,6 +328,45 @@ def test_seeded_repeats_and_restores():
     with pytest.raises(KeyError), seeded_globals(np.random.default_rng(5)):
         raise KeyError(draw())
     assert torch.equal(state, torch.get_rng_state())
+
+
+# What datasets' save_to_disk wrote.
+
+
+def saved_images(folder: Path, *, as_splits: bool) -> Path:
+    rows = datasets.Dataset.from_dict(
+        {"image": [{"bytes": png(n), "path": None} for n in range(6)], "label": [n % 2 for n in range(6)]},
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])}),
+    )
+    parts = {"train": rows.select(range(4)), "test": rows.select(range(4, 6))}
+    (datasets.DatasetDict(parts) if as_splits else rows).save_to_disk(str(folder))
+    return folder
+
+
+def test_a_saved_data_set_is_read_undecoded(tmp_path):
+    whole = open_source(str(saved_images(tmp_path / "whole", as_splits=False)), "train", IMAGES, "image")
+    assert [encoded(cell) for cell in whole["image"]] == [png(n) for n in range(6)]
+    assert tables.classes(whole, "label") == ["no", "yes"] and whole["label"] == [0, 1, 0, 1, 0, 1]
+    with pytest.raises(ValueError, match=r"data.split 'test': data.path .*whole has the splits train"):
+        open_source(str(tmp_path / "whole"), "test", IMAGES, "image")
+
+
+@pytest.mark.parametrize(
+    ("split", "shades"), [("train", [0, 1, 2, 3]), ("test", [4, 5]), ("test+train[:1]", [4, 5, 0]), ("train[3:]", [3])]
+)
+def test_splits_of_a_saved_data_set(split, shades, tmp_path):
+    folder = saved_images(tmp_path / "parts", as_splits=True)
+    rows = open_source(str(folder), split, IMAGES, "image")
+    assert [encoded(cell) for cell in rows["image"]] == [png(shade) for shade in shades]
+    assert sources_splits(rows) == ["train", "test"]
+
+
+def test_a_saved_data_set_that_is_cut_is_one_line(tmp_path):
+    folder = saved_images(tmp_path / "cut", as_splits=False)
+    next(folder.glob("*.arrow")).write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"^data.path .*cut cannot be read: ") as caught:
+        open_source(str(folder), "train", IMAGES, "image")
+    assert "\n" not in str(caught.value)
 
 
 # Real data.
