@@ -27,6 +27,7 @@ from d2v.modalities.image.detection.config import DetectionConfig
 from d2v.modalities.image.detection.samples import BoxedSamples
 from d2v.modalities.image.frontend import FrontendConfig
 from d2v.modalities.image.samples import inherit
+from d2v.protocols import ScoredSplit
 from d2v.training.loop import Loop
 from d2v.training.same_data import marks_of
 from scripts import finetune, finetune_image
@@ -505,6 +506,31 @@ def test_every_config_says_what_it_is_and_trains_when_made_tiny(path, table, tmp
     more = ("train.steps=2", "run.save_every=2", "run.workers=0", "train.mixed_precision=no", "data.boxes=auto")
     finetune.main([str(path), *arguments(table, tmp_path / "run", *more)[1:], "train.validate_every=1"])
     assert sorted(tiny.losses(tmp_path / "run")) == [1, 2]
+
+
+@needs_metric
+def test_boxes_are_scored_as_the_predictions_file_has_them(tmp_path):
+    """Cut at the end of the image, below which its view is filled: here of 32 rows the last 8."""
+    samples = samples_of(write_table(tmp_path, [*scenes(tmp_path)]))
+    (truth,) = task._scored(samples, np.array([0]), [np.zeros(len(boxes), dtype=int) for boxes in samples.boxes]).labels
+    below = np.array([[*truth[0, :2], truth[0, 2], 32.0, 0.9, 0.0]])
+    truth[0, 3] = 24.0
+    assert truth[0, 5:].tolist() == [32, 24] and len(truth[0]) == 7
+    (row,) = task._rows(["a"], ScoredSplit(samples, np.array([0]), [truth]), [below])
+    assert row["ymax"] == HEIGHT
+    assert task._precision_inside([below], [truth[:1]]) == pytest.approx({"ap50": 1, "ap": 1})
+    assert task._precision_inside([below], [truth[:0]])["ap"] == 0
+
+
+def test_names_with_spaces_in_the_lists_of_voc(tmp_path):
+    of_split = {"train": {"a b 0.png": [("red", 1, 1, 20, 20)]}, "val": {"c.png": [("red", 1, 1, 20, 20)]}}
+    (tmp_path / "JPEGImages").mkdir()
+    for name in ("a b 0.png", "c.png"):
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "JPEGImages" / name)
+    as_voc_lists(tmp_path, [], of_split)
+    (tmp_path / "ImageSets/Main/val.txt").write_text("c -1\n\n")  # as a class's list has it
+    assert samples_of(tmp_path).ids == ["JPEGImages/a b 0.png"]
+    assert samples_of(tmp_path, "val").ids == ["JPEGImages/c.png"]
 
 
 def test_a_resumed_run_asks_where_boxes_have_changed(tmp_path):

@@ -77,6 +77,13 @@ def test_another_spelling_of_a_place_is_no_other_run(make, config: str, place: s
     save_yaml(first.as_dict(), Path("run/config.yaml"))
     again, _ = make(config, place, spelling.format(cwd=here))
     check_settings(Path("run"), again, "auto", **sections)
+
+
+@pytest.mark.parametrize(("make", "config", "place"), settings())
+def test_another_place_is_another_run(make, config: str, place: str, here: Path):
+    first, sections = make(config, place, "here")
+    Path("run").mkdir()
+    save_yaml(first.as_dict(), Path("run/config.yaml"))
     for others in ("elsewhere", "here/inside", "~"):
         another, _ = make(config, place, others)
         with pytest.raises(ValueError, match=rf"holds a run of another config \({place}: here -> "):

@@ -7,8 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from d2v.evaluation.class_names import in_order
 from d2v.modalities.common.shards import PLACE, is_place, type_of
-from d2v.modalities.common.tables import NAMES, media_column, number, with_column, written
+from d2v.modalities.common.tables import NAMES, column_of, is_string, media_column, number, with_column, written
+from d2v.split_names import is_split
 
 CELL = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # of media, as `datasets` stores it
 
@@ -133,3 +135,16 @@ def _with_united_classes(parts: list[datasets.Dataset], name: str) -> list[datas
         codes = [None if cell is None else united.str2int(cell) for cell in part[name]]
         renumbered.append(with_column(part, name, pa.array(codes, pa.int64()), united))
     return renumbered
+
+
+def unread_splits(dataset: datasets.Dataset) -> list[str]:
+    """A line on a column that says of each row which split it is of, where there are several: nothing reads it."""
+    if "split" not in dataset.column_names or not is_string(dataset.features["split"]):
+        return []
+    names = pc.unique(column_of(dataset, "split")).to_pylist()
+    if len(names) < 2 or not all(isinstance(name, str) and is_split(name) for name in names):
+        return []
+    return [
+        f"CAREFUL: rows of all of {', '.join(in_order(names))} are read as one, as the column 'split' is not; tables "
+        "of their own, such as train.csv and test.csv in a folder, are splits"
+    ]

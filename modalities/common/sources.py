@@ -18,7 +18,7 @@ from d2v.modalities.common import remote, shards, table_files
 from d2v.modalities.common.documents import AUTO, documents
 from d2v.modalities.common.encodings import encoding_of
 from d2v.modalities.common.folders import has_configs, is_ignored, walk, with_names
-from d2v.modalities.common.joining import join
+from d2v.modalities.common.joining import join, unread_splits
 from d2v.modalities.common.kinds import AUDIO, CURES, IMAGES, TABLES, TEXTS, UNNAMED, extension, is_of, named, summary
 from d2v.modalities.common.known import known
 from d2v.modalities.common.media import METADATA, media_files
@@ -95,8 +95,7 @@ def _open(
     hub, _, config = name.partition(":")
     where = f"data.path {name!r} is no local file or folder (looked for {local}); as a Hub data set"
     _no_files(sample_by, name)
-    opened = _load(split, where, what, hub, config or None)
-    return _with_notes(opened, [], splits(opened))
+    return _load(split, where, what, hub, config or None)
 
 
 def notes(dataset: datasets.Dataset) -> list[str]:
@@ -293,7 +292,8 @@ def _open_tables(files: Sequence[Path], split: str, what: str, known: Sequence[s
         for kind in media_kinds(dataset, what):
             dataset = with_folders(dataset, kind, [_folder_of(dataset, kind, file)] * len(dataset))
         parts.append(dataset)
-    return parts[0] if len(parts) == 1 else join(parts, split, what)
+    whole = parts[0] if len(parts) == 1 else join(parts, split, what)
+    return _with_notes(whole, unread_splits(whole), [])
 
 
 def _folder_of(dataset: datasets.Dataset, kind: str, table: Path) -> Path:

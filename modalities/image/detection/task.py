@@ -3,7 +3,7 @@
 n boxes that were found in an image, m that it has.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], N
         training=_scored(samples, indices, classes),
         splits=splits,
         head={"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}},
-        score=average_precision,
+        score=_precision_inside,
         metric="ap50",
         rows=partial(_rows, names),
         classes=None,
@@ -88,12 +88,28 @@ def _classes(samples: BoxedSamples, names: list[str], split: str) -> list[np.nda
 
 
 def _scored(samples: BoxedSamples, indices: np.ndarray, classes: list[np.ndarray]) -> ScoredSplit:
-    """True boxes (m, 5) of the samples as their views have them, classes last."""
+    """True boxes (m, 7) of the samples as their views have them, each with its class, and the image's width and height
+    there."""
     wanted = []
     for index in indices:
-        boxes = samples.boxes[index] * samples.scale(index)
-        wanted.append(np.concatenate([boxes, classes[index][:, None]], axis=1).astype(np.float32))
+        height, width = samples.sizes[index]
+        scale, kinds = samples.scale(index), classes[index][:, None]
+        ends = np.tile([width, height] * scale[:2], (len(kinds), 1))
+        wanted.append(np.concatenate([samples.boxes[index] * scale, kinds, ends], axis=1).astype(np.float32))
     return ScoredSplit(samples, indices, wanted)
+
+
+def _precision_inside(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> dict[str, float]:
+    """`average_precision` of boxes that are cut where their image ends, as the predictions file and true ones are.
+
+    Beyond it the view is filled. An image without true boxes says no size: whatever is found there is wrong.
+    """
+    inside = []
+    for boxes, truth in zip(found, wanted, strict=True):
+        if len(truth):
+            boxes = np.concatenate([boxes[:, :4].clip(0, np.tile(truth[0, 5:7], 2)), boxes[:, 4:]], axis=1)
+        inside.append(boxes)
+    return average_precision(inside, [truth[:, :5] for truth in wanted])
 
 
 def _rows(names: list[str], split: ScoredSplit, found: list[np.ndarray]) -> list[dict]:

@@ -54,9 +54,10 @@ def _of_split(
     if not lists:
         chosen = choose(described, root, split, split)
         return chosen.files, chosen.notes, chosen.splits
-    wanted = set()
+    wanted, stems = set(), {file.stem for file in described}
     for name in in_split(split, lists, root):
-        wanted |= {line.split()[0] for line in lists[name].read_text("utf-8").splitlines() if line.strip()}
+        lines = [line.strip() for line in lists[name].read_text("utf-8").splitlines()]
+        wanted |= {line if line in stems else line.split()[0] for line in lines if line}  # lists of a class go on: -1
     some = [file for file in described if file.stem in wanted]
     missing = sorted(wanted - {file.stem for file in some})
     said = [f"in ImageSets/Main and without XML: {len(missing)}: {', '.join(missing[:5])}"] if missing else []
