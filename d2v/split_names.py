@@ -1,5 +1,6 @@
 """Names of splits that mean the same, and what becomes of each split of the data, in a line for a person."""
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -9,13 +10,18 @@ FAMILIES = (  # names that mean one split, as `datasets` knows them
     ("validation", "valid", "val", "dev"),
     ("test", "testing", "eval", "evaluation"),
 )
-KNOWN = {name for family in FAMILIES for name in family}
+KNOWN = set(itertools.chain(*FAMILIES))
 
 
 def same_split(name: str, split: str) -> bool:
     """Whether a folder or file of this name holds this split."""
     name, split = name.lower(), split.lower()
     return name == split or any(name in family and split in family for family in FAMILIES)
+
+
+def place_of(name: str) -> int:
+    """Train first, then validation and test, then all other names."""
+    return next((place for place, family in enumerate(FAMILIES) if name.lower() in family), len(FAMILIES))
 
 
 def family_of(name: str) -> str:
@@ -45,7 +51,7 @@ def share_rows(one: str, other: str, splits: Sequence[str]) -> bool:
 
     As far as the names alone tell: not of a slice from the end beside another slice, nor of numbers beside percents.
     """
-    return any(_meet(first, second, splits) for first in one.split("+") for second in other.split("+"))
+    return any(_meet(first, second, splits) for first, second in itertools.product(one.split("+"), other.split("+")))
 
 
 def _meet(one: str, other: str, splits: Sequence[str]) -> bool:
@@ -81,7 +87,7 @@ def uses(splits: Sequence[str], taken: Mapping[str, str], more: Sequence[str] = 
     said, left = [], list(splits)
     for asked, use in taken.items():
         parts = [part.partition("[")[0] for part in asked.split("+")]
-        names = [name for name in left if any(means(part, name, splits) for part in parts)]
+        names = [name for name in left if _is_of(parts, name, splits)]
         left = [name for name in left if name not in names]
         if names:
             said.append(f"{asked if '[' in asked else ' and '.join(names)} {use}")
@@ -89,6 +95,11 @@ def uses(splits: Sequence[str], taken: Mapping[str, str], more: Sequence[str] = 
         advice = f" ({'; '.join(more)})" if more else ""
         said.append(f"not read: {', '.join(left)}{advice}")
     return f"splits: {'; '.join(said)}"
+
+
+def _is_of(parts: Sequence[str], name: str, splits: Sequence[str]) -> bool:
+    """Whether one of the parts of what was asked for means the split of this name."""
+    return any(means(part, name, splits) for part in parts)
 
 
 def has_split(splits: Sequence[str], split: str) -> bool:

@@ -34,6 +34,11 @@ class D2vConfig(PreTrainedConfig):
         self.label_mean, self.label_std = label_mean, label_std
         super().__init__(**kwargs)
 
+    @property
+    def has_units(self) -> bool:
+        """Whether the head's numbers are in other units than their labels."""
+        return (self.label_mean, self.label_std) != (0, 1)
+
 
 def _fields(config: Any) -> dict:
     return asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)

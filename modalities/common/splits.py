@@ -5,6 +5,7 @@ name is what stands before its extension and the number of a shard: test-00000-o
 that all begin with such names, of more than one split, are splits too: train-clean-100, dev-other.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from d2v.modalities.common.folders import below
 from d2v.modalities.common.kinds import TABLES, TEXTS, extension, named
 from d2v.protocols import NoSplitError
-from d2v.split_names import FAMILIES, family_of, is_split, means, same_split
+from d2v.split_names import FAMILIES, family_of, is_split, means, place_of, same_split
 
 SHARD = re.compile(r"[-_. ]\d+([-_. ]of[-_. ]\d+)?$")
 
@@ -45,7 +46,7 @@ def choose(files: Sequence[Path], root: Path, split: str, asked: str) -> Chosen:
         raise NoSplitError(f"data.split {asked!r}: {root} has the splits {listed}")
     if len({name.lower() for name in wanted}) > 1:
         raise ValueError(f"data.split {asked!r}: {root} has {' and '.join(sorted(wanted))}; name one of them")
-    members = {file for name in wanted for file in by_name[name]}
+    members = set(itertools.chain(*(by_name[name] for name in wanted)))
     chosen = [file for file in files if file in members]
     if len(files) > 1:
         notes.append(_said(split, chosen, files, here, by_name))
@@ -141,21 +142,20 @@ def _meant(by_name: dict[str, list[Path]], split: str) -> list[str]:
 
 def _in_order(names: dict[str, list[Path]], files: Sequence[Path]) -> list[str]:
     """Folders by the alphabet, tables in the order of FAMILIES."""
-    place = {name: number for number, family in enumerate(FAMILIES) for name in family}
     are_tables = extension(files[0]) in TABLES
-    return sorted(names, key=lambda name: (place.get(name.lower(), len(FAMILIES)) if are_tables else 0, name))
+    return sorted(names, key=lambda name: (place_of(name) if are_tables else 0, name))
 
 
 def _by_family(names: Collection[str]) -> list[str]:
     """Train first, then validation and test."""
-    place = {name: number for number, family in enumerate(FAMILIES) for name in family}
-    return sorted(names, key=lambda name: (place.get(name.lower(), len(FAMILIES)), name))
+    return sorted(names, key=lambda name: (place_of(name), name))
 
 
 def _said(split: str, chosen: list[Path], files: Sequence[Path], here: Path, by_name: dict[str, list[Path]]) -> str:
     """What the choice was, and the files that no split takes."""
     left = set(files).difference(*by_name.values())
-    places = {str(here.joinpath(*place)) for place in {_named_place(file, here, by_name) for file in chosen}}
+    named_places = {_named_place(file, here, by_name) for file in chosen}
+    places = {str(here.joinpath(*place)) for place in named_places}
     line = f"split {split!r} of {here} is {_few(places)}: {len(chosen)} of {len(files)} files"
     if not left:
         return line

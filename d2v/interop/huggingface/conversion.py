@@ -121,7 +121,7 @@ def to_transformers(model: Any) -> PreTrainedModel:
 def _in_units(model: Any) -> dict[str, Tensor]:
     """The weights, of a regression with those of its last layer that answer in the units of its labels."""
     state, config = model.state_dict(), model.config
-    if (config.label_mean, config.label_std) != (0, 1):
+    if config.has_units:
         state["head.out.weight"] = state["head.out.weight"] * config.label_std
         state["head.out.bias"] = state["head.out.bias"] * config.label_std + config.label_mean
     return state

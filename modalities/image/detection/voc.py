@@ -59,7 +59,7 @@ def _of_split(
         lines = [line.strip() for line in lists[name].read_text("utf-8").splitlines()]
         wanted |= {line if line in stems else line.split()[0] for line in lines if line}  # lists of a class go on: -1
     some = [file for file in described if file.stem in wanted]
-    missing = sorted(wanted - {file.stem for file in some})
+    missing = sorted(wanted - stems)
     said = [f"in ImageSets/Main and without XML: {len(missing)}: {', '.join(missing[:5])}"] if missing else []
     return some, said, sorted(lists)
 
