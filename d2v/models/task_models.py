@@ -198,6 +198,7 @@ class Classifier(TaskModel):
             activation=task.activation,
             dropout=task.dropout,
         )
+        self.has_units = config.has_units
         self.post_init()
 
     def init_head(self) -> None:
@@ -209,7 +210,7 @@ class Classifier(TaskModel):
         every = any(asked.values()) or self.config.output_hidden_states  # states of all tokens
         features = self.encode(view, first=self.task.pooling == "first" and not every, **asked)
         predicted = self.head(self.pooled(features, view.padding))
-        if self.config.has_units:
+        if self.has_units:
             predicted = predicted.float() * self.config.label_std + self.config.label_mean
         return predicted, features
 
@@ -224,7 +225,7 @@ class Classifier(TaskModel):
     def loss(self, logits: Tensor, labels: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum and count of the loss (losses.supervised) of config.problem_type, which is inferred from num_labels and
         the labels where it is None; of numbers with units in standard deviations of these."""
-        if self.config.has_units:
+        if self.has_units:
             logits, labels = ((x.float() - self.config.label_mean) / self.config.label_std for x in (logits, labels))
         return supervised(logits, labels, self.config.problem_type or self._inferred(labels))
 
