@@ -21,7 +21,12 @@ from d2v.training.explained import EXPLAINED
 from d2v.training.verdict import Verdict
 from scripts import demo
 
-DATA: dict[str, Any] = {"image": patterns.dataset, "speech": anagrams.dataset, "text": topics.dataset}
+# drawn anew each time
+DATA: dict[str, Any] = {
+    "image": patterns.dataset.__wrapped__,
+    "speech": anagrams.dataset.__wrapped__,
+    "text": topics.dataset.__wrapped__,
+}
 
 
 @pytest.mark.parametrize("modality", tiny.first(DATA))

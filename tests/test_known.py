@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,25 @@ def test_a_fault_of_the_system_is_looked_at_again(folder, monkeypatch):
     assert len(samples) == NUMBER - 2 and len(looks) == 1 and len(samples.report.unreadable) == 2
     (folder.parent / "gone.png").rename(target)
     assert len(opened(folder)) == NUMBER - 1 and len(looks) == 2
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_threads_help_where_a_look_takes_long_and_find_the_same(folder, monkeypatch, slow):
+    alone, threads = facts(opened(folder)), []
+    modality = plugins.load("d2v.modalities", "image")
+    look = modality.Samples._look
+
+    def watched(self, row: int):
+        threads.append(threading.get_ident())
+        time.sleep(2 * scans.QUICK if slow else 0)
+        return look(self, row)
+
+    monkeypatch.setattr(modality.Samples, "_look", watched)
+    monkeypatch.setattr(scans, "QUICK", scans.QUICK if slow else 1.0)  # of a busy machine
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setenv("D2V_CACHE", str(folder.parent / "another"))
+    assert facts(opened(folder)) == alone
+    assert len(set(threads[: scans.FEW])) == 1 and len(set(threads[scans.FEW :])) == (3 if slow else 1)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "foreign", "no json"])

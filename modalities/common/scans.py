@@ -4,13 +4,16 @@ n rows of the data, k numbers that a look gives.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import datasets
@@ -27,6 +30,10 @@ from d2v.modalities.common.tables import column_of, holds_media, is_string
 CHUNK = 4096  # rows that are in memory as Python's objects, or in flight, at once
 HEADERS = 2  # threads that read headers: they hold Python's lock, for which four wait twice as long as they read
 TURN = 64  # of these, how many a thread is given at a time: to hand over each by itself costs as much as a header
+FEW = 8  # rows that are looked at first, to see how long a look takes
+# Seconds: decoders leave Python's lock, but what is around them does not. Two threads looked at CIFAR-10 (0.4 ms each)
+# for 50 s, one for 24; at the clips of FSDD (0.7 ms) for 6 s and 2; at photographs of 5 ms they are as fast or faster.
+QUICK = 0.002
 NUMBERS, FAULTS = "numbers.npy", "faults.json"
 IN_SHARD = re.compile(r":\d+$")  # what follows the name of a shard: the place in it
 Look = Callable[[int], Any]  # of the number of a row: numbers, or why it cannot be read
@@ -60,11 +67,11 @@ def scan(
     """What `look` says of each row, `width` numbers or why it cannot be read; `media` has the one column that it reads.
 
     `settings`: the data's name, and what the numbers depend on beside files; None: nothing is kept. `more`, (n, any):
-    that of each row. `decodes`: `look` decodes, so that a thread of each core helps; else it reads headers.
+    that of each row. `decodes`: `look` decodes, so that a thread of each core helps where it takes long; else it reads
+    headers.
     """
-    threads = (os.cpu_count() or HEADERS) if decodes else HEADERS
     if settings is None or len(media) < cache.LEAST or not _lies_in_files(media):
-        return _look_at(np.arange(len(media)), _empty(len(media), width), look, threads)
+        return _look_at(np.arange(len(media)), _empty(len(media), width), look, decodes)
     settings = [*settings, [] if more is None else cache.digest_of(more)]
     name = cache.digest_of(settings)
     entry = cache.Entry("scans", name, cache.looked(("times", name), lambda: _digest(media)))
@@ -74,7 +81,7 @@ def scan(
             entry = entry._replace(digest=digest)
             known = _empty(len(media), width)
             rows = _unknown(places, known, cache.former(entry) if more is None else None)
-            found = _look_at(rows, known, look, threads)._replace(digest=entry.digest)
+            found = _look_at(rows, known, look, decodes)._replace(digest=entry.digest)
             folder = cache.keep(entry, partial(_write, places, found))
             if folder is None:
                 return found
@@ -86,31 +93,50 @@ def scan(
     for row in closed:
         del known.faults[row]
     again = known._replace(numbers=np.array(known.numbers))
-    return _look_at(np.array(closed), again, look, threads)._replace(digest=entry.digest)
+    return _look_at(np.array(closed), again, look, decodes)._replace(digest=entry.digest)
 
 
 def _empty(rows: int, width: int) -> Scan:
     return Scan(np.full((rows, width), NONE, dtype=np.int64), {}, None)
 
 
-def _look_at(rows: np.ndarray, known: Scan, look: Look, threads: int) -> Scan:
+def _look_at(rows: np.ndarray, known: Scan, look: Look, decodes: bool) -> Scan:
     """What was known, and what is found in `rows`; so many are in flight as are in memory."""
     numbers, faults = known.numbers, dict(known.faults)
-    with (
-        ThreadPoolExecutor(threads) as pool,
-        cache.progress(len(rows), "looking at the data", "files") as bar,
-    ):  # decoders leave Python's lock
-        for start in range(0, len(rows), CHUNK):
-            some = rows[start : start + CHUNK].tolist()
-            turns = [some[first : first + TURN] for first in range(0, len(some), TURN)]
-            for turn, looks in zip(turns, pool.map(partial(_look_at_each, look), turns), strict=True):
-                for row, found in zip(turn, looks, strict=True):
-                    if isinstance(found, str):
-                        faults[row] = found
-                    else:
-                        numbers[row] = found
-            bar.update(len(some))
+    with cache.progress(len(rows), "looking at the data", "files") as bar:
+        first, seconds = _timed(look, rows[:FEW].tolist())
+        with ThreadPoolExecutor(_threads(seconds) if decodes else HEADERS) as pool:
+            for row, found in itertools.chain(first, _looks(pool, look, rows[FEW:])):
+                if isinstance(found, str):
+                    faults[row] = found
+                else:
+                    numbers[row] = found
+                bar.update()
     return Scan(numbers, dict(sorted(faults.items())), None)
+
+
+def _timed(look: Look, rows: list[int]) -> tuple[list[tuple[int, Any]], list[float]]:
+    """Rows and what was found, and the seconds that each look took."""
+    found, seconds = [], []
+    for row in rows:
+        start = time.perf_counter()
+        found.append((row, look(row)))
+        seconds.append(time.perf_counter() - start)
+    return found, seconds
+
+
+def _threads(seconds: list[float]) -> int:
+    """How many decode, by what the first looks took: one where they would wait for Python's lock, else one a core."""
+    return 1 if not seconds or median(seconds) < QUICK else os.cpu_count() or HEADERS
+
+
+def _looks(pool: ThreadPoolExecutor, look: Look, rows: np.ndarray) -> Iterator[tuple[int, Any]]:
+    """Rows, and what was found, by several threads."""
+    for start in range(0, len(rows), CHUNK):
+        some = rows[start : start + CHUNK].tolist()
+        turns = [some[first : first + TURN] for first in range(0, len(some), TURN)]
+        for turn, looks in zip(turns, pool.map(partial(_look_at_each, look), turns), strict=True):
+            yield from zip(turn, looks, strict=True)
 
 
 def _look_at_each(look: Look, rows: list[int]) -> list[Any]:

@@ -6,6 +6,7 @@ average picture of each class is grey.
 N pictures, S pixels of a side.
 """
 
+import functools
 import io
 from collections.abc import Callable
 
@@ -33,6 +34,7 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
+@functools.cache  # a run, its health checks and what scores it open it each
 def dataset(split: str) -> datasets.Dataset:
     """Columns image (PNG bytes) and label. ValueError: another split than train, validation, test."""
     if split not in PICTURES:

@@ -3,6 +3,7 @@
 B samples of a batch, C channels, S image size.
 """
 
+import functools
 import io
 import logging
 import re
@@ -40,6 +41,7 @@ def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int)
     masks.check(data, frontend)
 
 
+@functools.cache  # a run, its health checks and what scores it open it each
 def demo(split: str) -> datasets.Dataset:
     """Scikit-learn's digits as PNG bytes, 1,397 for train and 400 for test. ValueError: another split."""
     from sklearn.datasets import load_digits  # only the demo needs it

@@ -4,6 +4,8 @@ All words have the same sounds, so that a mean spectrum tells voices apart and n
 those of another, and each word begins somewhere in its clip.
 """
 
+import functools
+
 import datasets
 import numpy as np
 
@@ -17,6 +19,7 @@ VOICES = {"train": 30, "validation": 10, "test": 10}
 SILENCE = 0.25  # the most seconds before and after a word
 
 
+@functools.cache  # a run, its health checks and what scores it open it each
 def dataset(split: str) -> datasets.Dataset:
     """Columns audio (WAV bytes), label and text (the word), speaker.
 

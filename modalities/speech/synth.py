@@ -4,6 +4,7 @@ Each word has a twin of the same vowels in the other order ("ia", "ai"): the mea
 model of the sequence can. There are several voices; those of split "test" are not in "train".
 """
 
+import functools
 import io
 from collections.abc import Sequence
 
@@ -41,6 +42,7 @@ VOICES: dict[str, dict[str, tuple[float, float]]] = {  # pitch in Hz, formants r
 CLIPS = {"train": 420, "test": 120}
 
 
+@functools.cache  # a run, its health checks and what scores it open it each
 def dataset(split: str) -> datasets.Dataset:
     """Columns audio (WAV bytes), label and text (the word), speaker. ValueError: another split than train, test."""
     if split not in CLIPS:

@@ -3,6 +3,7 @@
 R usable rows, S tokens in all of them with one </s> after each row.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,7 @@ def text_column(dataset: datasets.Dataset, path: Any, text: str) -> str:
     return tables.media_column(dataset, "text")
 
 
+@functools.cache  # a run, its health checks and what scores it open it each
 def demo(split: str) -> datasets.Dataset:
     """Paragraphs of the largest topics of Python's documentation, which every Python brings; "label" is the topic.
 

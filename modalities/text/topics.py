@@ -4,6 +4,7 @@ Each sentence has two or three of its topic's words, one noun of another topic, 
 topic often share no word, but words of a topic stand together in many. A few labels do not name all of them.
 """
 
+import functools
 import random
 
 import datasets
@@ -87,6 +88,7 @@ SENTENCES = (
 )
 
 
+@functools.cache  # a run, its health checks and what scores it open it each
 def dataset(split: str) -> datasets.Dataset:
     """Columns text and label. ValueError: another split than train, validation, test."""
     if split not in STORIES:
