@@ -235,7 +235,11 @@ def test_thin_boxes_are_left_out_and_boxes_are_cut_at_the_edge(tmp_path):
             [("0.png", "train", "red", 30, 3, 60, 9)],
             r"1 of 1: images/0.png of 40 x 30 pixels has one of 30,3,60,9; data",
         ),
-        ([("0.png", "train", "red", 0.1, 0.1, 0.4, 0.9)], "has no box that can be used: 1 thinner than 2 pixels"),
+        ([("0.png", "train", "red", 0.1, 0.1, 0.4, 0.9)], "1 thinner than 2 pixels .*shares of the image: give pixels"),
+        (
+            [("0.png", "train", "red", 3, 3, 4, 9)],
+            r"has no box that can be used: 1 thinner than 2 pixels \(images/0.png\)$",
+        ),
         ([("0.png", "train", "red", "left", 3, 20, 9)], "row 1 of .*boxes.csv: xmin is 'left'; it must be a number"),
         ([("0.png", "train", "red", 3, "", 20, 9)], "row 1 of .*boxes.csv: ymin is None; it must be a number"),
         ([("0.png", "train", "", 3, 3, 20, 9)], "row 1 of .*boxes.csv has a box and no class"),

@@ -32,7 +32,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "compiled": ("train.compile=true", "train.checkpoint_activations=true", "train.steps=3", EPS, "run.save_every=3"),
     "pieces": (*SGD, "train.steps=3", "train.accumulate=2", "train.checkpoint_activations=true", "train.clip=0.1"),
 }
-OFTEN = ("data2vec", "moco")  # the others are of pytest -m slow
+OFTEN = ("data2vec",)  # the others are of pytest -m slow
 SHARDINGS = ("none", "fsdp")
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from d2v.modalities.common import tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.sampling import seeded_globals
-from d2v.modalities.common.sources import AUDIO, IMAGES, TEXTS, notes, open_source
+from d2v.modalities.common.sources import AUDIO, IMAGES, TEXTS, open_source
 from d2v.modalities.common.sources import splits as sources_splits
 from d2v.modalities.speech.audio import encoded
 
@@ -328,21 +328,6 @@ def test_seeded_repeats_and_restores():
     with pytest.raises(KeyError), seeded_globals(np.random.default_rng(5)):
         raise KeyError(draw())
     assert torch.equal(state, torch.get_rng_state())
-
-
-# A table that says of each row which split it is of.
-
-
-@pytest.mark.parametrize(
-    ("values", "said"), [(["train", "val", "test"], True), (["train"] * 3, False), (["a", "b", "train"], False)]
-)
-def test_a_column_of_splits_is_not_passed_over_in_silence(values, said, tmp_path):
-    touch(tmp_path, "a.png", "b.png", "c.png")
-    rows = [f"{name}.png,x,{split}" for name, split in zip("abc", values, strict=True)]
-    (tmp_path / "all.csv").write_text("\n".join(["file,label,split", *rows]))
-    rows = open_source(str(tmp_path / "all.csv"), "train", IMAGES, "image")
-    careful = "CAREFUL: rows of all of test, train, val are read as one, as the column 'split' is not"
-    assert len(rows) == 3 and [note.startswith(careful) for note in notes(rows)] == [True] * said
 
 
 # What datasets' save_to_disk wrote.

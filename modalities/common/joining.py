@@ -7,10 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from d2v.evaluation.class_names import in_order
 from d2v.modalities.common.shards import PLACE, is_place, type_of
-from d2v.modalities.common.tables import NAMES, column_of, is_string, media_column, number, with_column, written
-from d2v.split_names import is_split
+from d2v.modalities.common.tables import NAMES, column_of, media_column, number, with_column, written
 
 CELL = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # of media, as `datasets` stores it
 
@@ -47,7 +45,7 @@ def _with_one_media_column(parts: list[datasets.Dataset], kind: str) -> list[dat
     names = [media_column(part, kind) for part in parts]
     if len({(name, str(part.features[name])) for name, part in zip(names, parts, strict=True)}) == 1:
         return parts
-    columns = [part.data.column(name) for name, part in zip(names, parts, strict=True)]
+    columns = [column_of(part, name) for name, part in zip(names, parts, strict=True)]
     feature = CELL | (PLACE if any(is_place(column.type) for column in columns) else {})
     made = []
     for name, part, column in zip(names, parts, columns, strict=True):
@@ -135,16 +133,3 @@ def _with_united_classes(parts: list[datasets.Dataset], name: str) -> list[datas
         codes = [None if cell is None else united.str2int(cell) for cell in part[name]]
         renumbered.append(with_column(part, name, pa.array(codes, pa.int64()), united))
     return renumbered
-
-
-def unread_splits(dataset: datasets.Dataset) -> list[str]:
-    """A line on a column that says of each row which split it is of, where there are several: nothing reads it."""
-    if "split" not in dataset.column_names or not is_string(dataset.features["split"]):
-        return []
-    names = pc.unique(column_of(dataset, "split")).to_pylist()
-    if len(names) < 2 or not all(isinstance(name, str) and is_split(name) for name in names):
-        return []
-    return [
-        f"CAREFUL: rows of all of {', '.join(in_order(names))} are read as one, as the column 'split' is not; tables "
-        "of their own, such as train.csv and test.csv in a folder, are splits"
-    ]

@@ -21,38 +21,39 @@ SHARD = re.compile(r"[-_. ]\d+([-_. ]of[-_. ]\d+)?$")
 
 
 class Chosen(NamedTuple):
-    """The files of a split, the folder that holds them (of labels and metadata), what is said, all splits' names."""
+    """The files of a split, the folder that holds them (of labels and metadata), what is said, all splits' names.
+
+    `missing`: why files that are not divided are not of the split, unless a column says which of their rows are.
+    """
 
     files: list[Path]
     root: Path
     notes: list[str]
     splits: list[str]
+    missing: str = ""
 
 
-def choose(files: Sequence[Path], root: Path, split: str, asked: str) -> Chosen:
+def choose(files: Sequence[Path], root: Path, split: str, asked: str, *, by_rows: bool = False) -> Chosen:
     """Those of `files`, of one kind below `root`, that are of `split`, a part of data.split, which is `asked`.
 
-    Undivided files are "train", or the split whose name `root` has. ValueError: there is no such split, or more than
-    one that may be meant.
+    Undivided files are "train", or the split whose name `root` has; `by_rows`: or any, for a column may say which of
+    their rows are of it. ValueError: there is no such split, or more than one that may be meant.
     """
     by_name, here, notes = _divided(files, root, split)
     if not by_name:
-        if same_split("train", split) or same_split(root.name, split):
-            return Chosen(list(files), root, notes, [])
-        raise NoSplitError(f"data.split {asked!r}: {root} has no splits: all of it is 'train'")
-    wanted = _meant(by_name, split)
-    if not wanted:
-        listed = ", ".join(_in_order(by_name, files))
-        raise NoSplitError(f"data.split {asked!r}: {root} has the splits {listed}")
-    if len({name.lower() for name in wanted}) > 1:
-        raise ValueError(f"data.split {asked!r}: {root} has {' and '.join(sorted(wanted))}; name one of them")
+        is_all = same_split("train", split) or same_split(root.name, split)
+        missing = "" if is_all else f"data.split {asked!r}: {root} has no splits: all of it is 'train'"
+        if missing and not by_rows:
+            raise NoSplitError(missing)
+        return Chosen(list(files), root, notes, [], missing)
+    wanted = meant(_in_order(by_name, files), split, asked, root)
     members = set(itertools.chain(*(by_name[name] for name in wanted)))
     chosen = [file for file in files if file in members]
     if len(files) > 1:
         notes.append(_said(split, chosen, files, here, by_name))
     folders = {here / below(file, here)[0] for file in chosen}
     only = next(iter(folders)) if len(folders) == 1 else here
-    return Chosen(chosen, only if only not in members else here, notes, _by_family(by_name))
+    return Chosen(chosen, only if only not in members else here, notes, by_family(by_name))
 
 
 def expanded(files: Sequence[Path], root: Path, split: str) -> str:
@@ -131,13 +132,21 @@ def _names(file: Path, here: Path) -> list[str]:
     return folders[:1] or ([stem] if extension(file) in TEXTS else [])
 
 
-def _meant(by_name: dict[str, list[Path]], split: str) -> list[str]:
-    """The names that `split` means: itself, or itself in other letters, or another name of the same split."""
-    return (
-        [name for name in by_name if name == split]
-        or [name for name in by_name if name.lower() == split.lower()]
-        or [name for name in by_name if same_split(name, split)]
+def meant(names: Sequence[str], split: str, asked: str, where: Path) -> list[str]:
+    """The names that `split` means: itself, or itself in other letters, or another name of the same split.
+
+    `names`: of all splits of `where`. ValueError: none, or more than one that may be meant.
+    """
+    found = (
+        [name for name in names if name == split]
+        or [name for name in names if name.lower() == split.lower()]
+        or [name for name in names if same_split(name, split)]
     )
+    if not found:
+        raise NoSplitError(f"data.split {asked!r}: {where} has the splits {', '.join(names)}")
+    if len({name.lower() for name in found}) > 1:
+        raise ValueError(f"data.split {asked!r}: {where} has {' and '.join(sorted(found))}; name one of them")
+    return found
 
 
 def _in_order(names: dict[str, list[Path]], files: Sequence[Path]) -> list[str]:
@@ -146,7 +155,7 @@ def _in_order(names: dict[str, list[Path]], files: Sequence[Path]) -> list[str]:
     return sorted(names, key=lambda name: (place_of(name) if are_tables else 0, name))
 
 
-def _by_family(names: Collection[str]) -> list[str]:
+def by_family(names: Collection[str]) -> list[str]:
     """Train first, then validation and test."""
     return sorted(names, key=lambda name: (place_of(name), name))
 

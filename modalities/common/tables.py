@@ -54,7 +54,7 @@ def media_column(dataset: datasets.Dataset, kind: str) -> str:
         structs = [name for name, feature in features.items() if isinstance(feature, dict) and {*inner} & {*feature}]
         candidates = structs + [name for name in PATH_COLUMNS if name in strings]
     else:
-        worded = [name for name in strings if _has_words(dataset.data.column(name))]
+        worded = [name for name in strings if _has_words(column_of(dataset, name))]
         candidates = worded if len(worded) == 1 else []
     if not candidates:
         raise ValueError(
@@ -332,5 +332,5 @@ def _holds_bytes(dataset: datasets.Dataset, name: str) -> bool:
     """Whether cells of a column are media, not paths to files."""
     if is_string(dataset.features[name]):
         return False
-    held = _held(dataset.data.column(name))
+    held = _held(column_of(dataset, name))
     return held is None or pc.any(held).as_py()

@@ -47,7 +47,7 @@ class BoxedSamples(Samples):
             thin += [self.ids[index]] * int((~whole).sum())
             self.boxes.append(boxes[whole])
             self.names.append(np.array(names, dtype=object)[whole])
-        self._say(thin)
+        self._say(thin, in_shares=max((boxes.max(initial=0) for boxes in given), default=0) <= 1)
 
     def _check_inside(self, given: list[np.ndarray]) -> None:
         """ValueError: too many boxes reach outside of their images."""
@@ -67,14 +67,17 @@ class BoxedSamples(Samples):
             raise ValueError(f"{line}; data.max_bad_share is {self.config.max_bad_share:.1%}")
         self.report.notes.append(f"{line}; they are cut there")
 
-    def _say(self, thin: list[str]) -> None:
-        """What the boxes are, for the report. ValueError: none is left."""
+    def _say(self, thin: list[str], *, in_shares: bool) -> None:
+        """What the boxes are, for the report; `in_shares`: none reaches beyond 1. ValueError: none is left."""
         counts: Counter[str] = Counter()
         for names in self.names:
             counts.update(map(str, names))
         some = f"{len(thin)} thinner than {LEAST:g} pixels ({', '.join(list(dict.fromkeys(thin))[:5])})"
         if not counts:
-            raise ValueError(f"data.path {self.config.path} has no box that can be used{f': {some}' if thin else ''}")
+            cure = "; sides from 0 to 1 may be shares of the image: give pixels" if thin and in_shares else ""
+            raise ValueError(
+                f"data.path {self.config.path} has no box that can be used{f': {some}' if thin else ''}{cure}"
+            )
         classes = ", ".join(f"{name} {count}" for name, count in counts.most_common(20))
         without = [name for name, boxes in zip(self.ids, self.boxes, strict=True) if not len(boxes)]
         self.report.notes.append(f"boxes: {counts.total()} of {len(counts)} classes: {classes}")
