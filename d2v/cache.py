@@ -167,7 +167,7 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def keep(entry: Entry, write: Callable[[Path], None]) -> Path | None:
+def keep(entry: Entry, write: Callable[[Path], object]) -> Path | None:
     """The folder that `write` fills; None: it cannot be kept, which is said once."""
     folder = entry.folder
     draft = folder.with_name(f".{folder.name}.{os.getpid()}{DRAFT}")

@@ -264,7 +264,7 @@ class ScoredSplit(NamedTuple):
 
     samples: Any  # view, lengths, ids, picture of Samples
     indices: np.ndarray  # (n,)
-    labels: Sequence[Any]  # n
+    labels: Any  # n, a sequence or an array
 
     def some(self, places: np.ndarray) -> "ScoredSplit":
         """Those at some of the n places."""

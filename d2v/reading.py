@@ -4,6 +4,7 @@ n samples that are read in one pass.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def readable_views(
         yield places, view
 
 
-def _reads(samples: Samples, index: int, log: BadLog) -> bool:
+def _reads(samples: Samples, index: Any, log: BadLog) -> bool:
     try:
         samples.view([index])
     except ValueError as error:

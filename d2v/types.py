@@ -6,7 +6,7 @@ tokens, D width.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -42,7 +42,8 @@ class Mask(NamedTuple):
     def to(self, device: torch.device | str) -> "Mask":
         """Every tensor of the mask on `device`; `host` stays behind."""
         host = self.host if self.hidden.device.type != "cpu" else self.hidden
-        return Mask(*(_moved(x, device) for x in self))._replace(host=host)
+        moved: Any = [_moved(x, device) for x in self]
+        return Mask(*moved)._replace(host=host)
 
 
 def _moved(x: Tensor | None, device: torch.device | str) -> Tensor | None:

@@ -105,7 +105,7 @@ def see(index: Index, ids: set[str], path: str) -> tuple[dict[str, Any], str]:
 
 def draw(query: Tile, hits: list[Tile], out: Path) -> None:
     """The picture, in rows of five hits behind the query."""
-    rows = [[query, *hits[:5]]]
+    rows: list[list[Tile | None]] = [[query, *hits[:5]]]
     if hits[5:]:
         rows.append([None, *hits[5:]])
     files.record_results([out])

@@ -30,7 +30,7 @@ def take_arguments(arguments: list[str], *names: str) -> tuple[dict[str, str], l
     return taken, others
 
 
-def run_cli(main: Callable[[list[str]], None]) -> None:
+def run_cli(main: Callable[[list[str]], object]) -> None:
     """Runs a script's `main` on the command line; --help shows the script's docstring.
 
     A ValueError becomes one line on stderr and exit code 2, and so do memory and disks that are full; Ctrl-C one and

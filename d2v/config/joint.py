@@ -163,7 +163,7 @@ def load_joint(path: str | Path, overrides: list[str] | None = None) -> JointCon
     """
     path = find_config(path)
     config = joint_from_dict(load_values(path, overrides), str(path))
-    config.given = given(path, overrides or [])
+    config.given = given(path, overrides or [])  # type: ignore[misc]
     return config
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from d2v.evaluation.config import EmbedConfig, EvaluateConfig
 from d2v.models.trunk_config import TrunkConfig
@@ -162,6 +162,21 @@ class ModelConfig:
 
     frontends: dict[str, Any]
     trunk: TrunkConfig
+
+
+class AnyRun(Protocol):
+    """What the configs of all runs have in common."""
+
+    run: Any
+
+    @property
+    def modality(self) -> str:
+        """All that it trains."""
+        ...
+
+    def as_dict(self) -> dict:
+        """Plain dictionaries, as written to config.yaml."""
+        ...
 
 
 class OneModality:

@@ -49,7 +49,7 @@ def _name(cell: Any, classes: Sequence[str] | None, column: str) -> str | None:
     if isinstance(cell, int | np.integer):
         if classes is None or cell >= len(classes) or cell < -1:
             return str(int(cell))
-        return classes[cell] if cell >= 0 else None
+        return classes[int(cell)] if cell >= 0 else None
     if isinstance(cell, float | np.floating):
         raise ValueError(f"{column!r} holds fractions such as {cell}")
     kind = {"list": "lists", "ndarray": "lists", "dict": "structs"}.get(type(cell).__name__, type(cell).__name__)

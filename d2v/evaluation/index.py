@@ -64,6 +64,6 @@ def _about(path: Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
         about = json.loads(metadata.get(ABOUT.encode(), b"{}"))
     except ValueError:
         about = None
-    if about == {} or (isinstance(about, dict) and all(name in about for name in SAID)):
+    if isinstance(about, dict) and (not about or all(name in about for name in SAID)):
         return about
     raise ValueError(f"{path} does not say what this version of d2v embed writes; embed its files again")

@@ -17,7 +17,6 @@ from d2v.evaluation.figures import Tile, hits_figure, save_figure
 from d2v.evaluation.retrieval import HITS, Found, first_hits, modality_gap, retrieve
 from d2v.evaluation.table import markdown_of
 from d2v.files import written
-from d2v.protocols import Samples
 from d2v.reading import Reader, named
 from d2v.shown import in_markdown
 
@@ -29,7 +28,7 @@ class Side(NamedTuple):
     """The samples of one modality, and by which labels they belong to those of the other."""
 
     modality: str
-    samples: Samples
+    samples: Any  # ids, lengths, view, picture of Samples
     labels: Sequence | np.ndarray | None = None  # (n,); of both sides or of none
 
 
@@ -72,7 +71,7 @@ def retrieval_report(
         for reader, side in zip(readers, (first, second), strict=True)
     ]
     if by_row:
-        chosen = [np.intersect1d(*chosen)] * 2
+        chosen = [np.intersect1d(chosen[0], chosen[1])] * 2
         if not len(chosen[0]):
             raise ValueError(f"no row can be read on both sides: {named(readers[0].bad | readers[1].bad)}")
     sides = (first, second)
@@ -207,5 +206,5 @@ def _hits(
     return rows
 
 
-def _tile(side: Side, index: int, right: bool) -> Tile:
+def _tile(side: Side, index: Any, right: bool) -> Tile:
     return Tile(side.samples.picture(int(index)), side.samples.ids[index], right)

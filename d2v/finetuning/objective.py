@@ -3,6 +3,8 @@
 The teacher, if one is asked for, is the moving average of its weights.
 """
 
+from torch import Tensor
+
 from d2v.finetuning.config import TuneConfig
 from d2v.models.task_models import TaskModel
 from d2v.objectives.common.objective import Objective, freeze
@@ -13,6 +15,9 @@ class Supervised(Objective):
     """The task model's own loss; what is frozen has no gradient."""
 
     teacher_sees_batches = False
+    best_score: Tensor  # () each, which a Validation registers and keeps
+    best_among_equals: Tensor
+    best_step: Tensor
 
     def __init__(self, model: TaskModel, config: TuneConfig):
         """ValueError: a part to freeze that the encoder does not have."""
@@ -26,7 +31,7 @@ class Supervised(Objective):
     @property
     def result(self) -> TaskModel:
         """What is validated and exported: the average of the weights, or the weights."""
-        return (self.teacher if self.config.ema_decay else self.student)["model"]  # type: ignore[return-value]
+        return (self.teacher if self.config.ema_decay else self.student)["model"]
 
     def train(self, mode: bool = True) -> "Supervised":
         """A probe reads the features of evaluation mode."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -57,7 +58,7 @@ def _run(
         with new if accelerator.is_main_process else nullcontext():
             loop, data = assemble(config, task, prepared, accelerator)
         loop()
-        objective = loop.whole()
+        objective: Any = loop.whole()
         if objective is not None and accelerator.is_main_process and not config.run.dry:
             # Nothing chose a model where there is no validation split, or no score that is a number.
             chosen = int(dict(objective.named_buffers()).get("best_step", 0))

@@ -5,6 +5,7 @@ N samples, C classes.
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -36,7 +37,7 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         best = np.argsort(-logits, axis=1, kind="stable")[:, :5]
         scores["top5"] = float((best == labels[:, None]).any(axis=1).mean())
     kind = "binary" if num_classes == 2 else "macro"
-    scores["f1"] = float(f1_score(labels, predicted, average=kind, zero_division=0))
+    scores["f1"] = float(f1_score(labels, predicted, average=kind, zero_division=0))  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="A single label was found")  # then it is 0
         scores["matthews"] = float(matthews_corrcoef(labels, predicted))
@@ -52,8 +53,8 @@ def regression(values: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant input, as in the first steps
-        correlations = {"pearson": pearsonr(values, labels)[0], "spearman": spearmanr(values, labels)[0]}
-    scores = {name: float(np.nan_to_num(value)) for name, value in correlations.items()}
+        found: tuple[Any, Any] = pearsonr(values, labels)[0], spearmanr(values, labels)[0]
+    scores = {name: float(np.nan_to_num(value)) for name, value in zip(("pearson", "spearman"), found, strict=True)}
     scores["loss"] = float(np.mean((values - labels) ** 2))
     return scores
 

@@ -41,4 +41,4 @@ class D2vConfig(PreTrainedConfig):
 
 
 def _fields(config: Any) -> dict:
-    return asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
+    return asdict(config) if is_dataclass(config) else dict(config)  # type: ignore[arg-type]

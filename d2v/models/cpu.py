@@ -22,7 +22,7 @@ def convolve_as_pixels(conv: nn.Conv1d, x: Tensor) -> Tensor:
     """`conv` over tokens, computed on an image of one row, channels last in memory: (N, T, C_in) -> (N, T', C)."""
     row = x.transpose(1, 2)[:, :, None]  # (N, C_in, 1, T)
     weight = conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
-    y = F.conv2d(row, weight, conv.bias, padding=(0, *conv.padding), groups=conv.groups)  # (N, C, 1, T')
+    y = F.conv2d(row, weight, conv.bias, padding=(0, int(conv.padding[0])), groups=conv.groups)  # (N, C, 1, T')
     return y[:, :, 0].transpose(1, 2)
 
 

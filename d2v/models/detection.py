@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import initialization
-from transformers.modeling_outputs import ModelOutput
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from d2v.models.configuration import D2vConfig
@@ -73,7 +73,7 @@ class D2vForObjectDetection(TaskModel):
         self.head = self._new_head()
         self.post_init()
 
-    def _new_head(self) -> nn.Module:
+    def _new_head(self) -> Any:
         """A detector as torchvision starts one."""
         from d2v.models import detectors, pyramid  # torchvision, for which those who find nothing need not wait
 
@@ -103,7 +103,7 @@ class D2vForObjectDetection(TaskModel):
         x, pixels = self._map(view)
         with torch.autocast(x.device.type, enabled=False):
             found = self.head.detect(x, pixels)
-        columns = {name: [one[name] for one in found] for name in ("boxes", "scores", "labels")}
+        columns: dict[str, Any] = {name: [one[name] for one in found] for name in ("boxes", "scores", "labels")}
         return DetectionOutput(**columns)
 
     def learn(self, view: View) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ B samples, M masks per sample, N = B * M rows, T content tokens, K visible token
 
 import copy
 import inspect
+from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,10 @@ class D2vPreTrainedModel(PreTrainedModel):
     base_model_prefix = "encoder"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ("PostNormBlock", "PreNormBlock")
+    _no_split_modules: ClassVar[list[str]] = ["PostNormBlock", "PreNormBlock"]
+    config: D2vConfig
+    if TYPE_CHECKING:  # transformers' own, which type checkers cannot read
+        to: Callable[..., Any]
 
     def set_attn_implementation(self, attn_implementation: Any, *_: Any, **__: Any) -> None:
         """sdpa: torch's fused attention; eager: matrix products and a softmax. ValueError: another."""
@@ -59,7 +63,7 @@ class D2vModel(D2vPreTrainedModel):
         if not config.frontends:
             raise ValueError("a D2vConfig needs at least one frontend, e.g. frontends={'<modality>': {...}}")
         trunk = build_config(TrunkConfig, config.trunk, "trunk")
-        self.frontends = nn.ModuleDict()
+        self.frontends: Any = nn.ModuleDict()  # each a d2v.protocols.Frontend
         self.input_names = {}
         for name, fields in config.frontends.items():
             frontend = _frontend(name, fields, trunk)
@@ -178,7 +182,7 @@ class D2vModel(D2vPreTrainedModel):
         if only is not None and mask is not None and mask.keep is not None:
             raise ValueError("only= picks from all tokens, mask.keep leaves some out: give one of them")
         frontend: Frontend = self.frontend(view.modality)
-        x = self.embed(view) if tokens is None else tokens  # (B, T, D)
+        x: Any = self.embed(view) if tokens is None else tokens  # (B, T, D)
         padding, keep = view.padding, None if mask is None else mask.keep
         # hidden tokens that are left out matter only to positions that are computed from all tokens
         if mask is not None and (keep is None or frontend.positions_read_tokens):

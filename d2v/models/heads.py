@@ -45,7 +45,7 @@ def projector(
         parts.append(GroupedBatchNorm(widths[-1], groups=groups, affine=last == "scale"))
     if last == "scale":
         assert isinstance(parts[-1], GroupedBatchNorm)
-        parts[-1].bias = None
+        parts[-1].register_parameter("bias", None)
     return nn.Sequential(*parts)
 
 

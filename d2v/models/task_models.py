@@ -192,7 +192,7 @@ class Classifier(TaskModel):
         trunk = self.encoder.trunk.config
         self.head = ClassificationHead(
             trunk.dim,
-            config.num_labels,
+            config.num_labels,  # type: ignore[arg-type]
             norm_eps=trunk.norm_eps if task.pooled_norm else None,
             dense_dim=task.dense_dim,
             activation=task.activation,
@@ -258,7 +258,8 @@ class D2vForCTC(TaskModel):
         super().__init__(config)
         if self.task.blank >= config.num_labels:
             raise ValueError(f"task.blank is {self.task.blank}; there are {config.num_labels} letters, counted from 0")
-        self.head = ClassificationHead(self.encoder.trunk.config.dim, config.num_labels, dropout=self.task.dropout)
+        letters: Any = config.num_labels
+        self.head = ClassificationHead(self.encoder.trunk.config.dim, letters, dropout=self.task.dropout)
         self.post_init()
 
     def init_head(self) -> None:

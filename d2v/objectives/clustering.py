@@ -58,8 +58,8 @@ class Clustering(MultiView):
         features = [summary(self.student["encoder"], view) for view in views]  # (B, D) each
         rows = [gather_with_gradient(self.student["instance"](x)) for x in features]  # (N, P)
         logs = [gather_with_gradient(self.student["cluster"](x).float().log_softmax(dim=1)) for x in features]  # (N, C)
-        instance = nt_xent(*rows, self.config.instance_temperature)
-        cluster = nt_xent(*(log.exp().T for log in logs), self.config.cluster_temperature)
+        instance = nt_xent(rows[0], rows[1], self.config.instance_temperature)
+        cluster = nt_xent(logs[0].exp().T, logs[1].exp().T, self.config.cluster_temperature)
         entropy = missing_entropy(logs[0]) + missing_entropy(logs[1])
         samples = torch.full((), len(features[0]), device=instance.device)
         metrics = {

@@ -84,8 +84,8 @@ class ContextEncoder(Objective):
         }
         if self.discriminator is not None:
             seen = region[..., None]
-            regions = [(x * seen).transpose(1, 2).unflatten(2, frontend.grid) for x in (filled, pixels)]
-            fooled, judged = self.adversaries(*regions, region.sum(dim=1))
+            theirs, real = ((x * seen).transpose(1, 2).unflatten(2, frontend.grid) for x in (filled, pixels))
+            fooled, judged = self.adversaries(theirs, real, region.sum(dim=1))
             total = total + weight * fooled + judged
             metrics["discriminator_loss"] = judged.detach() / region.sum().clamp(min=1)
         return Loss(total, region.sum(), metrics)

@@ -20,7 +20,7 @@ from d2v.objectives.common.queues import Center
 from d2v.settings import check_fields, setting
 from d2v.training.collapse import normalised_std
 from d2v.training.schedules import cosine_between, linear_decay
-from d2v.types import Loss, Mask, View
+from d2v.types import Loss, Mask, Pooled, View
 
 
 @dataclass
@@ -136,7 +136,7 @@ class IBOT(MultiView):
 
     def class_loss(
         self, outputs: list[Tensor], logits: list[Tensor], count: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, Tensor | Pooled]]:
         """DINO's loss (equation 2) of what teacher and student give to each view, (B, K), and what is shown of it."""
         targets = [sharpened(rows, self.center.value, self.temperature) for rows in outputs]
         loss = across_views(targets, logits, self.config.student_temperature)

@@ -39,7 +39,7 @@ class Joint(Objective):
             if taught and not any(key.startswith(f"{name}_") for name in taught):
                 del self.teacher[key]  # of a part without a teacher, or projections
         self.config, self.seed = config, seed
-        self.parts = nn.ModuleDict(parts)
+        self.parts: Any = nn.ModuleDict(parts)  # Objectives
         constant_rate: list[str] = []
         for name, part in parts.items():
             modalities = name.split(BETWEEN)

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from d2v.config.loading import save_yaml
-from d2v.config.schema import Config
+from d2v.config.schema import AnyRun
 from d2v.files import replaced
 from d2v.objectives.common.objective import Objective
 from d2v.shown import in_markdown
@@ -12,7 +13,7 @@ from d2v.training.verdict import Verdict
 
 
 def export(
-    objective: Objective, folder: Path, config: Config, save_preprocessor: Callable[[Path], None], card: str, best: str
+    objective: Objective, folder: Path, config: AnyRun, save_preprocessor: Callable[[Path], None], card: str, best: str
 ) -> None:
     """Replaces `folder` by a new export, whole or not at all: the `best` of student and teacher.
 
@@ -30,8 +31,8 @@ def export(
         save_yaml(config.as_dict(), draft / "pretraining.yaml")
 
 
-def model_card(config: Config, records: list[dict], verdict: Verdict, report: list[str], parameters: int) -> str:
-    """Markdown: how to load it, what it was trained on, and the numbers of the run."""
+def model_card(config: Any, records: list[dict], verdict: Verdict, report: list[str], parameters: int) -> str:
+    """Markdown, of a Config or a JointConfig: how to load it, what it was trained on, and the numbers of the run."""
     steps = records[-1]["step"] if records else 0
     text = [
         "---",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from d2v.config.loading import differences
-from d2v.config.schema import OneModality
+from d2v.config.schema import AnyRun
 from d2v.objectives.common.objective import Objective
 from d2v.training.checkpoint import checkpoints_in
 from d2v.training.run_folder import EXPORT, LENGTH, former
@@ -15,7 +15,7 @@ from d2v.training.schedules import cosine_between, rate
 Paced = Callable[[int, Any], Any]  # something of step `step` (0 is the first) by a TrainConfig
 
 
-def changed_length(folder: Path, config: OneModality) -> list[str]:
+def changed_length(folder: Path, config: AnyRun) -> list[str]:
     """What of the run's length is other than in the run that a folder holds, one "key: old -> new" each."""
     before = former(folder, config)
     changed = differences(before, config.as_dict(), ("train",)) if before else []

@@ -26,7 +26,6 @@ from d2v.training.compiling import blocks_to_compile, compile_blocks
 from d2v.training.curves import plot_curves, plot_spectrum
 from d2v.training.distributed import all_sum, mean_of_metrics
 from d2v.training.forecast import Forecast
-from d2v.training.health import HealthCheck
 from d2v.training.kernels import attention_line
 from d2v.training.online_probe import JointProbe, OnlineProbe
 from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
@@ -74,7 +73,7 @@ class Loop:
         train: TrainConfig,
         run: RunConfig,
         accelerator: Accelerator,
-        health: HealthCheck | None = None,
+        health: Any = None,  # a HealthCheck, of a joint run a JointHealth
         validation: Validation | None = None,
         probe: OnlineProbe | JointProbe | None = None,
     ):

@@ -83,7 +83,7 @@ class Shown(NamedTuple):
     """
 
     samples: Samples
-    indices: Sequence[int]
+    indices: Sequence[int] | np.ndarray
     features: Tensor | None
     name: str = ""  # of a joint run: their modality
 

@@ -39,7 +39,7 @@ def preparation_of(folder: Path, modality: str) -> Path:
 def _from_hub(name: Path, modality: str) -> Path:
     """Where that folder of a name on the Hub is downloaded to, or the name, if there is nothing to be had."""
     wanted = [f"{modality}/{file}" for file in FILES]
-    quietly = {f"_raise_exceptions_for_{reason}": False for reason in ("missing_entries", "connection_errors")}
+    quietly: Any = {f"_raise_exceptions_for_{reason}": False for reason in ("missing_entries", "connection_errors")}
     try:
         found = cached_files(str(name), wanted, **quietly)
     except OSError:  # no such name

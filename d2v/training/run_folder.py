@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from d2v import files
 from d2v.config.bases import merged, read_yaml
 from d2v.config.loading import differences
-from d2v.config.schema import RESULT_SECTIONS, OneModality
+from d2v.config.schema import RESULT_SECTIONS, AnyRun
 from d2v.settings import defaults_of, places_in
 from d2v.training.checkpoint import MANIFEST, checkpoints_in, files_of
 from d2v.training.distributed import first_error, of_all
@@ -49,7 +49,7 @@ EXPORTED = {
 }
 
 
-def former(folder: Path, config: OneModality) -> dict[str, Any]:
+def former(folder: Path, config: AnyRun) -> dict[str, Any]:
     """The settings of the run that a folder holds, with today's defaults below them; {}: there is none."""
     path = folder / CONFIG
     return merged(defaults_of(config), read_yaml(path)) if path.is_file() else {}
@@ -57,7 +57,7 @@ def former(folder: Path, config: OneModality) -> dict[str, Any]:
 
 def check_settings(
     folder: Path,
-    config: OneModality,
+    config: AnyRun,
     resume: str,
     sections: tuple[str, ...] = RESULT_SECTIONS,
     free: tuple[str, ...] = DIVISION,

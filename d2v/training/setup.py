@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from transformers.utils.logging import disable_progress_bar
 
 from d2v import plugins
-from d2v.config.schema import Config, OneModality, RunConfig, TrainConfig
+from d2v.config.schema import AnyRun, Config, RunConfig, TrainConfig
 from d2v.files import files_in
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
@@ -36,7 +36,7 @@ def open_accelerator(train: TrainConfig, run: RunConfig, *, unused: bool) -> Acc
     accelerator = Accelerator(
         cpu=several_on_cpu,
         mixed_precision=train.mixed_precision,
-        log_with=run.trackers or None,
+        log_with=run.trackers or None,  # type: ignore[arg-type]
         project_dir=run.dir,
         kwargs_handlers=[data_parallel(unused=unused), InitProcessGroupKwargs(timeout=patience)],
     )
@@ -88,7 +88,7 @@ def data_parallel(*, unused: bool) -> DistributedDataParallelKwargs:
     return DistributedDataParallelKwargs(find_unused_parameters=unused, broadcast_buffers=False)
 
 
-def open_trackers(accelerator: Accelerator, config: OneModality) -> None:
+def open_trackers(accelerator: Accelerator, config: AnyRun) -> None:
     """Starts those of run.trackers; the files that they make are recorded as the run's."""
     if not config.run.trackers:
         return

@@ -56,7 +56,7 @@ def from_transformers(source: str | Path | PreTrainedModel, reference_quirks: bo
     a clip alone is the same. ValueError: no such folder or name, another architecture or setting, or the first weight
     that is missing, left over or of another shape.
     """
-    theirs = source if isinstance(source, PreTrainedModel) else _load(source)
+    theirs: Any = source if isinstance(source, PreTrainedModel) else _load(source)
     kind = _kind(theirs.config, theirs.name_or_path)
     if type(theirs) is not kind.model and type(theirs) not in kind.heads:
         log.warning("%s has a head without a counterpart: its encoder is read", type(theirs).__name__)
@@ -98,7 +98,8 @@ def to_transformers(model: Any) -> PreTrainedModel:
             reasons.append(str(error).partition("cannot hold ")[2] or str(error))
         raise ValueError(f"{theirs_class.__name__} cannot hold {'; '.join(reasons)}")
     fields = {**model.config.origin, **_labels(head, model.config), **_written(kind, head, ours)}
-    config = kind.model.config_class(**fields)
+    build: Any = kind.model.config_class
+    config = build(**fields)
     prefixes = _names(kind, head, ours)
     state = original(_in_units(model), prefixes)
     prefix = _prefix(kind, head)

@@ -1,6 +1,6 @@
 """What transformers' classes have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,7 +48,7 @@ class Kind:
     modality: str
     model: type[PreTrainedModel]  # the bare encoder's class
     bare: dict[str, Any]  # its arguments
-    heads: dict[type[PreTrainedModel], Head]  # the classes of tasks
+    heads: Mapping[type, Head]  # the classes of tasks
     settings: dict[str, str]  # theirs -> ours, where the value is the same
     required: dict[str, Any]  # what theirs must be for ours to compute the same
     held: dict[str, tuple[tuple, str]]  # what ours may be, and why

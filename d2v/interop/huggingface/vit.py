@@ -74,10 +74,10 @@ def common(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
     settings: dict[str, Any] = {"trunk.pre_norm": True, "trunk.input_norm": False, "frontend.positions": "none"}
     for name in ("image_size", "patch_size"):
         given = getattr(config, name)
-        side = {given} if isinstance(given, int) else set(given)
-        if len(side) != 1:
-            raise ValueError(f"{name} is {list(given)}; d2v reads square images in square patches")
-        settings[f"frontend.{name}"] = side.pop()
+        sides = [given] if isinstance(given, int) else [*given]
+        if len(set(sides)) != 1:
+            raise ValueError(f"{name} is {sides}; d2v reads square images in square patches")
+        settings[f"frontend.{name}"] = sides[0]
     if POSITIONS in state:
         grid = settings["frontend.image_size"] // settings["frontend.patch_size"]
         given = state[POSITIONS].float().cpu().flatten(0, -2)

@@ -4,7 +4,7 @@ V views, B samples of this process, D width.
 """
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class MultiView(Objective):
 
     # true: more views than Config.num_views, which nothing would read, are an error
     exact_views: ClassVar[bool] = False
+    config: Any  # of the method: its name and num_views
 
     def __init__(
         self, encoder: D2vModel, *, teacher: bool = True, groups: int = 1, hides: bool = False, **averaged: nn.Module
@@ -34,7 +35,8 @@ class MultiView(Objective):
         """
         if not hides:
             freeze_mask_tokens(encoder)
-        super().__init__(teacher=teacher, encoder=group_batch_norms(encoder, groups), **averaged)
+        averaged = {"encoder": group_batch_norms(encoder, groups), **averaged}
+        super().__init__(teacher=teacher, **averaged)  # type: ignore[arg-type]
         self.groups, self.hides = groups, hides
 
     def check(self, views: list[View]) -> None:

@@ -24,13 +24,15 @@ class Objective(nn.Module):
     """
 
     # parts beside the student whose learning rate stays at its peak (prefixes of names)
-    constant_rate: ClassVar[tuple[str, ...]] = ()
+    constant_rate: tuple[str, ...] = ()
     # the teacher's batch norms normalise by the batches that it sees; false: it sees none in training
     teacher_sees_batches: ClassVar[bool] = True
     # parameters are read within `forward` alone, where they are whole; false: train.sharding=fsdp is refused
     can_be_sharded: ClassVar[bool] = True
     seed = 0  # what is drawn in a step is a function of it and the step
     step = 0  # the optimizer step that begin_step was last told
+    student: Any  # a ModuleDict, as the teacher, of parts that have methods of their own
+    teacher: Any
 
     def __init__(self, copied: tuple[str, ...] = (), *, teacher: bool = True, **averaged: nn.Module):
         """ValueError: a prefix in `copied` that no parameter has."""
@@ -61,7 +63,7 @@ class Objective(nn.Module):
         return self
 
     @property
-    def encoders(self) -> tuple[nn.Module, nn.Module]:
+    def encoders(self) -> tuple[Any, Any]:
         """The student's and the teacher's encoder; the student's twice where there is no teacher."""
         student = self.student["encoder"]
         return student, self.teacher["encoder"] if len(self.teacher) else student
@@ -149,7 +151,7 @@ class Objective(nn.Module):
                 copied[1].append(buffers[name])
         if averaged[0] and taken is None:
             torch._foreach_lerp_(shares(averaged[0]), shares(averaged[1]), 1 - decay)
-        elif averaged[0]:
+        elif averaged[0] and taken is not None:
             weight = torch.where(taken, 1 - decay, 0.0)  # on the device: nobody waits for it
             torch._foreach_lerp_(shares(averaged[0]), shares(averaged[1]), [weight] * len(averaged[0]))
         if copied[0]:

@@ -4,6 +4,8 @@ loss between views.
 B samples and n rows of this process, V views, D width of the encoder, P of the bottleneck, K prototypes.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,7 +52,8 @@ class PrototypeHead(nn.Module):
         self.prototypes = nn.ModuleList(
             weight_norm(nn.Linear(bottleneck_dim, num_prototypes, bias=False)) for _ in range(num_outputs)
         )
-        for layer in self.prototypes:
+        layers: Any = self.prototypes
+        for layer in layers:
             gain = layer.parametrizations.weight.original0  # (K, 1)
             nn.init.ones_(gain)
             gain.requires_grad_(not frozen_gain)
