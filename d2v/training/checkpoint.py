@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from d2v import files
-from d2v.training.distributed import first_error, is_sharded, of_all
+from d2v.training.distributed import first_error, is_sharded, of_all, together
 from d2v.training.shards import OPTIMIZER, load_shares, load_whole, read_shares, save_shares, shard_files
 
 MANIFEST, PROGRESS, WEIGHTS = "manifest.json", "progress.json", "model.safetensors"
@@ -142,17 +142,17 @@ def _trained(accelerator: Accelerator) -> tuple[nn.Module, torch.optim.Optimizer
 
 def _together(write: Callable[[], Any], temporary: Path, accelerator: Accelerator) -> None:
     """Calls `write` on every process. ValueError, on all: a disk did not take it; what was written of it is gone."""
-    fault = None
-    try:
+
+    def written() -> None:
         with files.writing(temporary):
             write()
-    except ValueError as error:
-        fault = str(error)
-    fault = first_error(fault)
-    if fault is not None:
+
+    try:
+        together(written)
+    except ValueError:
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise ValueError(fault)
+        raise
 
 
 def _seal(accelerator: Accelerator, temporary: Path, step: int, accumulate: int) -> None:

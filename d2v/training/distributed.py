@@ -46,6 +46,18 @@ def first_error(error: str | None) -> str | None:
     return next((message for message in of_all(error) if message is not None), None)
 
 
+def together(act: Callable[[], object]) -> None:
+    """Calls it on every process. ValueError, on all: one of them raised it."""
+    fault = None
+    try:
+        act()
+    except ValueError as error:
+        fault = str(error)
+    fault = first_error(fault)
+    if fault is not None:
+        raise ValueError(fault)
+
+
 def of_all(value: Any) -> list[Any]:
     """A picklable value of each process, in their order."""
     if world_size() == 1:

@@ -17,7 +17,7 @@ from d2v.config.loading import differences
 from d2v.config.schema import RESULT_SECTIONS, AnyRun
 from d2v.settings import defaults_of, places_in
 from d2v.training.checkpoint import MANIFEST, checkpoints_in, files_of
-from d2v.training.distributed import first_error, of_all
+from d2v.training.distributed import of_all, together
 
 CONFIG = "config.yaml"
 LOOP_FILES = (
@@ -89,17 +89,19 @@ def check_shared(folder: Path, accelerator: Accelerator) -> None:
     if main:
         mark.touch()
     name = of_all(mark.name)[0]
-    fault = None
-    if not (folder / name).is_file():
-        fault = (
-            f"run.dir is {folder}, and process {accelerator.process_index} ({platform.node()}) does not see there what "
-            "process 0 writes: it must be a folder that all processes share"
-        )
-    fault = first_error(fault)
-    if main:
-        mark.unlink()
-    if fault is not None:
-        raise ValueError(fault)
+
+    def look() -> None:
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"run.dir is {folder}, and process {accelerator.process_index} ({platform.node()}) does not see there "
+                "what process 0 writes: it must be a folder that all processes share"
+            )
+
+    try:
+        together(look)
+    finally:
+        if main:
+            mark.unlink()
 
 
 def check_apart(folder: Path, sources: dict[str, Any]) -> None:

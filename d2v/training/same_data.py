@@ -24,7 +24,7 @@ from d2v.config.schema import RunConfig
 from d2v.files import written
 from d2v.protocols import ScoredSplit
 from d2v.training.checkpoint import checkpoints_in
-from d2v.training.distributed import first_error
+from d2v.training.distributed import together
 
 FILE = "samples.json"
 MOST_READ = 100_000  # samples whose files are looked into; of more, sizes must do
@@ -66,15 +66,7 @@ class DataCheck:
 
     def _on_main(self, check: Callable[[], None]) -> None:
         """Calls it on the main process. ValueError, on all processes: as there."""
-        error = None
-        if self.accelerator.is_main_process:
-            try:
-                check()
-            except ValueError as fault:
-                error = str(fault)
-        error = first_error(error)
-        if error is not None:
-            raise ValueError(error)
+        together(lambda: check() if self.accelerator.is_main_process else None)
 
     def _before(self) -> dict[str, Any] | None:
         """What was written down when the run began, if it can be read."""

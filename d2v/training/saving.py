@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from d2v.config.schema import RunConfig
 from d2v.training import checkpoint
-from d2v.training.distributed import first_error
+from d2v.training.distributed import together
 
 
 class Saver:
@@ -35,13 +35,5 @@ class Saver:
         """Until the last checkpoint is whole; every process calls it. ValueError: a disk did not take it."""
         if self.thread is None:
             return
-        fault = None
-        if self.writing is not None:
-            try:
-                self.writing.result()
-            except ValueError as error:
-                fault = str(error)
-            self.writing = None
-        fault = first_error(fault)
-        if fault is not None:
-            raise ValueError(fault)
+        writing, self.writing = self.writing, None
+        together(lambda: None if writing is None else writing.result())
