@@ -29,7 +29,7 @@ if sys.platform != "win32":
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
-VERSION = 2  # of what is kept; another one is made anew
+VERSION = 3  # of what is kept; another one is made anew
 ABOUT, LOCK, DRAFT = "about.json", ".lock.d2v-tmp", ".d2v-tmp"
 LEAST = 256  # samples; of fewer nothing is kept
 OLD = 14 * 24 * 3600  # seconds after which what is not used goes, once there is something newer of its name

@@ -228,6 +228,23 @@ def test_thin_boxes_are_left_out_and_boxes_are_cut_at_the_edge(tmp_path):
     assert "boxes: 11 of 2 classes: red 10, blue 1" in lines and "images without boxes: 1: images/1.png" in lines
 
 
+def test_splits_of_several_tables_and_of_cells_with_blanks(tmp_path):
+    rows = scenes(tmp_path, 6)
+    write_table(tmp_path, [(name, f" {split.upper()}", *box) for name, split, *box in rows])
+    boxes = {split: grouped([row for row in rows if row[1] == split]) for split in ("train", "val")}
+    for split, wanted in boxes.items():
+        assert read(samples_of(tmp_path, split)) == wanted
+    (tmp_path / "boxes.csv").unlink()
+    halves = {"first.csv": rows[:4], "second.csv": [*rows[4:], ("0.png", "", "red", 1, 1, 9, 9)]}
+    for name, some in halves.items():
+        with (tmp_path / name).open("w", newline="") as file:
+            csv.writer(file).writerows([HEADER, *some])
+    for split, wanted in boxes.items():
+        samples = samples_of(tmp_path, split)
+        assert read(samples) == wanted
+        assert "rows that no split takes: 1" in samples.report.lines() and samples.report.splits == ["train", "val"]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

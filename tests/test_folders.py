@@ -190,7 +190,9 @@ def test_results_among_the_data_are_no_data(tmp_path):
     assert images(tmp_path) == ["cat/a.png", "dog/b.png"]
     assert said(tmp_path) == ["not read: 1 .parquet (theirs.parquet; data.path=FILE reads a table)"]
     table.to_parquet(tmp_path / "others.parquet")
-    assert said(tmp_path) == ["not read: 2 .parquet (others.parquet, ...; data.path='FOLDER/*.parquet' reads tables)"]
+    assert said(tmp_path) == [
+        "not read: 2 .parquet (others.parquet, ...; data.path='FOLDER/**/*.parquet' reads tables)"
+    ]
     report = image_samples(tmp_path).report
     assert report.usable == 2 and report.lines()[-1] == said(tmp_path)[0]
 

@@ -137,6 +137,14 @@ def test_a_fault_of_the_system_is_looked_at_again(folder, monkeypatch):
     assert len(opened(folder)) == NUMBER - 1 and len(looks) == 2
 
 
+def test_what_another_version_kept_is_made_anew(folder, monkeypatch):
+    monkeypatch.setattr(cache, "VERSION", cache.VERSION - 1)
+    first = facts(opened(folder))
+    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+    looks = count_looks(monkeypatch)
+    assert facts(opened(folder)) == first and len(looks) == NUMBER
+
+
 @pytest.mark.parametrize("slow", [False, True])
 def test_threads_help_where_a_look_takes_long_and_find_the_same(folder, monkeypatch, slow):
     alone, threads = facts(opened(folder)), []

@@ -122,7 +122,7 @@ def test_the_export_reads_raw_inputs_by_hugging_faces_tools(modality, objective)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(modality, objective, tmp_path):
     """20 steps at once, and 13 of which 10 were saved, SIGKILL, then the rest: equal to the bit, dropout and all.
 
-    But for the first an exception takes the signal's place, which spares a process.
+    But for the first an exception takes the signal's place, which spares two processes.
     """
     command_line = tiny.arguments(modality, tmp_path, tiny.using(objective), *tiny.dropout(objective))
     whole = tiny.finished(modality, objective)
@@ -133,7 +133,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(modality, objective, tmp_pa
             tiny.run_until_interrupted(command_line, 13)
     assert [path.name for path in (tmp_path / "checkpoints").glob("[0-9]*")] == ["00000010"]
     assert max(tiny.losses(tmp_path)) >= 12 and not (tmp_path / "export").exists()
-    pretrain.main(command_line)
+    if objective == "data2vec" and modality == MODALITIES[0]:
+        assert tiny.wait(tiny.start(tiny.run, command_line)) == [0]
+    else:
+        pretrain.main(command_line)
     tiny.assert_same(tiny.checkpoint_tensors(tmp_path, 20), tiny.checkpoint_tensors(whole, 20))
     assert tiny.losses(tmp_path) == tiny.losses(whole)
     assert sorted(tiny.losses(tmp_path)) == list(range(1, 21))

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from d2v.modalities.common.packing import pack
 from d2v.modalities.common.sources import IMAGES, TEXTS, notes, open_source, splits
+from d2v.modalities.image.config import DataConfig
+from d2v.modalities.image.frontend import FrontendConfig
+from d2v.modalities.image.samples import Samples
 from d2v.protocols import NoSplitError
+from scripts import data
 
 SPLITS = ["train", "val", "test", "train", "test", "train"]  # of six rows
-SAID = "split 'train' is 3 of 6 rows, by the column 'split'"
 
 
 def shade(number: int) -> Image.Image:
@@ -69,15 +73,17 @@ def test_the_rows_of_a_split(name, split, numbers, folder):
     assert read(path, split) == numbers
     rows = open_source(str(path), split, IMAGES, "image")
     assert splits(rows) == ["train", "val", "test"] and rows["label"] == ["ab"[number % 2] for number in numbers]
-    assert (SAID in notes(rows)) == ("train" in split)
+    assert any("is 3 of 6 rows, by the column 'split'" in note for note in notes(rows)) == ("train" in split)
 
 
-def test_media_in_the_table_itself(folder):
+@pytest.mark.parametrize("kind", [datasets.Value("string"), datasets.ClassLabel(names=["test", "train", "val"])])
+def test_media_in_the_table_itself(kind, folder):
     cells = [{"bytes": (folder / f"{n}.png").read_bytes(), "path": None} for n in range(6)]
-    kinds = datasets.Features({"image": datasets.Image(decode=False), "split": datasets.Value("string")})
-    rows = datasets.Dataset.from_dict({"image": cells, "split": SPLITS}, features=kinds)
-    rows.to_parquet(folder / "all.parquet")
+    kinds = datasets.Features({"image": datasets.Image(decode=False), "split": kind})
+    datasets.Dataset.from_dict({"image": cells, "split": SPLITS}, features=kinds).to_parquet(folder / "all.parquet")
     opened = open_source(str(folder / "all.parquet"), "test", IMAGES, "image")
+    shards_read = Samples(DataConfig(path=str(folder / "all.parquet")), FrontendConfig(), split="test", folder=folder)
+    assert [int(np.asarray(shards_read.image(n)).max()) for n in range(2)] == [20, 40]
     assert len(opened) == 2 and splits(opened) == ["train", "val", "test"]
 
 
@@ -87,26 +93,66 @@ def test_texts(tmp_path):
     assert open_source(str(tmp_path / "all.csv"), "test", TEXTS, "text")["text"] == ["row 2", "row 4"]
 
 
-def test_rows_of_no_split_are_left_out_and_said(folder):
-    path = table(folder, "all.csv", ["train", None, "test", None, "test", "train"])
+@pytest.mark.parametrize("nothing", [None, "", "  "])
+@pytest.mark.parametrize("name", ["all.csv", "all.jsonl"])
+def test_rows_of_no_split_are_left_out_and_said(name, nothing, folder):
+    path = table(folder, name, ["train", nothing, "test", nothing, "test", "train"])
     rows = open_source(str(path), "train", IMAGES, "image")
     assert [Path(file).stem for file in rows["file"]] == ["0", "5"]
-    assert notes(rows) == ["split 'train' is 2 of 6 rows, by the column 'split'; rows that no split takes: 2"]
+    said = f"split 'train' of {path} is 2 of 6 rows, by the column 'split'; rows that no split takes: 2"
+    assert notes(rows) == [said]
+    (folder / "packed").mkdir()
+    assert pack(str(path), folder / "packed", 1 << 20)[0] == said
+
+
+def test_blanks_and_capitals_are_the_same_name(folder):
+    path = table(folder, "all.csv", ["TRAIN", "train ", "Test", " test", "VAL", "Train"])
+    assert read(path, "train") == read(path, "Training") == [0, 1, 5] and read(path, "test") == [2, 3]
+    assert splits(open_source(str(path), "train", IMAGES, "image")) == ["train", "val", "test"]
+
+
+def test_other_names_beside_those_of_splits_are_splits(folder):
+    path = table(folder, "all.csv", ["train", "holdout", "test", "unlabeled", "train", "holdout"])
+    assert read(path, "train") == [0, 4] and read(path, "holdout") == [1, 5]
+    assert splits(open_source(str(path), "train", IMAGES, "image")) == ["train", "test", "holdout", "unlabeled"]
+    path = table(folder, "all.csv", ["train-clean", "train-other", "test-clean"] * 2)
+    assert read(path, "train") == [0, 1, 3, 4] and read(path, "train-other") == [1, 4]
 
 
 def test_a_split_that_the_column_lacks(folder):
     path = table(folder, "all.csv", ["train", "test"] * 3)
-    with pytest.raises(NoSplitError, match=r"data.split 'dev': .* has the splits train, test$"):
+    with pytest.raises(NoSplitError, match=r"data.split 'dev': .*all.csv has the splits train, test$"):
         read(path, "dev")
     path = table(folder, "all.csv", ["train", "val", "dev"] * 2)
     with pytest.raises(ValueError, match=r"data.split 'validation': .* has dev and val; name one of them"):
         read(path, "validation")
     assert read(path, "dev") == [2, 5]
+    path = table(folder, "all.csv", ["test"] * 6)
+    with pytest.raises(NoSplitError, match=r"data.split 'train': .*all.csv has the splits test$"):
+        read(path, "train")
+    assert read(path, "test") == [*range(6)]
 
 
-@pytest.mark.parametrize(
-    ("values", "column"), [(["a", "b", "train"] * 2, "split"), (["train"] * 6, "split"), (SPLITS, "part")]
-)
+def test_several_tables(folder):
+    (folder / "a").mkdir()
+    (folder / "b").mkdir()
+    for name, values in (("a", ["train"] * 6), ("b", ["train", "test"] * 3)):
+        table(folder / name, f"{name}.csv", values)
+    every = [folder / "a" / "a.csv", folder / "b" / "b.csv"]
+    assert len(open_source([str(path) for path in every], "train", IMAGES, "image")) == 9
+    assert read(folder / "**" / "*.csv", "test") == [1, 3, 5]  # type: ignore[arg-type]
+
+
+def test_a_name_alone_divides_no_table(folder):
+    path = table(folder, "train.csv", SPLITS)
+    assert read(path, "train") == [0, 3, 5] and read(path, "test") == [2, 4]
+    path = table(folder, "train.csv", ["a", "b"] * 3)
+    assert len(read(path, "train")) == 6
+    with pytest.raises(NoSplitError, match=r"data.split 'test': .* has the splits train"):
+        read(path, "test")
+
+
+@pytest.mark.parametrize(("values", "column"), [(["a", "b", "c"] * 2, "split"), (SPLITS, "part")])
 def test_a_column_about_something_else(values, column, folder):
     path = table(folder, "all.csv", values, column)
     rows = open_source(str(path), "train", IMAGES, "image")
@@ -115,8 +161,22 @@ def test_a_column_about_something_else(values, column, folder):
         read(path, "test")
 
 
-def test_files_that_are_splits_come_first_and_say_that_a_column_is_not_read(tmp_path):
-    shutil.copy(table(tmp_path, "train.csv", SPLITS), tmp_path / "test.csv")
-    rows = open_source(str(tmp_path), "test", IMAGES, "image")
+def test_where_the_column_is_not_read_it_is_said(folder, tmp_path_factory):
     careful = "CAREFUL: the files are splits, and their column 'split', with train, val, test, is not read"
+    tables = tmp_path_factory.mktemp("tables")
+    shutil.copy(table(tables, "train.csv", SPLITS), tables / "test.csv")
+    rows = open_source(str(tables), "test", IMAGES, "image")
     assert len(rows) == 6 and careful in notes(rows) and splits(rows) == ["train", "test"]
+    described = tmp_path_factory.mktemp("described")
+    table(described, "all.csv", SPLITS)
+    (described / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: all.csv\n---\n")
+    rows = open_source(str(described), "train", IMAGES, "image")
+    assert len(rows) == 6 and notes(rows) == ["CAREFUL: the column 'split', with train, val, test, is not read"]
+
+
+def test_the_report_of_a_run(folder, capsys):
+    path = table(folder, "all.csv", SPLITS)
+    data.main(["image/data2vec_tiny", f"data.path={path}"])
+    said = capsys.readouterr().out
+    assert "image: 3 of 3 samples usable" in said and f"split 'train' of {path} is 3 of 6 rows" in said
+    assert "splits: train is trained on; test is scored by `d2v evaluate`; not read: val" in said

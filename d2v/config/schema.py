@@ -171,7 +171,7 @@ class AnyRun(Protocol):
 
     @property
     def modality(self) -> str:
-        """All that it trains."""
+        """The modalities that it trains, for a person."""
         ...
 
     def as_dict(self) -> dict:

@@ -12,7 +12,8 @@ class D2vConfig(PreTrainedConfig):
     `task`: fields of the task model's own settings (d2v/models/task_models.py: ClassifierConfig or CTCConfig); an
     encoder alone has none.
     `origin`: see d2v/interop/huggingface/conversion.py; empty where a model is d2v's own.
-    `label_mean`, `label_std`: of the numbers that a regression learnt, which its head tells as 0 and 1.
+    `label_mean`, `label_std`: of the numbers that a regression learnt, which its head tells as 0 and 1, given before
+    the model is built.
     """
 
     model_type = "d2v"

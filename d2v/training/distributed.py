@@ -47,7 +47,7 @@ def first_error(error: str | None) -> str | None:
 
 
 def together(act: Callable[[], object]) -> None:
-    """Calls it on every process. ValueError, on all: one of them raised it."""
+    """Calls it on every process. ValueError, on all: one of them raised it; with another error the others wait."""
     fault = None
     try:
         act()

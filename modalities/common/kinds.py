@@ -75,7 +75,7 @@ def summary(files: Iterable[Path]) -> str:
     for suffix, some in sorted(by_suffix.items(), key=lambda item: -len(item[1]))[:8]:
         cure = CURES.get(suffix, "give it one" if suffix == UNNAMED else "")
         if suffix in TABLES and len(some) > 1:
-            cure = f"data.path='FOLDER/*{suffix}' reads tables"
+            cure = f"data.path='FOLDER/**/*{suffix}' reads tables"
         kinds.append(f"{len(some)} {suffix} ({named(some, 1)}{'; ' if cure else ''}{cure})")
     return ", ".join(kinds) + (", ..." if len(by_suffix) > 8 else "")
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
 from d2v.modalities.common.noted import with_notes
+from d2v.modalities.common.split_column import unread
 from d2v.modalities.common.tables import file_paths, media_column, media_kinds, with_folders
 from d2v.protocols import NoSplitError
 
@@ -59,7 +60,8 @@ def saved(folder: Path, split: str) -> datasets.Dataset:
         opened = datasets.DatasetDict({"train": opened})
     parts = parts_of(split, where, [*map(str, opened)], opened.__getitem__)
     joined = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
-    return with_notes(_undecoded(joined), [], [*map(str, opened)])
+    said = dict.fromkeys(itertools.chain(*map(unread, parts)))
+    return with_notes(_undecoded(joined), [*said], [*map(str, opened)])
 
 
 def _undecoded(dataset: datasets.Dataset) -> datasets.Dataset:

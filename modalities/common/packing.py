@@ -16,7 +16,8 @@ from d2v import cache
 from d2v.modalities.common import shards, tables
 from d2v.modalities.common.data_report import UnreadableError
 from d2v.modalities.common.kinds import AUDIO, IMAGES, extension
-from d2v.modalities.common.sources import open_source, splits
+from d2v.modalities.common.sources import notes, open_source, splits
+from d2v.modalities.common.split_column import LEFT
 from d2v.modalities.image.shrinking import shrunk
 from d2v.modalities.speech.audio import WHOLE, Part
 from d2v.modalities.speech.cutting import cut
@@ -61,6 +62,7 @@ def pack(source: str, folder: Path, size: int, shorter_side: int = 0) -> list[st
         if len(unread) == len(rows):
             raise ValueError(f"none of {len(rows)} {kind} samples of {source} can be read: {named(unread)}")
         count = len(rows) - len(unread)
+        said += [note for note in notes(rows) if LEFT in note]
         said.append(f"{split}: {count} {kind} sample{'s'[: count != 1]} in {number} shard{'s'[: number != 1]}")
         if unread:
             said.append(f"left out, cannot be read: {len(unread)}: {named(unread)}")

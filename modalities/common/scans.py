@@ -104,9 +104,10 @@ def _look_at(rows: np.ndarray, known: Scan, look: Look, decodes: bool) -> Scan:
     """What was known, and what is found in `rows`; so many are in flight as are in memory."""
     numbers, faults = known.numbers, dict(known.faults)
     with cache.progress(len(rows), "looking at the data", "files") as bar:
-        first, seconds = _timed(look, rows[:FEW].tolist())
+        few = np.unique(np.linspace(0, len(rows) - 1, FEW).astype(int)) if len(rows) else []  # spread over all
+        first, seconds = _timed(look, rows[few].tolist())
         with ThreadPoolExecutor(_threads(seconds) if decodes else HEADERS) as pool:
-            for row, found in itertools.chain(first, _looks(pool, look, rows[FEW:])):
+            for row, found in itertools.chain(first, _looks(pool, look, np.delete(rows, few))):
                 if isinstance(found, str):
                     faults[row] = found
                 else:

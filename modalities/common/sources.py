@@ -21,9 +21,10 @@ from d2v.modalities.common.known import known
 from d2v.modalities.common.loaded import cut, load, parts_of, saved, told
 from d2v.modalities.common.media import METADATA, media_files
 from d2v.modalities.common.noted import notes, splits, with_notes, with_splits
-from d2v.modalities.common.split_column import rows_of
-from d2v.modalities.common.splits import choose, expanded
+from d2v.modalities.common.split_column import rows_of, unread
+from d2v.modalities.common.splits import Chosen, choose, expanded
 from d2v.modalities.common.tables import KNOWN, file_paths, media_column, media_kinds, name_rows, with_folders
+from d2v.protocols import NoSplitError
 
 __all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source", "splits", "with_splits"]
 EXPRESSION = re.compile(r"[\w.-]+(\[[^]]*\])?(\+[\w.-]+(\[[^]]*\])?)*")  # train[:100]+test-clean
@@ -77,7 +78,7 @@ def _open(
         if has_configs(local / "README.md"):
             _no_files(sample_by, local)
             opened = _open_described(local, split, what, known)
-            return with_notes(opened, [], splits(opened))
+            return with_notes(opened, notes(opened), splits(opened))
         files, said = walk(local)
         shards.check_complete(files)
         if not files:
@@ -154,15 +155,22 @@ def _open_files(
         split = expanded(wanted, root, split)
     for one in split.split("+") if EXPRESSION.fullmatch(split) else [split]:
         name = one.partition("[")[0] if one.endswith("]") else one
-        chosen = choose(wanted, root, name, split, by_rows=True)
+        chosen = choose(wanted, root, name, split)
+        _check_there(chosen, tables if wanted is tables else _metadata(files))
         opened = _open_kind(chosen.files, chosen.root, name, extensions, what, known, sample_by)
         opened = rows_of(opened, chosen, name, split)
-        said, names = said + chosen.notes, names | dict.fromkeys(chosen.splits or splits(opened))
+        said, names = said + chosen.notes, names | dict.fromkeys(splits(opened) or chosen.splits)
         said += [note for note in notes(opened) if note not in said]
         parts.append(cut(opened, name, one))
     if left:
         said = [*said, f"not read: {summary(left)}"]
     return with_notes(join(parts, split, what) if len(parts) > 1 else parts[0], said, [*names])
+
+
+def _check_there(chosen: Chosen, tables: list[Path]) -> None:
+    """ValueError: the split is not there, and there are no tables, a column of which may say which rows are of it."""
+    if chosen.missing and not tables:
+        raise NoSplitError(chosen.missing)
 
 
 def _tables(files: list[Path]) -> list[Path]:
@@ -281,4 +289,5 @@ def _open_described(folder: Path, split: str, what: str, known: Sequence[str]) -
     if not files or not {Path(file).suffix for file in itertools.chain(*files.values())} <= {*table_files.SUFFIXES}:
         return load(split, where, what, str(folder))
     parts = parts_of(split, where, [*files], lambda name: _open_tables([*map(Path, files[name])], name, what, known))
-    return with_notes(join(parts, split, what), [], [*files])
+    said = dict.fromkeys(itertools.chain(*map(unread, parts)))
+    return with_notes(join(parts, split, what), [*said], [*files])

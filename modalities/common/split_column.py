@@ -1,5 +1,8 @@
 """A column "split" of tables and metadata, which says of each row which split it is of."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -7,39 +10,66 @@ import pyarrow.compute as pc
 
 from d2v.modalities.common.noted import notes, with_notes
 from d2v.modalities.common.splits import Chosen, by_family, meant
-from d2v.modalities.common.tables import column_of, is_string
+from d2v.modalities.common.tables import column_of
 from d2v.protocols import NoSplitError
-from d2v.split_names import is_split
+from d2v.split_names import family_of, is_split, means
 
 NAME = "split"
+LEFT = "rows that no split takes"
 
 
 def rows_of(opened: datasets.Dataset, chosen: Chosen, split: str, asked: str) -> datasets.Dataset:
-    """The rows of a split, a part of data.split, which is `asked`, of what was opened from the files that were chosen.
+    """The rows of a split, a part of data.split, which is `asked`, of what was opened of the chosen files.
 
-    Of files that are not divided themselves, and whose column names more than one split. ValueError: there is no such
-    split, or more than one that may be meant.
+    The column counts where files are not divided by their names. ValueError: there is no such split, or more than one
+    that may be meant.
     """
-    names = _names(opened)
-    if not names:
+    column, names = named(opened)
+    if column is None:
         if chosen.missing:
             raise NoSplitError(chosen.missing)
         return opened
-    if chosen.splits:
+    if len(chosen.splits) > 1:
         careful = f"CAREFUL: the files are splits, and their column {NAME!r}, with {', '.join(names)}, is not read"
-        return with_notes(opened, [*notes(opened), careful], [])
-    wanted = meant(names, split, asked, chosen.root)
-    column = column_of(opened, NAME)
-    rows = np.flatnonzero(pc.is_in(column, value_set=pa.array(wanted, column.type)).to_numpy())
-    said = f"split {split!r} is {len(rows)} of {len(opened)} rows, by the column {NAME!r}"
-    if column.null_count:
-        said += f"; rows that no split takes: {column.null_count}"
-    return with_notes(opened.select(rows), [*notes(opened), said], names)
+        return with_notes(opened, [*notes(opened), careful], []) if len(names) > 1 else opened
+    where = chosen.files[0] if len(chosen.files) == 1 else chosen.root
+    is_chosen = np.isin(column, _wanted(names, split, asked, where))
+    if is_chosen.all():
+        return opened
+    said = f"split {split!r} of {where} is {is_chosen.sum()} of {len(opened)} rows, by the column {NAME!r}"
+    if left := int((column == "").sum()):
+        said += f"; {LEFT}: {left}"
+    return with_notes(opened.select(np.flatnonzero(is_chosen)), [*notes(opened), said], names)
 
 
-def _names(opened: datasets.Dataset) -> list[str]:
-    """The splits that rows are said to be of, train first; []: not of several, or that is no column of splits."""
-    if NAME not in opened.column_names or not is_string(opened.features[NAME]):
-        return []
-    names = [name for name in pc.unique(column_of(opened, NAME)).to_pylist() if name]
-    return by_family(names) if len(names) > 1 and all(map(is_split, names)) else []
+def unread(opened: datasets.Dataset) -> list[str]:
+    """A line on a column of several splits, where nothing reads it."""
+    _, names = named(opened)
+    return [f"CAREFUL: the column {NAME!r}, with {', '.join(names)}, is not read"] if len(names) > 1 else []
+
+
+def named(opened: datasets.Dataset) -> tuple[np.ndarray | None, list[str]]:
+    """(n,) the split of each row, in small letters, "" where none is named; and all of them, train first.
+
+    None, []: there is no such column, or none of its cells is the name of a split.
+    """
+    feature = opened.features.get(NAME)
+    if isinstance(feature, datasets.ClassLabel):
+        codes = column_of(opened, NAME)
+        known = pc.if_else(pc.greater_equal(codes, 0), codes, pa.scalar(None, codes.type))  # -1: no label
+        column = pc.take(pa.array(feature.names), known)
+    elif isinstance(feature, datasets.Value) and "string" in feature.dtype:
+        column = column_of(opened, NAME).cast(pa.string())
+    else:
+        return None, []
+    column = pc.fill_null(pc.utf8_lower(pc.utf8_trim_whitespace(column)), "")
+    names = [name for name in pc.unique(column).to_pylist() if name]
+    if not any(is_split(name) or family_of(name) for name in names):
+        return None, []
+    return column.to_numpy(zero_copy_only=False), by_family(names)
+
+
+def _wanted(names: Sequence[str], split: str, asked: str, where: Path) -> list[str]:
+    """The names that a split means: its own, those that begin so (train-clean-100), or another name of the same."""
+    begin = [name for name in names if not is_split(name) and means(split, name, names)]
+    return begin if begin and split.lower() not in names else meant(names, split, asked, where)

@@ -23,7 +23,8 @@ SHARD = re.compile(r"[-_. ]\d+([-_. ]of[-_. ]\d+)?$")
 class Chosen(NamedTuple):
     """The files of a split, the folder that holds them (of labels and metadata), what is said, all splits' names.
 
-    `missing`: why files that are not divided are not of the split, unless a column says which of their rows are.
+    `missing`: why files that are not divided, all of which these are then, are not of the split; a column may say which
+    of their rows are. Who reads none raises it.
     """
 
     files: list[Path]
@@ -33,20 +34,23 @@ class Chosen(NamedTuple):
     missing: str = ""
 
 
-def choose(files: Sequence[Path], root: Path, split: str, asked: str, *, by_rows: bool = False) -> Chosen:
+def choose(files: Sequence[Path], root: Path, split: str, asked: str) -> Chosen:
     """Those of `files`, of one kind below `root`, that are of `split`, a part of data.split, which is `asked`.
 
-    Undivided files are "train", or the split whose name `root` has; `by_rows`: or any, for a column may say which of
-    their rows are of it. ValueError: there is no such split, or more than one that may be meant.
+    Undivided files are "train", or the split whose name `root` has. ValueError: there is no such split among several,
+    or more than one that may be meant.
     """
     by_name, here, notes = _divided(files, root, split)
     if not by_name:
         is_all = same_split("train", split) or same_split(root.name, split)
         missing = "" if is_all else f"data.split {asked!r}: {root} has no splits: all of it is 'train'"
-        if missing and not by_rows:
-            raise NoSplitError(missing)
         return Chosen(list(files), root, notes, [], missing)
-    wanted = meant(_in_order(by_name, files), split, asked, root)
+    try:
+        wanted = meant(_in_order(by_name, files), split, asked, root)
+    except NoSplitError as error:
+        if len(by_name) > 1 or extension(files[0]) not in TABLES:  # a table may hold more than its name says
+            raise
+        return Chosen(list(files), root, notes, [*by_name], str(error))
     members = set(itertools.chain(*(by_name[name] for name in wanted)))
     chosen = [file for file in files if file in members]
     if len(files) > 1:

@@ -71,7 +71,9 @@ class Samples:
         counts = {name: len(source) for name, source in sources.items()}
         if len(set(counts.values())) > 1:
             said = ", ".join(f"{count} of {name}" for name, count in counts.items())
-            raise ValueError(f"data.by=row: the sides have different numbers of rows, {said}: they are no pairs")
+            divided = [name for name, source in sources.items() if "split" in getattr(source, "column_names", ())]
+            cause = f" (a column split divides the rows of {', '.join(divided)})" if divided else ""
+            raise ValueError(f"data.by=row: the sides have different numbers of rows, {said}: they are no pairs{cause}")
         first, second = self.sides.values()
         rows = np.intersect1d(first.rows, second.rows)  # both are sorted
         self.first = np.searchsorted(first.rows, rows)

@@ -12,6 +12,7 @@ from d2v.modalities.common import table_files
 from d2v.modalities.common.splits import choose
 from d2v.modalities.common.tables import PATH_COLUMNS, number
 from d2v.modalities.image.detection.annotated import Annotated, Box, found_below, in_split
+from d2v.protocols import NoSplitError
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -20,18 +21,23 @@ SPLIT = "split"  # the column
 
 def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | None:
     """The boxes of a split; None: no table among `files` has the columns. ValueError: cells that say no box."""
-    tables = {}
-    for file in files:
-        if file.suffix.lower() in SUFFIXES and {*SIDES} <= {*(names := _columns(file))}:
-            tables[file] = names
+    tables = [file for file in files if file.suffix.lower() in SUFFIXES and {*SIDES} <= {*_columns(file)}]
     if not tables:
         return None
-    first, columns = next(iter(tables.items()))
-    if len(tables) == 1 and SPLIT in columns:
-        return _read([first], root, split, label)
-    chosen = choose(list(tables), root, split, split)
-    found = _read(chosen.files, root, "", label)
-    return found._replace(notes=[*chosen.notes, *found.notes], splits=chosen.splits)
+    chosen = choose(tables, root, split, split)
+    rows = {file: _rows(file, label) for file in chosen.files}
+    notes, names = list(chosen.notes), list(chosen.splits)
+    there = {row[SPLIT] for some in rows.values() for row in some} - {""}
+    if there and len(names) < 2:  # the column counts where files are not divided by their names
+        where = chosen.files[0] if len(rows) == 1 else root
+        wanted, names = in_split(split.lower(), there, where), sorted(there)
+        left = sum(row[SPLIT] == "" for some in rows.values() for row in some)
+        notes += [f"rows that no split takes: {left}"] if left else []
+        rows = {file: [row for row in some if row[SPLIT] in wanted] for file, some in rows.items()}
+    elif chosen.missing:
+        raise NoSplitError(chosen.missing)
+    listed = ", ".join(file.name for file in chosen.files[:3])
+    return Annotated(_by_image(rows), f"the table {listed}, a row a box", notes, names)
 
 
 def _columns(file: Path) -> list[str]:
@@ -40,23 +46,16 @@ def _columns(file: Path) -> list[str]:
     return table_files.read(file).column_names
 
 
-def _read(files: list[Path], root: Path, split: str, label: str) -> Annotated:
-    """The rows of tables; with `split` those whose column says it."""
+def _by_image(rows: dict[Path, list[dict]]) -> dict[str, list[Box]]:
+    """The boxes of each image by its path."""
     images: dict[str, list[Box]] = {}
-    there: set[str] = set()
-    for file in files:
-        rows = _rows(file, label)
-        if split:
-            there |= {str(row[SPLIT] or "") for row in rows}
-            wanted = in_split(split, there, file)
-            rows = [row for row in rows if row[SPLIT] in wanted]
-        folder = found_below([row["file"] for row in rows], file.parent)
-        for row in rows:
+    for file, some in rows.items():
+        folder = found_below([row["file"] for row in some], file.parent)
+        for row in some:
             boxes = images.setdefault(str(folder / row["file"]), [])
             if row["box"] is not None:
                 boxes.append(row["box"])
-    names = ", ".join(file.name for file in files[:3])
-    return Annotated(images, f"the table {names}, a row a box", [], sorted(there - {""}))
+    return images
 
 
 def _rows(file: Path, label: str) -> list[dict]:
@@ -74,7 +73,8 @@ def _rows(file: Path, label: str) -> list[dict]:
     for place, (name, kind, *sides, one) in enumerate(zip(*columns, splits, strict=True), 1):
         if not name:
             raise ValueError(f"row {place} of {file} names no file")
-        rows.append({"file": str(name), SPLIT: one, "box": _box(kind, sides, f"row {place} of {file}")})
+        box = _box(kind, sides, f"row {place} of {file}")
+        rows.append({"file": str(name), SPLIT: str(one or "").strip().lower(), "box": box})
     return rows
 
 

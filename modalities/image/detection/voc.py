@@ -11,6 +11,7 @@ from d2v.modalities.common.kinds import IMAGES, is_of, named
 from d2v.modalities.common.splits import choose
 from d2v.modalities.common.tables import number
 from d2v.modalities.image.detection.annotated import Annotated, Box, in_split
+from d2v.protocols import NoSplitError
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -53,6 +54,8 @@ def _of_split(
     }
     if not lists:
         chosen = choose(described, root, split, split)
+        if chosen.missing:
+            raise NoSplitError(chosen.missing)
         return chosen.files, chosen.notes, chosen.splits
     wanted, stems = set(), {file.stem for file in described}
     for name in in_split(split, lists, root):
