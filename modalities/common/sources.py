@@ -159,7 +159,7 @@ def _open_files(
         _check_there(chosen, tables if wanted is tables else _metadata(files))
         opened = _open_kind(chosen.files, chosen.root, name, extensions, what, known, sample_by)
         opened = rows_of(opened, chosen, name, split)
-        said, names = said + chosen.notes, names | dict.fromkeys(splits(opened) or chosen.splits)
+        said, names = said + chosen.notes, names | dict.fromkeys(max(chosen.splits, splits(opened), key=len))
         said += [note for note in notes(opened) if note not in said]
         parts.append(cut(opened, name, one))
     if left:

@@ -33,13 +33,14 @@ def rows_of(opened: datasets.Dataset, chosen: Chosen, split: str, asked: str) ->
         careful = f"CAREFUL: the files are splits, and their column {NAME!r}, with {', '.join(names)}, is not read"
         return with_notes(opened, [*notes(opened), careful], []) if len(names) > 1 else opened
     where = chosen.files[0] if len(chosen.files) == 1 else chosen.root
-    is_chosen = np.isin(column, _wanted(names, split, asked, where))
-    if is_chosen.all():
+    wanted = _wanted(names, split, asked, where)
+    rows = np.flatnonzero(pc.is_in(column, value_set=pa.array(wanted)).to_numpy())
+    if len(rows) == len(opened):
         return opened
-    said = f"split {split!r} of {where} is {is_chosen.sum()} of {len(opened)} rows, by the column {NAME!r}"
-    if left := int((column == "").sum()):
+    said = f"split {split!r} of {where} is {len(rows)} of {len(opened)} rows, by the column {NAME!r}"
+    if left := pc.sum(pc.equal(column, "")).as_py():
         said += f"; {LEFT}: {left}"
-    return with_notes(opened.select(np.flatnonzero(is_chosen)), [*notes(opened), said], names)
+    return with_notes(opened.select(rows), [*notes(opened), said], names)
 
 
 def unread(opened: datasets.Dataset) -> list[str]:
@@ -48,7 +49,7 @@ def unread(opened: datasets.Dataset) -> list[str]:
     return [f"CAREFUL: the column {NAME!r}, with {', '.join(names)}, is not read"] if len(names) > 1 else []
 
 
-def named(opened: datasets.Dataset) -> tuple[np.ndarray | None, list[str]]:
+def named(opened: datasets.Dataset) -> tuple[pa.ChunkedArray | None, list[str]]:
     """(n,) the split of each row, in small letters, "" where none is named; and all of them, train first.
 
     None, []: there is no such column, or none of its cells is the name of a split.
@@ -66,7 +67,7 @@ def named(opened: datasets.Dataset) -> tuple[np.ndarray | None, list[str]]:
     names = [name for name in pc.unique(column).to_pylist() if name]
     if not any(is_split(name) or family_of(name) for name in names):
         return None, []
-    return column.to_numpy(zero_copy_only=False), by_family(names)
+    return column, by_family(names)
 
 
 def _wanted(names: Sequence[str], split: str, asked: str, where: Path) -> list[str]:
