@@ -53,7 +53,8 @@ def make_optimizer(objective: Objective, train: OptimizerSettings) -> torch.opti
             _clear_momentum(optimizer)
         return optimizer
     adapted = [{**group, "always_adapt": group["decays"]} for group in groups]
-    optimizer = SkippableLars(adapted, lr=train.lr, momentum=train.momentum, trust_coeff=0.001)  # type: ignore[arg-type]
+    momentum: Any = train.momentum  # timm says int
+    optimizer = SkippableLars(adapted, lr=train.lr, momentum=momentum, trust_coeff=0.001)
     if train.momentum:
         _clear_momentum(optimizer)
     return optimizer

@@ -16,6 +16,7 @@ def splits(dataset: datasets.Dataset) -> list[str]:
 
 
 def with_notes(dataset: datasets.Dataset, said: list[str], names: list[str]) -> datasets.Dataset:
+    """The data set itself, which carries these from now on."""
     dataset.info.description = "\n".join(" ".join(note.split()) for note in said)  # names of files may hold line ends
     return with_splits(dataset, names)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from d2v.modalities.common import table_files
+from d2v.modalities.common.split_column import LEFT, NAME
 from d2v.modalities.common.splits import choose
 from d2v.modalities.common.tables import PATH_COLUMNS, number
 from d2v.modalities.image.detection.annotated import Annotated, Box, found_below, in_split
@@ -16,7 +17,6 @@ from d2v.protocols import NoSplitError
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-SPLIT = "split"  # the column
 
 
 def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | None:
@@ -25,15 +25,15 @@ def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | N
     if not tables:
         return None
     chosen = choose(tables, root, split, split)
-    rows = {file: _rows(file, label) for file in chosen.files}
+    rows = [(file, row) for file in chosen.files for row in _rows(file, label)]
     notes, names = list(chosen.notes), list(chosen.splits)
-    there = {row[SPLIT] for some in rows.values() for row in some} - {""}
+    there = {row[NAME] for _, row in rows} - {""}
     if there and len(names) < 2:  # the column counts where files are not divided by their names
-        where = chosen.files[0] if len(rows) == 1 else root
+        where = chosen.files[0] if len(chosen.files) == 1 else root
         wanted, names = in_split(split.lower(), there, where), sorted(there)
-        left = sum(row[SPLIT] == "" for some in rows.values() for row in some)
-        notes += [f"rows that no split takes: {left}"] if left else []
-        rows = {file: [row for row in some if row[SPLIT] in wanted] for file, some in rows.items()}
+        if left := sum(row[NAME] == "" for _, row in rows):
+            notes.append(f"{LEFT}: {left}")
+        rows = [(file, row) for file, row in rows if row[NAME] in wanted]
     elif chosen.missing:
         raise NoSplitError(chosen.missing)
     listed = ", ".join(file.name for file in chosen.files[:3])
@@ -46,15 +46,16 @@ def _columns(file: Path) -> list[str]:
     return table_files.read(file).column_names
 
 
-def _by_image(rows: dict[Path, list[dict]]) -> dict[str, list[Box]]:
-    """The boxes of each image by its path."""
+def _by_image(rows: list[tuple[Path, dict]]) -> dict[str, list[Box]]:
+    """The boxes of each image by its path, of rows with the table of each."""
     images: dict[str, list[Box]] = {}
-    for file, some in rows.items():
-        folder = found_below([row["file"] for row in some], file.parent)
-        for row in some:
-            boxes = images.setdefault(str(folder / row["file"]), [])
-            if row["box"] is not None:
-                boxes.append(row["box"])
+    folders: dict[Path, Path] = {}  # where the images of a table lie
+    for file, row in rows:
+        if file not in folders:
+            folders[file] = found_below([row["file"]], file.parent)
+        boxes = images.setdefault(str(folders[file] / row["file"]), [])
+        if row["box"] is not None:
+            boxes.append(row["box"])
     return images
 
 
@@ -68,13 +69,13 @@ def _rows(file: Path, label: str) -> list[dict]:
                 f"{file} has boxes and no column {wanted!r}; its columns are {', '.join(table.column_names)}"
             )
     columns = [table[name].to_pylist() for name in (path, label, *SIDES)]
-    splits = table[SPLIT].to_pylist() if SPLIT in table.column_names else [None] * table.num_rows
+    splits = table[NAME].to_pylist() if NAME in table.column_names else [None] * table.num_rows
     rows = []
     for place, (name, kind, *sides, one) in enumerate(zip(*columns, splits, strict=True), 1):
         if not name:
             raise ValueError(f"row {place} of {file} names no file")
         box = _box(kind, sides, f"row {place} of {file}")
-        rows.append({"file": str(name), SPLIT: str(one or "").strip().lower(), "box": box})
+        rows.append({"file": str(name), NAME: str(one or "").strip().lower(), "box": box})
     return rows
 
 
