@@ -101,6 +101,40 @@ def test_a_run_is_not_continued_on_other_data(change, message, begun, tmp_path, 
     pretrain.main(command(tmp_path))  # which is what it now goes on with
 
 
+def test_data_may_lie_elsewhere_when_a_run_goes_on(begun, tmp_path, capsys, monkeypatch):
+    """As on clusters, where a job copies it to the disk of its own machine."""
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    line = ["data.path=elsewhere" if one.startswith("data.path=") else one for one in command(tmp_path)]
+    pretrain.main(line)
+    assert "finished: nothing is changed" in capsys.readouterr().out
+    swap_one(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"began with other data: 2 of 12 samples changed: added new.png"):
+        tiny.run(line)
+    for unknown in ("some/hub_data", "nowhere", "[elsewhere]"):
+        with pytest.raises(ValueError, match=r"holds a run of another config \(data.path: elsewhere -> "):
+            tiny.run([*line, f"data.path={unknown}"])
+    (tmp_path / "run" / "samples.json").unlink()  # as of a former version, which cannot tell
+    (tmp_path / "elsewhere").rename(tmp_path / "third")
+    with pytest.raises(ValueError, match=r"holds a run of another config \(data.path: elsewhere -> third\)"):
+        tiny.run([*line, "data.path=third"])
+
+
+def test_a_table_of_text_may_lie_elsewhere_too(tmp_path):
+    lines = "\n".join(f"the {number} words of a line that is long enough to be read" for number in range(40))
+    (tmp_path / "lines.txt").write_text(lines + "\n")
+    place = tmp_path / "lines.txt"
+    line = tiny.arguments("text", tmp_path / "run", *QUICK, "data.vocab_size=300")
+    tiny.run([*line, f"data.path={place}"])
+    (tmp_path / "elsewhere").mkdir()
+    place = place.rename(tmp_path / "elsewhere" / "lines.txt")
+    tiny.run([*line, f"data.path={place}"])
+    place.write_text(lines.replace("39", "40") + "\n")
+    with pytest.raises(ValueError, match=r"run.resume=changed"):
+        tiny.run([*line, f"data.path={place}"])
+
+
 def test_what_tells_is_a_small_file_of_the_runs_own(begun):
     assert "samples.json" in recorded(begun / "run")
     kept = json.loads((begun / "run" / "samples.json").read_text())

@@ -101,7 +101,8 @@ class TrainConfig:
             )
         if self.warmup_steps > self.steps:
             raise ValueError(
-                f"train.warmup_steps is {self.warmup_steps}; it must lie between 0 and train.steps, {self.steps}"
+                f"train.warmup_steps is {self.warmup_steps}; it must lie between 0 and train.steps, {self.steps}: a "
+                f"shorter run takes fewer, such as train.warmup_steps={self.steps // 10}"
             )
 
     def samples(self) -> str:

@@ -18,6 +18,7 @@ from d2v.config.schema import RESULT_SECTIONS, AnyRun
 from d2v.settings import defaults_of, places_in
 from d2v.training.checkpoint import MANIFEST, checkpoints_in, files_of
 from d2v.training.distributed import of_all, together
+from d2v.training.same_data import is_compared
 
 CONFIG = "config.yaml"
 LOOP_FILES = (
@@ -64,13 +65,14 @@ def check_settings(
 ) -> None:
     """A setting that did not exist when the run began had the value that is its default now.
 
-    Not asked of settings that are `free`, and of the length of a run: see d2v/training/length.py.
+    Not asked of settings that are `free`, of the length of a run (see d2v/training/length.py), and of where data lies
+    whose samples are compared with those of the run.
 
     ValueError: the folder holds a run of another config, or checkpoints that run.resume=never forbids to use.
     """
     if before := former(folder, config):
         changed = differences(before, config.as_dict(), sections, places_in(config))
-        changed = [one for one in changed if one.partition(":")[0] not in (*LENGTH, *free)]
+        changed = [one for one in changed if one.partition(":")[0] not in (*LENGTH, *free, *_moved(folder, config))]
         if changed:
             raise ValueError(
                 f"{folder} holds a run of another config ({'; '.join(changed[:8])}); choose another run.dir, "
@@ -80,6 +82,17 @@ def check_settings(
         raise ValueError(
             f"{folder} has checkpoints and run.resume is never; choose another run.dir, or run.resume=auto to go on"
         )
+
+
+def _moved(folder: Path, config: AnyRun) -> list[str]:
+    """The settings that say where data lies, of data that may lie elsewhere than when the run began."""
+    data = config.as_dict()["data"]
+    parts = {"": data} | {name: part for name, part in data.items() if isinstance(part, dict)}
+    return [
+        f"data.{name}.path".replace("..", ".")
+        for name, part in parts.items()
+        if "path" in part and is_compared(folder, name, part["path"])
+    ]
 
 
 def check_shared(folder: Path, accelerator: Accelerator) -> None:

@@ -41,7 +41,7 @@ class DataCheck:
     def __init__(self, accelerator: Accelerator, folder: Path, run: RunConfig, *, remembers: str = "", part: str = ""):
         """`remembers`: the method, if it keeps something of each sample by its number. `part`: of a joint run."""
         self.accelerator, self.folder, self.run, self.remembers = accelerator, folder, run, remembers
-        self.file = folder / (f"samples_{part}.json" if part else FILE)
+        self.file = _file(folder, part)
         self.marks: dict[str, Any] = {}
 
     def __call__(self, path: Any, splits: Iterable[ScoredSplit]) -> None:
@@ -103,6 +103,25 @@ class DataCheck:
         """Writes down what the samples are."""
         with written(self.file) as draft:
             draft.write_text(json.dumps(self.marks, indent=1) + "\n")
+
+
+def is_compared(folder: Path, part: str, path: Any) -> bool:
+    """Whether DataCheck finds out if the files of `path` are those that the run of `folder` began with.
+
+    It does where it wrote down what those were. Of what is not on this machine, such as Hub data, it knows too little.
+    """
+    begun = bool(checkpoints_in(folder / "checkpoints")) and _file(folder, part).is_file()
+    return begun and isinstance(path, str) and bool(_found(path))  # samples of several places are named by their paths
+
+
+def _file(folder: Path, part: str) -> Path:
+    return folder / (f"samples_{part}.json" if part else FILE)
+
+
+def _found(path: str | os.PathLike) -> list[Path]:
+    """What there is on this machine: a file, a folder, or the files of a pattern."""
+    root = _root(path)
+    return [root] if root.exists() else sorted(Path(root.anchor).glob(str(root.relative_to(root.anchor))))
 
 
 def origin_of(path: Any, splits: Sequence[ScoredSplit]) -> str | None:
@@ -208,8 +227,7 @@ def table_marks(path: Any) -> dict[str, str]:
         return marks
     root = _root(path)
     if not root.is_dir():
-        found = [root] if root.exists() else sorted(Path(root.anchor).glob(str(root.relative_to(root.anchor))))
-        return {file.name: _mark(root, str(file), looks_inside=True) for file in found}
+        return {file.name: _mark(root, str(file), looks_inside=True) for file in _found(path)}
     marks = {}
     for file in sorted(root.rglob("*")):
         if file.suffix.lower() in TABLES and file.is_file():
