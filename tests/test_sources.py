@@ -240,6 +240,12 @@ def test_errors_say_what_is_missing(tmp_path):
         open_source(str(tmp_path / "no" / "where"), "train", IMAGES, "image")
     with pytest.raises(ValueError, match="is an empty folder"):
         open_source(str(tmp_path), "train", IMAGES, "image")
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    for wrong, right in (("photo/cats", "photos"), ("photos/cast", "photos/cats")):
+        with pytest.raises(ValueError, match=rf"looked for {tmp_path}/{wrong}; {tmp_path}/{right} is there\)"):
+            open_source(str(tmp_path / wrong), "train", IMAGES, "image")
+    (tmp_path / "photos" / "cats").rmdir()
+    (tmp_path / "photos").rmdir()
     touch(tmp_path, "a.wav", "b.wav", "c.md")
     with pytest.raises(ValueError, match=r"has no image files: found 2 \.wav, 1 \.md; image files are \.jpg"):
         open_source(str(tmp_path), "train", IMAGES, "image")

@@ -1,5 +1,6 @@
 """The files below a folder: hidden ones, those of systems and what d2v wrote are none; each real folder counts once."""
 
+import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,17 @@ class Found(NamedTuple):
 
     files: list[Path]
     notes: list[str]
+
+
+def alike(place: Path) -> str:
+    """The end of an error about a place that does not exist: what is there of a name that is almost its own."""
+    while not place.parent.is_dir():
+        place = place.parent
+    try:
+        close = difflib.get_close_matches(place.name, os.listdir(place.parent), n=1)
+    except OSError:  # of a folder that cannot be listed
+        return ""
+    return f"; {place.parent / close[0]} is there" if close else ""
 
 
 def is_ignored(name: str) -> bool:

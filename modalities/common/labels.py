@@ -47,6 +47,7 @@ class Opened(NamedTuple):
     names: list[str] | None
     splits: dict[str, ScoredSplit]
     notes: Sequence[str] = ()  # what is said of samples without a label, which are left out
+    column: str = ""  # of the labels
 
 
 def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str = "") -> Opened:
@@ -68,7 +69,7 @@ def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str 
         rows, more = _with_label(samples, rows, known, data.label, name)
         splits[name] = ScoredSplit(samples, rows, known[rows])
         notes += more
-    return Opened(train, trained, labels, names, splits, notes)
+    return Opened(train, trained, labels, names, splits, notes, data.label)
 
 
 def uses_of_splits(data: Any, splits: Sequence[str]) -> str:
@@ -280,7 +281,7 @@ def labelled(opened: Opened, batches: Batches, save_preprocessor: Callable[[Path
         batches=batches,
         training=ScoredSplit(opened.train, opened.indices, trained),
         splits=opened.splits,
-        head=_of_numbers(trained) if names is None else _of_classes(names),
+        head=_of_numbers(trained, opened.column) if names is None else _of_classes(names),
         score=_score_numbers if names is None else _score_classes,
         metric="pearson" if names is None else "accuracy",
         rows=_number_rows if names is None else partial(_class_rows, names),
@@ -289,10 +290,11 @@ def labelled(opened: Opened, batches: Batches, save_preprocessor: Callable[[Path
     )
 
 
-def _of_numbers(trained: np.ndarray) -> dict[str, Any]:
+def _of_numbers(trained: np.ndarray, column: str) -> dict[str, Any]:
     """A head that answers in their units: the steps of an optimizer are of one size, and prices are not near 0."""
     mean, std = float(trained.mean(dtype=np.float64)), float(trained.std(dtype=np.float64))
-    return {"problem_type": REGRESSION, "num_labels": 1, "label_mean": mean, "label_std": std or 1.0}
+    units = {"label_mean": mean, "label_std": std or 1.0}
+    return {"problem_type": REGRESSION, "id2label": {0: column}, "label2id": {column: 0}} | units
 
 
 def _of_classes(names: list[str]) -> dict[str, Any]:
@@ -311,8 +313,13 @@ def _score_classes(outputs: list[np.ndarray], labels: Sequence[Any]) -> dict[str
 def _number_rows(split: ScoredSplit, outputs: list[np.ndarray]) -> list[dict]:
     rows = []
     for index, label, output in zip(split.indices, split.labels, outputs, strict=True):
-        rows.append({"id": split.samples.ids[index], "label": float(label), "prediction": float(output[0])})
+        rows.append({"id": split.samples.ids[index], "label": _decimal(label), "prediction": _decimal(output[0])})
     return rows
+
+
+def _decimal(value: np.floating) -> float:
+    """As short as its precision allows: 0.3 of a float32 is not 0.30000001192092896."""
+    return float(str(value))
 
 
 def _class_rows(names: list[str], split: ScoredSplit, outputs: list[np.ndarray]) -> list[dict]:

@@ -14,7 +14,7 @@ import datasets
 from d2v.modalities.common import remote, shards, table_files
 from d2v.modalities.common.documents import AUTO, documents
 from d2v.modalities.common.encodings import encoding_of
-from d2v.modalities.common.folders import has_configs, is_ignored, walk, with_names
+from d2v.modalities.common.folders import alike, has_configs, is_ignored, walk, with_names
 from d2v.modalities.common.joining import join
 from d2v.modalities.common.kinds import AUDIO, CURES, IMAGES, TABLES, TEXTS, UNNAMED, extension, is_of, named, summary
 from d2v.modalities.common.known import known
@@ -91,9 +91,9 @@ def _open(
         root = Path(os.path.commonpath([file.parent for file in files]))
         return _open_files(files, split, extensions, what, root, said, known, sample_by)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", name):
-        raise ValueError(f"data.path {name!r} does not exist (looked for {local})")
+        raise ValueError(f"data.path {name!r} does not exist (looked for {local}{alike(local)})")
     hub, _, config = name.partition(":")
-    where = f"data.path {name!r} is no local file or folder (looked for {local}); as a Hub data set"
+    where = f"data.path {name!r} is no local file or folder (looked for {local}{alike(local)}); as a Hub data set"
     _no_files(sample_by, name)
     return load(split, where, what, hub, config or None)
 
