@@ -26,7 +26,7 @@ def alike(place: Path) -> str:
     while not place.parent.is_dir():
         place = place.parent
     try:
-        close = difflib.get_close_matches(place.name, os.listdir(place.parent), n=1)
+        close = difflib.get_close_matches(place.name, [one.name for one in place.parent.iterdir()], n=1)
     except OSError:  # of a folder that cannot be listed
         return ""
     return f"; {place.parent / close[0]} is there" if close else ""
