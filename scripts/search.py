@@ -74,12 +74,10 @@ def kind_of(query: str, own: str = "") -> tuple[str, str]:
 
     ValueError: a file of no kind that is read, or what looks like the name of one that is not there.
     """
-    path, kinds = (
-        Path(in_home(query)),
-        {name: module.QUERIES for name, module in readers((own,) if own else ()).items()},
-    )
+    path = Path(in_home(query))
+    kinds = {name: module.QUERIES for name, module in readers((own,) if own else ()).items()}
     words = next(name for name, endings in kinds.items() if not endings)
-    known = {ending for endings in kinds.values() for ending in endings}
+    known = set().union(*kinds.values())
     if path.is_file():
         for name, endings in kinds.items():
             if endings and is_of(path, endings):

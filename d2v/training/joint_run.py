@@ -119,7 +119,7 @@ def _run(config: JointConfig, accelerator: Accelerator) -> None:
             print(f"{folder} holds this run, finished: nothing is changed")
         else:
             _write_results(config, loop, verdict, report)
-        for name, one in loop.health.verdicts(loop.history.records).items():  # type: ignore[union-attr]
+        for name, one in loop.health.verdicts(loop.history.records).items():
             print(f"{name}: {one.state}: {one.reason}")
         say_how_it_stands(folder, verdict)
 
