@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +32,8 @@ CURES = {
     errno.ENOTDIR: "a part of the path is a file: choose another place",
     errno.EISDIR: "a folder has that name: choose another one, or move it away",
 }
+UMASK = os.umask(0)  # which cannot be read without being set
+os.umask(UMASK)
 UNRECORDED = f"d2v has no record of having written it ({RECORD} beside it): move it away, or choose another place"
 
 
@@ -116,9 +118,18 @@ def written(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            open_to_others(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def open_to_others(place: Path) -> None:
+    """Gives a file, or those of a folder, the mode of any new file: those of safetensors only their owner can read."""
+    for file in place.rglob("*") if place.is_dir() else [place]:
+        if file.is_file():
+            with suppress(OSError):  # of file systems without modes
+                file.chmod(0o666 & ~UMASK)
 
 
 @contextmanager
@@ -139,6 +150,7 @@ def _replaced(folder: Path) -> Iterator[Path]:
     draft.mkdir(parents=True)
     try:
         yield draft
+        open_to_others(draft)
         record(draft, files_in(draft))
         if folder.exists():
             folder.rename(old)

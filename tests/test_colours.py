@@ -12,7 +12,7 @@ from d2v.modalities import image
 from d2v.modalities.common import sampling
 from d2v.modalities.image import augment, colours, views
 from d2v.modalities.image.colours import BRIGHTNESS, CONTRAST, HUE, NONE, SATURATION, Drawn
-from d2v.training.loop import MicroBatches
+from d2v.training.loading import MicroBatches
 
 GREY_LEVEL = 1 / 255
 NAMES = [name for name in views.FAMILIES if name != "dino_local"]

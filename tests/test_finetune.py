@@ -344,12 +344,20 @@ def test_every_mode_of_an_image_becomes_what_the_model_reads(tmp_path):
     assert model.config.id2label == {0: "a", 1: "b"}
 
 
-def test_nothing_is_overwritten_unless_asked_for(tmp_path):
+def test_nothing_is_overwritten_unless_asked_for(tmp_path, capsys):
     command = arguments("image", tmp_path / "run", "train.steps=4", "train.validate_every=2")
-    main("image", command)
+    scores = main("image", command)
     before = (tmp_path / "run" / "results.json").read_text()
-    with pytest.raises(ValueError, match=r"holds a finished run; choose another run.dir, or run.overwrite=true"):
-        main("image", command)
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("run/[pre]*") if file.suffix != ".yaml"}
+    capsys.readouterr()
+    assert main("image", command) == scores
+    assert "run holds this run, finished: nothing is changed\nvalidation: " in capsys.readouterr().out
+    assert len(files) > 3 and {file: file.stat().st_mtime_ns for file in files} == files
+    (tmp_path / "run" / "report.html").unlink()  # as if it had been killed before its end
+    assert main("image", command) == scores
+    assert (tmp_path / "run" / "report.html").is_file()
+    with pytest.raises(ValueError, match=r"holds a run of another config \(train.seed: 0 -> 1\)"):
+        main("image", [*command, "train.seed=1"])
     main("image", [*command, "train.seed=1", "run.overwrite=true"])
     assert (tmp_path / "run" / "results.json").read_text() != before
     (tmp_path / "run" / "results.json").unlink()

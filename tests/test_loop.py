@@ -1,12 +1,15 @@
 """The loop: accumulation, bad steps, settings that may not change a run, collapse, a frozen teacher."""
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from tiny import MODALITIES, RUNS
+
+from d2v.training.loading import MicroBatches, loaded
 
 
 class Poisoned:
@@ -88,6 +91,18 @@ def test_settings_under_run_change_nothing(modality, tmp_path):
     one, two = tiny.losses(tmp_path / "a"), tiny.losses(tmp_path / "b")
     assert two == pytest.approx({step: (one[step - 1] + one[step]) / 2 for step in (2, 4, 6)}, rel=1e-6)
     assert len(list((tmp_path / "b" / "checkpoints").glob("[0-9]*"))) == 1
+
+
+def test_loading_processes_end_with_the_steps_whoever_holds_on_to_them(tmp_path):
+    """Python would end them at its exit by a signal, which they ignore: a run that is done would never end."""
+    config = tiny.config_of(MODALITIES[0], tmp_path)
+    batches = loaded(MicroBatches(tiny.batches_of(config), 0, 1, 1), range(4), 2, torch.device("cpu"))
+    next(batches)
+    held = batches.gi_frame.f_locals["source"]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2 and held is not None
+    batches.close()
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def test_a_batch_that_is_not_finite_is_skipped(tmp_path):

@@ -290,6 +290,11 @@ def test_advice_names_the_peak_rate_also_where_only_the_end_was_logged():
     assert "its peak was 2.0e-03" in judge(history).advice
 
 
+def test_data_without_differences_is_no_matter_of_rates():
+    verdict = judge(run(ranks=[0.0, 0.0, 0.0]))
+    assert verdict.state == "collapsed" and verdict.advice.startswith("look at the data"), verdict
+
+
 def test_one_sample_has_no_spread():
     found = health({"student": torch.randn(1, 8)})
     assert found["student_std"] == 0.0 and found["student_rank"] == 0.0 and found["health_samples"] == 1

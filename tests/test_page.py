@@ -193,6 +193,24 @@ def test_a_finished_command_repeated_changes_nothing(run: Path, capsys: pytest.C
     assert "holds this run, finished: nothing is changed" in said and "verdict: too early" in said
 
 
+@pytest.mark.pictures
+def test_a_run_that_was_killed_before_its_page_gets_all_of_it(run: Path, tmp_path: Path, capsys):
+    folder, modality = tmp_path / "run", run.name.split("_")[1]
+    shutil.copytree(run, folder)
+    sections = re.findall("<h2>([^<]*)</h2>", (folder / "report.html").read_text("utf-8"))
+    records = (folder / "metrics.jsonl").read_bytes()
+    drawn = {file.name for file in folder.glob("*.png")}
+    for file in [*folder.glob("*.png"), folder / "report.html"]:
+        file.unlink()
+    shutil.rmtree(folder / "export")
+    tiny.pretrain.main(tiny.arguments(modality, folder, tiny.using("data2vec"), *tiny.DROPOUT))
+    assert re.findall("<h2>([^<]*)</h2>", (folder / "report.html").read_text("utf-8")) == sections
+    assert {file.name for file in folder.glob("*.png")} == drawn and "curves.png" in drawn
+    assert (folder / "metrics.jsonl").read_bytes() == records
+    tiny.assert_same(*(tiny.load(one / "export" / "model.safetensors") for one in (folder, run)))
+    assert f"report in {folder / 'report.html'}, curves in {folder / 'curves.png'}" in capsys.readouterr().out
+
+
 def test_a_browser_shows_the_page(run: Path, tmp_path: Path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import MODALITIES, ROOT, RUNS
 from transformers import AutoModel
 
+from d2v.files import UMASK
 from d2v.models.encoder import D2vModel
 from d2v.training.checkpoint import checkpoints_in
 from scripts import pretrain
@@ -292,6 +293,12 @@ def test_a_run_folder_belongs_to_one_config(tmp_path, capsys):
         (path / "optimizer.bin").unlink()
     with pytest.raises(ValueError, match=r"are damaged: 00000001, 00000002; choose another run.dir"):
         pretrain.main(command)
+
+
+def test_all_that_a_run_writes_can_be_read_by_whom_the_umask_lets():
+    files = [file for file in tiny.finished(tiny.MODALITIES[0]).rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} > {".safetensors", ".json", ".yaml"}
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(0o666 & ~UMASK)}
 
 
 def test_a_finished_run_ends_at_once_and_exports_again(tmp_path, capsys):

@@ -46,6 +46,9 @@ def run_cli(main: Callable[[list[str]], object]) -> None:
     except KeyboardInterrupt as error:
         print("stopped; what was written before is whole", file=sys.stderr)
         raise SystemExit(143 if isinstance(error, Terminated) else 130) from None
+    except SystemExit:  # of a run that a signal stopped, which launchers may pass on more than once
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
     except BrokenPipeError:  # what read the output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ValueError as error:

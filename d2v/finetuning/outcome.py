@@ -53,10 +53,20 @@ def write_outcome(
             data.draw(split, logits, folder / f"boxes_{name}.png")
     with written(folder / RESULTS) as draft:
         draft.write_text(json.dumps({"steps": step, "scores": scores}, indent=1) + "\n")
+    say(folder, scores)
+    return scores
+
+
+def kept(folder: Path) -> dict[str, dict[str, float]]:
+    """The scores by split that a finished run's folder holds."""
+    return json.loads((folder / RESULTS).read_text())["scores"]
+
+
+def say(folder: Path, scores: dict[str, dict[str, float]]) -> None:
+    """Prints the scores by split, beside those of the runs in the folder around."""
     for name, values in scores.items():
         print(f"{name}: {', '.join(f'{score} {value:.4f}' for score, value in values.items())}")
     print(f"model in {folder / 'export'}; runs beside this one:\n{table_of_runs(folder.parent, of=folder)}")
-    return scores
 
 
 def _modality(folder: Path) -> str | None:

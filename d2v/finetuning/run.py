@@ -59,7 +59,12 @@ def _run(
             loop, data = assemble(config, task, prepared, accelerator)
         loop()
         objective: Any = loop.whole()
-        if objective is not None and accelerator.is_main_process and not config.run.dry:
+        if loop.was_reported and (folder / outcome.RESULTS).is_file():
+            scores = outcome.kept(folder)
+            if accelerator.is_main_process:
+                print(f"{folder} holds this run, finished: nothing is changed")
+                outcome.say(folder, scores)
+        elif objective is not None and accelerator.is_main_process and not config.run.dry:
             # Nothing chose a model where there is no validation split, or no score that is a number.
             chosen = int(dict(objective.named_buffers()).get("best_step", 0))
             if not chosen or "config.json" not in files.recorded(folder / "export"):
@@ -81,7 +86,7 @@ def assemble(
     folder, train = Path(config.run.dir), config.train
     with accelerator.main_process_first():
         if accelerator.is_main_process:
-            make_room(folder, prepared, config)
+            make_room(folder, prepared)
         encoder = adopt(config, folder, accelerator.print)
         bring_preparation(config, folder, accelerator.print, "model")
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,9 +112,10 @@ def assemble(
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
+        if changed_length(folder, config):
+            (folder / outcome.RESULTS).unlink(missing_ok=True)
         save_yaml(config.as_dict(), folder / "config.yaml")
         same_data.save()
-        (folder / outcome.RESULTS).unlink(missing_ok=True)  # of the run that is made longer
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     accelerator.print(
         f"from {train.init_from or 'scratch'}: {trained / 1e6:.2f} M trained parameters; "
@@ -119,13 +125,9 @@ def assemble(
     return loop, data
 
 
-def make_room(folder: Path, prepared: Sequence[str], config: FinetuneConfig) -> None:
-    """A run that is there may be gone on from, or made longer. ValueError: it is finished."""
-    if (folder / outcome.RESULTS).exists() and not changed_length(folder, config):
-        raise ValueError(f"{folder} holds a finished run; choose another run.dir, or run.overwrite=true to replace it")
-    if not (
-        folder / "config.yaml"
-    ).is_file():  # a command that failed may have left what was prepared for another encoder
+def make_room(folder: Path, prepared: Sequence[str]) -> None:
+    """Removes what a command that failed may have left, prepared for another encoder."""
+    if not (folder / "config.yaml").is_file():
         for name in prepared:
             files.remove_folder(folder / name)
 

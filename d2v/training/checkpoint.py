@@ -161,6 +161,7 @@ def _seal(accelerator: Accelerator, temporary: Path, step: int, accumulate: int)
         parts = {"processes": accelerator.num_processes, "accumulate": accumulate}
         progress = {"step": step, **parts, "shards": shard_files(temporary)}
         (temporary / PROGRESS).write_text(json.dumps(progress))
+        files.open_to_others(temporary)
         manifest = {name: _fingerprint(temporary / name) for name in sorted(files.files_in(temporary))}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
 

@@ -115,7 +115,7 @@ def _run(config: JointConfig, accelerator: Accelerator) -> None:
         verdict = loop()
         if not main or config.run.dry:
             return
-        if loop.was_finished and files.is_whole(folder / "export"):
+        if loop.was_reported:
             print(f"{folder} holds this run, finished: nothing is changed")
         else:
             _write_results(config, loop, verdict, report)

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from d2v import files
 from d2v.config.schema import RunConfig, TrainConfig
 from d2v.objectives.common.objective import Objective
 from d2v.protocols import Batches
@@ -27,6 +27,7 @@ from d2v.training.curves import plot_curves, plot_spectrum
 from d2v.training.distributed import all_sum, mean_of_metrics
 from d2v.training.forecast import Forecast
 from d2v.training.kernels import attention_line
+from d2v.training.loading import Loaded, MicroBatches, loaded
 from d2v.training.online_probe import JointProbe, OnlineProbe
 from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
 from d2v.training.roll_call import RollCall
@@ -34,7 +35,7 @@ from d2v.training.run_log import History, Meter, Step, of_name
 from d2v.training.saving import Saver
 from d2v.training.schedules import cosine_between, rate
 from d2v.training.sharding import Sharding
-from d2v.training.stopping import Stopping, ignore_signals
+from d2v.training.stopping import Stopping
 from d2v.training.verdict import Verdict
 from d2v.types import View
 
@@ -48,18 +49,6 @@ class Validation(Protocol):
 
 
 SIDES = ("student", "teacher", "local")  # whose features a health check measures
-
-
-class MicroBatches(Dataset):
-    """The micro-batches of one process, by number; a DataLoader may make them in other processes."""
-
-    def __init__(self, batches: Batches, rank: int, world: int, accumulate: int):
-        self.batches, self.rank, self.world, self.accumulate = batches, rank, world, accumulate
-
-    def __getitem__(self, number: int) -> tuple[list[View], list[str]]:
-        step, micro = divmod(number, self.accumulate)
-        views, ids = self.batches(step, micro * self.world + self.rank, self.world * self.accumulate)
-        return [view.located() for view in views], ids
 
 
 class Loop:
@@ -108,7 +97,7 @@ class Loop:
         self.features: dict[str, Tensor] = {}
         self.at_init: dict[str, Tensor] = {}  # spectra of the student's features, if this process saw step 0
         self.verdict = Verdict("too early", "no step yet")
-        self.was_finished = False  # when it was called
+        self.was_finished = self.was_reported = False  # when it was called
         self.waited = 0.0  # seconds that the last step waited for data
         self.views: list[View] = []  # of the last micro-batch
 
@@ -123,7 +112,6 @@ class Loop:
         if kernels:
             self._say(kernels)
         self.meter.start = time.perf_counter()
-        batches = self._batches()
         bar = tqdm(
             total=self.train.steps,
             initial=self.progress.step,
@@ -133,16 +121,18 @@ class Loop:
             unit="step",
         )
         self.model.train()
-        with Stopping(self.accelerator) as stopping:
+        with Stopping(self.accelerator) as stopping, contextlib.closing(self._batches()) as batches:
             self._train(batches, bar, stopping)
             self.save.wait()
         bar.close()
-        if not (self.was_finished or self.run.dry):
+        if not (self.was_reported or self.run.dry):
+            if self.was_finished:  # and killed before its report, for which features are measured once more
+                self._check_health(again=True)
             self.meter.check_any_taken()
             self.plot()
         return self.verdict
 
-    def _train(self, batches: Iterator[tuple[list[View], list[str], float]], bar: tqdm, stopping: Stopping) -> None:
+    def _train(self, batches: Loaded, bar: tqdm, stopping: Stopping) -> None:
         """Steps, each followed by what is due after it."""
         forecast = Forecast(self.train.steps - self.progress.step, self.accelerator.device)
         while self.progress.step < self.train.steps and not self._stopped():
@@ -163,6 +153,8 @@ class Loop:
                 if self.validation is not None and (self.validation.due(step) or last_step):
                     self.history.add({"step": step, **self.validation(step, self.accelerator, self.whole())})
             asked = not last_step and stopping.is_asked(at_log_line=at_log_line)
+            if asked and not at_log_line:  # the next line holds the steps from here on
+                self._log(bar)
             if step % self.run.save_every == 0 or last_step or self._stopped() or collapsed or asked:
                 self.save(step)
             if collapsed:
@@ -171,7 +163,8 @@ class Loop:
             if asked:
                 self.save.wait()
                 bar.close()
-                command = shlex.join(sys.orig_argv)
+                several = self.accelerator.num_processes > 1  # each knows its own command, and not the launcher's
+                command = "the same command" if several else shlex.join(sys.orig_argv)
                 self._say(f"stopped at step {step}, saved in {self.folder / 'checkpoints'}; go on by: {command}")
                 raise SystemExit(stopping.exit_code)
 
@@ -195,7 +188,11 @@ class Loop:
             self._say(f"resuming from step {self.progress.step} ({last})")
             if line := checkpoint.another_split(last, self.accelerator.num_processes, self.train.accumulate):
                 self._say(line)
-        self.was_finished = self.progress.step >= self.train.steps
+        self.was_finished = self.progress.step >= self.train.steps or self._stopped()
+        reported = (self.folder / "report.html").is_file() and files.is_whole(self.folder / "export")
+        self.was_reported = self.was_finished and reported  # the page is written last
+        if not self.was_finished and self.accelerator.is_main_process:  # a page of when it was to be shorter
+            (self.folder / "report.html").unlink(missing_ok=True)
         self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
         if self.health is not None and self.history.records:
             self.verdict = self.health.judge(self.history.records)
@@ -276,28 +273,10 @@ class Loop:
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
         return lr
 
-    def _batches(self) -> Iterator[tuple[list[View], list[str], float]]:
-        """Views on the device, sample ids, and the seconds that were waited for them, from the current step on."""
+    def _batches(self) -> Loaded:
+        """From the current step on."""
         numbers = range(self.progress.step * self.train.accumulate, self.train.steps * self.train.accumulate)
-        loader = DataLoader(
-            self.micro_batches,
-            batch_size=None,
-            sampler=numbers,
-            num_workers=self.run.workers,
-            worker_init_fn=ignore_signals,
-            collate_fn=_as_is,
-            pin_memory=self.accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # of its own: the global one belongs to dropout
-        )
-        source = iter(loader)
-        while True:
-            start = time.perf_counter()
-            try:
-                views, ids = next(source)
-            except ValueError as error:
-                raise ValueError(_message(error)) from error
-            views = [View(*view).to(self.accelerator.device) for view in views]
-            yield views, ids, time.perf_counter() - start
+        return loaded(self.micro_batches, numbers, self.run.workers, self.accelerator.device)
 
     def _log(self, bar: tqdm) -> None:
         metrics, speed, error = self.meter.flush(self.accelerator.is_main_process)
@@ -332,17 +311,21 @@ class Loop:
         """
         return self.objective if self.sharding is None else self.sharding.whole(wanted=wanted)
 
-    def _check_health(self) -> None:
-        """Measures on the main process; the model's mode and all random states stay as they are."""
+    def _check_health(self, *, again: bool = False) -> None:
+        """Measures on the main process; the model's mode and all random states stay as they are.
+
+        `again`: what was measured at this step stands in the records already.
+        """
         objective = self.whole(wanted=self.health is not None)
         if self.health is not None and objective is not None and self.accelerator.is_main_process:
             metrics, self.features = self.health(*objective.encoders, self.accelerator.device)
             if self.progress.step == 0 and self.features:
                 self.at_init = {name: singular_values(x) for name, x in self.features.items() if "student" in name}
-            whole = {"total_steps": self.train.steps, "peak_lr": self.train.lr}
-            self.history.add({"step": self.progress.step, **whole, **metrics})
-            self.verdict = self.health.judge(self.history.records)
-            self.accelerator.log(metrics, step=self.progress.step)
+            if not again:
+                whole = {"total_steps": self.train.steps, "peak_lr": self.train.lr}
+                self.history.add({"step": self.progress.step, **whole, **metrics})
+                self.verdict = self.health.judge(self.history.records)
+                self.accelerator.log(metrics, step=self.progress.step)
         self.accelerator.wait_for_everyone()
 
     def _run_probe(self) -> None:
@@ -384,13 +367,3 @@ class Loop:
 
     def _say(self, text: str) -> None:
         self.accelerator.print(text)
-
-
-def _message(error: ValueError) -> str:
-    """Its last line: one of a data loading process begins with a traceback."""
-    lines = str(error).strip().splitlines() or [""]
-    return lines[-1].removeprefix("ValueError: ")
-
-
-def _as_is(sample: Any) -> Any:
-    return sample

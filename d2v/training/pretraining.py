@@ -66,7 +66,7 @@ def _run(config: Config, modality, accelerator: Accelerator) -> None:
         verdict, objective = loop(), loop.whole()
         if objective is None or not accelerator.is_main_process or config.run.dry:
             return
-        if loop.was_finished and files.is_whole(folder / "export"):
+        if loop.was_reported:
             print(f"{folder} holds this run, finished: nothing is changed")
         else:
             _write_results(config, modality, loop, objective, verdict, report)

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM ask a run to stop after the step that it is in; a second one stops it at once."""
+"""Ctrl-C and SIGTERM ask a run to stop after the step that it is in; a second Ctrl-C stops it at once.
+
+A second SIGTERM does not: schedulers send one to all processes, and launchers such as torchrun pass theirs on.
+"""
 
 import signal
 import sys
@@ -32,10 +35,10 @@ class Stopping:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        for other in SIGNALS:
-            signal.signal(other, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self.accelerator.is_main_process:
-            print("stopping after this step; the same signal once more stops at once", file=sys.stderr, flush=True)
+            print("stopping after this step; Ctrl-C (SIGINT) now stops at once", file=sys.stderr, flush=True)
 
     def is_asked(self, *, at_log_line: bool) -> bool:
         """Whether the run is to stop now; with several processes only `at_log_line` says so, for all of them alike."""

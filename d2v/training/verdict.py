@@ -245,6 +245,9 @@ def _numbers(init: Check, check: Check) -> str:
 def _advice(run: Course) -> str:
     """The change for the cause that the records show, most certain first."""
     target, decays, hidden = run.values("target_std"), run.values("ema_decay"), run.values("hidden_share")
+    finite = all(math.isfinite(record.get("loss", 0.0)) for record in run.records)
+    if finite and run.init is not None and run.init.rank < DEAD_RANK:
+        return "look at the data (report.html shows some): all samples are almost the same to a random init already"
     if _dead_embeddings(run):
         return (
             "keep the batch norms of the heads, raise objective.ema_decay, sharpen or centre the targets as published, "
@@ -252,7 +255,7 @@ def _advice(run: Course) -> str:
         )
     lr = max([*run.values("peak_lr"), *run.values("lr")], default=None)
     lower = "lower train.lr" + (f" (its peak was {lr:.1e})" if lr else "") + " or lengthen train.warmup_steps"
-    if not all(math.isfinite(record.get("loss", 0.0)) for record in run.records):
+    if not finite:
         return lower
     if target and (run.recent("target_std") or 0.0) < min(0.5 * target[0], 0.3):
         return (
