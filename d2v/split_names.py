@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 FAMILIES = (  # names that mean one split, as `datasets` knows them
     ("train", "training"),
@@ -105,3 +105,16 @@ def _is_of(parts: Sequence[str], name: str, splits: Sequence[str]) -> bool:
 def has_split(splits: Sequence[str], split: str) -> bool:
     """Whether one of them is meant by this name."""
     return any(means(split, name, splits) for name in splits)
+
+
+ORDERED = (
+    "a slice does not divide data that lies in the order of its classes, as folders do: put some files of each class "
+    "below test/ and the others below train/, or give a table a column split"
+)
+
+
+def lacking(split: str, there: Collection[str], classes: Collection[str], setting: str) -> list[str]:
+    """What is said of a slice that is scored and lacks classes that are learnt: its scores say little."""
+    if "[" not in split or set(classes) <= set(there):
+        return []
+    return [f"CAREFUL: {setting} {split!r} holds {len(set(there))} of {len(set(classes))} classes; {ORDERED}"]

@@ -111,6 +111,20 @@ class Features(NamedTuple):
         """`x`, by Hugging Face's name."""
         return self.x
 
+    def keys(self) -> list[str]:
+        """Hugging Face's names of what was asked for."""
+        return [
+            name for name in ("last_hidden_state", "hidden_states", "attentions") if getattr(self, name) is not None
+        ]
+
+    def __getitem__(self, key: Any) -> Any:
+        """By place, or by Hugging Face's name. KeyError: there is none of that name."""
+        if not isinstance(key, str):
+            return tuple.__getitem__(self, key)
+        if key not in self.keys():
+            raise KeyError(f"{key}; there is {', '.join(self.keys())}")
+        return getattr(self, key)
+
     def to_tuple(self) -> tuple:
         """Hugging Face's return_dict=False: `x`, hidden states and attentions, without what was not asked for."""
         return tuple(part for part in (self.x, self.hidden_states, self.attentions) if part is not None)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
 from PIL import Image
 
 import d2v
@@ -116,8 +117,20 @@ def test_the_shells_completion_knows_commands_and_configs():
 
 
 def test_settings_as_dictionaries_become_what_a_command_line_holds():
-    given = {"data": {"path": Path("a b"), "views": []}, "train.lr": 0.1, "run": {"overwrite": True}, "x": {"y": None}}
+    given = {
+        "data": {"path": Path("a b"), "views": []},
+        "train.lr": 0.1,
+        "run": {"overwrite": True},
+        "x": {"y": "null"},
+    }
     assert arguments(given) == ["data.path=a b", "data.views=[]", "train.lr=0.1", "run.overwrite=true", "x.y=null"]
+    given = {"train": {"steps": np.int64(12), "lr": np.float32(0.5)}, "data": {"path": [Path("a"), Path("b")]}}
+    assert arguments(given) == ["train.steps=12", "train.lr=0.5", 'data.path=["a", "b"]']
+    assert arguments({"data.mean": np.array([0.5, 0.25]), "x": np.bool_(True)}) == ["data.mean=[0.5, 0.25]", "x=true"]
+    with pytest.raises(ValueError, match=r"run\.dir is None: leave it out"):
+        arguments({"run": {"dir": None}})
+    with pytest.raises(ValueError, match=r"model is a Linear; it must be the path of a folder"):
+        d2v.finetune("image/finetune_tiny", torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"data\.path is <object"):
         arguments({"data": {"path": object()}})
 

@@ -206,6 +206,25 @@ def test_errors_say_what_is_there(tmp_path):
         D2vModel(D2vConfig(frontends={MODALITIES[0]: {"colour": 2}}, trunk=TRUNK))
 
 
+@pytest.mark.parametrize("modality", ["speech", "text"])
+def test_a_mask_of_another_shape_is_refused(modality, tmp_path):
+    encoder, view = built(modality, tmp_path)
+    name = encoder.main_input_name
+    values = view.inputs[name]
+    encoder(**{name: values, "attention_mask": torch.ones_like(values)})
+    with pytest.raises(ValueError, match=rf"attention_mask has the shape \(.*; for this {name} it is \("):
+        encoder(**{name: values, "attention_mask": torch.ones_like(values)[:, :-1]})
+
+
+def test_features_have_hugging_faces_names(tmp_path):
+    encoder, view = built(MODALITIES[0], tmp_path)
+    found = encoder(view, output_hidden_states=True)
+    assert found.keys() == ["last_hidden_state", "hidden_states"]
+    assert found["last_hidden_state"] is found[0] is found.x and found["hidden_states"] is found.hidden_states
+    with pytest.raises(KeyError, match="pooler_output; there is last_hidden_state, hidden_states"):
+        found["pooler_output"]
+
+
 def test_one_model_reads_several_modalities(tmp_path):
     frontends = {}
     for modality in MODALITIES:

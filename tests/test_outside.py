@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny
 import torch
 import yaml
 from transformers import AutoModel
@@ -74,3 +75,47 @@ def test_a_modality_outside_the_project(mylab, signals, tmp_path, objective):
     two = config(tmp_path, data=labelled, train={**train, "lr": 0.01})
     scores = finetune.main([two, f"model={run / 'export'}", f"run.dir={tmp_path / 'tuned'}"])
     assert 0 <= scores["test"]["accuracy"] <= 1
+
+
+# The objective that docs/extending.md shows, and what is said of one that is half right.
+
+
+def objective_of_the_page(folder: Path, monkeypatch, *changes: tuple[str, str]) -> list[str]:
+    """Writes mylab/mine.py as the page has it, with changes; a command that trains by it."""
+    page = (tiny.ROOT / "docs" / "extending.md").read_text("utf-8")
+    code = page.partition('```python title="mylab/mine.py"\n')[2].partition("```")[0]
+    for old, new in changes:
+        assert old in code
+        code = code.replace(old, new)
+    (folder / "mylab_of_the_page").mkdir()
+    (folder / "mylab_of_the_page" / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    for name in [name for name in sys.modules if name.startswith("mylab_of_the_page")]:
+        monkeypatch.delitem(sys.modules, name)
+    line = tiny.arguments("image", folder / "run", "objective.name=mylab_of_the_page.mine")
+    return [argument for argument in line if not argument.startswith("objective.top_k=")]  # of data2vec
+
+
+def test_the_objective_of_the_page_trains(tmp_path, monkeypatch):
+    pretrain.main(objective_of_the_page(tmp_path, monkeypatch))
+    losses = list(tiny.losses(tmp_path / "run").values())
+    assert losses[-1] < losses[0]
+    sides = {side: tiny.load(path / "model.safetensors") for side, path in tiny.sides(tmp_path / "run").items()}
+    assert any(not torch.equal(sides["student"][name], sides["teacher"][name]) for name in sides["student"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("return Loss(", "return (", "forward of Mine returned a tuple; it must be a Loss"),
+        ("(error * hidden).sum()", "error * hidden", "forward of Mine returned a Loss; .* each a tensor of one number"),
+        ("hidden.sum(), {", "1, {", "forward of Mine returned a Loss; .* each a tensor of one number"),
+        ("return Mine(encoder, config)", "return nn.Linear(2, 2)", "returned a Linear; it must be an Objective"),
+        ("super().__init__(encoder=encoder)", "super().__init__()", "that was given its encoder"),
+        ('    name: str = setting("mylab.mine", "Which method.")\n', "", "Config has no field `name`"),
+    ],
+)
+def test_an_objective_that_is_half_right_is_one_line(old, new, said, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=said) as raised:
+        pretrain.main(objective_of_the_page(tmp_path, monkeypatch, (old, new)))
+    assert "\n" not in str(raised.value)

@@ -139,6 +139,10 @@ def test_losses_are_the_slow_ones():
     total, count = supervised(logits, classes, "single_label_classification")
     torch.testing.assert_close(total, sum(rows))
     assert count == 6
+    classes[2] = -100  # says nothing
+    total, count = supervised(logits, classes, "single_label_classification")
+    torch.testing.assert_close(total, sum(rows[:2] + rows[3:]))
+    assert count == 5
     shares = torch.rand(6, 4).softmax(1)
     total, _ = supervised(logits, shares, "single_label_classification")
     torch.testing.assert_close(total, -(shares * logits.log_softmax(1)).sum())

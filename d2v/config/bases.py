@@ -4,9 +4,13 @@ import types
 from pathlib import Path
 from typing import Any
 
+from d2v.config.find import brought
 from d2v.config.written import parsed
 
-ALLOWED = "base is the path of one YAML file, relative to the file that names it, such as base: _views_tiny.yaml"
+ALLOWED = (
+    "base is the path of one YAML file, relative to the file that names it, such as base: _views_tiny.yaml, or a name "
+    "that `d2v configs` lists"
+)
 DEFAULT_OBJECTIVE = "data2vec"
 
 
@@ -20,7 +24,7 @@ def composed(path: Path) -> dict:
     while files:
         path, over = files.pop()
         _check_modality(over, path, values, base_path)
-        values, base_path = merged(_kept(values, over), over), path
+        values, base_path = over_another(values, over), path
     return values
 
 
@@ -40,6 +44,11 @@ def chain(path: Path) -> list[tuple[Path, dict]]:
         if path.resolve() in [known.resolve() for known, _ in files]:
             names = " -> ".join(str(known) for known, _ in files)
             raise ValueError(f"bases go in a circle: {names} -> {path}; {ALLOWED}")
+
+
+def over_another(base: dict, over: dict) -> dict:
+    """The values of a file over those of another, of which the settings of another objective are left out."""
+    return merged(_kept(base, over), over)
 
 
 def merged(base: dict, over: dict) -> dict:
@@ -83,6 +92,8 @@ def _base_of(path: Path, base: Any) -> Path:
     if not isinstance(base, str) or not base:
         raise ValueError(f"{path}: base is {base!r}; {ALLOWED}")
     found = path.parent / base
+    if not found.is_file():
+        found = brought(base) or found
     if not found.is_file():
         raise ValueError(f"{path}: base is {base!r}, but there is no file {found.absolute()}; {ALLOWED}")
     return found

@@ -13,13 +13,21 @@ def find_config(name: str | Path) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    text = str(name).removesuffix(".yaml").removeprefix("configs/")
-    names = config_names()
-    if text in names:
-        return CONFIGS / f"{text}.yaml"
+    if found := brought(name):
+        return found
+    text, names = _short(name), config_names()
     close = [other for other in names if other.endswith(f"/{text}")] or difflib.get_close_matches(text, names, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "`d2v configs` lists those that d2v brings"
     raise ValueError(f"no config file {Path(name).absolute()}, and d2v brings none of that name; {hint}")
+
+
+def brought(name: str | Path) -> Path | None:
+    """The config of that name that d2v brings; None: it brings none."""
+    return CONFIGS / f"{_short(name)}.yaml" if _short(name) in config_names() else None
+
+
+def _short(name: str | Path) -> str:
+    return str(name).removesuffix(".yaml").removeprefix("configs/")
 
 
 def config_names() -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from d2v import plugins
-from d2v.config.bases import DEFAULT_OBJECTIVE, composed, merged, origin
+from d2v.config.bases import DEFAULT_OBJECTIVE, composed, merged, origin, over_another
 from d2v.config.checks import check_keys
 from d2v.config.differences import changes
 from d2v.config.find import find_config
@@ -35,13 +35,24 @@ def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:
 
     Nested dictionaries. ValueError: whatever is wrong with their form.
     """
-    values = composed(find_config(path))
-    for override in overrides or []:
+    values, overrides = composed(find_config(path)), overrides or []
+    for override in overrides:
+        if "=" not in override:
+            values = over_another(values, _overlay(override))
+    for override in overrides:
+        values = over_another(values, _of_another_objective(override))
+    for override in overrides:
         if "=" in override:
             _override(values, override)
-        else:
-            values = merged(values, _overlay(override))
     return values
+
+
+def _of_another_objective(override: str) -> dict:
+    """The objective that `objective.name=` or `objective={name: }` asks for, as a file would; {}: it is another key."""
+    key, _, text = override.partition("=")
+    section = section_of(Argument(text)) if key == "objective" else {}
+    name = text if key == "objective.name" else section.get("name") if isinstance(section, dict) else None
+    return {"objective": {"name": name}} if isinstance(name, str) and name else {}
 
 
 def _override(values: dict, argument: str) -> None:
@@ -81,6 +92,8 @@ def from_dict(values: dict, path: str = "config.yaml", *, ours: bool = True) -> 
     name, load = modality_of(values, path), plugins.load if ours else plugins.trusted
     modality = load("d2v.modalities", name)
     objective = load("d2v.objectives", _objective_of(values))
+    if "name" not in {one.name for one in fields(objective.Config)}:
+        raise ValueError(f"{objective.__name__}.Config has no field `name`, which is {_objective_of(values)!r} there")
     parts = {
         "model": {"frontends": {name: modality.FrontendConfig}, "trunk": TrunkConfig},
         "data": modality.DataConfig,

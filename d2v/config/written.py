@@ -134,10 +134,13 @@ def unquoted(values: dict) -> dict:
 
 
 def in_home(value: Any) -> Any:
-    """A path, or a list of some, whose `~` is the home folder."""
+    """A path, or a list of some, whose `~` is the home folder; where `~name` is nobody's it is a name like others."""
     if isinstance(value, list):
         return [in_home(one) for one in value]
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value  # noqa: PTH111
+    if not isinstance(value, str) or not value.startswith("~"):
+        return value
+    expanded = os.path.expanduser(value)  # noqa: PTH111
+    return os.path.abspath(value) if expanded.startswith("~") else expanded  # noqa: PTH100
 
 
 def _scalar(value: Any, kind: type) -> Any:

@@ -16,6 +16,7 @@ from d2v.evaluation.load_encoder import open_alignment, projection_of
 from d2v.evaluation.queries import readers
 from d2v.evaluation.splits import EvaluationSplit
 from d2v.models.alignment import D2vForAlignment
+from d2v.split_names import ORDERED
 from d2v.types import View
 
 
@@ -73,9 +74,12 @@ class Subject:
     def tested(self, report: str) -> EvaluationSplit:
         """The test split. ValueError: there is none, and the report needs one."""
         if self.test is None:
+            labels = self.train.labels
+            is_ordered = len(labels) > 0 and bool((np.diff(labels) >= 0).all())
+            cut = "cut one off by evaluate.train_split='train[:80%]' evaluate.test_split='train[80%:]'"
             raise ValueError(
-                f"evaluate.reports: {report} needs a test split, and there is none: evaluate.test_split names one, or "
-                "cut one off by evaluate.train_split='train[:80%]' evaluate.test_split='train[80%:]'"
+                f"evaluate.reports: {report} needs a test split, and there is none: evaluate.test_split names one; "
+                + (ORDERED if is_ordered else cut)
             )
         return self.test
 
@@ -178,6 +182,8 @@ def check_reports(subject: Subject, names: Iterable[str]) -> None:
     """Before features are made, which takes minutes. ValueError: what a report needs is not there."""
     for name in names:
         for need in vars(plugins.load("d2v.evaluation.reports", name)).get("NEEDS", ()):
+            if need not in CHECKS:
+                raise ValueError(f"NEEDS of the report {name} has {need!r}; it may have {', '.join(CHECKS)}")
             CHECKS[need](subject, name)
 
 
@@ -186,4 +192,12 @@ def make_reports(subject: Subject, names: Iterable[str]) -> dict[str, Finding]:
     # All names first: a report may take minutes.
     modules = {name: plugins.load("d2v.evaluation.reports", name) for name in names}
     check_reports(subject, names)
-    return {name: module.report(subject) for name, module in modules.items()}
+    findings = {}
+    for name, module in modules.items():
+        findings[name] = module.report(subject)
+        if not isinstance(findings[name], Finding):
+            returned = type(findings[name]).__name__
+            raise ValueError(
+                f"the report {name} returned a {returned}; it must be a Finding of d2v/evaluation/report.py"
+            )
+    return findings

@@ -9,6 +9,7 @@ import numpy as np
 from d2v.evaluation.class_names import class_names, complete, in_order, left_out, numbered
 from d2v.evaluation.config import EvaluateConfig
 from d2v.protocols import Samples
+from d2v.split_names import ORDERED, lacking
 
 
 class EvaluationSplit(NamedTuple):
@@ -110,9 +111,13 @@ def _label_test(
     if unseen:
         few = ", ".join(unseen[:5])
         remedy = "raise evaluate.max_train" if config.max_train else "check evaluate.train_split and evaluate.label"
+        if "[" in config.test_split:
+            remedy += f"; {ORDERED}"
         raise ValueError(
             f"{len(unseen)} classes of split {config.test_split!r} are not in {config.train_split!r} ({few}); {remedy}"
         )
+    if not config.max_test:
+        notes = notes + lacking(config.test_split, set(of_chosen), classes, "evaluate.test_split")
     return EvaluationSplit(test, chosen, numbered(of_chosen, classes), None, notes)
 
 

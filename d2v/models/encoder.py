@@ -24,6 +24,9 @@ from d2v.types import Features, Mask, View
 
 ATTENTION = ("sdpa", "eager")  # what attn_implementation may be; the first where nothing is said
 
+# What every frontend has; `sources` and `source_dim` are asked for by one method alone.
+OF_FRONTENDS = [part for part in (*Frontend.__annotations__, *vars(Frontend)) if not part.startswith(("_", "source"))]
+
 
 class D2vPreTrainedModel(PreTrainedModel):
     """What transformers asks of the encoder and of the task models alike."""
@@ -118,6 +121,7 @@ class D2vModel(D2vPreTrainedModel):
                 unknown = [other for other in given if other not in self.input_names[name]]
                 if unknown:
                     raise ValueError(f"{unknown[0]} is no input of this model: {', '.join(self.input_names[name])}")
+                _check_mask(given, frontend.main_input)
                 return View(name, given, frontend.padding(**given))
         raise ValueError(f"this model takes {self._takes()}; it was given {', '.join(given) or 'nothing'}")
 
@@ -212,6 +216,18 @@ class D2vModel(D2vPreTrainedModel):
         return Features(x[:, num_extra:], content, x[:, :num_extra] if num_extra else None)
 
 
+def _check_mask(given: dict[str, Tensor], main_input: str) -> None:
+    """ValueError: an attention mask of another shape than the input whose padding it tells."""
+    mask = given.get("attention_mask")
+    if mask is None or torch.compiler.is_exporting():
+        return
+    shape = given[main_input].shape[: mask.ndim]
+    if mask.shape != shape:
+        raise ValueError(
+            f"attention_mask has the shape {tuple(mask.shape)}; for this {main_input} it is {tuple(shape)}"
+        )
+
+
 def with_frontend(encoder: D2vModel, modality: str, settings: dict[str, Any]) -> D2vModel:
     """A copy, of which the frontend of a modality has other settings: those that change no weight, and `image_size`.
 
@@ -280,6 +296,8 @@ def _frontend(name: str, fields: dict, trunk: TrunkConfig) -> Any:
     modality = plugins.trusted("d2v.modalities", name)
     config = build_config(modality.FrontendConfig, fields, name)
     frontend = modality.Frontend(config, trunk.dim, trunk.num_heads)
+    if missing := [part for part in OF_FRONTENDS if part not in dir(frontend)]:
+        raise ValueError(f"the Frontend of {name} lacks {', '.join(missing)}: see Frontend in d2v/protocols.py")
     if frontend.is_encoder and (trunk.depth or trunk.input_norm):
         given = f"model.trunk.depth is {trunk.depth} and model.trunk.input_norm {str(trunk.input_norm).lower()}"
         raise ValueError(f"the frontend of {name} is a whole encoder: {given}; they must be 0 and false")

@@ -7,18 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+IGNORED = -100  # a label that says nothing, as in transformers
+
 
 def supervised(logits: Tensor, labels: Tensor, problem_type: str) -> tuple[Tensor, Tensor]:
     """The summed loss of logits (B, C) and its count, such that their ratio is transformers' loss for the
     `problem_type`.
 
-    Cross entropy with classes (B,) or shares (B, C); squared error of numbers (B,) or (B, C); binary cross entropy of
-    (B, C).
+    Cross entropy with classes (B,), of which -100 are left out, or shares (B, C); squared error of numbers (B,) or
+    (B, C); binary cross entropy of (B, C).
     """
     logits = logits.float()
     if problem_type == "single_label_classification":
-        count = torch.full((), len(logits), device=logits.device)
-        return F.cross_entropy(logits, labels, reduction="sum"), count
+        are_shares = labels.dim() == logits.dim()
+        count = torch.full((), len(logits), device=logits.device) if are_shares else (labels != IGNORED).sum()
+        return F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED), count
     loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
     count = torch.full((), logits.numel(), device=logits.device)
     return loss(logits, labels.float().view_as(logits), reduction="sum"), count

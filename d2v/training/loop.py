@@ -37,7 +37,7 @@ from d2v.training.schedules import cosine_between, rate
 from d2v.training.sharding import Sharding
 from d2v.training.stopping import Stopping
 from d2v.training.verdict import Verdict
-from d2v.types import View
+from d2v.types import Loss, View
 
 
 class Validation(Protocol):
@@ -223,7 +223,7 @@ class Loop:
             for number, group in enumerate(groups, 1):
                 last = micro == train.accumulate - 1 and number == len(groups)
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                    loss = self.model(group)
+                    loss = _checked(self.model(group), self.objective)
                     if micro == 0 and number == 1:
                         # Keeps fp16 gradients near 1; exact only without accumulation, hence the correction below.
                         guess = all_sum(loss.count.float()) * train.accumulate / world
@@ -367,3 +367,13 @@ class Loop:
 
     def _say(self, text: str) -> None:
         self.accelerator.print(text)
+
+
+def _checked(loss: Any, objective: Objective) -> Loss:
+    """What `forward` returned. ValueError: it is no Loss."""
+    if isinstance(loss, Loss) and all(isinstance(x, Tensor) and not x.ndim for x in (loss.total, loss.count)):
+        return loss
+    raise ValueError(
+        f"forward of {type(objective).__name__} returned a {type(loss).__name__}; it must be a Loss (d2v/types.py): "
+        "total, a sum over predictions, and count, how many they are, each a tensor of one number, and metrics"
+    )

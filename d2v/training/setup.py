@@ -121,6 +121,11 @@ def build_objective(config: Config, num_samples: int, samples: Any = None, famil
             "remembered: 0 takes as many"
         )
     objective = plugins.load(family, settings.name).build(encoder, settings)
+    if not isinstance(objective, Objective) or "encoder" not in objective.student:
+        raise ValueError(
+            f"build of {settings.name} returned a {type(objective).__name__}; it must be an Objective "
+            "(d2v/objectives/common/objective.py) that was given its encoder: super().__init__(encoder=encoder)"
+        )
     objective.seed = config.train.seed
     return objective
 

@@ -5,6 +5,7 @@ A second SIGTERM does not: schedulers send one to all processes, and launchers s
 
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -25,7 +26,10 @@ class Stopping:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopping":
-        for number in SIGNALS:
+        heard = (
+            SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        )  # Python hears them nowhere else
+        for number in heard:
             self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -13,7 +13,7 @@ from d2v.finetuning.scores import classification, regression
 from d2v.modalities.common.tables import number
 from d2v.protocols import Batches, Labelled, ScoredSplit, asked_by
 from d2v.settings import setting
-from d2v.split_names import has_split, share_rows, uses
+from d2v.split_names import has_split, lacking, share_rows, uses
 
 REGRESSION, CLASSES = "regression", "single_label_classification"
 HELD_OUT = 0x5A11D  # sets the choice of held-out samples apart from the sampler's shuffles
@@ -69,6 +69,8 @@ def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str 
         rows, more = _with_label(samples, rows, known, data.label, name)
         splits[name] = ScoredSplit(samples, rows, known[rows])
         notes += more
+        if names is not None and samples is not train:
+            notes += lacking(split, {*known[rows].tolist()}, {*labels[trained].tolist()}, f"data.{name}_split")
     return Opened(train, trained, labels, names, splits, notes, data.label)
 
 

@@ -247,6 +247,8 @@ class Frontend(nn.Module):
 
     def sources(self, input_values: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """As `embed`; and what lies before the projection, and before its norm, (B, T, C) each."""
+        if input_values.ndim != 2:
+            raise ValueError(f"input_values of shape {tuple(input_values.shape)}: this model reads (batch, samples)")
         if lengths(self.config, input_values.shape[-1]) < 1:
             needed = receptive_field(self.config)
             raise ValueError(f"input_values hold {input_values.shape[-1]} samples; one token needs {needed}")
