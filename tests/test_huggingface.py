@@ -434,8 +434,12 @@ def test_published_configs_of_one_leave_and_those_of_two_are_refused(modality, r
             lambda: D2vModel(D2vConfig({"text": OURS["text"], "image": OURS["image"]}, TRUNK)),
             r"read one modality; this model reads text, image",
         ),
+        (
+            lambda: ours_of("image", PRE_NORM, {"pooled_norm": True}, D2vForImageClassification, LABELS, **VIT),
+            r"model.trunk.final_norm=False: .*; task.pooled_norm=true takes .* with task.pooled_norm=false\)",
+        ),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_what_the_stock_class_cannot_hold_is_refused(model, message):
     with pytest.raises(ValueError, match=message):
@@ -469,6 +473,14 @@ def test_what_the_stock_class_cannot_hold_is_refused(model, message):
 def test_other_architectures_and_settings_of_theirs_are_refused(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         from_transformers(kind(kind.config_class(**settings)))
+
+
+def test_a_pooler_is_left_out_and_that_is_said(caplog):
+    theirs = hf.ViTModel(hf.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    assert type(from_transformers(theirs)) is D2vModel and "ViTModel has a pooler" in caplog.text
+    caplog.clear()
+    from_transformers(hf.ViTModel(theirs.config, add_pooling_layer=False))
+    assert "pooler" not in caplog.text
 
 
 def test_a_head_without_a_counterpart_is_left_out(caplog):

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -85,6 +86,7 @@ def data_parallel(*, unused: bool) -> DistributedDataParallelKwargs:
 
     Buffers are not sent around: what a method remembers changes equally everywhere, from gathered rows.
     """
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # torch 2.11 has no other
     return DistributedDataParallelKwargs(find_unused_parameters=unused, broadcast_buffers=False)
 
 

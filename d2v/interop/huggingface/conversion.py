@@ -75,7 +75,10 @@ def from_transformers(source: str | Path | PreTrainedModel, reference_quirks: bo
         model = (head.ours if head else D2vModel)(_our_config(kind, ours, {**labels, "origin": origin}))
     prefixes = _names(kind, head, ours)
     state = _joined(kind, head, kind.to_our_tensors(tower, ours), theirs.state_dict())
-    state = {key: value for key, value in state.items() if translated(key, prefixes) or "pooler." not in key}
+    without = [key for key in state if "pooler." in key and not translated(key, prefixes)]
+    if without:
+        log.warning("%s has a pooler, of its pooler_output: it is left out, ours have none", type(theirs).__name__)
+    state = {key: value for key, value in state.items() if key not in without}
     fill(model, renamed(state, prefixes), prefixes, type(theirs).__name__)
     return model.eval()
 
@@ -92,6 +95,8 @@ def to_transformers(model: Any) -> PreTrainedModel:
     refused = {name: why for name, (allowed, why) in kind.held.items() if ours[name] not in allowed}
     if refused:
         reasons = [f"{_long(name, modality)}={ours[name]}: {why}" for name, why in refused.items()]
+        if "trunk.final_norm" in refused and getattr(getattr(model, "task", None), "pooled_norm", False):
+            reasons.append("task.pooled_norm=true takes that norm's place (fine-tune with task.pooled_norm=false)")
         try:
             kind.write_settings({**ours, **{name: kind.held[name][0][0] for name in refused}})
         except ValueError as error:
