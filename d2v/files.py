@@ -284,11 +284,14 @@ def check_place(path: Path) -> None:
             raise PermissionError(errno.EACCES, "", str(path))
 
 
-def check_new(path: Path, overwrite: bool) -> None:
-    """ValueError: `path` cannot be, or may not be replaced: `overwrite` is false, or d2v did not write it."""
+def check_new(path: Path, overwrite: bool, elsewhere: str = "") -> None:
+    """ValueError: `path` cannot be, or may not be replaced: `overwrite` is false, or d2v did not write it.
+
+    `elsewhere`: what writes to another place.
+    """
     check_place(path)
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists; run.overwrite=true replaces it")
+        raise ValueError(f"{path} exists; run.overwrite=true replaces it{elsewhere and f', {elsewhere}'}")
     check_file(path)
 
 

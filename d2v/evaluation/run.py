@@ -63,7 +63,7 @@ def evaluate(config: Config, models: list[str], *, config_path: str, in_run: boo
             "labels alone: leave it out"
         )
     target = result_file(models[0], config, in_run)
-    check_new(target, config.run.overwrite)
+    check_new(target, config.run.overwrite, "run.dir=FOLDER writes elsewhere, of other data say")
     check_folder(target.with_suffix(""))
     _check_reports(config)
     evaluation = Evaluation(config, target)
