@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,8 +33,6 @@ CURES = {
     errno.ENOTDIR: "a part of the path is a file: choose another place",
     errno.EISDIR: "a folder has that name: choose another one, or move it away",
 }
-UMASK = os.umask(0)  # which cannot be read without being set
-os.umask(UMASK)
 UNRECORDED = f"d2v has no record of having written it ({RECORD} beside it): move it away, or choose another place"
 
 
@@ -118,18 +117,22 @@ def written(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            open_to_others(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def open_to_others(place: Path) -> None:
-    """Gives a file, or those of a folder, the mode of any new file: those of safetensors only their owner can read."""
-    for file in place.rglob("*") if place.is_dir() else [place]:
-        if file.is_file():
-            with suppress(OSError):  # of file systems without modes
-                file.chmod(0o666 & ~UMASK)
+    """Gives a file that safetensors wrote, or those in a folder, the mode of new files; only their owner can read them.
+
+    What that mode is the system says of another new file: the umask and a folder's own rules make it.
+    """
+    for file in place.rglob("*.safetensors") if place.is_dir() else [place]:
+        other = file.with_name(f".{file.name}.mode.d2v-tmp")
+        with suppress(OSError):  # of file systems without modes
+            other.touch()
+            file.chmod(stat.S_IMODE(other.stat().st_mode))
+        other.unlink(missing_ok=True)
 
 
 @contextmanager

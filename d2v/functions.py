@@ -27,7 +27,8 @@ def finetune(config: str | Path, model: str | Path = "", **settings: Any) -> dic
 
 def evaluate(config: str | Path, model: str | Path | list[str | Path], **settings: Any) -> dict[str, Any]:
     """Scores an encoder, or several, beside random inits, as scripts/evaluate.py; what its JSON file holds."""
-    return _call("evaluate", str(config), f"model={_path(model, 'model')}", *arguments(settings))
+    models = [_path(one, "model") for one in (model if isinstance(model, list | tuple) else [model])]
+    return _call("evaluate", str(config), f"model={','.join(models)}", *arguments(settings))
 
 
 def embed(config: str | Path, model: str | Path, out: str | Path, **settings: Any) -> Path:
@@ -75,9 +76,7 @@ def _plain(value: Any) -> Any:
 
 
 def _path(value: Any, what: str) -> str:
-    """Where a model is, or several are. ValueError: it is something else."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(_path(one, what) for one in value)}]"
+    """Where a model is. ValueError: it is something else."""
     if not isinstance(value, str | Path):
         raise ValueError(f"{what} is a {type(value).__name__}; it must be the path of a folder, or a name on the Hub")
     return str(value)

@@ -121,6 +121,18 @@ def test_data_may_lie_elsewhere_when_a_run_goes_on(begun, tmp_path, capsys, monk
         tiny.run([*line, "data.path=third"])
 
 
+def test_where_too_little_is_compared_data_stays_in_its_place(begun, tmp_path):
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+    rows = "\n".join(f"data/{number:03}.png" for number in range(12))
+    (tmp_path / "list.csv").write_text(f"file\n{rows}\n")
+    for place in (tmp_path / "list.csv", tmp_path / "*" / "*.png"):  # a table that names files; a pattern
+        with pytest.raises(ValueError, match="holds a run of another config"):
+            tiny.run(command(tmp_path, f"data.path={place}"))
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="holds a run of another config"):
+        tiny.run(command(tmp_path, f"data.path={tmp_path / 'elsewhere'}", "run.resume=changed"))
+
+
 def test_a_table_of_text_may_lie_elsewhere_too(tmp_path):
     lines = "\n".join(f"the {number} words of a line that is long enough to be read" for number in range(40))
     (tmp_path / "lines.txt").write_text(lines + "\n")

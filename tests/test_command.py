@@ -262,6 +262,20 @@ def test_the_command_of_a_header_is_read(name: str, line: str, tmp_path: Path):
     assert loaded.modality == rest[0].split("/")[0]
 
 
+def test_another_objective_takes_what_the_command_line_says_of_it_and_nothing_of_the_recipes(tmp_path: Path):
+    def objective(*overrides: str) -> dict:
+        return load_config("image/data2vec_tiny", [*overrides, f"run.dir={tmp_path}"]).as_dict()["objective"]
+
+    own = objective()
+    assert own["top_k"] == 4 and objective("objective.name='data2vec'") == own
+    assert objective("objective.name=mae", "objective.name=data2vec") == own
+    masked = objective("objective.norm_target=false", "objective.name=mae")
+    assert masked["name"] == "mae" and masked["norm_target"] is False
+    assert masked == objective("objective.name=mae", "objective.norm_target=false")
+    with pytest.raises(ValueError, match=r"unknown key 'objective.top_k'"):
+        objective("objective.name=mae", "objective.top_k=2")
+
+
 def test_a_further_config_goes_over_the_first_and_settings_over_both(tmp_path: Path):
     config = load_config("image/data2vec_tiny", ["data/cifar10_small", "evaluate.max_test=5", f"run.dir={tmp_path}"])
     assert (config.data.path, config.data.split) == ("uoft-cs/cifar10", "train[:10000]")

@@ -267,6 +267,7 @@ def test_early_stopping_keeps_the_best_and_stops_after_patience(tmp_path, monkey
         0.5,
         0.2,
     ]
+    assert [record["step"] for record in records if "loss" in record][-1] == 10  # its steps are in a line
     last = tiny.load(tmp_path / "run" / "checkpoints" / "00000010" / "model.safetensors")
     assert last["best_step"] == 4 and last["best_score"] == 0.5
     best = tiny.load(tmp_path / "run" / "export" / "model.safetensors")
@@ -351,7 +352,7 @@ def test_nothing_is_overwritten_unless_asked_for(tmp_path, capsys):
     files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("run/[pre]*") if file.suffix != ".yaml"}
     capsys.readouterr()
     assert main("image", command) == scores
-    assert "run holds this run, finished: nothing is changed\nvalidation: " in capsys.readouterr().out
+    assert "run holds this run, finished: nothing is changed, and its scores are those of then\nvalidation: " in capsys.readouterr().out
     assert len(files) > 3 and {file: file.stat().st_mtime_ns for file in files} == files
     (tmp_path / "run" / "report.html").unlink()  # as if it had been killed before its end
     assert main("image", command) == scores

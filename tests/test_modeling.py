@@ -212,7 +212,7 @@ def test_a_mask_of_another_shape_is_refused(modality, tmp_path):
     name = encoder.main_input_name
     values = view.inputs[name]
     encoder(**{name: values, "attention_mask": torch.ones_like(values)})
-    with pytest.raises(ValueError, match=rf"attention_mask has the shape \(.*; for this {name} it is \("):
+    with pytest.raises(ValueError, match=rf"attention_mask has the shape \(.*; it must be that of {name}, \("):
         encoder(**{name: values, "attention_mask": torch.ones_like(values)[:, :-1]})
 
 

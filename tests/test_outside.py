@@ -112,7 +112,7 @@ def test_the_objective_of_the_page_trains(tmp_path, monkeypatch):
         ("hidden.sum(), {", "1, {", "forward of Mine returned a Loss; .* each a tensor of one number"),
         ("return Mine(encoder, config)", "return nn.Linear(2, 2)", "returned a Linear; it must be an Objective"),
         ("super().__init__(encoder=encoder)", "super().__init__()", "that was given its encoder"),
-        ('    name: str = setting("mylab.mine", "Which method.")\n', "", "Config has no field `name`"),
+        ('    name: str = setting("mylab.mine", "Which method.")\n', "", "Config must be a dataclass with a field"),
     ],
 )
 def test_an_objective_that_is_half_right_is_one_line(old, new, said, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """scripts/pretrain.py: what a run leaves, and what it says when something is wrong with the command or the data."""
 
 import json
+import os
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,6 @@ from PIL import Image
 from tiny import MODALITIES, ROOT, RUNS
 from transformers import AutoModel
 
-from d2v.files import UMASK
 from d2v.models.encoder import D2vModel
 from d2v.training.checkpoint import checkpoints_in
 from scripts import pretrain
@@ -295,10 +296,24 @@ def test_a_run_folder_belongs_to_one_config(tmp_path, capsys):
         pretrain.main(command)
 
 
-def test_all_that_a_run_writes_can_be_read_by_whom_the_umask_lets():
-    files = [file for file in tiny.finished(tiny.MODALITIES[0]).rglob("*") if file.is_file()]
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_all_that_a_run_writes_can_be_read_by_whom_the_umask_lets(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        pretrain.main(tiny.arguments(MODALITIES[0], tmp_path, *QUICK))
+    finally:
+        os.umask(before)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert {file.suffix for file in files} > {".safetensors", ".json", ".yaml"}
-    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(0o666 & ~UMASK)}
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(0o666 & ~umask)}
+
+
+def test_a_run_starts_in_any_thread(tmp_path):
+    """Where Python hears no signals."""
+    thread = threading.Thread(target=pretrain.main, args=[tiny.arguments(MODALITIES[0], tmp_path, *QUICK)])
+    thread.start()
+    thread.join()
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_a_finished_run_ends_at_once_and_exports_again(tmp_path, capsys):

@@ -34,7 +34,8 @@ def run_cli(main: Callable[[list[str]], object]) -> None:
     """Runs a script's `main` on the command line; --help shows the script's docstring.
 
     A ValueError becomes one line on stderr and exit code 2, and so do memory and disks that are full; Ctrl-C one and
-    130, SIGTERM one and 143. A second one of these ends the program at once.
+    130, SIGTERM one and 143. A second one of these ends the program at once, but for a run that saves: see
+    d2v/training/stopping.py.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)

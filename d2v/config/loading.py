@@ -35,24 +35,26 @@ def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:
 
     Nested dictionaries. ValueError: whatever is wrong with their form.
     """
-    values, overrides = composed(find_config(path)), overrides or []
-    for override in overrides:
+    values, named = composed(find_config(path)), [*filter(_names_objective, overrides or [])]
+    for override in overrides or []:
         if "=" not in override:
             values = over_another(values, _overlay(override))
-    for override in overrides:
-        values = over_another(values, _of_another_objective(override))
-    for override in overrides:
-        if "=" in override:
+        elif override not in named[:-1]:  # of several the last counts
+            if override in named:
+                _make_room(values, override)
             _override(values, override)
     return values
 
 
-def _of_another_objective(override: str) -> dict:
-    """The objective that `objective.name=` or `objective={name: }` asks for, as a file would; {}: it is another key."""
-    key, _, text = override.partition("=")
-    section = section_of(Argument(text)) if key == "objective" else {}
-    name = text if key == "objective.name" else section.get("name") if isinstance(section, dict) else None
-    return {"objective": {"name": name}} if isinstance(name, str) and name else {}
+def _names_objective(override: str) -> bool:
+    return override.startswith("objective.name=")
+
+
+def _make_room(values: dict, override: str) -> None:
+    """Before `objective.name=`: if it is another one, what files say of their own objective goes, as in a base."""
+    section, name = section_of(values.get("objective")), Argument(override.partition("=")[2])
+    if isinstance(section, dict) and "parts" not in section and _objective_of(values) != read(name, str):
+        values["objective"] = {key: value for key, value in section.items() if isinstance(value, Argument)}
 
 
 def _override(values: dict, argument: str) -> None:
@@ -92,8 +94,10 @@ def from_dict(values: dict, path: str = "config.yaml", *, ours: bool = True) -> 
     name, load = modality_of(values, path), plugins.load if ours else plugins.trusted
     modality = load("d2v.modalities", name)
     objective = load("d2v.objectives", _objective_of(values))
-    if "name" not in {one.name for one in fields(objective.Config)}:
-        raise ValueError(f"{objective.__name__}.Config has no field `name`, which is {_objective_of(values)!r} there")
+    if not is_dataclass(objective.Config) or "name" not in {one.name for one in fields(objective.Config)}:
+        raise ValueError(
+            f"{objective.__name__}.Config must be a dataclass with a field `name`, by default {_objective_of(values)!r}"
+        )
     parts = {
         "model": {"frontends": {name: modality.FrontendConfig}, "trunk": TrunkConfig},
         "data": modality.DataConfig,

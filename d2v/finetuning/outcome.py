@@ -53,16 +53,16 @@ def write_outcome(
             data.draw(split, logits, folder / f"boxes_{name}.png")
     with written(folder / RESULTS) as draft:
         draft.write_text(json.dumps({"steps": step, "scores": scores}, indent=1) + "\n")
-    say(folder, scores)
+    say_scores(folder, scores)
     return scores
 
 
-def kept(folder: Path) -> dict[str, dict[str, float]]:
+def kept_scores(folder: Path) -> dict[str, dict[str, float]]:
     """The scores by split that a finished run's folder holds."""
     return json.loads((folder / RESULTS).read_text())["scores"]
 
 
-def say(folder: Path, scores: dict[str, dict[str, float]]) -> None:
+def say_scores(folder: Path, scores: dict[str, dict[str, float]]) -> None:
     """Prints the scores by split, beside those of the runs in the folder around."""
     for name, values in scores.items():
         print(f"{name}: {', '.join(f'{score} {value:.4f}' for score, value in values.items())}")

@@ -23,9 +23,9 @@ from d2v.shown import printable
 from d2v.training.forecast import where
 from d2v.training.inherited import resumes
 from d2v.training.init_from import bring_preparation
-from d2v.training.length import changed_length, check_length
+from d2v.training.length import bind, check_length
 from d2v.training.loop import Loop
-from d2v.training.run_folder import LOOP_FILES, BadSamples, check_apart, check_settings, check_shared, new_run
+from d2v.training.run_folder import LOOP_FILES, PAGE, BadSamples, check_apart, check_settings, check_shared, new_run
 from d2v.training.same_data import DataCheck
 from d2v.training.setup import dry_folder, open_accelerator, open_trackers
 from d2v.training.sizes import check_memory
@@ -60,10 +60,10 @@ def _run(
         loop()
         objective: Any = loop.whole()
         if loop.was_reported and (folder / outcome.RESULTS).is_file():
-            scores = outcome.kept(folder)
+            scores = outcome.kept_scores(folder)
             if accelerator.is_main_process:
-                print(f"{folder} holds this run, finished: nothing is changed")
-                outcome.say(folder, scores)
+                print(f"{folder} holds this run, finished: nothing is changed, and its scores are those of then")
+                outcome.say_scores(folder, scores)
         elif objective is not None and accelerator.is_main_process and not config.run.dry:
             # Nothing chose a model where there is no validation split, or no score that is a number.
             chosen = int(dict(objective.named_buffers()).get("best_step", 0))
@@ -112,9 +112,7 @@ def assemble(
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
-        if changed_length(folder, config):
-            (folder / outcome.RESULTS).unlink(missing_ok=True)
-        save_yaml(config.as_dict(), folder / "config.yaml")
+        bind(folder, config, (outcome.RESULTS, PAGE))
         same_data.save()
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     accelerator.print(

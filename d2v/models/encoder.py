@@ -121,7 +121,6 @@ class D2vModel(D2vPreTrainedModel):
                 unknown = [other for other in given if other not in self.input_names[name]]
                 if unknown:
                     raise ValueError(f"{unknown[0]} is no input of this model: {', '.join(self.input_names[name])}")
-                _check_mask(given, frontend.main_input)
                 return View(name, given, frontend.padding(**given))
         raise ValueError(f"this model takes {self._takes()}; it was given {', '.join(given) or 'nothing'}")
 
@@ -214,18 +213,6 @@ class D2vModel(D2vPreTrainedModel):
             return Features(x, results)
         content = [result[:, num_extra:] for result in results]
         return Features(x[:, num_extra:], content, x[:, :num_extra] if num_extra else None)
-
-
-def _check_mask(given: dict[str, Tensor], main_input: str) -> None:
-    """ValueError: an attention mask of another shape than the input whose padding it tells."""
-    mask = given.get("attention_mask")
-    if mask is None or torch.compiler.is_exporting():
-        return
-    shape = given[main_input].shape[: mask.ndim]
-    if mask.shape != shape:
-        raise ValueError(
-            f"attention_mask has the shape {tuple(mask.shape)}; for this {main_input} it is {tuple(shape)}"
-        )
 
 
 def with_frontend(encoder: D2vModel, modality: str, settings: dict[str, Any]) -> D2vModel:

@@ -13,7 +13,6 @@ from accelerate.utils import set_seed
 
 from d2v import files, plugins
 from d2v.config.joint import JointConfig
-from d2v.config.loading import save_yaml
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.models.own import own_layers, plain_name
@@ -31,7 +30,7 @@ from d2v.training.joint_batches import JointBatches
 from d2v.training.joint_health import JointHealth
 from d2v.training.joint_origins import adopt_many, start_from_many
 from d2v.training.joint_weights import weigh
-from d2v.training.length import check_length
+from d2v.training.length import bind, check_length
 from d2v.training.loop import Loop
 from d2v.training.maps import token_maps
 from d2v.training.online_probe import JointProbe
@@ -169,7 +168,7 @@ def assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list[
         accelerator.print(weigh(objective, batches, accelerator, config.objective.measured_steps))
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
-        save_yaml(config.as_dict(), folder / "config.yaml")
+        bind(folder, config)
         for part in parts.values():
             part.same_data.save()
     return Loop(objective, batches, train=train, run=run, accelerator=accelerator, health=health, probe=probe), report

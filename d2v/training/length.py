@@ -1,15 +1,15 @@
 """Whether a run may have another number of steps than it began with: where nothing that it did depended on it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from d2v.config.loading import differences
+from d2v.config.loading import differences, save_yaml
 from d2v.config.schema import AnyRun
 from d2v.objectives.common.objective import Objective
 from d2v.training.checkpoint import checkpoints_in
-from d2v.training.run_folder import EXPORT, LENGTH, former
+from d2v.training.run_folder import CONFIG, EXPORT, LENGTH, PAGE, former
 from d2v.training.schedules import cosine_between, rate
 
 Paced = Callable[[int, Any], Any]  # something of step `step` (0 is the first) by a TrainConfig
@@ -20,6 +20,14 @@ def changed_length(folder: Path, config: AnyRun) -> list[str]:
     before = former(folder, config)
     changed = differences(before, config.as_dict(), ("train",)) if before else []
     return [one for one in changed if one.partition(":")[0] in LENGTH]
+
+
+def bind(folder: Path, config: AnyRun, ends: Sequence[str] = (PAGE,)) -> None:
+    """A folder is this run's from now on; `ends`, what it wrote at its end when it was to be shorter, is no longer."""
+    if changed_length(folder, config):
+        for name in ends:
+            (folder / name).unlink(missing_ok=True)
+    save_yaml(config.as_dict(), folder / CONFIG)
 
 
 def check_length(

@@ -24,7 +24,7 @@ from d2v.training import checkpoint
 from d2v.training.collapse import singular_values
 from d2v.training.compiling import blocks_to_compile, compile_blocks
 from d2v.training.curves import plot_curves, plot_spectrum
-from d2v.training.distributed import all_sum, mean_of_metrics
+from d2v.training.distributed import all_sum, mean_of_metrics, of_all
 from d2v.training.forecast import Forecast
 from d2v.training.kernels import attention_line
 from d2v.training.loading import Loaded, MicroBatches, loaded
@@ -153,9 +153,10 @@ class Loop:
                 if self.validation is not None and (self.validation.due(step) or last_step):
                     self.history.add({"step": step, **self.validation(step, self.accelerator, self.whole())})
             asked = not last_step and stopping.is_asked(at_log_line=at_log_line)
-            if asked and not at_log_line:  # the next line holds the steps from here on
+            ends = self._stopped() or collapsed or asked
+            if ends and not at_log_line:  # a run that goes on from here logs the steps from here on
                 self._log(bar)
-            if step % self.run.save_every == 0 or last_step or self._stopped() or collapsed or asked:
+            if step % self.run.save_every == 0 or last_step or ends:
                 self.save(step)
             if collapsed:
                 self._say(f"stopping at step {step}: {self.verdict.reason}")
@@ -189,10 +190,8 @@ class Loop:
             if line := checkpoint.another_split(last, self.accelerator.num_processes, self.train.accumulate):
                 self._say(line)
         self.was_finished = self.progress.step >= self.train.steps or self._stopped()
-        reported = (self.folder / "report.html").is_file() and files.is_whole(self.folder / "export")
-        self.was_reported = self.was_finished and reported  # the page is written last
-        if not self.was_finished and self.accelerator.is_main_process:  # a page of when it was to be shorter
-            (self.folder / "report.html").unlink(missing_ok=True)
+        page_is_there = (self.folder / "report.html").is_file() and files.is_whole(self.folder / "export")
+        self.was_reported = self.was_finished and of_all(page_is_there)[0]  # the page is written last
         self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
         if self.health is not None and self.history.records:
             self.verdict = self.health.judge(self.history.records)

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from d2v import cache, files, plugins
-from d2v.config.loading import save_yaml
 from d2v.config.schema import Config
 from d2v.config.written import dumped
 from d2v.evaluation.config import AUTO
@@ -25,7 +24,7 @@ from d2v.training.forecast import where
 from d2v.training.health import HealthCheck
 from d2v.training.inherited import resumes
 from d2v.training.init_from import adopt, bring_preparation, start_from
-from d2v.training.length import check_length
+from d2v.training.length import bind, check_length
 from d2v.training.loop import Loop
 from d2v.training.maps import token_maps
 from d2v.training.online_probe import OnlineProbe
@@ -131,7 +130,7 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     check_method(objective, batches, config, same_data, accelerator)
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
-        save_yaml(config.as_dict(), folder / "config.yaml")
+        bind(folder, config)
         same_data.save()
     return Loop(objective, batches, train=train, run=run, accelerator=accelerator, health=health, probe=probe), report
 

@@ -20,7 +20,7 @@ from d2v.training.checkpoint import MANIFEST, checkpoints_in, files_of
 from d2v.training.distributed import of_all, together
 from d2v.training.same_data import is_compared
 
-CONFIG = "config.yaml"
+CONFIG, PAGE = "config.yaml", "report.html"
 LOOP_FILES = (
     CONFIG,
     "samples.json",
@@ -87,12 +87,13 @@ def check_settings(
 def _moved(folder: Path, config: AnyRun) -> list[str]:
     """The settings that say where data lies, of data that may lie elsewhere than when the run began."""
     data = config.as_dict()["data"]
-    parts = {"": data} | {name: part for name, part in data.items() if isinstance(part, dict)}
-    return [
-        f"data.{name}.path".replace("..", ".")
-        for name, part in parts.items()
-        if "path" in part and is_compared(folder, name, part["path"])
-    ]
+    if config.run.resume == "changed" or data.get("test_split"):  # whatever comes is taken; scores are of the old one
+        return []
+    moved = ["data.path"] if is_compared(folder, "", data.get("path")) else []
+    for name, part in data.items():
+        if isinstance(part, dict) and is_compared(folder, name, part.get("path")):
+            moved.append(f"data.{name}.path")
+    return moved
 
 
 def check_shared(folder: Path, accelerator: Accelerator) -> None:

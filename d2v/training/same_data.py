@@ -108,20 +108,16 @@ class DataCheck:
 def is_compared(folder: Path, part: str, path: Any) -> bool:
     """Whether DataCheck finds out if the files of `path` are those that the run of `folder` began with.
 
-    It does where it wrote down what those were. Of what is not on this machine, such as Hub data, it knows too little.
+    It does where it wrote down what those were, of a folder or a file of text. Of a list or a pattern, of what a table
+    names and of what is not on this machine, such as Hub data, it knows too little.
     """
     begun = bool(checkpoints_in(folder / "checkpoints")) and _file(folder, part).is_file()
-    return begun and isinstance(path, str) and bool(_found(path))  # samples of several places are named by their paths
+    place = _root(path) if isinstance(path, str) and path else None
+    return begun and place is not None and (place.is_dir() or (place.is_file() and place.suffix.lower() == ".txt"))
 
 
 def _file(folder: Path, part: str) -> Path:
     return folder / (f"samples_{part}.json" if part else FILE)
-
-
-def _found(path: str | os.PathLike) -> list[Path]:
-    """What there is on this machine: a file, a folder, or the files of a pattern."""
-    root = _root(path)
-    return [root] if root.exists() else sorted(Path(root.anchor).glob(str(root.relative_to(root.anchor))))
 
 
 def origin_of(path: Any, splits: Sequence[ScoredSplit]) -> str | None:
@@ -227,7 +223,8 @@ def table_marks(path: Any) -> dict[str, str]:
         return marks
     root = _root(path)
     if not root.is_dir():
-        return {file.name: _mark(root, str(file), looks_inside=True) for file in _found(path)}
+        found = [root] if root.exists() else sorted(Path(root.anchor).glob(str(root.relative_to(root.anchor))))
+        return {file.name: _mark(root, str(file), looks_inside=True) for file in found}
     marks = {}
     for file in sorted(root.rglob("*")):
         if file.suffix.lower() in TABLES and file.is_file():

@@ -26,11 +26,9 @@ class Stopping:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopping":
-        heard = (
-            SIGNALS if threading.current_thread() is threading.main_thread() else ()
-        )  # Python hears them nowhere else
-        for number in heard:
-            self._before[number] = signal.signal(number, self._note)
+        if threading.current_thread() is threading.main_thread():  # Python hears them nowhere else
+            for number in SIGNALS:
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -42,7 +40,11 @@ class Stopping:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self.accelerator.is_main_process:
-            print("stopping after this step; Ctrl-C (SIGINT) now stops at once", file=sys.stderr, flush=True)
+            print(
+                "stopping after this step, of several processes at the next log line; Ctrl-C now stops at once",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def is_asked(self, *, at_log_line: bool) -> bool:
         """Whether the run is to stop now; with several processes only `at_log_line` says so, for all of them alike."""

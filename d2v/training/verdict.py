@@ -246,7 +246,8 @@ def _advice(run: Course) -> str:
     """The change for the cause that the records show, most certain first."""
     target, decays, hidden = run.values("target_std"), run.values("ema_decay"), run.values("hidden_share")
     finite = all(math.isfinite(record.get("loss", 0.0)) for record in run.records)
-    if finite and run.init is not None and run.init.rank < DEAD_RANK:
+    ranks = [check.rank for check in (run.init, *run.checks) if check is not None]
+    if finite and run.init is not None and max(ranks) < DEAD_RANK:
         return "look at the data (report.html shows some): all samples are almost the same to a random init already"
     if _dead_embeddings(run):
         return (

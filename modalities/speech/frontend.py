@@ -319,7 +319,13 @@ class Frontend(nn.Module):
         return self.alibi.of(num_tokens, keep)
 
     def padding(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
-        """(B, T) bool, True past a clip's own tokens; None if nothing is padded."""
+        """(B, T) bool, True past a clip's own tokens; None if nothing is padded.
+
+        ValueError: an attention mask of another shape.
+        """
+        if attention_mask is not None and attention_mask.shape != input_values.shape:
+            shapes = f"{tuple(attention_mask.shape)}; it must be that of input_values, {tuple(input_values.shape)}"
+            raise ValueError(f"attention_mask has the shape {shapes}")
         # a graph that is exported has values later: it cannot ask
         if attention_mask is None or (not torch.compiler.is_exporting() and bool(attention_mask.all())):
             return None

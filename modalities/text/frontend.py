@@ -231,7 +231,13 @@ class Frontend(nn.Module):
     def padding(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, corrupted_ids: Tensor | None = None
     ) -> Tensor | None:
-        """Where there is no token, (B, T) bool, or None: by the attention mask, or else by the pad id."""
+        """Where there is no token, (B, T) bool, or None: by the attention mask, or else by the pad id.
+
+        ValueError: an attention mask of another shape.
+        """
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            shapes = f"{tuple(attention_mask.shape)}; it must be that of input_ids, {tuple(input_ids.shape)}"
+            raise ValueError(f"attention_mask has the shape {shapes}")
         padding = input_ids == self.config.pad_token_id if attention_mask is None else attention_mask == 0
         # a graph that is exported has values later: it cannot ask
         return padding if torch.compiler.is_exporting() or padding.any() else None

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from d2v.files import written
+from d2v.files import open_to_others, written
 from d2v.training.distributed import pooled
 from d2v.types import Pooled
 
@@ -65,6 +65,7 @@ def save_centers(file: Path, centers: Tensor, about: dict[str, str]) -> None:
     """Writes centers (C, P), and what they are of. ValueError: the disk does not take it."""
     with written(file) as draft:
         save_file({"centers": centers.contiguous()}, draft, {"format": FORMAT, **about})
+        open_to_others(draft)
 
 
 def load_centers(file: Path) -> tuple[Tensor, dict[str, str]]:
