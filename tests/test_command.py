@@ -269,6 +269,7 @@ def test_another_objective_takes_what_the_command_line_says_of_it_and_nothing_of
     own = objective()
     assert own["top_k"] == 4 and objective("objective.name='data2vec'") == own
     assert objective("objective.name=mae", "objective.name=data2vec") == own
+    assert objective("objective.name=mae", "objective.name=mae") == objective("objective.name=mae") != own
     masked = objective("objective.norm_target=false", "objective.name=mae")
     assert masked["name"] == "mae" and masked["norm_target"] is False
     assert masked == objective("objective.name=mae", "objective.norm_target=false")

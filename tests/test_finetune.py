@@ -352,7 +352,10 @@ def test_nothing_is_overwritten_unless_asked_for(tmp_path, capsys):
     files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("run/[pre]*") if file.suffix != ".yaml"}
     capsys.readouterr()
     assert main("image", command) == scores
-    assert "run holds this run, finished: nothing is changed, and its scores are those of then\nvalidation: " in capsys.readouterr().out
+    assert (
+        "run holds this run, finished: nothing is changed, and its scores are those of then\nvalidation: "
+        in capsys.readouterr().out
+    )
     assert len(files) > 3 and {file: file.stat().st_mtime_ns for file in files} == files
     (tmp_path / "run" / "report.html").unlink()  # as if it had been killed before its end
     assert main("image", command) == scores

@@ -18,6 +18,8 @@ from d2v.files import written
 from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_readers, default_of, hints_of, shortened
 
+NAME = "objective.name="
+
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """The Config of a YAML file, or of one that d2v brings by its name, and `key=value` overrides.
@@ -35,24 +37,22 @@ def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:
 
     Nested dictionaries. ValueError: whatever is wrong with their form.
     """
-    values, named = composed(find_config(path)), [*filter(_names_objective, overrides or [])]
-    for override in overrides or []:
+    values, overrides = composed(find_config(path)), overrides or []
+    objective = next((one for one in reversed(overrides) if one.startswith(NAME)), None)  # of several the last counts
+    for override in overrides:
         if "=" not in override:
             values = over_another(values, _overlay(override))
-        elif override not in named[:-1]:  # of several the last counts
-            if override in named:
-                _make_room(values, override)
+        elif not override.startswith(NAME):
+            _override(values, override)
+        elif override == objective:
+            _make_room(values, Argument(override.removeprefix(NAME)))
             _override(values, override)
     return values
 
 
-def _names_objective(override: str) -> bool:
-    return override.startswith("objective.name=")
-
-
-def _make_room(values: dict, override: str) -> None:
-    """Before `objective.name=`: if it is another one, what files say of their own objective goes, as in a base."""
-    section, name = section_of(values.get("objective")), Argument(override.partition("=")[2])
+def _make_room(values: dict, name: Argument) -> None:
+    """For another objective: what files say of their own goes, as in a base; what was typed stays."""
+    section = section_of(values.get("objective"))
     if isinstance(section, dict) and "parts" not in section and _objective_of(values) != read(name, str):
         values["objective"] = {key: value for key, value in section.items() if isinstance(value, Argument)}
 
