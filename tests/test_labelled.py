@@ -151,6 +151,17 @@ def test_what_is_held_out_is_never_trained_on(tmp_path):
     assert seen and not seen & {opened.train.ids[index] for index in held}
 
 
+def test_a_slice_of_folders_that_lacks_a_class_is_told(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            Image.fromarray(np.full((8, 8), 20 * number, dtype=np.uint8)).save(tmp_path / name / f"{number}.png")
+    given = {**STILL, "path": str(tmp_path), "validation_share": 0.0}
+    data = images.LabelledConfig(**given, split="train[:80%]", test_split="train[80%:]")
+    opened = labels.open_splits(data, 0, lambda split: ImageSamples(data, FRONTEND, split=split, folder=tmp_path))
+    assert any(note.startswith("CAREFUL: data.test_split 'train[80%:]' holds 1 of 2 classes") for note in opened.notes)
+
+
 class Columns:
     """Samples of which only the columns are asked for."""
 

@@ -6,7 +6,7 @@ import re
 import datasets
 import pytest
 
-from d2v.split_names import share_rows, uses
+from d2v.split_names import lacking, share_rows, uses
 
 NUMBER = 200
 SPLITS = ["train", "training", "test", "train[:50]", "train[40:60]", "train[60:]", "train[:20%]", "train[20%:]"]
@@ -54,3 +54,9 @@ def test_a_name_that_begins_like_a_split_is_in_it_unless_that_has_its_own():
     assert said.startswith(
         "splits: train-clean-100 and train-other-500 is trained on; dev-other is scored; not read: dev"
     )
+
+
+def test_a_slice_that_lacks_classes_is_told():
+    (said,) = lacking("train[80%:]", ["b", "b"], ["a", "b"], "data.test_split")
+    assert said.startswith("CAREFUL: data.test_split 'train[80%:]' holds 1 of 2 classes; ")
+    assert lacking("train[80%:]", ["b", "a"], ["a", "b"], "x") == lacking("test", ["b"], ["a", "b"], "x") == []
