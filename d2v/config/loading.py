@@ -18,7 +18,7 @@ from d2v.files import written
 from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_readers, default_of, hints_of, shortened
 
-NAME = "objective.name="
+NAMED = "objective.name="
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -38,14 +38,14 @@ def load_values(path: str | Path, overrides: list[str] | None = None) -> dict:
     Nested dictionaries. ValueError: whatever is wrong with their form.
     """
     values, overrides = composed(find_config(path)), overrides or []
-    objective = next((one for one in reversed(overrides) if one.startswith(NAME)), None)  # of several the last counts
+    objective = next((one for one in reversed(overrides) if one.startswith(NAMED)), None)  # of several the last counts
     for override in overrides:
         if "=" not in override:
             values = over_another(values, _overlay(override))
-        elif not override.startswith(NAME):
+        elif not override.startswith(NAMED):
             _override(values, override)
         elif override == objective:
-            _make_room(values, Argument(override.removeprefix(NAME)))
+            _make_room(values, Argument(override.removeprefix(NAMED)))
             _override(values, override)
     return values
 

@@ -31,6 +31,7 @@ from d2v.training.loading import Loaded, MicroBatches, loaded
 from d2v.training.online_probe import JointProbe, OnlineProbe
 from d2v.training.optim import make_optimizer, put_back_unless, scale_and_clip, skip_unless
 from d2v.training.roll_call import RollCall
+from d2v.training.run_folder import EXPORT, PAGE
 from d2v.training.run_log import History, Meter, Step, of_name
 from d2v.training.saving import Saver
 from d2v.training.schedules import cosine_between, rate
@@ -190,7 +191,7 @@ class Loop:
             if line := checkpoint.another_split(last, self.accelerator.num_processes, self.train.accumulate):
                 self._say(line)
         self.was_finished = self.progress.step >= self.train.steps or self._stopped()
-        page_is_there = (self.folder / "report.html").is_file() and files.is_whole(self.folder / "export")
+        page_is_there = (self.folder / PAGE).is_file() and files.is_whole(self.folder / EXPORT)
         self.was_reported = self.was_finished and of_all(page_is_there)[0]  # the page is written last
         self.history = History(self.folder / "metrics.jsonl", self.progress.step, self.accelerator.is_main_process)
         if self.health is not None and self.history.records:

@@ -72,7 +72,8 @@ def check_settings(
     """
     if before := former(folder, config):
         changed = differences(before, config.as_dict(), sections, places_in(config))
-        changed = [one for one in changed if one.partition(":")[0] not in (*LENGTH, *free, *_moved(folder, config))]
+        allowed = {*LENGTH, *free, *_moved(folder, config)}
+        changed = [one for one in changed if one.partition(":")[0] not in allowed]
         if changed:
             raise ValueError(
                 f"{folder} holds a run of another config ({'; '.join(changed[:8])}); choose another run.dir, "

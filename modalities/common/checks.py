@@ -1,6 +1,8 @@
-"""Checks that relate settings of data to one another; `where` is the section that holds them."""
+"""Checks that relate settings of data, or inputs, to one another; `where` is the section that holds settings."""
 
 from typing import Any
+
+from torch import Tensor
 
 # why a setting of masks is not read
 HIDDEN = "data.views hides nothing, unless data.mask_views=true"
@@ -20,6 +22,13 @@ def check_ranges(config: Any, *names: str, where: str = "data") -> None:
         pair = getattr(config, name)
         if pair is not None and pair[0] > pair[1]:
             raise ValueError(f"{where}.{name} is {list(pair)}; it must be [least, most]")
+
+
+def check_attention_mask(mask: Tensor | None, values: Tensor, name: str) -> None:
+    """ValueError: it is of another shape than the input `name`, whose padding it tells."""
+    if mask is not None and mask.shape != values.shape:
+        shapes = f"{tuple(mask.shape)}; it must be that of {name}, {tuple(values.shape)}"
+        raise ValueError(f"attention_mask has the shape {shapes}")
 
 
 def check_views(views: list[str], known: tuple[str, ...]) -> None:

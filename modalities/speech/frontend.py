@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2v.modalities.common.checks import check_attention_mask
 from d2v.modalities.speech.mel import LogMel, fft_size
 from d2v.models import alibi
 from d2v.models.token_conv import convolved
@@ -323,9 +324,7 @@ class Frontend(nn.Module):
 
         ValueError: an attention mask of another shape.
         """
-        if attention_mask is not None and attention_mask.shape != input_values.shape:
-            shapes = f"{tuple(attention_mask.shape)}; it must be that of input_values, {tuple(input_values.shape)}"
-            raise ValueError(f"attention_mask has the shape {shapes}")
+        check_attention_mask(attention_mask, input_values, "input_values")
         # a graph that is exported has values later: it cannot ask
         if attention_mask is None or (not torch.compiler.is_exporting() and bool(attention_mask.all())):
             return None

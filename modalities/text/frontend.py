@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization
 
+from d2v.modalities.common.checks import check_attention_mask
 from d2v.modalities.text import cooccurrence
 from d2v.models import alibi
 from d2v.settings import check_values, setting
@@ -235,9 +236,7 @@ class Frontend(nn.Module):
 
         ValueError: an attention mask of another shape.
         """
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            shapes = f"{tuple(attention_mask.shape)}; it must be that of input_ids, {tuple(input_ids.shape)}"
-            raise ValueError(f"attention_mask has the shape {shapes}")
+        check_attention_mask(attention_mask, input_ids, "input_ids")
         padding = input_ids == self.config.pad_token_id if attention_mask is None else attention_mask == 0
         # a graph that is exported has values later: it cannot ask
         return padding if torch.compiler.is_exporting() or padding.any() else None

@@ -25,7 +25,9 @@ def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | N
     if not tables:
         return None
     chosen = choose(tables, root, split, split)
-    rows = [(file, row) for file in chosen.files for row in _rows(file, label)]
+    rows = list[tuple[Path, dict]]()
+    for file in chosen.files:
+        rows += [(file, row) for row in _rows(file, label)]
     notes, names = list(chosen.notes), list(chosen.splits)
     there = {row[NAME] for _, row in rows} - {""}
     if there and len(names) < 2:  # the column counts where files are not divided by their names
