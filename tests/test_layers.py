@@ -11,6 +11,7 @@ from torch import Tensor
 
 from d2v import plugins
 from d2v.models.configuration import D2vConfig
+from d2v.models.cpu import draw_kept
 from d2v.models.encoder import D2vModel
 from d2v.models.transformer import (
     Attention,
@@ -183,11 +184,12 @@ def test_attention_dropout_drops_weights_and_scales_the_others(kind):
     torch.manual_seed(4)
     found = attend_with_dropout(q, k, v, bias, 0.4)
     torch.manual_seed(4)
-    kept = torch.native_dropout(torch.ones(2, 2, 4, 4), 0.4, True)[1]
+    share = round(0.4 * 65536)
+    kept = draw_kept(torch.Size((2, 2, 4, 4)), share)
     logits = q @ k.transpose(-2, -1) / math.sqrt(3)
     if bias is not None:
         logits = torch.where(bias, logits, -math.inf) if bias.dtype == torch.bool else logits + bias
-    expected = (logits.softmax(-1) * kept / 0.6) @ v
+    expected = (logits.softmax(-1) * kept / (1 - share / 65536)) @ v
     torch.testing.assert_close(found, expected)
     direction = torch.randn_like(found)
     ours, theirs = (torch.autograd.grad((out * direction).sum(), (q, k, v)) for out in (found, expected))

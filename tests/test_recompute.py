@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from d2v.models.cpu import DroppedProduct
+from d2v.models.cpu import DroppedProduct, draw_kept
 from d2v.models.transformer import MLP, Attention, Trunk, TrunkConfig, attend_with_dropout, gelu_linear
 
 
@@ -46,8 +46,8 @@ def test_a_product_with_dropout_has_the_plain_gradients(transposed):
     torch.manual_seed(2)
     found = DroppedProduct.apply(weights, v, 0.3)
     torch.manual_seed(2)
-    kept = torch.native_dropout(weights.detach(), 0.3, True)[1]
-    expected = (weights * kept / 0.7) @ v
+    share = round(0.3 * 65536)
+    expected = (weights * draw_kept(weights.shape, share) / (1 - share / 65536)) @ v
     torch.testing.assert_close(found, expected)
     for one, other in zip(gradients(found, [weights, v]), gradients(expected, [weights, v]), strict=True):
         torch.testing.assert_close(one, other)
@@ -135,3 +135,16 @@ def test_compiled_a_trunk_is_one_graph_for_each_modality():
     compiled, x = torch.compile(trunk, backend="eager", fullgraph=True), torch.randn(2, 5, 16)
     for modality in ("image", "speech", "text"):
         torch.testing.assert_close(compiled(x, modality=modality)[0], trunk(x, modality=modality)[0])
+
+
+@pytest.mark.parametrize("share", [1, 3277, 32768, 65535])
+def test_entries_are_dropped_at_their_rate_and_unlike_each_other(share):
+    torch.manual_seed(5)
+    kept = draw_kept(torch.Size((7, 300, 301)), share)  # a size that four does not divide
+    rate = share / 65536
+    error = (rate * (1 - rate) / kept.numel()) ** 0.5
+    assert kept.shape == (7, 300, 301) and abs((~kept).double().mean().item() - rate) < 4 * error
+    flat = (~kept).flatten().double()
+    for step in (1, 2, 3, 4, 301):  # neighbours, which may be of one word
+        both = (flat[step:] * flat[:-step]).mean().item()
+        assert abs(both - rate**2) < 5 * (rate**2 * (1 - rate**2) / kept.numel()) ** 0.5 + 1e-6

@@ -17,7 +17,7 @@ from d2v.models.encoder import hidden_at
 from d2v.models.heads import perceptron
 from d2v.models.positions import sincos
 from d2v.models.token_conv import convolved
-from d2v.models.transformer import Trunk, attention_bias, is_plain, taken
+from d2v.models.transformer import Trunk, attention_bias, is_plain, taken, through
 from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_values, setting
 from d2v.types import Features, Mask
@@ -195,15 +195,15 @@ class BlockDecoder(nn.Module):
         """
         assert mask.keep is not None
         N, T = mask.hidden.shape  # noqa: N806
-        x = self.project(features.x)  # (N, K, C)
+        x = through(self.project, features.x)  # (N, K, C)
         blank = self.mask_token.to(x.dtype).expand(N, T, -1)
         x = blank.scatter(1, mask.keep[..., None].expand_as(x), x)  # (N, T, C)
         x = x + sincos((T,) if grid is None else grid, x.shape[2], x.device).to(self.mask_token.dtype)
         only = hidden_at(mask)
         if features.extra is not None:
             num_extra = features.extra.shape[1]
-            x = torch.cat([self.project(features.extra), x], dim=1)  # (N, E + T, C)
+            x = torch.cat([through(self.project, features.extra), x], dim=1)  # (N, E + T, C)
             only = only + (only // T + 1) * num_extra
             padding = None if padding is None else F.pad(padding, (num_extra, 0))
         x, _ = self.trunk(x, attention_bias(padding, None), only=only)  # (n, C)
-        return self.head(x)
+        return through(self.head, x)

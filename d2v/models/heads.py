@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.models.batch_norm import GroupedBatchNorm
+from d2v.models.transformer import linear_map, through
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "none": lambda x: x}
 
@@ -115,4 +116,4 @@ class WordHead(nn.Module):
 
     def forward(self, x: Tensor, vocabulary: Tensor) -> Tensor:
         """Tokens (n, D) and words (V, W) -> logits (n, V)."""
-        return F.linear(self.norm(F.gelu(self.dense(x))), vocabulary, self.bias)
+        return linear_map(self.norm(F.gelu(through(self.dense, x))), vocabulary, self.bias)

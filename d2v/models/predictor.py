@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v.models import positions
-from d2v.models.transformer import MLP, Trunk, attention_bias
+from d2v.models.transformer import MLP, Trunk, attention_bias, through
 from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_values, setting
 from d2v.types import Mask
@@ -70,7 +70,7 @@ class Predictor(nn.Module):
         assert keep is not None
         rows, tokens = hidden.shape
         where = positions.fixed(tokens, grid, self.mask_token.numel(), x.device)  # (T, P)
-        context = self.inputs(x) + where[keep]  # (R, K, P)
+        context = through(self.inputs, x) + where[keep]  # (R, K, P)
         places, wanted, order = places_of(mask)
         queries = self.mask_token + where[places]  # (N, J, P)
         sequence = torch.cat([_repeated(context, rows), queries.to(context.dtype)], dim=1)  # (N, K + J, P)
@@ -80,7 +80,7 @@ class Predictor(nn.Module):
         if not some and padding is not None:  # a device is not asked
             some = unread.device.type != "cpu" or bool(unread.any())
         out, _ = self.trunk(sequence, attention_bias(ignored if some else None, None))
-        return self.outputs(out[:, keep.shape[1] :][order])
+        return through(self.outputs, out[:, keep.shape[1] :][order])
 
 
 @dataclass
@@ -110,10 +110,10 @@ class CrossBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
         """Queries (N, J, D), context (N, K, D), True where it may be looked at (N, 1, 1, K) -> (N, J, D)."""
-        query = self._heads(self.query(self.norm1(x)))
-        key, value = (self._heads(part) for part in self.key_value(context).chunk(2, dim=-1))
+        query = self._heads(through(self.query, self.norm1(x)))
+        key, value = (self._heads(part) for part in through(self.key_value, context).chunk(2, dim=-1))
         seen = F.scaled_dot_product_attention(query, key, value, bias)  # (N, H, J, D / H)
-        x = x + self.proj(seen.transpose(1, 2).flatten(2))
+        x = x + through(self.proj, seen.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
 
     def _heads(self, x: Tensor) -> Tensor:

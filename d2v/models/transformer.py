@@ -29,6 +29,16 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return type(layer) is kind and not any(hooks) and "forward" not in layer.__dict__
 
 
+def linear_map(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`, on a CPU by the faster library."""
+    return cpu.Linear.apply(x, weight, bias) if cpu.takes_onednn(x, weight) else F.linear(x, weight, bias)
+
+
+def through(layer: nn.Linear, x: Tensor) -> Tensor:
+    """layer(x), (..., I) -> (..., O)."""
+    return linear_map(x, layer.weight, layer.bias) if is_plain(layer, nn.Linear) else layer(x)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one matrix for query, key and value."""
 
@@ -52,7 +62,7 @@ class Attention(nn.Module):
         else:
             attend = attend_with_dropout if dropout and x.device.type == "cpu" else F.scaled_dot_product_attention
             out = attend(q, k, v, bias, dropout)
-        return self.proj(out.transpose(1, 2).reshape(x.shape))
+        return through(self.proj, out.transpose(1, 2).reshape(x.shape))
 
     def weights(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What each token of each head attends to, (N, H, T, T), rows of sum 1: what `forward` computes inside a
@@ -64,11 +74,11 @@ class Attention(nn.Module):
         """Queries, keys and values, (N, H, T, D / H) each."""
         N, T, D = x.shape  # noqa: N806
         if self.bias != "qv":
-            qkv = self.qkv(x)  # (N, T, 3D)
+            qkv = through(self.qkv, x)  # (N, T, 3D)
         else:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
             if is_plain(self.qkv, nn.Linear):
-                qkv = F.linear(x, self.qkv.weight, bias)
+                qkv = linear_map(x, self.qkv.weight, bias)
             else:
                 qkv = self.qkv(x)
                 qkv = qkv + bias.to(qkv.dtype)
@@ -99,7 +109,7 @@ class _GeluLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """(..., I), (O, I), (O,) -> (..., O) in the weight's precision."""
         ctx.save_for_backward(x, weight)
-        return F.linear(F.gelu(x).to(weight.dtype), weight, bias)
+        return cpu.product(F.gelu(x).to(weight.dtype), weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -109,9 +119,9 @@ class _GeluLinear(torch.autograd.Function):
         rows = gradient.flatten(0, -2)  # (n, O)
         by_x = by_weight = by_bias = None
         if ctx.needs_input_grad[0]:
-            by_x = torch.ops.aten.gelu_backward((gradient @ weight).to(x.dtype), x)
+            by_x = torch.ops.aten.gelu_backward(cpu.product(gradient, weight.T).to(x.dtype), x)
         if ctx.needs_input_grad[1]:
-            by_weight = rows.T @ F.gelu(x).to(weight.dtype).flatten(0, -2)
+            by_weight = cpu.product_of_rows(rows, F.gelu(x).to(weight.dtype).flatten(0, -2))
         if ctx.needs_input_grad[2]:
             by_bias = rows.sum(dim=0)
         return by_x, by_weight, by_bias
@@ -123,7 +133,7 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Without a gradient it is just that.
     """
     if not torch.is_grad_enabled():
-        return F.linear(F.gelu(x), weight, bias)
+        return cpu.product(F.gelu(x), weight, bias)
     if torch.is_autocast_enabled(x.device.type):  # an autograd.Function casts nothing in its backward pass
         precision = torch.get_autocast_dtype(x.device.type)
         weight, bias = weight.to(precision), bias.to(precision)
@@ -140,7 +150,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        x = self.fc1(x)
+        x = through(self.fc1, x)
         if (self.training and self.dropout.p) or not is_plain(self.fc2, nn.Linear):
             return self.fc2(self.dropout(F.gelu(x)))
         return gelu_linear(x, self.fc2.weight, self.fc2.bias)

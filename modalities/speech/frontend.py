@@ -22,7 +22,7 @@ from d2v.modalities.common.checks import check_attention_mask
 from d2v.modalities.speech.mel import LogMel, fft_size
 from d2v.models import alibi
 from d2v.models.token_conv import convolved
-from d2v.models.transformer import is_plain
+from d2v.models.transformer import is_plain, linear_map
 from d2v.settings import check_values, setting
 
 MODALITY = "speech"
@@ -165,7 +165,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         windows = x.unfold(1, self.kernel, self.stride).flatten(2)  # (B, L', C_in * kernel)
-        x = F.linear(windows, self.weight.flatten(1))  # (B, L', C_out)
+        x = linear_map(windows, self.weight.flatten(1), None)  # (B, L', C_out)
         if not is_plain(self.norm, nn.LayerNorm):
             return F.gelu(self.norm(x))
         # float32 statistics also where the whole model is half precision
