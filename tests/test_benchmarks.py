@@ -17,9 +17,11 @@ from torch import nn
 from d2v.config.loading import load_config
 from d2v.modalities import text
 from d2v.modalities.text import tokenizer as tokenizers
+from d2v.models import positions
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.training.setup import build_objective
+from d2v.types import View
 from scripts import pretrain
 
 
@@ -187,6 +189,54 @@ def test_steps_whose_losses_differ_are_not_timed(benchmarks, monkeypatch: pytest
     monkeypatch.setattr(joint_peer.PeerStep, "__call__", lambda self, views: factor * step(self, views))
     with pytest.raises(AssertionError, match=r"\["):
         joint_step.check(joint_step.small(joint_step.JointWork("moco", "test_resnet")))
+
+
+def test_a_step_of_ijepa_is_that_of_transformers_layers(root: Path, monkeypatch: pytest.MonkeyPatch):
+    """With the same weights: the loss and the gradient of the first layer."""
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import latent_step
+
+    torch.manual_seed(0)
+    ours, theirs = latent_step.ours("tiny", 64), latent_step.Theirs("tiny", 64)
+    nn.init.normal_(theirs.mask_token)
+    stacks = [(theirs.encoder, ours.student["encoder"]), (theirs.predictor, ours.predictor)]
+    stacks.append((theirs.teacher, ours.teacher["encoder"]))
+    with torch.no_grad():
+        for stock, own in stacks:
+            copy_layers(stock, own.trunk)
+        for stock, own in (stacks[0], stacks[2]):
+            patches = own.frontends["image"].patch_embed
+            patches.load_state_dict(stock.embeddings.patch_embeddings.projection.state_dict())
+        for name in ("inputs", "outputs"):
+            getattr(ours.predictor, name).load_state_dict(getattr(theirs, name).state_dict())
+        ours.predictor.mask_token.copy_(theirs.mask_token)
+        for stock in (theirs.encoder, theirs.teacher, theirs.predictor):
+            width = stock.config.hidden_size
+            stock.embeddings.position_embeddings.copy_(positions.fixed(16, (4, 4), width, torch.device("cpu")))
+    mask, pixels = latent_step.masks_of(2, (4, 4)), torch.randn(2, 3, 64, 64)
+    found = ours([View("image", {"pixel_values": pixels}, mask=mask)])
+    expected = theirs(pixels, mask)
+    torch.testing.assert_close(found.total / found.count, expected)
+    (found.total / found.count).backward()
+    expected.backward()
+    torch.testing.assert_close(
+        ours.student["encoder"].trunk.blocks[0].mlp.fc1.weight.grad, theirs.encoder.layers[0].mlp.fc1.weight.grad
+    )
+
+
+def copy_layers(stock: nn.Module, trunk: nn.Module) -> None:
+    """Weights of transformers' layers and last norm, to blocks of ours."""
+    for layer, block in zip(stock.layers, trunk.blocks, strict=True):
+        attention = layer.attention
+        for kind in ("weight", "bias"):
+            parts = [getattr(getattr(attention, name), kind) for name in ("q_proj", "k_proj", "v_proj")]
+            getattr(block.attention.qkv, kind).copy_(torch.cat(parts))
+        block.attention.proj.load_state_dict(attention.o_proj.state_dict())
+        block.norm1.load_state_dict(layer.layernorm_before.state_dict())
+        block.norm2.load_state_dict(layer.layernorm_after.state_dict())
+        block.mlp.fc1.load_state_dict(layer.mlp.fc1.state_dict())
+        block.mlp.fc2.load_state_dict(layer.mlp.fc2.state_dict())
+    trunk.final_norm.load_state_dict(stock.layernorm.state_dict())
 
 
 def test_unknown_options_of_steps_that_compare_views_are_named(benchmarks):
