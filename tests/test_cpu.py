@@ -56,6 +56,25 @@ def test_values_and_gradients_are_those_of_the_plain_product(layout, width, out,
     assert len(asked) == 3  # forward, by the input, by the weight
 
 
+def test_gradients_that_are_expanded_are_laid_out_before(monkeypatch):
+    """Those of a sum or a mean have strides of 0, of which oneDNN makes a loop that takes minutes."""
+    x, weight = torch.randn(4, ROWS // 4, WIDTH, requires_grad=True), torch.randn(OUT, WIDTH, requires_grad=True)
+    layouts, ask = [], torch.ops.mkldnn._linear_pointwise
+
+    def note(x: Tensor, weight: Tensor, *rest) -> Tensor:
+        layouts.extend([x.stride(), weight.stride()])
+        return ask(x, weight, *rest)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", note)
+    for _ in range(2):  # the second time by code that is kept, of other numbers
+        found = torch.autograd.grad(linear_map(x, weight, None).mean(1).sum(), [x, weight])
+        expected = torch.autograd.grad(F.linear(x, weight).mean(1).sum(), [x, weight])
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        x = torch.randn_like(x).requires_grad_()
+    assert len(layouts) == 12 and all(1 in strides and 0 not in strides for strides in layouts)
+
+
 def test_an_mlp_and_attention_are_the_same_by_either_library(monkeypatch):
     mlp, attention = MLP(64, 96, 0.0), Attention(64, 4, bias="qv", dropout=0.0)
     torch.nn.init.normal_(attention.q_bias)

@@ -263,6 +263,16 @@ def test_wrong_settings_of_a_task_are_named(kind, task, message, tmp_path):
         kind(D2vConfig(frontends=encoder.config.frontends, trunk=encoder.config.trunk, num_labels=5, task=task))
 
 
+def test_letters_are_not_read_from_a_grid(tmp_path):
+    encoder, _ = encoder_and_view("image", tmp_path)
+    config = D2vConfig(frontends=encoder.config.frontends, trunk=encoder.config.trunk, num_labels=5)
+    with pytest.raises(ValueError, match="letters are of a sequence; the tokens of image lie in a grid"):
+        D2vForCTC(config)
+    encoder.save_pretrained(tmp_path / "export")
+    with pytest.raises(ValueError, match="letters are of a sequence"):
+        AutoModelForCTC.from_pretrained(tmp_path / "export")
+
+
 def test_dropout_of_the_head_is_before_each_linear_layer(tmp_path):
     encoder, _ = encoder_and_view("text", tmp_path)
     task = {"dropout": 0.5, "pooling": "first", "dense_dim": 8}

@@ -7,6 +7,7 @@ d2v/training/memory.py.
 N rows, T tokens, H heads, d width of a head, C channels, I and O widths of a linear layer's input and output.
 """
 
+import os
 import platform
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,11 @@ from torch.autograd.function import once_differentiable
 LONG_KERNEL = 16
 # Products of fewer multiplications are as fast by either library.
 LARGE_PRODUCT = 2**20
+# oneDNN makes code for each shape that it is asked for, and keeps that of the last 1,024 shapes: up to 11 MB each for
+# layers of 768, gigabytes where batches differ in length. It and torch, which keeps some too, read this at their first
+# use. A step of fixed shapes has 20 to 150.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "192")
 
 
 @cache
@@ -45,6 +51,8 @@ def takes_onednn(x: Tensor, weight: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type != "cpu" or type(x) is not Tensor:
         return False
+    if x.ndim < 2:
+        return False
     plain = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     large = x.numel() * len(weight) >= LARGE_PRODUCT
     return bool(plain and large and is_amd_with_avx512() and torch.backends.mkldnn.enabled)
@@ -53,8 +61,13 @@ def takes_onednn(x: Tensor, weight: Tensor) -> bool:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` by the faster library, (..., I), (O, I), (O,) -> (..., O); for where no gradient is recorded."""
     if takes_onednn(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(_laid_out(x), _laid_out(weight), bias, "none", [], "")
     return F.linear(x, weight, bias)
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """x by rows or by columns: of other layouts, as of an expanded gradient, oneDNN's product is a slow loop."""
+    return x if x.is_contiguous() or x.mT.is_contiguous() else x.contiguous()
 
 
 def product_of_rows(a: Tensor, b: Tensor) -> Tensor:

@@ -254,8 +254,10 @@ class D2vForCTC(TaskModel):
     output_class = CausalLMOutput
 
     def __init__(self, config: D2vConfig):
-        """ValueError: as TaskModel; a blank that is no letter."""
+        """ValueError: as TaskModel; a blank that is no letter; tokens that lie in a grid."""
         super().__init__(config)
+        if all(self.encoder.frontend(name).grid is not None for name in config.frontends):
+            raise ValueError(f"letters are of a sequence; the tokens of {', '.join(config.frontends)} lie in a grid")
         if self.task.blank >= config.num_labels:
             raise ValueError(f"task.blank is {self.task.blank}; there are {config.num_labels} letters, counted from 0")
         letters: Any = config.num_labels
