@@ -228,6 +228,16 @@ def test_thin_boxes_are_left_out_and_boxes_are_cut_at_the_edge(tmp_path):
     assert "boxes: 11 of 2 classes: red 10, blue 1" in lines and "images without boxes: 1: images/1.png" in lines
 
 
+def test_images_without_a_row_are_told(tmp_path):
+    """Images of another split have rows."""
+    rows = scenes(tmp_path, 6)
+    write_table(tmp_path, [row for row in rows if row[0] not in ("1.png", "4.png")])
+    said = "not read, as the table has no row of them: 2 images (1.png, 4.png)"
+    assert said in samples_of(tmp_path, "train").report.lines()
+    write_table(tmp_path, rows)
+    assert not [line for line in samples_of(tmp_path, "train").report.lines() if "no row" in line]
+
+
 def test_splits_of_several_tables_and_of_cells_with_blanks(tmp_path):
     rows = scenes(tmp_path, 6)
     write_table(tmp_path, [(name, f" {split.upper()}", *box) for name, split, *box in rows])

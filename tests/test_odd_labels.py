@@ -241,6 +241,12 @@ def test_numbers_to_be_learned_may_have_gaps_and_be_minus_one(tmp_path):
         learned(tmp_path, regression=True)
 
 
+def test_a_decimal_comma_is_told(tmp_path):
+    pictures(tmp_path, "train.parquet", ["0,5", "1,25", "3", "4"], datasets.Value("string"))
+    with pytest.raises(ValueError, match=r"does not hold numbers.*: '0,5'; write a point for the decimal comma$"):
+        learned(tmp_path, regression=True)
+
+
 def test_labelled_texts_without_a_label_are_left_out(tmp_path):
     lines = [f"a sentence of {n},{'' if n % 5 == 0 else 'yes' if n % 2 else 'no'}" for n in range(20)]
     (tmp_path / "train.csv").write_text("\n".join(["text,label", *lines]))

@@ -2,18 +2,20 @@
 
 import io
 import os
+import re
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from d2v.modalities import image
 from d2v.modalities.common import labels
-from d2v.modalities.image import augment
+from d2v.modalities.image import augment, shrinking, views
 from d2v.modalities.image.config import LabelledConfig
-from d2v.modalities.image.labelled import LabelledBatches
+from d2v.modalities.image.labelled import LabelledBatches, _rand_augment
 
 RAMP = np.linspace(0, 65535, 24 * 24).round().astype(np.uint16).reshape(24, 24)
 
@@ -216,3 +218,134 @@ def test_rand_augment_reads_pixels_of_16_bits(tmp_path):
     assert found.min() >= 0 and found.max() <= 1 and found.std() > 0.1
     with pytest.raises(ValueError, match=r"data\.auto_augment reads pixels between 0 and 1, not 0 to 255"):
         augment.eight_bits(torch.arange(256.0).reshape(1, 16, 16))
+
+
+def tiff(array: np.ndarray, *, planes: bool = False, **tags: int) -> bytes:
+    """An uncompressed TIFF of an array (H, W) or (H, W, C) and further tags by Pillow's names of them."""
+    numbers = {name: getattr(TiffImagePlugin, name) for name in tags}
+    height, width, bands = (*array.shape, 1)[:3]
+    stored = array.transpose(2, 0, 1) if planes else array
+    strips = bands if planes else 1
+    size = stored.nbytes // strips
+    entries = {256: [width], 257: [height], 258: [8 * array.itemsize] * bands, 259: [1], 262: [2 if bands > 1 else 1]}
+    entries |= {277: [bands], 278: [height], 279: [size] * strips, 284: [2 if planes else 1]}
+    entries |= {numbers[name]: [value] * (bands if name == "SAMPLEFORMAT" else 1) for name, value in tags.items()}
+    count = len(entries) + 1
+    extra = 8 + 2 + 12 * count + 4
+    lists = {tag: values for tag, values in entries.items() if len(values) > 1}
+    pixels_at = extra + 4 * sum(map(len, lists.values())) + 4 * strips
+    entries[273] = [pixels_at + number * size for number in range(strips)]
+    directory, behind = b"", b""
+    for tag in sorted(entries):
+        values = entries[tag]
+        value = values[0] if len(values) == 1 else extra + len(behind)
+        behind += struct.pack(f"<{len(values)}I", *values) if len(values) > 1 else b""
+        directory += struct.pack("<HHII", tag, 4, len(values), value)
+    head = b"II*\x00" + struct.pack("<IH", 8, count) + directory + bytes(4) + behind
+    return head.ljust(pixels_at, b"\x00") + stored.tobytes()
+
+
+COLOURS = np.random.default_rng(0).integers(0, 65535, (24, 24, 3), dtype=np.uint16)
+
+
+def test_tiffs_that_pillow_reads_wrong_are_refused_or_put_right(tmp_path):
+    np.testing.assert_allclose(pixels(tiff(RAMP), 1)[0], RAMP / 65535, atol=1e-6)
+    inverted = tiff(RAMP, PHOTOMETRIC_INTERPRETATION=0)
+    np.testing.assert_allclose(pixels(inverted, 1)[0], 1 - RAMP / 65535, atol=1e-6)
+    signed = tiff((RAMP // 2).astype(np.int16), SAMPLEFORMAT=2)
+    np.testing.assert_allclose(pixels(signed, 1)[0], (RAMP // 2) / 32767, atol=1e-6)
+    np.save(tmp_path / "same.npy", (RAMP // 2).astype(np.int16))
+    np.testing.assert_allclose(pixels(tmp_path / "same.npy", 1), pixels(signed, 1))
+    for source, why in (
+        (tiff(COLOURS, planes=True), "planes of 16 bits without compression"),
+        (tiff((RAMP // 512).astype(np.int8), SAMPLEFORMAT=2), "signed pixels of 8 bits"),
+    ):
+        for read in (augment.outline, lambda given: augment.decode(given, 3)):
+            with pytest.raises(ValueError, match=why):
+                read(source)
+
+
+def test_what_loses_bits_or_bands_is_said(tmp_path):
+    four = np.dstack([COLOURS // 256, RAMP // 256]).astype(np.uint8)
+    (tmp_path / "deep.tif").write_bytes(tiff(COLOURS))
+    (tmp_path / "four.tif").write_bytes(tiff(four, EXTRASAMPLES=2))
+    (tmp_path / "plain.tif").write_bytes(tiff((COLOURS // 256).astype(np.uint8)))
+    (tmp_path / "grey.tif").write_bytes(tiff(RAMP))
+    Image.fromarray(four).save(tmp_path / "transparent.png")
+    remarks = opened(tmp_path).report.remarks
+    assert remarks == {
+        "of more than 8 bits in several bands (the upper 8 are read)": ["deep.tif"],
+        "TIFFs of four bands (the fourth is read as transparency, on white)": ["four.tif"],
+    }
+    np.testing.assert_allclose(pixels(tmp_path / "deep.tif"), (COLOURS // 256).transpose(2, 0, 1) / 255, atol=1e-6)
+    for name in ("deep.tif", "four.tif", "grey.tif"):
+        assert shrinking.shrunk((tmp_path / name).read_bytes(), 8) is None
+    assert shrinking.shrunk((tmp_path / "plain.tif").read_bytes(), 8) is not None
+
+
+def test_a_model_of_many_bands_reads_no_others(tmp_path):
+    grey, inks = sixteen_bits("I;16"), encoded(Image.new("CMYK", (8, 8), (1, 2, 3, 4)), "jpeg")
+    for source in (grey, inks, encoded(Image.new("RGB", (8, 8)), "png")):
+        with pytest.raises(ValueError, match="4 channels"):
+            augment.decode(source, 4)
+    assert pixels(tiff(np.dstack([COLOURS // 256, RAMP // 256]).astype(np.uint8), EXTRASAMPLES=2), 4).shape == (
+        4,
+        24,
+        24,
+    )
+
+
+def test_colours_of_arrays_that_do_not_lie_between_0_and_1_are_not_changed():
+    """torchvision would cut them off there, and most of an image of other units would be one colour."""
+    decibels = torch.linspace(-30, 5, 3 * 16 * 16).view(3, 16, 16)
+    for jitter, fails in ((0.4, True), (0.0, False)):
+        change = augment.training(16, crop_scale=(0.5, 1), crop_ratio=(1, 1), flip=0.5, color_jitter=jitter)
+        if fails:
+            with pytest.raises(
+                ValueError, match=r"data\.color_jitter.* between 0 and 1, not -30 to 5: scale the arrays"
+            ):
+                change(decibels)
+        else:
+            assert change(decibels).min() < -20
+        assert change(decibels.sigmoid()).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_nor_are_those_of_views(on_device):
+    data = image.DataConfig(path="photos", views=["moco_v2"] * 2, augment_on_device=on_device)
+    change = views.transforms(data, 16)[0]
+    decibels = torch.linspace(-30, 5, 3 * 16 * 16).view(3, 16, 16)
+    with pytest.raises(ValueError, match=r"data\.color_strength of data\.views.* between 0 and 1, not -"):
+        for _ in range(50):  # colours are changed by chance
+            change(decibels)
+    still = image.DataConfig(path="photos", views=["moco_v2"] * 2, augment_on_device=on_device, color_strength=0.0)
+    for change in views.transforms(still, 16):
+        for _ in range(20):
+            change(decibels)
+
+
+def test_the_strongest_posterising_leaves_a_bit():
+    made = _rand_augment(LabelledConfig(path="photos", auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.0), 16)
+    posterise = [change for change in made.ops if change.name.startswith("Posterize")]
+    picture = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
+    assert posterise
+    for change in posterise:
+        change.prob, change.magnitude, change.magnitude_std = 1.0, 10, 0
+        assert len(np.unique(np.asarray(change(picture)))) == 2
+
+
+def test_pixels_far_from_mean_and_std_are_told_with_the_settings_that_fit(tmp_path):
+    """Counts of a camera fill a few percent of 16 bits: normalised by the default statistics they are one colour."""
+    generator = np.random.default_rng(0)
+    for number in range(10):
+        counts = generator.integers(1000, 4000, (24, 24), dtype=np.uint16)
+        Image.fromarray(counts).save(tmp_path / f"{number}.png")
+    (said,) = [note for note in opened(tmp_path, 1).report.notes if note.startswith("pixels of")]
+    found = re.search(r"what is trained anew learns more with data\.mean=\[(.+)\] data\.std=\[(.+)\]$", said)
+    assert found and "of 8 images" in said
+    mean, std = float(found[1]), float(found[2])
+    assert abs(mean - 2500 / 65535) < 0.001 and abs(std - 866 / 65535) < 0.001
+    assert not [note for note in opened(tmp_path, 1, mean=[mean], std=[std]).report.notes if note.startswith("pixels")]
+    for number in range(10):  # ordinary photographs are not spoken of
+        Image.fromarray(generator.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    assert not [note for note in opened(tmp_path).report.notes if note.startswith("pixels")]

@@ -14,7 +14,7 @@ from PIL import Image
 from d2v.modalities.common import tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.sampling import seeded_globals
-from d2v.modalities.common.sources import AUDIO, IMAGES, TEXTS, open_source
+from d2v.modalities.common.sources import AUDIO, IMAGES, TEXTS, notes, open_source
 from d2v.modalities.common.sources import splits as sources_splits
 from d2v.modalities.speech.audio import encoded
 
@@ -54,6 +54,16 @@ def test_labels_are_the_first_sub_folders(tmp_path):
     dataset = open_source(str(tmp_path), "train", IMAGES, "image")
     assert files(dataset, tmp_path) == ["cat/a.jpg", "cat/b/c.jpg", "dog/a.jpg"] and list(dataset["label"]) == [0, 0, 1]
     assert tables.classes(dataset, "label") == ["cat", "dog"]
+
+
+def test_a_stray_file_beside_the_folders_is_told(tmp_path):
+    """It leaves all others without a class."""
+    folder = touch(tmp_path, "b/1.png", "a/x/2.png", "a/3.png", "top.png")
+    opened = open_source(str(folder), "train", IMAGES, "image")
+    assert opened.column_names == ["file"]
+    assert notes(opened) == ["no classes by folder, as 1 of 4 files lie in none: top.png"]
+    touch(tmp_path, "0.png", "1.png", "2.png")
+    assert not notes(open_source(str(folder), "train", IMAGES, "image"))  # files in no folders, and some that are
 
 
 def test_split_folders(tmp_path):

@@ -236,9 +236,10 @@ def _numbers(values: np.ndarray, column: str, split: str) -> np.ndarray:
             continue
         numbers[place] = number(value)
         if not np.isfinite(numbers[place]):
+            comma = isinstance(value, str) and np.isfinite(number(value.replace(",", ".")))
             raise ValueError(
                 f"data.label {column!r} of split {split!r} does not hold numbers, as data.regression=true needs: "
-                f"{value!r}"
+                f"{value!r}{'; write a point for the decimal comma' if comma else ''}"
             )
     return numbers
 

@@ -9,6 +9,8 @@ import pyarrow as pa
 
 from d2v.modalities.common import table_files
 from d2v.modalities.common.folders import below, holds, is_ignored, is_text
+from d2v.modalities.common.kinds import named
+from d2v.modalities.common.noted import with_notes
 from d2v.split_names import is_split, same_split
 
 METADATA = ("metadata.csv", "metadata.jsonl")
@@ -27,8 +29,13 @@ def media_files(files: list[Path], root: Path, split: str, extensions: Sequence[
     if metadata is not None:
         return datasets.Dataset(metadata)
     parts = [below(file, root) for file in files]
-    if any(len(part) < 2 for part in parts):
-        return datasets.Dataset.from_dict(columns)
+    beside = [file for file, part in zip(files, parts, strict=True) if len(part) < 2]
+    if beside:
+        opened = datasets.Dataset.from_dict(columns)
+        if len(beside) > len(files) / 2:
+            return opened
+        why = f"{len(beside)} of {len(files)} files lie in none: {named(beside)}"
+        return with_notes(opened, [f"no classes by folder, as {why}"], [])
     label = [part[0] for part in parts]
     classes = set(label)
     if same_split(root.name, split):  # another split may hold classes that this one lacks; the numbers must agree

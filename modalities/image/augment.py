@@ -42,6 +42,7 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 WHITE = (255, 255, 255, 255)  # what lies behind transparent pixels
+SIGNED = 2  # a TIFF's format of samples
 LEAST_FILLED = 128  # signed integers whose largest value is a smaller share of their range than 1 / this have no depth
 BICUBIC, NEAREST = v2.InterpolationMode.BICUBIC, v2.InterpolationMode.NEAREST
 
@@ -66,8 +67,11 @@ def decode(source: bytes | Path, channels: int) -> Image.Image | TensorImage:
     if _is_array(source):
         return _from_array(_scaled(np.load(_file(source), allow_pickle=False)), channels)
     with Image.open(_file(source)) as image:
+        _refuse_misread(image)
         image.load()
         _turn(image)
+        if channels not in (1, 3) and (image.mode[0] in "IF" or (image.mode == "CMYK" and image.format == "JPEG")):
+            raise ValueError(f"{image.mode} image; a model of {channels} channels reads as many bands")
         if image.mode[0] in "IF":  # grey of more than 8 bits
             grey = _grey(image)
             return _from_array(grey if channels == 1 else np.stack([grey] * channels, axis=-1), channels)
@@ -83,6 +87,8 @@ class Outline(NamedTuple):
     height: int
     width: int
     more: bool  # pages or frames follow the first
+    cut: bool = False  # more than 8 bits in each of several bands, of which Pillow reads the upper 8
+    fourth: bool = False  # of a TIFF's bands the fourth, which may be a band of light, is read as transparency
 
 
 def outline(source: bytes | Path) -> Outline:
@@ -92,10 +98,12 @@ def outline(source: bytes | Path) -> Outline:
         height, width = sorted(array.shape)[-2:]
         return Outline(height, width, more=False)
     with Image.open(_file(source)) as image:
+        _refuse_misread(image)
         height, width = image.height, image.width
         if _orientation(image) > 4:  # on its side
             height, width = width, height
-        return Outline(height, width, _has_more(image))
+        fourth = isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode == "RGBA"
+        return Outline(height, width, cut=is_cut(image), fourth=fourth, more=_has_more(image))
 
 
 def size(source: bytes | Path | Image.Image | Tensor) -> tuple[int, int]:
@@ -151,6 +159,27 @@ def _has_more(image: Image.Image) -> bool:
     return True
 
 
+def is_cut(image: Image.Image) -> bool:
+    """Whether a file that is open and not read yet has more than 8 bits in each of several bands."""
+    if image.mode[0] in "IF":
+        return False
+    arguments = [tile.args for tile in getattr(image, "tile", ())]  # the first one of each says how bytes are packed
+    return any(";16" in (given if isinstance(given, str) else str((*(given or ()), "")[0])) for given in arguments)
+
+
+def _refuse_misread(image: Image.Image) -> None:
+    """ValueError: a TIFF that Pillow opens and reads wrong."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    tags = image.tag_v2
+    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,)))
+    raw, planes = tags.get(TiffImagePlugin.COMPRESSION, 1) == 1, tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2
+    if planes and raw and bits > 8:
+        raise ValueError(f"planes of {bits} bits without compression: save it pixel by pixel (planarconfig contig)")
+    if bits == 8 and SIGNED in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):
+        raise ValueError("signed pixels of 8 bits: save them as uint8, or floats between 0 and 1")
+
+
 def _on_white(image: Image.Image) -> Image.Image:
     picture = Image.new("RGBA", image.size, WHITE)
     picture.alpha_composite(image.convert("RGBA"))
@@ -165,13 +194,19 @@ def _grey(image: Image.Image) -> np.ndarray:
         if not (low >= 0 and high <= 1):  # NaN too
             raise ValueError(f"float pixels from {low:g} to {high:g}: they must lie between 0 and 1")
         return pixels
-    bits = 16  # what Pillow widens to 32 bits has 16 too
+    bits, inverted = 16, False  # what Pillow widens to 32 bits has 16 too
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits = min(bits, image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (bits,))[0])
+        tags = image.tag_v2
+        written = tags.get(TiffImagePlugin.BITSPERSAMPLE, (bits,))[0]
+        if SIGNED in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()) and written == 16:
+            return _scaled(pixels.astype(np.int16))
+        bits = min(bits, written)
+        inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0  # 0 is white, as Pillow heeds for 8 bits
     low, high = pixels.min(), pixels.max()
     if low < 0 or high >= 2**bits:
         raise ValueError(f"grey pixels from {low} to {high}: {bits} bits hold 0 to {2**bits - 1}")
-    return pixels.astype(np.float32) / (2**bits - 1)
+    scaled = pixels.astype(np.float32) / (2**bits - 1)
+    return 1 - scaled if inverted else scaled
 
 
 def decode_mask(path: Path, wanted: tuple[int, int]) -> Image.Image:
@@ -257,14 +292,31 @@ def eight_bits(image: Image.Image | Tensor) -> Image.Image:
     """What RandAugment works on. ValueError: a tensor whose pixels do not lie between 0 and 1."""
     if isinstance(image, Image.Image):
         return image
+    check_range(image, "data.auto_augment")
     if image.is_floating_point():
-        if image.min() < -0.5 or image.max() > 1.5:  # bicubic resizing overshoots a little
-            raise ValueError(
-                f"data.auto_augment reads pixels between 0 and 1, not {float(image.min()):g} to "
-                f"{float(image.max()):g}: scale the arrays, or leave it out"
-            )
         image = (image.clamp(0, 1) * 255).round().byte()
     return F.to_pil_image(image)
+
+
+def check_range(image: Any, setting: str) -> None:
+    """ValueError: an array whose pixels do not lie between 0 and 1, where `setting` would cut them off there."""
+    if isinstance(image, Tensor) and image.is_floating_point():
+        low, high = float(image.min()), float(image.max())
+        if low < -0.5 or high > 1.5:  # bicubic resizing overshoots a little
+            raise ValueError(
+                f"{setting} reads pixels between 0 and 1, not {low:g} to {high:g}: scale the arrays, or leave it out"
+            )
+
+
+class ColorJitter(v2.ColorJitter):
+    """torchvision's, which cuts floats off at 0 and 1. ValueError: pixels that do not lie there."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """One image by what was drawn."""
+        if all(params[name] is None for name in params if name != "fn_idx"):  # of a strength of 0
+            return inpt
+        check_range(inpt, "data.color_jitter, or data.color_strength of data.views,")
+        return super().transform(inpt, params)
 
 
 def training(
@@ -274,7 +326,7 @@ def training(
 
     Draws from torch's global generator.
     """
-    jitter = [v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []
+    jitter = [ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []
     crop = v2.RandomResizedCrop(
         image_size,
         scale=(crop_scale[0], crop_scale[1]),

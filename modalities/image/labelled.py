@@ -4,6 +4,7 @@ B samples of a batch, C channels, S image size, L classes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,22 @@ def _rand_augment(data: LabelledConfig, image_size: int) -> Callable[[Any], Any]
     fill = tuple(min(255, round(255 * value)) for value in (list(data.mean) * 3)[:3])
     settings = {"img_mean": fill, "translate_const": int(image_size * 0.45), "interpolation": Image.Resampling.BICUBIC}
     try:
-        return rand_augment_transform(data.auto_augment, settings)
+        made: Any = rand_augment_transform(data.auto_augment, settings)
     except (AssertionError, ValueError, KeyError) as error:
         raise ValueError(
             f"data.auto_augment is {data.auto_augment!r}; timm reads strings such as rand-m9-mstd0.5-inc1 ({error})"
         ) from None
+    for change in made.ops:
+        if change.name.startswith(
+            "Posterize"
+        ):  # at its strongest timm asks for 0 bits, which Pillow refuses from 13 on
+            change.level_fn = partial(_at_least_a_bit, change.level_fn)
+    return made
+
+
+def _at_least_a_bit(level_fn: Callable[..., tuple[int]], level: float, settings: dict) -> tuple[int]:
+    """Bits that posterising keeps."""
+    return (max(1, level_fn(level, settings)[0]),)
 
 
 def labelled_task(data: dict) -> LabelledTask:

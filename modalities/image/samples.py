@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessor
 
@@ -29,7 +30,14 @@ from d2v.protocols import NoSplitError, Rows
 from d2v.types import View
 
 log = logging.getLogger(__name__)
-ONE_COLOUR, MORE_PAGES = "of one colour", "of several pages or frames (the first is read)"
+REMARKS = {  # by the bit that a row's look has set
+    1: "of one colour",
+    2: "of several pages or frames (the first is read)",
+    4: "of more than 8 bits in several bands (the upper 8 are read)",
+    8: "TIFFs of four bands (the fourth is read as transparency, on white)",
+}
+SOME = 8  # images of which pixels are looked at
+FAR, FLAT = 3, 0.25  # deviations from the mean that is said, and the share of the deviation, from which on it is told
 MUCH_LARGER = 4  # times the side that is read
 PHOTOGRAPH = 2_000_000  # pixels, from which decoding takes as long as a small model's step
 
@@ -113,6 +121,7 @@ class Samples:
             self.report.count_classes(self.column(config.label), self.classes, config.label)
         if not in_passing:
             self.report.check(config.max_bad_share, config.path)
+            self.report.notes += self._far_from_its_statistics()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -188,13 +197,39 @@ class Samples:
             constant = self._decodes and augment.one_colour(augment.decode(source, self.frontend.channels))
         except augment.UNREADABLE as error:
             return _reason(error)
-        return outline.height, outline.width, int(constant) + 2 * int(outline.more)
+        flags = (constant, outline.more, outline.cut, outline.fourth and self.frontend.channels in (1, 3))
+        said = sum(bit for bit, flag in zip(REMARKS, flags, strict=True) if flag)
+        return outline.height, outline.width, said
+
+    def _far_from_its_statistics(self) -> list[str]:
+        """What is said where a few images are nearly one colour once they are normalised, or far from 0."""
+        pixels = []
+        for index in np.unique(np.linspace(0, len(self) - 1, min(len(self), SOME)).astype(int)).tolist():
+            try:
+                image = augment.stacked([self.image(index)])[0].flatten(1)  # (C, any)
+            except UnreadableError:
+                continue
+            pixels.append(image / 255 if image.dtype == torch.uint8 else image)
+        if not pixels:
+            return []
+        found = torch.cat(pixels, dim=1)
+        mean, std = found.mean(1), found.std(1)  # (C,)
+        said_mean, said_std = torch.tensor(self.config.mean), torch.tensor(self.config.std)
+        far, share = ((mean - said_mean) / said_std).abs().min(), (std / said_std).max()
+        if share == 0 or (far <= FAR and share >= FLAT):
+            return []
+        means, deviations = (_listed(values) for values in (mean, std))
+        return [
+            f"pixels of {len(pixels)} images have mean {means} and deviation {deviations}; data.mean is "
+            f"{_listed(said_mean)}, data.std {_listed(said_std)}: what is trained anew learns more with "
+            f"data.mean={means} data.std={deviations}"
+        ]
 
     def _scan(self, ids: Sequence[str], data: list[Any] | None) -> tuple[Usable, str | None]:
         """Which rows are usable, and what changes if their files do; fills the report."""
         report, least = self.report, self.config.min_size
         channels = self.frontend.channels if self._decodes else 0
-        settings = data and ["image", *data, self._decodes, channels]
+        settings = data and ["image", len(REMARKS), *data, self._decodes, channels]
         found = scan(self._media, settings, 3, self._look, decodes=self._decodes)
         report.unreadable += [(ids[row], why) for row, why in found.faults.items()]
         height, width, said = found.numbers.T
@@ -204,7 +239,7 @@ class Samples:
             report.too_short.append((ids[row], why))
         rows = Usable(len(ids), np.union1d(small, np.flatnonzero(height == NONE)))
         for row in np.setdiff1d(np.flatnonzero(said > 0), rows.others).tolist():
-            for bit, remark in ((1, ONE_COLOUR), (2, MORE_PAGES)):
+            for bit, remark in REMARKS.items():
                 if said[row] & bit:
                     report.remarks.setdefault(remark, []).append(ids[row])
         if len(rows):
@@ -217,6 +252,12 @@ def queries(given: Sequence[str], data: ReadConfig, frontend: FrontendConfig, fo
     """Image files that are no data, as samples in their order; what cannot be read is in the report."""
     rows = datasets.Dataset.from_dict({"file": list(given)})
     return Samples(replace(data, min_size=0), frontend, split=data.split, folder=folder, rows=Rows(rows, 0))
+
+
+def _listed(values: torch.Tensor) -> str:
+    """A value of each channel, or one where they are equal, as settings are written."""
+    texts = [f"{value:.3g}" for value in values.tolist()]
+    return f"[{','.join(texts if len(set(texts)) > 1 else texts[:1])}]"
 
 
 def _sizes(found: np.ndarray, frontend: FrontendConfig) -> tuple[str, str]:

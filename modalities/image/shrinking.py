@@ -17,7 +17,8 @@ EXACT = 2  # times the wanted size that JPEG's own reduction leaves, so that the
 def shrunk(media: bytes, side: int) -> bytes | None:
     """The first picture of a file with a shorter side of `side` pixels, turned as its EXIF says.
 
-    JPEG of what was JPEG or WebP, else PNG; None: it stays as it is, as it is no larger, or has more than 8 bits.
+    JPEG of what was JPEG or WebP, else PNG; None: it stays as it is, as it is no larger, has more than 8 bits, or is a
+    TIFF of other bands than one or three.
     UnreadableError: it is damaged.
     """
     try:
@@ -25,7 +26,8 @@ def shrunk(media: bytes, side: int) -> bytes | None:
             return None
         with Image.open(io.BytesIO(media)) as image:
             shorter = min(image.size)
-            if shorter <= side or image.mode[0] in "IF":
+            bands = image.format == "TIFF" and image.mode not in ("1", "L", "P", "RGB")
+            if shorter <= side or image.mode[0] in "IF" or augment.is_cut(image) or bands:
                 return None
             kind, wanted = image.format, [round(length * side / shorter) for length in image.size]
             image.draft(image.mode, (EXACT * wanted[0], EXACT * wanted[1]))

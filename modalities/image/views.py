@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from d2v.modalities.common.checks import check_ranges, check_views
+from d2v.modalities.image import augment
 from d2v.modalities.image.colours import BRIGHTNESS, CONTRAST, HUE, SATURATION, Drawn
 from d2v.modalities.image.frontend import FrontendConfig
 from d2v.settings import check_readers, setting
@@ -168,7 +169,7 @@ def _parts(family: Family, scale: Any, size: int, data: Any) -> dict[str, Callab
     """The steps of a view by their names, in their order."""
     low, high = scale or family.scale
     ratio = (data.crop_ratio[0], data.crop_ratio[1])
-    jitter = v2.ColorJitter(*(data.color_strength * amount for amount in family.jitter))
+    jitter = augment.ColorJitter(*(data.color_strength * amount for amount in family.jitter))
     parts = {
         "crop": v2.RandomResizedCrop(
             size, scale=(low, high), ratio=ratio, interpolation=family.interpolation, antialias=True
@@ -203,7 +204,10 @@ class Deferred:
             elif torch.rand(1) >= part.p:  # as torchvision decides
                 continue
             elif name == "jitter":
-                turns += _turns(part.transforms[0])
+                turned = _turns(part.transforms[0])
+                if turned:
+                    augment.check_range(image, "data.color_strength of data.views")
+                turns += turned
             elif name == "grey":
                 turns.append((SATURATION, 0.0))
             elif name == "blur":

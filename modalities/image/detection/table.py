@@ -4,11 +4,13 @@ A row whose cells of a box are all empty is an image without boxes.
 """
 
 import math
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from d2v.modalities.common import table_files
+from d2v.modalities.common.kinds import IMAGES, is_of, named
 from d2v.modalities.common.split_column import LEFT, NAME
 from d2v.modalities.common.splits import choose
 from d2v.modalities.common.tables import PATH_COLUMNS, number
@@ -29,6 +31,8 @@ def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | N
     for file in chosen.files:
         rows += [(file, row) for row in _rows(file, label)]
     notes, names = list(chosen.notes), list(chosen.splits)
+    if len(chosen.files) == len(tables):
+        notes += _unnamed(list(_by_image(rows)))
     there = {row[NAME] for _, row in rows} - {""}
     if there and len(names) < 2:  # the column counts where files are not divided by their names
         where = chosen.files[0] if len(chosen.files) == 1 else root
@@ -40,6 +44,17 @@ def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | N
         raise NoSplitError(chosen.missing)
     listed = ", ".join(file.name for file in chosen.files[:3])
     return Annotated(_by_image(rows), f"the table {listed}, a row a box", notes, names)
+
+
+def _unnamed(paths: list[str]) -> list[str]:
+    """What is said of images that lie among those of the table, which has no row of them."""
+    named_there = {os.path.normpath(path) for path in paths}
+    left = []
+    for folder in sorted({Path(path).parent for path in named_there}):
+        if folder.is_dir():
+            files = folder.iterdir()
+            left += [file for file in files if is_of(file, IMAGES) and os.path.normpath(file) not in named_there]
+    return [f"not read, as the table has no row of them: {len(left)} images ({named(sorted(left))})"] if left else []
 
 
 def _columns(file: Path) -> list[str]:
