@@ -170,9 +170,11 @@ def gflop(step: Any, batch: Any) -> float:
     """Arithmetic of the products and convolutions of one step, backward included."""
     # Neither compiled code nor oneDNN's products are counted: the same blocks are, as they are written.
     torch.backends.mkldnn.enabled = False
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-        step(batch)
-    torch.backends.mkldnn.enabled = True
+    try:
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+            step(batch)
+    finally:
+        torch.backends.mkldnn.enabled = True
     return counter.get_total_flops() / 1e9
 
 

@@ -106,6 +106,24 @@ def test_frozen_weights_and_inputs_without_a_gradient_get_none(monkeypatch):
         assert not through(layer, torch.randn(ROWS, WIDTH)).requires_grad
 
 
+def test_a_bias_of_any_layout_is_read_right():
+    layer, x = torch.nn.Linear(WIDTH, OUT), torch.randn(ROWS, WIDTH)
+    for bias in (torch.arange(2.0 * OUT)[::2], torch.ones(1).expand(OUT), torch.arange(OUT + 3.0)[3:]):
+        torch.testing.assert_close(linear_map(x, layer.weight, bias), F.linear(x, layer.weight, bias))
+    with pytest.raises(RuntimeError, match=r"shape|size"):  # torch's own words
+        linear_map(x, layer.weight[:, 1:], None)
+
+
+def test_what_transforms_functions_sees_torchs_own_product(monkeypatch):
+    asked = calls(monkeypatch)
+    layer, x = torch.nn.Linear(WIDTH, OUT).requires_grad_(False), torch.randn(3, ROWS, WIDTH)
+    torch.testing.assert_close(torch.vmap(lambda row: through(layer, row))(x), layer(x))
+    _, turned = torch.func.jvp(lambda given: cpu.product(given, layer.weight), (x[0],), (x[1],))
+    torch.testing.assert_close(turned, F.linear(x[1], layer.weight))
+    assert not asked
+    assert not cpu.takes_onednn(x[0], layer.weight.data.to_sparse())
+
+
 def test_small_products_other_precisions_autocast_and_hooks_keep_the_plain_one(monkeypatch):
     asked = calls(monkeypatch)
     layer, x = torch.nn.Linear(WIDTH, OUT), torch.randn(ROWS, WIDTH)

@@ -254,6 +254,9 @@ def test_tiffs_that_pillow_reads_wrong_are_refused_or_put_right(tmp_path):
     np.testing.assert_allclose(pixels(inverted, 1)[0], 1 - RAMP / 65535, atol=1e-6)
     signed = tiff((RAMP // 2).astype(np.int16), SAMPLEFORMAT=2)
     np.testing.assert_allclose(pixels(signed, 1)[0], (RAMP // 2) / 32767, atol=1e-6)
+    np.testing.assert_allclose(
+        pixels(tiff((RAMP / 65535).astype(np.float32), planes=False, SAMPLEFORMAT=3), 1)[0], RAMP / 65535, atol=1e-6
+    )
     np.save(tmp_path / "same.npy", (RAMP // 2).astype(np.int16))
     np.testing.assert_allclose(pixels(tmp_path / "same.npy", 1), pixels(signed, 1))
     for source, why in (
@@ -340,7 +343,9 @@ def test_pixels_far_from_mean_and_std_are_told_with_the_settings_that_fit(tmp_pa
     for number in range(10):
         counts = generator.integers(1000, 4000, (24, 24), dtype=np.uint16)
         Image.fromarray(counts).save(tmp_path / f"{number}.png")
-    (said,) = [note for note in opened(tmp_path, 1).report.notes if note.startswith("pixels of")]
+    (said,) = [
+        note for note in opened(tmp_path, 1, mean=[0.45], std=[0.22]).report.notes if note.startswith("pixels of")
+    ]
     found = re.search(r"what is trained anew learns more with data\.mean=\[(.+)\] data\.std=\[(.+)\]$", said)
     assert found and "of 8 images" in said
     mean, std = float(found[1]), float(found[2])
@@ -348,4 +353,7 @@ def test_pixels_far_from_mean_and_std_are_told_with_the_settings_that_fit(tmp_pa
     assert not [note for note in opened(tmp_path, 1, mean=[mean], std=[std]).report.notes if note.startswith("pixels")]
     for number in range(10):  # ordinary photographs are not spoken of
         Image.fromarray(generator.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    assert not [note for note in opened(tmp_path).report.notes if note.startswith("pixels")]
+    for number in range(10):  # nor is what no deviation would help, as a channel is of one value
+        Image.new("RGB", (24, 24), (number, 0, 3)).save(tmp_path / f"{number}.png")
     assert not [note for note in opened(tmp_path).report.notes if note.startswith("pixels")]

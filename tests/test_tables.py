@@ -67,6 +67,12 @@ def test_bytes_that_are_no_utf8_are_replaced(tmp_path):
         ({"start": [None, "3"], "end": ["1.5", None]}, [[0, 1.5], [3, np.nan]]),
         ({"start": [1, 2]}, [[1, np.nan], [2, np.nan]]),
         ({"start": [1, 2], "end": [4, 5], "duration": [100, 100]}, [[1, 4], [2, 5]]),  # of the whole file
+        ({"onset": ["1", "2"], "offset": ["4", "5"]}, [[1, 4], [2, 5]]),  # DCASE's
+        ({"onset": [1, 2], "duration": [0.5, 1]}, [[1, 1.5], [2, 3]]),
+        ({"Start": [1, 2], "End": [4, 5]}, [[1, 4], [2, 5]]),
+        ({"begin_time": [1, 2], "end_time": [4, 5]}, [[1, 4], [2, 5]]),
+        ({"Begin Time (s)": ["1", "2"], "End Time (s)": ["4", "5"]}, [[1, 4], [2, 5]]),  # Raven's
+        ({"start": [1, 2], "end_time": ["noon", "six"]}, [[1, np.nan], [2, np.nan]]),
     ],
 )
 def test_segments_are_read_in_seconds(columns, wanted):
@@ -76,6 +82,14 @@ def test_segments_are_read_in_seconds(columns, wanted):
             tables.segments(dataset)
     else:
         np.testing.assert_array_equal(tables.segments(dataset), wanted)
+
+
+def test_times_of_day_are_no_parts_and_few_recordings_of_many_rows_are_told():
+    clock = datasets.Dataset.from_dict({"file": ["a.wav"] * 4, "start_time": ["12:30"] * 4})
+    assert tables.segments(clock) is None
+    (said,) = tables.repeated(clock)
+    assert said.startswith("4 rows name 1 recordings, each read whole: for parts give columns offset or start")
+    assert not tables.repeated(datasets.Dataset.from_dict({"file": ["a.wav", "b.wav", "a.wav"]}))
 
 
 def test_tables_without_segments_and_cells_that_hold_sound_are_whole():

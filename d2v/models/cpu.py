@@ -24,7 +24,7 @@ LONG_KERNEL = 16
 LARGE_PRODUCT = 2**20
 # oneDNN makes code for each shape that it is asked for, and keeps that of the last 1,024 shapes: up to 11 MB each for
 # layers of 768, gigabytes where batches differ in length. It and torch, which keeps some too, read this at their first
-# use. A step of fixed shapes has 20 to 150.
+# use, on any processor. A step of fixed shapes has 20 to 150.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "192")
 
@@ -44,23 +44,37 @@ def is_amd_with_avx512() -> bool:
     return "AuthenticAMD" in maker
 
 
-def takes_onednn(x: Tensor, weight: Tensor) -> bool:
+def takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether `product` asks oneDNN: large products of plain float32 tensors, where it is the faster one.
 
-    Not where code is traced, which is to hold torch's own operators; nor without `torch.backends.mkldnn.enabled`.
+    Not where code is traced or transformed, which is to hold torch's own operators; nor without
+    `torch.backends.mkldnn.enabled`.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type != "cpu" or type(x) is not Tensor:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type != "cpu" or not _is_plain(x, weight):
         return False
-    if x.ndim < 2:
-        return False
-    plain = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    fits = x.ndim > 1 and weight.ndim == 2 and x.shape[-1] == weight.shape[1]
+    fits = fits and (bias is None or bias.shape == weight.shape[:1]) and not torch.is_autocast_enabled("cpu")
     large = x.numel() * len(weight) >= LARGE_PRODUCT
-    return bool(plain and large and is_amd_with_avx512() and torch.backends.mkldnn.enabled)
+    return bool(fits and large and is_amd_with_avx512() and torch.backends.mkldnn.enabled and not _is_transformed())
+
+
+def _is_plain(*tensors: Tensor) -> bool:
+    """Whether all are float32, none of a class of its own (fake, distributed, quantised), and none sparse."""
+    return all(
+        type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32 and x.layout == torch.strided for x in tensors
+    )
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func (vmap, grad, jvp) or forward-mode differentiation is at work."""
+    functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+    return functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` by the faster library, (..., I), (O, I), (O,) -> (..., O); for where no gradient is recorded."""
-    if takes_onednn(x, weight):
+    if takes_onednn(x, weight, bias):
+        bias = None if bias is None else bias.contiguous()
         return torch.ops.mkldnn._linear_pointwise(_laid_out(x), _laid_out(weight), bias, "none", [], "")
     return F.linear(x, weight, bias)
 
@@ -108,7 +122,7 @@ def draw_kept(shape: torch.Size, share: int) -> Tensor:
 
     torch draws a double for each entry, one after the other; here 64 random bits serve four entries.
     """
-    words = torch.randint(-(2**63), 2**63 - 1, (-(-shape.numel() // 4),))
+    words = torch.randint(-(2**63), 2**63 - 1, (-(-shape.numel() // 4),), device="cpu")
     return words.view(torch.int16)[: shape.numel()].view(shape) >= share - 2**15
 
 

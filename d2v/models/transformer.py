@@ -31,7 +31,7 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
 def linear_map(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear`, on a CPU by the faster library."""
-    return cpu.Linear.apply(x, weight, bias) if cpu.takes_onednn(x, weight) else F.linear(x, weight, bias)
+    return cpu.Linear.apply(x, weight, bias) if cpu.takes_onednn(x, weight, bias) else F.linear(x, weight, bias)
 
 
 def through(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class SplitConfig:
         if self.validation_share and self.validation_split:
             raise ValueError(
                 f"data.validation_share {self.validation_share} and data.validation_split {self.validation_split!r}: "
-                "give one of them"
+                "give one of them; data.validation_share=0 takes the split"
             )
 
 
@@ -239,7 +239,7 @@ def _numbers(values: np.ndarray, column: str, split: str) -> np.ndarray:
             comma = isinstance(value, str) and np.isfinite(number(value.replace(",", ".")))
             raise ValueError(
                 f"data.label {column!r} of split {split!r} does not hold numbers, as data.regression=true needs: "
-                f"{value!r}{'; write a point for the decimal comma' if comma else ''}"
+                f"{value!r}{'; write a point for a decimal comma, and nothing for one of thousands' if comma else ''}"
             )
     return numbers
 

@@ -25,7 +25,7 @@ from d2v.protocols import NoSplitError
 from d2v.reading import named
 
 KINDS = {"image": IMAGES, "audio": AUDIO}
-PART = (*tables.STARTS, tables.STOP, tables.LENGTH)  # columns that say which part of a recording a row is
+PART = tables.TIMES  # columns that say which part of a recording a row is
 BOX = ("xmin", "ymin", "xmax", "ymax", "bbox", "boxes", "objects")  # columns that are in pixels
 AHEAD = 64  # samples that are in memory at once
 BEGINS = {  # what a file without a name is known by

@@ -30,6 +30,7 @@ __all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source", "splits", "with_s
 EXPRESSION = re.compile(r"[\w.-]+(\[[^]]*\])?(\+[\w.-]+(\[[^]]*\])?)*")  # train[:100]+test-clean
 SAVED = ("dataset_dict.json", "state.json")  # which save_to_disk of `datasets` writes
 CLIPS = "clips"  # where the recordings of Common Voice's tables lie
+FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".tar", ".zip", ".wav", ".flac", ".jpg", ".png")
 LISTED = ".trans.txt"  # how the names of LibriSpeech's lists of transcripts end
 DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", "requirements")  # about data
 
@@ -90,7 +91,8 @@ def _open(
         files, said = _matches(local, name)
         root = Path(os.path.commonpath([file.parent for file in files]))
         return _open_files(files, split, extensions, what, root, said, known, sample_by)
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", name):
+    is_file = local.suffix.lower() in FILES  # which no Hub data set's name ends with
+    if is_file or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?", name):
         raise ValueError(f"data.path {name!r} does not exist (looked for {local}{alike(local)})")
     hub, _, config = name.partition(":")
     where = f"data.path {name!r} is no local file or folder (looked for {local}{alike(local)}); as a Hub data set"

@@ -29,7 +29,14 @@ KNOWN = {  # names of columns by which the first line of a table is known for on
         *("id", "idx", "index", "Unnamed: 0", "split", "lang", "language", "author", "speaker", *PATH_COLUMNS),
     ),
 }
-STARTS, STOP, LENGTH = ("offset", "start"), "end", "duration"  # columns of a part of a recording, in seconds
+# Columns of a part of a recording, in seconds, whatever their capitals; those that other programs write
+# (Audacity's and Raven's exports, DCASE's lists) count where they hold numbers.
+STARTS, STOPS, LENGTH = ("offset", "start"), ("end",), "duration"
+OTHER_STARTS, OTHER_STOPS = (
+    ("onset", "start_time", "begin_time", "begin time (s)"),
+    ("end_time", "stop", "end time (s)"),
+)
+TIMES = (*STARTS, *OTHER_STARTS, *STOPS, *OTHER_STOPS, LENGTH)
 NAMES, MOVED = "d2v_name", "d2v_moved"  # columns of our own: unique names of rows; one on its way to another's place
 NUMBER = r"^\s*([-+]?[\d.,]+(e[-+]?\d+)?|true|false)?\s*$"
 
@@ -285,25 +292,61 @@ def written(value: Any) -> str:
 def segments(dataset: datasets.Dataset) -> np.ndarray | None:
     """Which part of its recording each row is, (rows, 2) seconds: start, and stop or NaN for the end of the recording.
 
-    Columns "offset" or "start", and "end" or "duration", whose empty cells are 0 and the end. None: the table has no
-    such columns, or its cells hold the sound itself. ValueError: a cell that is no time.
+    Columns "offset" or "start", and "end" or "duration", whose empty cells are 0 and the end, or other usual names;
+    beside "onset" an "offset" is the end. None: the table has no such columns, or its cells hold the sound itself.
+    ValueError: a cell that is no time.
     """
-    starts = [name for name in STARTS if name in dataset.column_names]
+    starts, stops, lengths = _times(dataset)
     if not starts or _holds_bytes(dataset, media_column(dataset, "audio")):
         return None
-    if len(starts) > 1:
-        raise ValueError(f"the data has columns {' and '.join(starts)}, and both say where a row begins: keep one")
+    for names, what in ((starts, "begins"), (stops, "ends")):
+        if len(names) > 1:
+            raise ValueError(f"the data has columns {' and '.join(names)}, and both say where a row {what}: keep one")
     start = np.nan_to_num(_seconds(dataset, starts[0]))
     stop = np.full(len(dataset), np.nan)
-    if STOP in dataset.column_names:
-        stop = _seconds(dataset, STOP)
-    elif LENGTH in dataset.column_names:
-        stop = start + _seconds(dataset, LENGTH)
+    if stops:
+        stop = _seconds(dataset, stops[0])
+    elif lengths:
+        stop = start + _seconds(dataset, lengths[0])
     reversed_rows = np.flatnonzero(stop < start)
     if len(reversed_rows):
         row = reversed_rows[0]
         raise ValueError(f"row {row + 1} of the data begins at {start[row]:g} s and ends before, at {stop[row]:g} s")
     return np.stack([start, stop], axis=1)
+
+
+def _times(dataset: datasets.Dataset) -> tuple[list[str], list[str], list[str]]:
+    """Columns that say where a row begins, where it ends, and how long it is."""
+    columns = {name.strip().lower(): name for name in dataset.column_names}
+    numeric = [
+        name for name in (*OTHER_STARTS, *OTHER_STOPS) if name in columns and _is_numeric(dataset, columns[name])
+    ]
+    starts = [name for name in (*STARTS, *OTHER_STARTS) if name in columns and (name in STARTS or name in numeric)]
+    stops = [name for name in (*STOPS, *OTHER_STOPS) if name in columns and (name in STOPS or name in numeric)]
+    if {"onset", "offset"} <= {*starts}:  # DCASE's: the second is where the sound ends
+        starts.remove("offset")
+        stops.append("offset")
+    lengths = [LENGTH] if LENGTH in columns else []
+    return tuple([columns[name] for name in names] for names in (starts, stops, lengths))  # type: ignore[return-value]
+
+
+def _is_numeric(dataset: datasets.Dataset, name: str) -> bool:
+    """Whether every cell that is not empty is a number."""
+    return all(cell is None or np.isfinite(number(cell)) for cell in cells_of(dataset, name))
+
+
+def repeated(dataset: datasets.Dataset) -> list[str]:
+    """What is said of a table whose rows name few recordings, all of which are read whole."""
+    name = media_column(dataset, "audio")
+    if len(dataset) < 2 or not is_string(dataset.features[name]):
+        return []
+    files = len(dataset.unique(name))
+    if 2 * files > len(dataset):
+        return []
+    return [
+        f"{len(dataset)} rows name {files} recordings, each read whole: for parts give columns offset or start, and "
+        "end or duration, in seconds"
+    ]
 
 
 def _seconds(dataset: datasets.Dataset, name: str) -> np.ndarray:

@@ -174,6 +174,7 @@ def _refuse_misread(image: Image.Image) -> None:
     tags = image.tag_v2
     bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,)))
     raw, planes = tags.get(TiffImagePlugin.COMPRESSION, 1) == 1, tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2
+    planes = planes and tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1) > 1
     if planes and raw and bits > 8:
         raise ValueError(f"planes of {bits} bits without compression: save it pixel by pixel (planarconfig contig)")
     if bits == 8 and SIGNED in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):

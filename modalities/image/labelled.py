@@ -105,10 +105,9 @@ def _rand_augment(data: LabelledConfig, image_size: int) -> Callable[[Any], Any]
         raise ValueError(
             f"data.auto_augment is {data.auto_augment!r}; timm reads strings such as rand-m9-mstd0.5-inc1 ({error})"
         ) from None
+    # At its strongest timm asks for 0 bits, which Pillow refuses from version 13 on.
     for change in made.ops:
-        if change.name.startswith(
-            "Posterize"
-        ):  # at its strongest timm asks for 0 bits, which Pillow refuses from 13 on
+        if change.name.startswith("Posterize"):
             change.level_fn = partial(_at_least_a_bit, change.level_fn)
     return made
 

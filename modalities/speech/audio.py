@@ -209,8 +209,8 @@ def mix(wave: np.ndarray) -> np.ndarray:
     mean = _averaged(wave)
     if wave.shape[1] == 1 or not len(wave):
         return mean
-    energy = np.square(wave, dtype=np.float64).mean(axis=0)  # (C,)
-    if np.square(mean, dtype=np.float64).mean() < CANCELLED * energy.mean():
+    energy = wave.var(axis=0, dtype=np.float64)  # (C,) without what does not swing, which no phase cancels
+    if mean.var(dtype=np.float64) < CANCELLED * energy.mean():
         return np.ascontiguousarray(wave[:, energy.argmax()])
     return mean
 

@@ -105,6 +105,7 @@ class Samples:
             self.report.count_classes(self.column(config.label), self.classes, config.label)
         if not in_passing:
             self.report.check(config.max_bad_share, config.path)
+            self.report.notes += [] if self._segments is not None else tables.repeated(dataset)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -43,6 +43,8 @@ class Transcripts:
             needed = tokens_needed(text)
             if not text:
                 self.report.unreadable.append((name, "empty transcript"))
+            elif "\ufffd" in text:
+                self.report.unreadable.append((name, "its transcript is not UTF-8"))
             elif SPACE in text:
                 self.report.unreadable.append((name, f"its transcript holds {SPACE!r}, which stands between words"))
             elif size > longest:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from d2v.modalities.common import table_files
+from d2v.modalities.common.folders import is_ignored
 from d2v.modalities.common.kinds import IMAGES, is_of, named
 from d2v.modalities.common.split_column import LEFT, NAME
 from d2v.modalities.common.splits import choose
@@ -52,7 +53,7 @@ def _unnamed(paths: list[str]) -> list[str]:
     left = []
     for folder in sorted({Path(path).parent for path in named_there}):
         if folder.is_dir():
-            files = folder.iterdir()
+            files = (file for file in folder.iterdir() if not is_ignored(file.name))
             left += [file for file in files if is_of(file, IMAGES) and os.path.normpath(file) not in named_there]
     return [f"not read, as the table has no row of them: {len(left)} images ({named(sorted(left))})"] if left else []
 
