@@ -52,6 +52,8 @@ def test_an_export_loads_with_a_new_head_and_comes_back_from_the_auto_classes(mo
     encoder, view = encoder_and_view(
         modality, tmp_path / "run", "model.trunk.pre_norm=true", "model.trunk.final_norm=true"
     )
+    if kind is D2vForCTC and encoder.frontend(modality).grid is not None:
+        pytest.skip("letters are of a sequence, as another test shows")
     encoder.save_pretrained(tmp_path / "export")
     names = {number: f"class {number}" for number in range(5)}
     labelled = {"num_labels": 5, "id2label": names, "label2id": {name: number for number, name in names.items()}}
