@@ -14,15 +14,14 @@ import sys
 import torch
 import torch.nn.functional as F
 import transformers
-from masked_step import PATCH, SIZES, trained
+from masked_step import PATCH, SIZES, check_sizes, print_rows, print_table, stepper
 from torch import Tensor, nn
-from turns import in_turn, parse_options
+from turns import in_turn
 
 from d2v.modalities.image.masks import MaskConfig, multi_block
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
 from d2v.objectives import ijepa
-from d2v.training.memory import keep_freed_memory
 from d2v.types import Mask, View
 
 WIDTH, DEPTH, HEADS = 384, 6, 12  # of the predictor
@@ -107,18 +106,12 @@ def masks_of(images: int, grid: tuple[int, int]) -> Mask:
 def measure(name: str, options: dict[str, int]) -> None:
     """Prints the rows of a size."""
     objective, peer = ours(name, options["size"]), Theirs(name, options["size"])
-    numbers = [sum(parameter.numel() for parameter in trained(model)) for model in (objective, peer)]
-    assert numbers[0] == numbers[1], f"parameters: {numbers}"
+    check_sizes(objective, peer)
     side = options["size"] // PATCH
     mask = masks_of(options["batch"], (side, side))
     pixels = torch.randn(options["batch"], 3, options["size"], options["size"])
     view = View("image", {"pixel_values": pixels}, mask=mask)
-    optimizers = {model: torch.optim.AdamW(trained(model), lr=1e-4, fused=True) for model in (objective, peer)}
-
-    def step(model: ijepa.IJEPA | Theirs, loss: Tensor) -> None:
-        loss.backward()
-        optimizers[model].step()
-        optimizers[model].zero_grad()
+    step = stepper(objective, peer)
 
     def our_step() -> None:
         loss = objective([view])
@@ -129,21 +122,12 @@ def measure(name: str, options: dict[str, int]) -> None:
         step(peer, peer(pixels, mask))
         peer.update_teacher()
 
-    seconds = in_turn({"d2v": our_step, "transformers": their_step}, options["steps"], warm_up=1)
-    own = seconds["d2v"]
-    for label, found in seconds.items():
-        shares = f"{own.wall / found.wall:.2f} | {found.cpu:.2f} | {own.cpu / found.cpu:.2f}"
-        print(f"| {name} | {label} | {found.wall:.2f} | {shares} |", flush=True)
+    print_rows(name, in_turn({"d2v": our_step, "transformers": their_step}, options["steps"], warm_up=1))
 
 
 def main(arguments: list[str]) -> None:
-    """Rows of the sizes that are named."""
-    names, options = parse_options(arguments, {"threads": 2, "steps": 5, "batch": 4, "size": 224})
-    torch.set_num_threads(options["threads"])
-    keep_freed_memory()  # as d2v/training/setup.py does
-    print("| | step | s | d2v's share of it | CPU s | d2v's share of it |\n|---|---|---|---|---|---|")
-    for name in names or ("base",):
-        measure(name, options)
+    """Prints the table."""
+    print_table(arguments, ("base",), measure)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ of ours. They have as many parameters, which is checked; tests/test_masked.py sh
 """
 
 import sys
+from collections.abc import Callable
 
 import torch
 import transformers
 from torch import Tensor
-from turns import in_turn, parse_options
+from turns import Seconds, in_turn, parse_options
 
 from d2v.models.configuration import D2vConfig
 from d2v.models.encoder import D2vModel
@@ -55,12 +56,41 @@ def trained(model: torch.nn.Module) -> list[Tensor]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def size_of(model: torch.nn.Module) -> int:
+    """Numbers that are trained."""
+    return sum(parameter.numel() for parameter in trained(model))
+
+
+def check_sizes(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    """AssertionError: they do not train as many numbers."""
+    assert size_of(ours) == size_of(theirs), f"parameters: {size_of(ours)}, {size_of(theirs)}"
+
+
+def stepper(*models: torch.nn.Module) -> Callable[[torch.nn.Module, Tensor], None]:
+    """What takes a step of one of them from its loss: backward and AdamW."""
+    optimizers = {model: torch.optim.AdamW(trained(model), lr=1e-4, fused=True) for model in models}
+
+    def step(model: torch.nn.Module, loss: Tensor) -> None:
+        loss.backward()
+        optimizers[model].step()
+        optimizers[model].zero_grad()
+
+    return step
+
+
+def print_rows(name: str, seconds: dict[str, Seconds]) -> None:
+    """A row of each side, with the shares that "d2v" has of it."""
+    own = seconds["d2v"]
+    for side, found in seconds.items():
+        shares = f"{own.wall / found.wall:.2f} | {found.cpu:.2f} | {own.cpu / found.cpu:.2f}"
+        print(f"| {name} | {side} | {found.wall:.2f} | {shares} |", flush=True)
+
+
 def measure(name: str, options: dict[str, int]) -> None:
     """Prints the rows of a size."""
     pixels = torch.randn(options["batch"], 3, options["size"], options["size"])
     objective, stock = ours(name, options["size"]), theirs(name, options["size"])
-    numbers = [sum(parameter.numel() for parameter in trained(model)) for model in (objective, stock)]
-    assert numbers[0] == numbers[1], f"parameters: {numbers}"
+    check_sizes(objective, stock)
     tokens = (options["size"] // PATCH) ** 2
     noise = torch.rand(options["batch"], tokens)
     order = noise.argsort(dim=1)
@@ -71,12 +101,7 @@ def measure(name: str, options: dict[str, int]) -> None:
         "d2v": View("image", inputs, mask=Mask(hidden, keep)),
         "d2v, sees all": View("image", inputs, mask=Mask(hidden, torch.arange(tokens).expand_as(noise))),
     }
-    optimizers = {model: torch.optim.AdamW(trained(model), lr=1e-4, fused=True) for model in (objective, stock)}
-
-    def step(model: torch.nn.Module, loss: Tensor) -> None:
-        loss.backward()
-        optimizers[model].step()
-        optimizers[model].zero_grad()
+    step = stepper(objective, stock)
 
     def our_step(view: View) -> None:
         loss = objective([view])
@@ -84,21 +109,22 @@ def measure(name: str, options: dict[str, int]) -> None:
 
     runs = {side: lambda view=view: our_step(view) for side, view in views.items()}
     runs["transformers"] = lambda: step(stock, stock(pixels, noise=noise).loss)
-    seconds = in_turn(runs, options["steps"], warm_up=1)
-    own = seconds["d2v"]
-    for side, found in seconds.items():
-        shares = f"{own.wall / found.wall:.2f} | {found.cpu:.2f} | {own.cpu / found.cpu:.2f}"
-        print(f"| {name} | {side} | {found.wall:.2f} | {shares} |", flush=True)
+    print_rows(name, in_turn(runs, options["steps"], warm_up=1))
 
 
-def main(arguments: list[str]) -> None:
-    """Rows of the sizes that are named."""
+def print_table(arguments: list[str], sizes: tuple[str, ...], measure: Callable[[str, dict[str, int]], None]) -> None:
+    """The rows of the sizes that are named, or of `sizes`."""
     names, options = parse_options(arguments, {"threads": 2, "steps": 5, "batch": 4, "size": 224})
     torch.set_num_threads(options["threads"])
     keep_freed_memory()  # as d2v/training/setup.py does
     print("| | step | s | d2v's share of it | CPU s | d2v's share of it |\n|---|---|---|---|---|---|")
-    for name in names or ("base", "large"):
+    for name in names or sizes:
         measure(name, options)
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table."""
+    print_table(arguments, ("base", "large"), measure)
 
 
 if __name__ == "__main__":

@@ -318,16 +318,15 @@ def segments(dataset: datasets.Dataset) -> np.ndarray | None:
 def _times(dataset: datasets.Dataset) -> tuple[list[str], list[str], list[str]]:
     """Columns that say where a row begins, where it ends, and how long it is."""
     columns = {name.strip().lower(): name for name in dataset.column_names}
-    numeric = [
-        name for name in (*OTHER_STARTS, *OTHER_STOPS) if name in columns and _is_numeric(dataset, columns[name])
-    ]
-    starts = [name for name in (*STARTS, *OTHER_STARTS) if name in columns and (name in STARTS or name in numeric)]
-    stops = [name for name in (*STOPS, *OTHER_STOPS) if name in columns and (name in STOPS or name in numeric)]
-    if {"onset", "offset"} <= {*starts}:  # DCASE's: the second is where the sound ends
+    others = (*OTHER_STARTS, *OTHER_STOPS)
+    known = {name for name in columns if name not in others or _is_numeric(dataset, columns[name])}
+    starts = [name for name in (*STARTS, *OTHER_STARTS) if name in known]
+    stops = [name for name in (*STOPS, *OTHER_STOPS) if name in known]
+    if {"onset", "offset"} <= known:  # DCASE's: the second is where the sound ends
         starts.remove("offset")
         stops.append("offset")
-    lengths = [LENGTH] if LENGTH in columns else []
-    return tuple([columns[name] for name in names] for names in (starts, stops, lengths))  # type: ignore[return-value]
+    lengths = [columns[LENGTH]] if LENGTH in columns else []
+    return [columns[name] for name in starts], [columns[name] for name in stops], lengths
 
 
 def _is_numeric(dataset: datasets.Dataset, name: str) -> bool:
