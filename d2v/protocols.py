@@ -41,8 +41,8 @@ class Frontend(Protocol):
     """From raw inputs to tokens: a torch module made by `Frontend(config, dim, num_heads)`.
 
     One whose config has an image_size also has `resize_from(other)`, which fills its weights with those of a frontend
-    of another size. One whose first weights may come from a run's data has `begin_with(samples)`, which says what did
-    in a few words, or "" for nothing.
+    of another size. One whose tokens follow in time has `token_seconds`, from one to the next. One whose first weights
+    may come from a run's data has `begin_with(samples)`, which says what did in a few words, or "" for nothing.
     """
 
     main_input: ClassVar[str]  # Hugging Face's name of the input that says which frontend is meant, e.g. pixel_values
@@ -263,7 +263,7 @@ class ScoredSplit(NamedTuple):
     """Labelled samples that are scored: one label for each of `indices` into `samples`."""
 
     samples: Any  # view, lengths, ids, picture of Samples
-    indices: np.ndarray  # (n,)
+    indices: np.ndarray | range  # (n,); a range of all samples, of which no array is made
     labels: Any  # n, a sequence or an array
 
     def some(self, places: np.ndarray) -> "ScoredSplit":
@@ -271,7 +271,7 @@ class ScoredSplit(NamedTuple):
         if len(places) == len(self.indices):
             return self
         labels = self.labels[places] if isinstance(self.labels, np.ndarray) else [self.labels[n] for n in places]
-        return ScoredSplit(self.samples, self.indices[places], labels)
+        return ScoredSplit(self.samples, np.asarray(self.indices)[places], labels)
 
 
 class Labelled(NamedTuple):

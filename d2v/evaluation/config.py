@@ -84,6 +84,13 @@ class EvaluateConfig:
         "Of the report zero_shot: sentences with {} where the name of a class goes; a class is the mean of its own.",
         only={"reports": "zero_shot"},
     )
+    items: str = setting(
+        "",
+        "Of the report abx_items: a file with the columns file, onset, offset, phone, prev-phone, next-phone and "
+        "speaker, as ZeroSpeech's.",
+        place=True,
+        only={"reports": "abx_items"},
+    )
     masks: str = setting(
         "",
         "Of the report dense: a folder with a mask (class numbers, 255: none) of the name of each image, in .png.",

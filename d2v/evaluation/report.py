@@ -12,6 +12,7 @@ import torch
 from d2v import plugins
 from d2v.evaluation.config import EvaluateConfig
 from d2v.evaluation.features import frozen, layer_tokens, pooled_features
+from d2v.evaluation.items import Unit, units_of
 from d2v.evaluation.load_encoder import open_alignment, projection_of
 from d2v.evaluation.queries import readers
 from d2v.evaluation.splits import EvaluationSplit
@@ -137,6 +138,23 @@ class Subject:
                 f"evaluate.reports: {report} needs evaluate.masks, a folder with a mask for each sample of data.path"
             )
 
+    def items(self, report: str) -> list[Unit]:
+        """The units within recordings. ValueError: no file of them was given, and the report needs one."""
+        if not self.config.items:
+            raise ValueError(
+                f"evaluate.reports: {report} needs evaluate.items, a file whose lines say what is heard when in which "
+                "recording"
+            )
+        return units_of(Path(self.config.items))
+
+    def token_seconds(self, report: str) -> float:
+        """From one token to the next. ValueError: tokens are no times, and the report needs such."""
+        frontend = self.encoder.frontend(self.modality)
+        seconds = getattr(frontend, "token_seconds", None)
+        if seconds is None:
+            raise ValueError(f"evaluate.reports: {report} needs tokens with times; those of {self.modality} have none")
+        return seconds
+
     def tokens(self, report: str) -> None:
         """ValueError: features of whole samples were asked for, and the report needs those of tokens."""
         if self.config.layer == "class":
@@ -171,6 +189,8 @@ CHECKS = {
     "labels": Subject.labels,
     "test": Subject.tested,
     "masks": Subject.masks,
+    "items": Subject.items,
+    "token_seconds": Subject.token_seconds,
     "blocks": Subject.blocks,
     "tokens": Subject.tokens,
     "grid": Subject.on_grid,

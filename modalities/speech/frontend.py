@@ -260,6 +260,11 @@ class Frontend(nn.Module):
         return self.projection(normed), normed, raw
 
     @property
+    def token_seconds(self) -> float:
+        """From one token to the next."""
+        return stride(self.config) / self.config.sample_rate
+
+    @property
     def content_dim(self) -> int:
         """Bands of the frames that fall to a token; of samples, see `spectrogram_of`."""
         if self.config.kind == "mel":

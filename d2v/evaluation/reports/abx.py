@@ -8,6 +8,7 @@ n samples, T tokens, D width, P pairs.
 """
 
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,12 +129,19 @@ def abx_errors(distance: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> 
             a = np.flatnonzero((labels == mine) & (groups == group))
             b = np.flatnonzero((labels == other) & (groups == group))
             for kind, x in (("within", a), ("across", np.flatnonzero((labels == mine) & (groups != group)))):
-                differs = a[:, None] != x  # a sample is not compared with itself
-                if differs.any() and len(b):
-                    gap = distance[np.ix_(a, x)][:, None] - distance[np.ix_(b, x)][None]  # (A, B, X)
-                    share = ((gap > 0) + 0.5 * (gap == 0)).mean(axis=1)  # (A, X)
-                    wrong[kind].append(float(share[differs].mean()))
+                if (a[:, None] != x).any() and len(b):
+                    wrong[kind].append(share_wrong(distance, a, b, x))
         for kind, shares in wrong.items():
             if shares:
                 found[kind].append(float(np.mean(shares)))
     return {kind: float(np.mean(errors)) for kind, errors in found.items() if errors}
+
+
+def share_wrong(distance: np.ndarray, a: Any, b: Any, x: Any) -> float:
+    """Of the triples of samples (A,), (B,) and (X,) those in which X is nearer to B, ties counting half.
+
+    A sample is not compared with itself.
+    """
+    gap = distance[np.ix_(a, x)][:, None] - distance[np.ix_(b, x)][None]  # (A, B, X)
+    share = ((gap > 0) + 0.5 * (gap == 0)).mean(axis=1)  # (A, X)
+    return float(share[np.not_equal.outer(a, x)].mean())
