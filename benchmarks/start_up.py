@@ -125,7 +125,7 @@ def start(name: str, data: str, run: str, check: str, tokenizer: str = "") -> di
     seconds["samples"] = time.perf_counter() - began
     accelerator: Any = SimpleNamespace(is_main_process=True, num_processes=1, print=print)
     same_data = DataCheck(accelerator, folder, config.run)
-    same_data(config.data.path, [ScoredSplit(samples, np.arange(len(samples)), ())])
+    same_data(config.data.path, [ScoredSplit(samples, range(len(samples)), ())])
     same_data.save()
     seconds["same data"] = time.perf_counter() - began
     batches = modality.batches(samples, config.data, config.frontend, 8, 0, print)

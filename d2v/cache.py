@@ -72,8 +72,9 @@ def digest_of(*values: Any) -> str:
     found = hashlib.blake2b(digest_size=16)
     for value in values:
         if isinstance(value, np.ndarray):
-            value = value.tobytes()
-        content = value if isinstance(value, bytes) else json.dumps(value, default=os.fspath).encode()
+            content: Any = np.ascontiguousarray(value).reshape(-1).view(np.uint8)  # no copy
+        else:
+            content = value if isinstance(value, bytes) else json.dumps(value, default=os.fspath).encode()
         found.update(f"{len(content)}:".encode())
         found.update(content)
     return found.hexdigest()

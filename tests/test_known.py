@@ -353,7 +353,7 @@ def test_blocks_equal_those_made_row_by_row(monkeypatch, rows):
             assert np.array_equal(mixed.tokens, np.concatenate([corpus.tokens[:0], *parts]))
             for one, mode in ((corpus, "complete_doc"), (corpus, "none"), (mixed, "shuffled")):
                 expected = slow_blocks(one, capacity, mode)
-                found = corpora.blocks(one, capacity, mode)
+                found = np.concatenate([*corpora.blocks(one, capacity, mode)])
                 assert found.dtype == expected.dtype and np.array_equal(found, expected)
 
 
@@ -390,12 +390,19 @@ def test_text_is_tokenized_once_and_equal(books, tmp_path, monkeypatch, place):
     first, _ = read(books, tmp_path / "first", break_mode="shuffled")
     monkeypatch.setattr(corpora, "_strings", None)  # nobody reads a line
     second, mapped_batches = read(books, tmp_path / "second", break_mode="shuffled")
+    sizes = np.diff(anew.corpus.offsets) + 1
+    assert np.array_equal(second.lengths, np.minimum(sizes, 32)) and np.array_equal(second.cut, sizes > 32)
+    assert f"typical text: {int(np.median(sizes))} tokens" in second.report.sizes
     for name in ("tokens", "offsets", "documents", "rows"):
         expected = getattr(anew.corpus, name)
         for samples in (first, second):
             found = getattr(samples.corpus, name)
             assert found.dtype == expected.dtype and np.array_equal(found, expected)
-    assert second.corpus.unreadable == anew.corpus.unreadable == [(1800, "not UTF-8")]
+    assert (
+        second.corpus.unreadable
+        == anew.corpus.unreadable
+        == [(1800, "not UTF-8, or U+FFFD in it, which stands for what is not")]
+    )
     assert vars(second.report) == vars(anew.report) and list(second.ids) == list(anew.ids)
     assert np.array_equal(second.lengths, anew.lengths) and np.array_equal(second.cut, anew.cut)
     for step in (0, 7):

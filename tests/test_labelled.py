@@ -4,6 +4,7 @@ Mixed images against a slow version, stated probabilities, parts of a batch, pai
 """
 
 import csv
+import itertools
 
 import numpy as np
 import pytest
@@ -201,6 +202,13 @@ def test_pairs_are_joined_and_the_longer_text_is_cut_first(tmp_path):
     assert (
         samples.report.found == 4 and samples.report.unreadable + samples.report.too_short
     )  # the row without a second text
+    sizes = [len(x) for one, two, _ in rows for x in tokenizers.encode(tokenizers.read(tmp_path), [one, two])]
+    whole = [sizes[place] + sizes[place + 1] + 4 for place in (0, 4, 6)]
+    assert samples.report.usable == 3 and samples.report.classes == {"0": 2, "1": 1}
+    said = (
+        f"typical text: {int(np.median(whole))} tokens, up to 12 are read at once; {sum(x > 12 for x in whole)} texts"
+    )
+    assert samples.report.sizes.startswith(said)
     tokenizer = tokenizers.read(tmp_path)
     for index, (one, two, _) in enumerate((rows[0], rows[2], rows[3])):
         first, second = tokenizers.encode(tokenizer, [one, two])
@@ -209,6 +217,18 @@ def test_pairs_are_joined_and_the_longer_text_is_cut_first(tmp_path):
         row = samples.view([index]).inputs["input_ids"][0].tolist()
         assert row == [0, *first, 2, 2, *second, 2] and len(row) == samples.lengths[index]
     assert tokenizer("q", "r")["input_ids"] == samples.view([1]).inputs["input_ids"][0].tolist()
+
+
+def test_texts_are_cut_as_token_by_token():
+    def slow(sizes: list[int], limit: int) -> list[int]:
+        sizes = [*sizes]
+        while sum(sizes) > limit:
+            sizes[int(np.argmax(sizes))] -= 1
+        return sizes
+
+    for one, two, limit in itertools.product(range(9), range(9), range(9)):
+        assert texts.cut_sizes([one], limit) == slow([one], limit)
+        assert texts.cut_sizes([one, two], limit) == slow([one, two], limit)
 
 
 def test_folders_of_texts_are_classes_to_learn(tmp_path):

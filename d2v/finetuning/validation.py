@@ -35,7 +35,7 @@ def outputs(
     model.eval()
     answers: dict[int, np.ndarray] = {}  # by the place in the split
     batches = np.split(order, range(batch_size, len(order), batch_size))
-    for places, view in reader.views(split.samples, split.indices, batches):
+    for places, view in reader.views(split.samples, np.asarray(split.indices), batches):
         for place, answer in zip(places, model.answers(view.to(device)), strict=True):
             answers[int(place)] = answer
     model.train(training)

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -143,7 +142,7 @@ def assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list[
     check_memory(config, lambda config: build_joint(config, counts), accelerator.device)
     for name, part in parts.items():
         with names_of(name):
-            part.same_data(_paths(config, name), [ScoredSplit(part.samples, np.arange(len(part.samples)), ())])
+            part.same_data(_paths(config, name), [ScoredSplit(part.samples, range(len(part.samples)), ())])
     open_trackers(accelerator, config)
 
     set_seed(train.seed)

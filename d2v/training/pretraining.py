@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -105,7 +104,7 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
     check_memory(config, lambda config: build_objective(config, len(samples)), accelerator.device)
     numbers = vars(config.objective).get("num_samples") is not None
     same_data = DataCheck(accelerator, folder, run, remembers=config.objective.name if numbers else "")
-    same_data(config.data.path, [ScoredSplit(samples, np.arange(len(samples)), ())])
+    same_data(config.data.path, [ScoredSplit(samples, range(len(samples)), ())])
     open_trackers(accelerator, config)
 
     set_seed(train.seed)

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 
 from d2v import cache
@@ -30,8 +29,9 @@ FILE = "samples.json"
 MOST_READ = 100_000  # samples whose files are looked into; of more, sizes must do
 MOST_NAMED = 1_000_000  # samples whose names are kept; of more, a digest must do
 PART = 1000  # samples that a thread is given at a time
-TOGETHER = 64 * PART  # samples whose marks are in memory at once
+TOGETHER = 16 * PART  # samples whose marks are in memory at once
 MIDDLE = 1 << 16  # bytes of a file that its checksum is of
+LETTERS = 1 << 16  # bytes that become letters at a time; a multiple of four
 TABLES = (".parquet", ".tar", ".csv", ".tsv", ".jsonl", ".json", ".txt", ".arrow")
 
 
@@ -127,7 +127,8 @@ def origin_of(path: Any, splits: Sequence[ScoredSplit]) -> str | None:
         origin = vars(samples).get("origin")
         if origin is None:
             return None
-        origins += [origin, np.asarray(indices), [str(label) for label in labels]]
+        chosen = str(indices) if isinstance(indices, range) else indices
+        origins += [origin, chosen, [str(label) for label in labels]]
     return cache.digest_of(path, *origins)
 
 
@@ -166,8 +167,15 @@ def marks_of(path: Any, splits: Sequence[ScoredSplit]) -> dict[str, Any]:
     end = b"]" if count else b"[]"
     digest.update(end + json.dumps(tables).encode())
     packed += packer.compress(end) + packer.flush()
-    samples = base64.b85encode(packed).decode() if count <= MOST_NAMED else None
+    samples = _in_letters(packed) if count <= MOST_NAMED else None
     return {"count": count, "digest": digest.hexdigest(), "tables": tables, "samples": samples}
+
+
+def _in_letters(packed: bytes) -> str:
+    """Base 85, a part at a time: Python makes an object of every four bytes that it is given at once."""
+    return "".join(
+        base64.b85encode(packed[start : start + LETTERS]).decode() for start in range(0, len(packed), LETTERS)
+    )
 
 
 def _marked(root: Path, split: ScoredSplit) -> Iterator[tuple[list[tuple[str, str]], bool]]:

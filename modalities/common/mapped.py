@@ -1,7 +1,8 @@
 """Arrays in files, of which processes share the memory, and are sent the name alone."""
 
+import itertools
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +32,57 @@ def mapped(file: Path) -> np.ndarray:
     return Mapped(file, dtype=dtype, mode="r", offset=start, shape=shape)
 
 
-def kept(kind: str, name: str, digest: str | None, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays that `make` makes of what has this digest, mapped where they can be kept; None: they are not."""
+Pieces = Iterable[np.ndarray]  # of one array, along its first axis; one or more
+
+
+def kept(
+    kind: str, name: str, digest: str | None, make: Callable[[], dict[str, np.ndarray | Pieces]]
+) -> dict[str, np.ndarray]:
+    """The arrays that `make` makes of what has this digest, mapped where they can be kept; None: they are not.
+
+    Of an array that comes in pieces one at a time is in memory.
+    """
+    entry = cache.Entry(kind, name, str(digest))
     if digest is None:
-        return make()
-    entry = cache.Entry(kind, name, digest)
+        return _joined(make())
     with cache.sought(entry) as folder:
-        if folder is None:
-            made = make()
-            folder = cache.keep(entry, lambda draft: _save(draft, made))
-            if folder is None:
-                return made
+        folder = folder or cache.keep(entry, lambda draft: _save(draft, make()))
+    if folder is None:
+        return _joined(make())
     return {file.stem: mapped(file) for file in folder.glob("*.npy")}
 
 
-def _save(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+def _joined(arrays: dict[str, np.ndarray | Pieces]) -> dict[str, np.ndarray]:
+    return {
+        name: array if isinstance(array, np.ndarray) else np.concatenate([*array]) for name, array in arrays.items()
+    }
+
+
+def _save(folder: Path, arrays: dict[str, np.ndarray | Pieces]) -> None:
     for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
+        file = folder / f"{name}.npy"
+        if isinstance(array, np.ndarray):
+            np.save(file, array)
+            continue
+        pieces = iter(array)
+        first = next(pieces)
+        growing = Growing(file, first.dtype, first.shape[1:])
+        for piece in itertools.chain([first], pieces):
+            growing.append(piece)
+        growing.close()
 
 
 class Growing:
-    """A .npy file of one axis that grows by pieces, of which none stays in memory."""
+    """A .npy file that grows along its first axis by pieces, of which none stays in memory."""
 
-    def __init__(self, file: Path, dtype: Any):
-        self._dtype, self._length = np.dtype(dtype), 0
+    def __init__(self, file: Path, dtype: Any, shape: tuple[int, ...] = ()):
+        """`shape`: of an entry."""
+        self._dtype, self._shape, self._length = np.dtype(dtype), shape, 0
         self._file = file.open("wb")
         self._head()
 
     def append(self, piece: np.ndarray) -> None:
-        """Adds (n,) values."""
+        """Adds n entries."""
         self._file.write(np.ascontiguousarray(piece, self._dtype).tobytes())
         self._length += len(piece)
 
@@ -71,5 +94,5 @@ class Growing:
 
     def _head(self) -> None:
         """What numpy writes has room for any length."""
-        about = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._length,)}
+        about = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._length, *self._shape)}
         np.lib.format.write_array_header_1_0(self._file, about)

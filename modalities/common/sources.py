@@ -32,6 +32,7 @@ SAVED = ("dataset_dict.json", "state.json")  # which save_to_disk of `datasets` 
 CLIPS = "clips"  # where the recordings of Common Voice's tables lie
 FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".tar", ".zip", ".wav", ".flac", ".jpg", ".png")
 LISTED = ".trans.txt"  # how the names of LibriSpeech's lists of transcripts end
+READ = 2 << 20  # characters of a text file that are in memory at a time, several times over
 DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", "requirements")  # about data
 
 
@@ -236,7 +237,7 @@ def _texts(files: list[Path], root: Path, split: str, sample_by: str) -> dataset
     parts = []
     for encoding, some in itertools.groupby(files, encoding_of):
         names = [glob.escape(str(file)) for file in some]
-        parts.append(load("train", str(root), "text", "text", data_files=names, encoding=encoding))
+        parts.append(load("train", str(root), "text", "text", data_files=names, encoding=encoding, chunksize=READ))
     return with_notes(datasets.concatenate_datasets(parts), said, [])
 
 

@@ -50,9 +50,11 @@ def check_header(path: Path, names: Sequence[str], known: Iterable[str]) -> None
     """ValueError: no name of a column is known, so that the first line may be data."""
     lower = {name.lower() for name in known}
     if not any(name.lower() in lower for name in names):
+        first = next(iter(known))
+        named = ", or name one of these, data.text=COLUMN" if first == "text" else ""
         raise ValueError(
             f"the first line of {path} is taken for names of columns, and none is known: {', '.join(names)[:200]}; "
-            f"write names of columns there, one of them {next(iter(known))!r}"
+            f"write names of columns there, one of them {first!r}{named}"
         )
 
 

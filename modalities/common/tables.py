@@ -65,7 +65,8 @@ def media_column(dataset: datasets.Dataset, kind: str) -> str:
         candidates = worded if len(worded) == 1 else []
     if not candidates:
         raise ValueError(
-            f"no column holds {kind}; the columns are {', '.join(column_names(dataset))} (name it {kind!r})"
+            f"no column holds {kind}; the columns are {', '.join(column_names(dataset))} (name it {kind!r}"
+            + (", or say data.text=COLUMN)" if kind == "text" else ")")
         )
     return candidates[0]
 

@@ -6,7 +6,7 @@ R usable rows, S tokens in all of them with one </s> after each row.
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from d2v.protocols import NoSplitError
 DEMO = "demo"
 DEMO_TOPICS, DEMO_LENGTH, DEMO_SPLITS = 10, 200, ("train", "test")
 CHUNK, MOST = 10_000, 1 << 18  # rows, and bytes of them, that are in memory as strings at a time
-ROWS = 1 << 20  # rows whose blocks are found at once
+ROWS = 1 << 17  # rows whose blocks are found at once
 
 
 @dataclass
@@ -205,7 +205,9 @@ def _fault(text: Any) -> str | None:
         return f"{type(text).__name__} instead of text"
     if "\0" in text:
         return "no text: it holds zero bytes; save it as UTF-8"
-    return "not UTF-8" if "\ufffd" in text else None  # what a reader puts in place of bytes that are none
+    if "\ufffd" in text:
+        return "not UTF-8, or U+FFFD in it, which stands for what is not"
+    return None
 
 
 def classes(dataset: datasets.Dataset, label: str) -> list[str] | None:
@@ -213,20 +215,29 @@ def classes(dataset: datasets.Dataset, label: str) -> list[str] | None:
     return tables.classes(dataset, label) if label in dataset.column_names else None
 
 
-def report(corpus: Corpus, dataset: datasets.Dataset, ids: Sequence[str], label: str) -> Report:
-    """How many rows are usable, which are not and why, and the classes where the data has `label`."""
+def report(
+    texts: Mapping[str, Corpus], usable: np.ndarray, dataset: datasets.Dataset, ids: Sequence[str], label: str
+) -> Report:
+    """How many rows are `usable`, which are not and why, and the classes where the data has `label`.
+
+    `texts`: by their column, the second of pairs after the first.
+    """
+    first, *others = texts.values()
     found = Report(
         "text",
-        corpus.num_rows,
-        len(corpus.rows),
-        unreadable=[(ids[row], reason) for row, reason in corpus.unreadable],
-        too_short=[(ids[row], reason) for row, reason in corpus.too_short],
-        amount=f"{_short(len(corpus.tokens))} tokens",
+        first.num_rows,
+        len(usable),
+        unreadable=[(ids[row], reason) for row, reason in first.unreadable],
+        too_short=[(ids[row], reason) for row, reason in first.too_short],
+        amount=f"{_short(sum(len(corpus.tokens) for corpus in texts.values()))} tokens",
         notes=sources.notes(dataset),
         splits=sources.splits(dataset),
     )
+    for name, corpus in zip([*texts][1:], others, strict=True):
+        found.unreadable += [(ids[row], f"{name}: {reason}") for row, reason in corpus.unreadable]
+        found.too_short += [(ids[row], f"{name}: {reason}") for row, reason in corpus.too_short]
     if label in dataset.column_names:
-        found.count_classes(tables.cells(dataset, label, corpus.rows), classes(dataset, label), label)
+        found.count_classes(tables.cells(dataset, label, usable), classes(dataset, label), label)
     return found
 
 
@@ -263,23 +274,27 @@ def _runs(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
 
 
-def blocks(corpus: Corpus, capacity: int, break_mode: str) -> np.ndarray:
-    """Where blocks of at most `capacity` tokens begin and end in `corpus.tokens`, (num_blocks, 2).
+def blocks(corpus: Corpus, capacity: int, break_mode: str) -> Iterator[np.ndarray]:
+    """Where blocks of at most `capacity` tokens begin and end in `corpus.tokens`, in pieces (n, 2), the first empty.
 
     "complete_doc", and "shuffled" for a corpus in that order: whole rows of one document; a row longer than a block is
     cut, and its last piece may share a block with the next row. "none": the stream is cut every `capacity` tokens.
     Blocks of a single token are left out: nothing could be predicted in them.
     """
-    end = int(corpus.offsets[-1])
+    yield np.zeros((0, 2), np.int64)
+    end, row = int(corpus.offsets[-1]), 0
     if break_mode == "none":
-        starts = np.arange(0, end, capacity)
-        found = [np.stack([starts, np.minimum(starts + capacity, end)], axis=1)]
-    else:
-        found, row = [np.zeros((0, 2), np.int64)], 0
-        while row < len(corpus.documents):
-            pairs, row = _blocks_from(corpus, capacity, row)
-            found.append(pairs)
-    pairs = np.concatenate(found).astype(np.int64)
+        for first in range(0, end, capacity * ROWS):
+            starts = np.arange(first, min(first + capacity * ROWS, end), capacity)
+            yield _of_two(np.stack([starts, np.minimum(starts + capacity, end)], axis=1))
+        return
+    while row < len(corpus.documents):
+        pairs, row = _blocks_from(corpus, capacity, row)
+        yield _of_two(pairs)
+
+
+def _of_two(pairs: np.ndarray) -> np.ndarray:
+    """Those blocks (n, 2) that hold more than one token."""
     return pairs[pairs[:, 1] - pairs[:, 0] > 1]
 
 

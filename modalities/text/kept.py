@@ -4,6 +4,8 @@ R usable rows, S tokens in all of them.
 """
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from d2v.modalities.common.sources import TEXTS
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text import tokenizer as tokenizers
 from d2v.modalities.text.config import ReadConfig
-from d2v.modalities.text.corpus import Corpus
+from d2v.modalities.text.corpus import ROWS, Corpus
 
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "documents": np.int64, "rows": np.int64}
 SAID = "said.json"
@@ -91,21 +93,36 @@ def _write(folder: Path, pieces: Any) -> None:
     (folder / SAID).write_text(json.dumps(said))
 
 
-def sizes_of(corpus: Corpus, longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens of each row with <s> and </s>, (R,); as many as are read at once; and whether that is fewer."""
+def lengths_of(corpus: Corpus, longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens of each row with <s> and </s>, as many as are read at once, (R,); all sizes that there are, and how often.
 
-    def make() -> dict[str, np.ndarray]:
-        sizes = np.diff(corpus.offsets) + 1  # with <s>
-        return {"sizes": sizes, "lengths": np.minimum(sizes, longest), "cut": sizes > longest}
+    The sizes, (Z,) and sorted, are those of whole rows.
+    """
 
-    found = kept("lengths", cache.digest_of(longest, corpus.digest), corpus.digest, make)
-    return found["sizes"], found["lengths"], found["cut"]
+    def pieces() -> Iterator[np.ndarray]:
+        for start in range(0, max(1, len(corpus.rows)), ROWS):
+            yield np.diff(corpus.offsets[start : start + ROWS + 1]) + 1  # with <s>
+
+    def make() -> dict[str, Any]:
+        found: Counter[int] = Counter()
+        for sizes in pieces():
+            for size, count in zip(*np.unique(sizes, return_counts=True), strict=True):
+                found[int(size)] += int(count)
+        numbers = np.array(sorted(found), dtype=np.int64)
+        return {
+            "lengths": (np.minimum(sizes, longest).astype(np.int32) for sizes in pieces()),
+            "numbers": numbers,
+            "counts": np.array([found[size] for size in numbers.tolist()], dtype=np.int64),
+        }
+
+    found = kept("lengths", cache.digest_of(longest, corpus.digest, "counted"), corpus.digest, make)
+    return found["lengths"], found["numbers"], found["counts"]
 
 
 def blocks_of(corpus: Corpus, capacity: int, break_mode: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The tokens in the order that blocks are cut from, (S,), and where each begins and ends there, (num_blocks, 2)."""
 
-    def make() -> dict[str, np.ndarray]:
+    def make() -> dict[str, Any]:
         if break_mode != "shuffled":
             return {"blocks": corpora.blocks(corpus, capacity, break_mode)}
         mixed = corpora.shuffled(corpus, seed)

@@ -3,6 +3,7 @@
 B rows of a batch, T tokens of the longest of them.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,31 +37,22 @@ class LabelledSamples:
                 f"data.text_pair is {config.text_pair!r}, the second text of a pair; "
                 f"the columns of data.path {config.path} are {columns}"
             )
-        first = corpora.tokenize(self.dataset, column, tokenizer, shortest=1)
-        self.corpus, self._corpora, usable = first, [first], first.rows  # (N,) numbers in the data set
-        every_id = tables.identifiers(self.dataset, config.path, split)
-        self.report = corpora.report(first, self.dataset, every_id, config.label)
-        self._column = column
-        if not config.text_pair:
-            self.report.sizes = typical(np.diff(first.offsets) + 1, config.block_size)
-        if config.text_pair:
-            second = corpora.tokenize(self.dataset, config.text_pair, tokenizer, shortest=1)
-            self._corpora.append(second)
-            usable = np.intersect1d(usable, second.rows)
-            for row, reason in second.unreadable:
-                self.report.unreadable.append((every_id[row], f"{config.text_pair}: {reason}"))
-            for row, reason in second.too_short:
-                self.report.too_short.append((every_id[row], f"{config.text_pair}: {reason}"))
-        self._rows = usable
+        columns = [name for name in (column, config.text_pair) if name]
+        texts = {name: corpora.tokenize(self.dataset, name, tokenizer, shortest=1) for name in columns}
+        self._columns, self._corpora = columns, [*texts.values()]
+        self._rows = functools.reduce(np.intersect1d, [corpus.rows for corpus in self._corpora])  # (N,)
         # (N,) each: where a row is in its corpus
-        self._places = [np.searchsorted(corpus.rows, usable) for corpus in self._corpora]
-        self.ids = [every_id[row] for row in usable]
-        self.report.usable = len(usable)
+        self._places = [np.searchsorted(corpus.rows, self._rows) for corpus in self._corpora]
+        every_id = tables.identifiers(self.dataset, config.path, split)
+        self.ids = [every_id[row] for row in self._rows]
+        whole = sum(np.diff(corpus.offsets)[at] + 1 for corpus, at in zip(self._corpora, self._places, strict=True))
+        self.lengths = np.minimum(whole, config.block_size)  # with <s> and </s>, of both texts of a pair
+        self.report = corpora.report(texts, self._rows, self.dataset, every_id, config.label)
+        self.report.sizes = typical(*np.unique(whole, return_counts=True), config.block_size)
         if config.regression:
             self.report.classes = None  # they are numbers
         self.report.check(config.max_bad_share, config.path)
         self.classes = corpora.classes(self.dataset, config.label)
-        self.lengths = np.array([len(self._row(index)) for index in range(len(usable))])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,7 +64,7 @@ class LabelledSamples:
     def picture(self, index: int) -> str:
         """The text as it is in the data, and below it the second of a pair."""
         row = self.dataset[int(self._rows[index])]
-        return "\n".join(str(row[name]) for name in (self._column, self.config.text_pair) if name)
+        return "\n".join(str(row[name]) for name in self._columns)
 
     def view(self, indices: Sequence[int], length: int = 0) -> View:
         """Rows padded to the longest or to `length`; the longer text of a pair that exceeds block_size is cut first."""
@@ -84,9 +76,7 @@ class LabelledSamples:
         for corpus, places in zip(self._corpora, self._places, strict=True):
             start, stop = corpus.offsets[places[index] : places[index] + 2]
             texts.append(corpus.tokens[start : stop - 1])
-        sizes = [len(text) for text in texts]
-        while sum(sizes) > self.config.block_size - 2 * len(texts):
-            sizes[int(np.argmax(sizes))] -= 1
+        sizes = cut_sizes([len(text) for text in texts], self.config.block_size - 2 * len(texts))
         bos, eos = self.frontend.bos_token_id, self.frontend.eos_token_id
         row = [bos]
         for number, (text, size) in enumerate(zip(texts, sizes, strict=True)):
@@ -94,6 +84,16 @@ class LabelledSamples:
                 row.append(eos)
             row += [*text[:size].tolist(), eos]
         return np.array(row)
+
+
+def cut_sizes(sizes: list[int], limit: int) -> list[int]:
+    """Those of one or two texts that hold `limit` tokens together: tokens go one by one, each from the longer text."""
+    if sum(sizes) <= limit:
+        return sizes
+    if len(sizes) == 1:
+        return [limit]
+    second = min(sizes[1], max(limit - limit // 2, limit - sizes[0]))  # of two as long the first is cut
+    return [limit - second, second]
 
 
 class LabelledBatches:

@@ -19,7 +19,7 @@ from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text import tokenizer as tokenizers
 from d2v.modalities.text.config import DataConfig, ReadConfig, check
 from d2v.modalities.text.frontend import MODALITY, FrontendConfig
-from d2v.modalities.text.kept import corpus_of, sizes_of, trained
+from d2v.modalities.text.kept import corpus_of, lengths_of, trained
 from d2v.protocols import Rows
 from d2v.types import View
 
@@ -61,12 +61,14 @@ class Samples:
         self.ordinary = np.array(tokenizers.ordinary_ids(tokenizer))
         every_id = tables.identifiers(self.dataset, config.path, split, first)
         self.ids = Chosen(every_id, self.corpus.rows)
-        self.report = corpora.report(self.corpus, self.dataset, every_id, config.label)
+        self.report = corpora.report(
+            {self._column: self.corpus}, self.corpus.rows, self.dataset, every_id, config.label
+        )
         if rows is None or rows.whole:
             self.report.check(config.max_bad_share, config.path)
         self.classes = corpora.classes(self.dataset, config.label)
-        sizes, self.lengths, self.cut = sizes_of(self.corpus, config.block_size)
-        self.report.sizes = typical(sizes, config.block_size)
+        self.lengths, *sizes = lengths_of(self.corpus, config.block_size)
+        self.report.sizes = typical(*sizes, config.block_size)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,6 +77,11 @@ class Samples:
     def rows(self) -> np.ndarray:
         """(n,) which rows of the source they are."""
         return self.corpus.rows
+
+    @property
+    def cut(self) -> np.ndarray:
+        """Which are longer than what is read at once, (n,) bool."""
+        return np.diff(self.corpus.offsets) + 1 > self.config.block_size  # with <s>
 
     def column(self, name: str) -> np.ndarray:
         """Values of a column per usable row, None for missing ones. ValueError: no such column."""
@@ -131,12 +138,17 @@ def queries(given: Sequence[str], data: DataConfig, frontend: FrontendConfig, fo
     return Samples(data, frontend, split=data.split, folder=folder, rows=Rows(rows, 0))
 
 
-def typical(sizes: np.ndarray, longest: int) -> str:
-    """What is said of the tokens of texts, (n,), beside what is read at once; "" of none."""
-    if not len(sizes):
+def typical(numbers: np.ndarray, counts: np.ndarray, longest: int) -> str:
+    """What is said of the tokens of texts beside what is read at once, of their sizes (Z,), sorted, and how often each.
+
+    "" of no texts.
+    """
+    total = int(counts.sum())
+    if not total:
         return ""
-    longer = int((sizes > longest).sum())
-    said = f"typical text: {int(np.median(sizes))} tokens, up to {longest} are read at once"
+    before, after = numbers[np.searchsorted(counts.cumsum(), [(total - 1) // 2, total // 2], "right")].tolist()
+    longer = int(counts[numbers > longest].sum())
+    said = f"typical text: {(before + after) // 2} tokens, up to {longest} are read at once"
     return f"{said}; {longer} texts are longer" if longer else said
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -281,8 +282,15 @@ def _byte_level(model: models.BPE) -> Tokenizer:
 
 def _word_piece(path: Path) -> Tokenizer:
     words = path.read_text(encoding="utf-8").split("\n")
-    lowercase = not any(word != word.lower() for word in words if not word.startswith("["))
-    return BertWordPieceTokenizer(str(path), lowercase=lowercase)._tokenizer
+    words = [word for word in words if not word.startswith("[")]
+    lowercase = not any(word != word.lower() for word in words)
+    # BERT's lowercase vocabularies have no accents in words, though some have combining marks as pieces of their own
+    accents = any(len(word.removeprefix("##")) > 1 and _has_accent(word) for word in words)
+    return BertWordPieceTokenizer(str(path), lowercase=lowercase, strip_accents=lowercase and not accents)._tokenizer
+
+
+def _has_accent(word: str) -> bool:
+    return any(unicodedata.category(letter) == "Mn" for letter in unicodedata.normalize("NFD", word))
 
 
 def _first_line(error: Exception) -> str:

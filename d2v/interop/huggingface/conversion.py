@@ -62,7 +62,7 @@ def from_transformers(source: str | Path | PreTrainedModel, reference_quirks: bo
         log.warning("%s has a head without a counterpart: its encoder is read", type(theirs).__name__)
         theirs = theirs.base_model
     head = kind.heads.get(type(theirs))
-    tower = theirs.base_model.state_dict()
+    tower = _single(theirs.base_model.state_dict())
     ours = _read(kind, head, theirs.config, tower)
     ours |= {} if isinstance(source, PreTrainedModel) else kind.read_beside(str(source))
     if reference_quirks and kind is audio.KIND:
@@ -74,13 +74,18 @@ def from_transformers(source: str | Path | PreTrainedModel, reference_quirks: bo
     with torch.random.fork_rng(devices=[]):  # a run in progress would miss the numbers that building draws
         model = (head.ours if head else D2vModel)(_our_config(kind, ours, {**labels, "origin": origin}))
     prefixes = _names(kind, head, ours)
-    state = _joined(kind, head, kind.to_our_tensors(tower, ours), theirs.state_dict())
+    state = _joined(kind, head, kind.to_our_tensors(tower, ours), _single(theirs.state_dict()))
     without = [key for key in state if "pooler." in key and not translated(key, prefixes)]
     if without:
         log.warning("%s has a pooler, of its pooler_output: it is left out, ours have none", type(theirs).__name__)
     state = {key: value for key, value in state.items() if key not in without}
     fill(model, renamed(state, prefixes), prefixes, type(theirs).__name__)
     return model.eval()
+
+
+def _single(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In float32, as the model of it is: sums of weights in half precision would be other weights."""
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
 def to_transformers(model: Any) -> PreTrainedModel:

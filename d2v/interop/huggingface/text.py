@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from transformers.utils.hub import cached_file
 
 from d2v.interop.huggingface import shared
 from d2v.interop.huggingface.shared import Head, Kind
@@ -43,6 +44,7 @@ HEADS = {
         },
     )
 }
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 POSITIONS, TYPES = "embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"
 
 
@@ -50,8 +52,20 @@ def _dropout(config: Any) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
+def read_beside(source: str) -> dict[str, Any]:
+    """The id of the mask token, which a stock config does not have. ValueError: the tokenizer cannot be read."""
+    try:
+        found = [cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in TOKENIZERS]
+        if not any(found):
+            return {}
+        mask = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False).mask_token_id
+    except Exception as error:  # of damaged files whatever transformers and tokenizers raise
+        raise ValueError(f"{source}: its tokenizer cannot be read: {' '.join(str(error).split())[:300]}") from None
+    return {} if mask is None else {"frontend.mask_token_id": mask}
+
+
 def read_settings(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:
-    """The mask token is the last one, where the config does not say."""
+    """The mask token is the last one, as RoBERTa's, where no tokenizer beside it says otherwise."""
     pad = config.pad_token_id
     return {
         "frontend.position_offset": pad,  # it counts positions from there
@@ -127,5 +141,5 @@ KIND = Kind(
     names=names,
     to_our_tensors=to_our_tensors,
     to_their_tensors=to_their_tensors,
-    read_beside=shared.nothing_beside,
+    read_beside=read_beside,
 )
