@@ -5,6 +5,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Iterator, Set
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -129,17 +130,44 @@ def check_readers(sections: dict[str, Any]) -> None:
 
     `sections`: dataclasses by their names, as users write them. Conditions on settings of others hold.
     """
+    for where, one, failing in _not_read(sections):
+        readers, value = one.metadata["readers"], getattr(with_inner(sections)[where], one.name)
+        first = next(iter(readers.cases[0])).rpartition(".")[2]
+        why = readers.why if failing[0].endswith(f".{first}") else ""
+        raise ValueError(_unread(f"{where}.{one.name}", value, why, failing[0], with_inner(sections), one))
+
+
+def stepping_aside(sections: dict[str, Any], typed: Set[str]) -> list[str]:
+    """The settings that a recipe sets and that nothing reads because of one that was `typed`; they get their defaults.
+
+    A user who chooses another optimizer did not write the recipe's betas, and cannot leave them out.
+    """
+    found: list[str] = []
+    goes_on = True
+    while goes_on:  # one that steps aside may be what another is read under
+        goes_on = False
+        for where, one, failing in [*_not_read(sections)]:
+            if f"{where}.{one.name}" not in typed and not typed.isdisjoint(failing):
+                setattr(with_inner(sections)[where], one.name, default_of(one))
+                found.append(f"{where}.{one.name}")
+                goes_on = True
+    return found
+
+
+def _not_read(sections: dict[str, Any]) -> Iterator[tuple[str, Field, list[str]]]:
+    """The section and field of each setting that has another value than its default, though nothing reads it.
+
+    And for each case in which it were read, the first setting that is not so.
+    """
     everything = with_inner(sections)
     for where, settings in everything.items():
         for one in fields(settings):
-            readers, value = one.metadata.get("readers"), getattr(settings, one.name)
-            if readers is None or not readers.cases or value == default_of(one):
+            readers = one.metadata.get("readers")
+            if readers is None or not readers.cases or getattr(settings, one.name) == default_of(one):
                 continue
             failing = [_failing(case, where, everything) for case in readers.cases]
             if None not in failing:
-                first = next(iter(readers.cases[0])).rpartition(".")[2]
-                why = readers.why if str(failing[0]).endswith(f".{first}") else ""
-                raise ValueError(_unread(f"{where}.{one.name}", value, why, str(failing[0]), everything, one))
+                yield where, one, [str(name) for name in failing]
 
 
 def with_inner(sections: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Networks of timm as whole encoders: tokens, initialisation, round trips, what is refused, training, evaluation."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModel
 
-from d2v.config.loading import from_dict
+from d2v.config.loading import from_dict, load_config
 from d2v.evaluation.config import EvaluateConfig
 from d2v.evaluation.features import pooled_features
 from d2v.evaluation.report import Subject, make_reports
@@ -27,7 +29,7 @@ from d2v.models.encoder import D2vModel
 from d2v.models.task_models import D2vForImageClassification
 from d2v.models.transformer import Trunk, TrunkConfig
 from d2v.objectives import byol
-from d2v.training.optim import make_optimizer
+from d2v.training.optim import make_optimizer, parameter_groups
 from d2v.training.setup import build_objective
 from d2v.types import Mask, numbers_of
 
@@ -258,6 +260,38 @@ def test_data2vec_needs_blocks_and_masks_need_patches(name, tmp_path):
     encoder = D2vModel(config())
     with pytest.raises(ValueError, match="backbone=test_resnet mixes all tokens: nothing can be hidden behind it"):
         encoder(encoder.view(pixel_values=torch.randn(2, 3, 32, 32)), Mask(torch.ones(2, 1, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("frontends", [True, False])
+@pytest.mark.parametrize(
+    ("name", "dim", "depth"), [("resnet18", 512, 8), ("vit_tiny_patch16_224", 192, 12), ("test_resnet", 96, 4)]
+)
+def test_rates_fall_by_the_blocks_of_the_network(name, dim, depth, frontends):
+    model = nn.ModuleDict({"encoder": D2vModel(config(name, dim=dim)), "head": nn.Linear(dim, 2)})
+    scales: dict[str, float] = {}
+    for group in parameter_groups(model, 0.1, layer_decay=0.5, frontends=frontends):
+        inside = {id(p) for p in group["params"]}
+        scales |= {name: group["scale"] for name, p in model.named_parameters() if id(p) in inside}
+    assert scales.keys() == {name for name, _ in model.named_parameters()}
+    blocks: list[str] = []
+    for weight, found in scales.items():
+        _, inside, own = weight.partition("frontends.image.backbone.")
+        match = re.match(r"layer\d+\.\d+\.|blocks\.\d+\.", own)
+        if match and match[0] not in blocks:
+            blocks.append(match[0])  # they come in order
+        layer = blocks.index(match[0]) + 1 if match else depth if own.startswith("norm.") else 0
+        assert found == (0.5 ** (depth + 1 - layer) if inside and (layer or frontends) else 1.0), weight
+    assert len(blocks) == depth
+
+
+def test_what_blocks_alone_read_is_refused_without_them(tmp_path):
+    network = ["model.frontends.image.backbone=test_resnet", "model.trunk.depth=0", "model.trunk.dim=96"]
+    network += ["model.trunk.input_norm=false", "data.path=demo", f"run.dir={tmp_path}"]
+    for setting in ("drop_path=0.1", "attention_dropout=0.1", "pre_norm=true", "num_heads=3", "init=xavier"):
+        with pytest.raises(ValueError, match=r"and nothing reads it: model.trunk.depth is 0"):
+            load_config("image/simclr_tiny", [*network, f"model.trunk.{setting}"])
+    trunk = load_config("image/ibot_tiny", [*network, "objective.name=simclr"]).model.trunk
+    assert (trunk.drop_path, trunk.pre_norm, trunk.num_heads) == (0, False, 12)  # the recipe's step aside
 
 
 def test_blocks_that_are_not_there_cannot_be_recomputed(tmp_path):

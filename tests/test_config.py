@@ -59,6 +59,7 @@ def shrunk_views(raw: dict) -> list[str]:
     if frontend.get("backbone"):
         network = [f"model.frontends.image.{setting}" for setting in ("backbone=test_resnet", "small_stem=false")]
         overrides += [*network, "model.trunk.depth=0", "model.trunk.dim=96"]
+        overrides += ["model.trunk.num_heads=12", "model.trunk.mlp_dim=3072"]  # the defaults: of blocks
     return overrides
 
 
@@ -208,3 +209,23 @@ def test_command_line_prints_one_line(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["script", "this", "--help"])
     run_cli(main)
     assert capsys.readouterr().out == f"{__doc__}\n"
+
+
+def test_what_a_recipe_sets_steps_aside_for_what_was_typed():
+    """A user who types another optimizer did not write the recipe's betas; what is typed is asked for."""
+    train = load_config("image/data2vec_tiny", ["train.optimizer=sgd"]).train
+    assert (train.betas, train.eps) == ([0.9, 0.98], 1e-6)  # the defaults: not the recipe's
+    with pytest.raises(ValueError, match=r"train.betas is \[0.8, 0.9\], which train.optimizer=sgd does not read"):
+        load_config("image/data2vec_tiny", ["train.optimizer=sgd", "train.betas=[0.8,0.9]"])
+    views = ["objective.name=simclr", "data.views=[simclr,simclr]"]
+    data = load_config("image/data2vec_tiny", views).data
+    assert data.min_block == type(data)().min_block and data.views == ["simclr", "simclr"]
+    with pytest.raises(ValueError, match=r"data.min_block is 5, and nothing reads it"):
+        load_config("image/data2vec_tiny", [*views, "data.min_block=5"])
+
+
+def test_what_a_file_of_ones_own_sets_does_not_step_aside(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: image/data2vec_tiny\ntrain: {optimizer: sgd}\n")
+    with pytest.raises(ValueError, match=r"train.betas is .*, which train.optimizer=sgd does not read: leave it out"):
+        load_config(path)

@@ -475,6 +475,7 @@ def test_an_encoder_frozen_or_a_network_of_timm(encoder, table, tmp_path):
         network = ("model.frontends.image.backbone=resnet18", "model.trunk.dim=512", "model.trunk.depth=0")
         network += ("model.trunk.input_norm=false", "model.frontends.image.positions=none", "train.steps=1")
         network += ("model.frontends.image.patch_size=16", "model.frontends.image.image_size=64")
+        network += ("model.trunk.num_heads=12", "model.trunk.mlp_dim=3072", "train.layer_decay=1")  # of blocks
         finetune.main(arguments(table, run, *network, "task.scales=[4,2]", "train.warmup_steps=0", "run.save_every=1"))
         assert "encoder.frontends.image.backbone.conv1.weight" in tiny.load(run / "export" / "model.safetensors")
         return

@@ -12,8 +12,10 @@ import tiny
 import torch
 from tiny import MODALITIES, OBJECTIVES
 
-from d2v.objectives.common.regression import channel_std
+from d2v.objectives.common.regression import channel_std, spread_of
 from d2v.training import distributed as dist
+from d2v.training.collapse import normalised_std
+from d2v.training.run_log import Meter
 
 # batch norms over four samples magnify rounding, and AdamW makes any gradient, however small, a step of the same size
 SGD = ("train.optimizer=sgd", "train.lr=0.002", "train.betas=[0.9,0.98]", "train.eps=1e-6")
@@ -81,6 +83,14 @@ def check_reductions() -> None:
     for shift in (0.0, 1000.0):  # the means of processes differ by little of what they are
         expected = ((torch.cat(halves) + shift).var(dim=0) + 1e-6).sqrt().mean()
         torch.testing.assert_close(tiny.known(channel_std(halves[rank] + shift)), expected, rtol=1e-4, atol=0)
+        expected = normalised_std(torch.cat(halves) + shift)
+        torch.testing.assert_close(tiny.known(spread_of(halves[rank] + shift)), expected, rtol=1e-4, atol=1e-6)
+    assert float(tiny.known(spread_of(halves[rank][:rank]))) == 0  # one row in all
+    meter = Meter(Path("bad.jsonl"), 1)
+    meter.add_micro(
+        {"of one": torch.tensor(float("nan") if rank else 2.0), "of none": torch.tensor(float("nan"))}, [], 0.0
+    )
+    assert meter._means() == {"of one": 2.0}
 
 
 @pytest.fixture(scope="module")

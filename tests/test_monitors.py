@@ -10,7 +10,7 @@ import tiny
 import torch
 import torch.distributed as distributed
 
-from d2v.objectives.common.regression import channel_std
+from d2v.objectives.common.regression import channel_std, spread_of
 from d2v.training.collapse import (
     alignment,
     effective_rank,
@@ -54,6 +54,12 @@ def test_channel_std_of_bfloat16_is_computed_in_float32_and_carries_no_gradient(
     half = x.bfloat16()
     assert channel_std(half).dtype == torch.float32 and not channel_std(half).requires_grad
     assert channel_std(half).item() == pytest.approx(slow_channel_std(half.detach().float()), rel=1e-5)
+
+
+def test_the_spread_of_directions_is_normalised_std():
+    x = torch.randn(50, 8) + 1
+    assert spread_of(x).item() == pytest.approx(normalised_std(x).item(), rel=1e-6)
+    assert spread_of(x[:1]) == spread_of(x[:1].repeat(4, 1)) == 0 and not spread_of(x.requires_grad_()).requires_grad
 
 
 def test_channel_std_of_one_row_is_unknown():

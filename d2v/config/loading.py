@@ -1,6 +1,6 @@
 """A Config from YAML and `key=value` overrides: dataclasses are the schema, a misspelt key is an error."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from d2v.config.written import Argument, dumped, in_home, read, section_of
 from d2v.evaluation.config import LABEL, EmbedConfig, EvaluateConfig
 from d2v.files import written
 from d2v.models.trunk_config import TrunkConfig
-from d2v.settings import check_readers, default_of, hints_of, shortened
+from d2v.settings import check_readers, default_of, hints_of, shortened, stepping_aside
 
 NAMED = "objective.name="
 
@@ -158,36 +158,65 @@ def typed(parts: Any, values: Any, where: str, path: str) -> Any:
 
     ValueError: a key or value that they do not take, or one that is set and not read.
     """
-    built = _typed(parts, values, where, path)
+    drafts = _sections(_typed(parts, values, where, path, _draft), where)
+    for name in stepping_aside(drafts, _arguments(values, where)):
+        values = _without(values, name.removeprefix(f"{where}.").split("."))
+    built = _typed(parts, values, where, path, lambda kind, given: kind(**given))
     check_readers(_sections(built, where))
     return built
 
 
-def _typed(parts: Any, values: Any, where: str, path: str) -> Any:
+def _draft(kind: Any, given: dict[str, Any]) -> Any:
+    """A dataclass of which nothing is checked yet."""
+    draft = object.__new__(kind)
+    for one in fields(kind):
+        setattr(draft, one.name, given[one.name] if one.name in given else default_of(one))
+    return draft
+
+
+def _without(values: dict, names: list[str]) -> dict:
+    """Nested dictionaries without one value."""
+    first, *inner = names
+    kept = {name: value for name, value in values.items() if name != first}
+    return {**kept, first: _without(values[first], inner)} if inner else kept
+
+
+def _arguments(values: Any, where: str) -> set[str]:
+    """The names of the settings that were typed on the command line."""
+    section = section_of(values)
+    if not isinstance(section, dict):
+        return {where} if isinstance(values, Argument) else set()
+    inner = [_arguments(value, f"{where}.{name}".lstrip(".")) for name, value in section.items()]
+    return set().union(*inner) | ({f"{where}.{name}" for name in section} if isinstance(values, Argument) else set())
+
+
+def _typed(parts: Any, values: Any, where: str, path: str, make: Callable[[Any, dict], Any]) -> Any:
     values = section_of(values)
     if isinstance(parts, dict):
         if not isinstance(values, dict):
             raise ValueError(f"{path}: {where} must hold the keys {', '.join(parts)}; it is {shortened(values)}")
         check_keys(values, tuple(parts), where, path)
         return {
-            name: _typed(part, values.get(name), f"{where}.{name}".lstrip("."), path) for name, part in parts.items()
+            name: _typed(part, values.get(name), f"{where}.{name}".lstrip("."), path, make)
+            for name, part in parts.items()
         }
     if not isinstance(values, dict):
         raise ValueError(f"{path}: {where} must hold keys of {parts.__name__}; it is {shortened(values)}")
     known = {one.name: one for one in fields(parts)}
     check_keys(values, tuple(known), where, path)
-    given = {name: _read(known[name], hints_of(parts)[name], value, where, path) for name, value in values.items()}
+    kinds = hints_of(parts)
+    given = {name: _read(known[name], kinds[name], value, where, path, make) for name, value in values.items()}
     try:
-        return parts(**given)
+        return make(parts, given)
     except TypeError as error:  # of a field without default
         raise ValueError(f"{path}: {where}: {error}") from None
 
 
-def _read(one: Field, kind: Any, value: Any, where: str, path: str) -> Any:
+def _read(one: Field, kind: Any, value: Any, where: str, path: str, make: Callable[[Any, dict], Any]) -> Any:
     """The value of a field. ValueError: it is of another type."""
     key = f"{where}.{one.name}"
     if is_dataclass(kind):
-        return _typed(kind, value, key, path)
+        return _typed(kind, value, key, path, make)
     allowed = one.metadata.get("allowed")
     if value is False and allowed is not None and allowed.among and "no" in allowed.among:
         return "no"  # as YAML reads it

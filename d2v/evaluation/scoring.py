@@ -53,12 +53,17 @@ def _scores_of_test(
     """Percentages of test's samples, by neighbours and probes of train."""
     near, far = zscore(train_x, test_x) if config.zscore else (train_x, test_x)
     scores = {}
-    for k in config.k:
+    for k in _neighbours(config.k, len(near)):
         scores[f"k-NN {k}"] = 100 * knn(near, train.labels, far, test.labels, k, config.temperature, device)
     if config.probe:
         accuracy, _ = linear_probe(train_x, train.labels, test_x, test.labels, probe_of(config), device)
         scores["linear"] = 100 * accuracy
     return scores
+
+
+def _neighbours(wanted: list[int], there: int) -> list[int]:
+    """How many vote: no more than `there` are."""
+    return list(dict.fromkeys(min(k, there) for k in wanted))
 
 
 def _scores_within_train(
@@ -72,7 +77,7 @@ def _scores_within_train(
     groups = np.arange(len(near)) if train.groups is None else train.groups
     x, y, g = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in (near, train.labels, groups))
     scores = {}
-    for k in config.k:
+    for k in _neighbours(config.k, len(near) - 1):
         scores[f"k-NN {k}, {knn_name}"] = 100 * knn_leave_one_out(x, y, k, config.temperature, g, centre=False)
     if config.probe:
         accuracy = probe_other_groups(train_x, train.labels, groups, probe_of(config), device)

@@ -11,19 +11,24 @@ def has_prenet(objective: str) -> bool:
     return objective == "data2vec2" or "." in str(objective)
 
 
+BLOCKS = {"depth": True}  # what blocks alone read
+
+
 @dataclass
 class TrunkConfig:
     """The Transformer's shape, norms, dropouts and initial weights."""
 
     depth: int = setting(12, "Blocks.", least=0, limit=200)
     dim: int = setting(768, "Width of the tokens.", least=1, limit=1_000_000)
-    num_heads: int = setting(12, "Heads of attention; they divide the width.", least=1, limit=10_000)
-    mlp_dim: int = setting(3072, "Width of the MLP's hidden layer.", least=1, limit=10_000_000)
-    pre_norm: bool = setting(False, "Norms stand before attention and MLP (images), not after their residual sums.")
+    num_heads: int = setting(12, "Heads of attention; they divide the width.", least=1, limit=10_000, only=BLOCKS)
+    mlp_dim: int = setting(3072, "Width of the MLP's hidden layer.", least=1, limit=10_000_000, only=BLOCKS)
+    pre_norm: bool = setting(
+        False, "Norms stand before attention and MLP (images), not after their residual sums.", only=BLOCKS
+    )
     layer_scale: float = setting(
         0.0, "Where the scales of a block's outputs start; 0: there are none.", least=0, limit=1000
     )
-    qkv_bias: str = setting("qkv", "Which projections have a bias.", among=("qkv", "qv", "none"))
+    qkv_bias: str = setting("qkv", "Which projections have a bias.", among=("qkv", "qv", "none"), only=BLOCKS)
     norm_eps: float = setting(1e-5, "Added to the variance in every norm.", above=0, limit=1)
     input_norm: bool = setting(True, "A norm (and dropout) before the first block.")
     final_norm: bool = setting(False, "A norm after the last block.")
@@ -36,12 +41,16 @@ class TrunkConfig:
     )
     dropout: float = setting(0.0, "Of the outputs of attention and MLP, and before the first block.", least=0, below=1)
     input_dropout: float | None = setting(None, "Before the first block; null: dropout.", least=0, below=1)
-    attention_dropout: float = setting(0.0, "Of the attention's weights.", least=0, below=1)
-    activation_dropout: float = setting(0.0, "Of the MLP's hidden layer.", least=0, below=1)
+    attention_dropout: float = setting(0.0, "Of the attention's weights.", least=0, below=1, only=BLOCKS)
+    activation_dropout: float = setting(0.0, "Of the MLP's hidden layer.", least=0, below=1, only=BLOCKS)
     drop_path: float = setting(
-        0.0, "How often the last block's residuals are left out of a row; it grows linearly from 0.", least=0, below=1
+        0.0,
+        "How often the last block's residuals are left out of a row; it grows linearly from 0.",
+        least=0,
+        below=1,
+        only=BLOCKS,
     )
-    layer_drop: float = setting(0.0, "How often a block is left out of a step.", least=0, below=1)
+    layer_drop: float = setting(0.0, "How often a block is left out of a step.", least=0, below=1, only=BLOCKS)
     prenet_layer_drop: float | None = setting(
         None, "How often a block of the prenet is; null: layer_drop.", least=0, below=1, only={"prenet_depth": True}
     )
@@ -50,6 +59,7 @@ class TrunkConfig:
         "normal: N(0, init_std); depth_scaled: cut at one std, outputs divided by sqrt(2 * layer) (BEiT); "
         "xavier: uniform, by both widths of a matrix (MAE); default: torch's.",
         among=("normal", "depth_scaled", "xavier", "default"),
+        only=BLOCKS,
     )
     init_std: float = setting(
         0.02,
@@ -57,7 +67,7 @@ class TrunkConfig:
         least=0,
         limit=1000,
         only=[
-            {"init": ("normal", "depth_scaled")},
+            {"depth": True, "init": ("normal", "depth_scaled")},
             {"objective.head_init": "trunk"},
             {"objective.decoder.head_init": "trunk"},
         ],

@@ -14,8 +14,8 @@ from torch import Tensor
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.multi_view import MultiView, embedding
+from d2v.objectives.common.regression import spread_of
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import normalised_std
 from d2v.training.distributed import mean_with_gradient
 from d2v.types import Loss, View
 
@@ -57,7 +57,7 @@ class Barlow(MultiView):
         first, second = (embedding(self.student, view).float() for view in views)  # (B, P) each
         on, off = terms(first, second)
         count = torch.full((), len(first), device=first.device)
-        metrics = {"on_diagonal": on.detach(), "off_diagonal": off.detach(), "prediction_spread": normalised_std(first)}
+        metrics = {"on_diagonal": on.detach(), "off_diagonal": off.detach(), "prediction_spread": spread_of(first)}
         return Loss(count * (on + self.config.redundancy * off), count, metrics)
 
 

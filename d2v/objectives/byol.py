@@ -13,8 +13,8 @@ from torch import Tensor
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.multi_view import MultiView, embedding
+from d2v.objectives.common.regression import spread_of
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import normalised_std
 from d2v.training.schedules import cosine_between
 from d2v.types import Loss, View
 
@@ -29,7 +29,11 @@ class Config:
     hidden_dim: int = setting(4096, "Width of the hidden layer of projector and predictor.", least=1, limit=1_000_000)
     out_dim: int = setting(256, "Width of the projections.", least=1, limit=1_000_000)
     ema_decay: float = setting(
-        0.996, "The teacher's at the start; it reaches 1 at the last step by half a cosine.", least=0, most=1
+        0.996,
+        "The teacher's at the start; it reaches 1 at the last step by half a cosine.",
+        least=0,
+        most=1,
+        only={"train.update_teacher": True},
     )
 
     def __post_init__(self):
@@ -56,7 +60,7 @@ class BYOL(MultiView):
         with torch.no_grad():
             targets = [embedding(self.teacher, view) for view in views]
         total = distance(online[0], targets[1]) + distance(online[1], targets[0])
-        metrics = {"target_spread": normalised_std(targets[0]), "prediction_spread": normalised_std(online[0])}
+        metrics = {"target_spread": spread_of(targets[0]), "prediction_spread": spread_of(online[0])}
         return Loss(total, torch.full((), len(online[0]), device=total.device), metrics)
 
     def ema_decay(self, step: int, steps: int) -> float:

@@ -39,9 +39,15 @@ class Config:
     predicted_share: float = setting(0.05, "Share of a row's hidden tokens that is predicted.", above=0, most=1)
     predictor: CrossConfig = section(CrossConfig, "The predictor's shape.")
     ema_decay: float = setting(
-        0.999, "The teacher's after ema_warmup_share, from 1 at the start; back to 1 at the end.", least=0, most=1
+        0.999,
+        "The teacher's after ema_warmup_share, from 1 at the start; back to 1 at the end.",
+        least=0,
+        most=1,
+        only={"train.update_teacher": True},
     )
-    ema_warmup_share: float = setting(0.1, "How long it falls: 50,000 steps of 500,000.", least=0, below=1)
+    ema_warmup_share: float = setting(
+        0.1, "How long it falls: 50,000 steps of 500,000.", least=0, below=1, only={"train.update_teacher": True}
+    )
 
     def __post_init__(self):
         """ValueError: a number outside its bounds."""

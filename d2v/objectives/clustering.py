@@ -15,8 +15,8 @@ from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.contrastive import nt_xent
 from d2v.objectives.common.multi_view import MultiView, summary
+from d2v.objectives.common.regression import spread_of
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import normalised_std
 from d2v.training.distributed import gather_with_gradient
 from d2v.types import Loss, View
 
@@ -68,7 +68,7 @@ class Clustering(MultiView):
             "missing_entropy": entropy.detach(),
             # 1 / C: undecided; 1: each sample is of one cluster
             "confidence": logs[0].detach().exp().amax(dim=1).mean(),
-            "prediction_spread": normalised_std(rows[0]),
+            "prediction_spread": spread_of(rows[0]),
         }
         return Loss((instance + cluster + entropy) * samples, samples, metrics)
 

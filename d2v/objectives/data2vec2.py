@@ -68,10 +68,18 @@ class Config:
     )
     decoder: DecoderConfig = section(DecoderConfig, "The decoder's shape, dropout and noise.")
     ema_decay: float = setting(
-        0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1, only={"ema_anneal_steps": True}
+        0.999,
+        "The teacher's at the start, from which it goes to ema_end_decay.",
+        least=0,
+        most=1,
+        only={"ema_anneal_steps": True, "train.update_teacher": True},
     )
-    ema_end_decay: float = setting(0.99999, "The teacher's after ema_anneal_steps.", least=0, most=1)
-    ema_anneal_steps: int = setting(100000, "Steps from the first decay to the last, linearly.", least=0)
+    ema_end_decay: float = setting(
+        0.99999, "The teacher's after ema_anneal_steps.", least=0, most=1, only={"train.update_teacher": True}
+    )
+    ema_anneal_steps: int = setting(
+        100000, "Steps from the first decay to the last, linearly.", least=0, only={"train.update_teacher": True}
+    )
     shared: list[str] = setting(
         [], "Parts of the encoder that the teacher copies instead of averaging (prefixes of names)."
     )

@@ -15,8 +15,8 @@ from d2v.models.encoder import D2vModel
 from d2v.objectives.common.multi_view import MultiView, each, summary
 from d2v.objectives.common.prototypes import PrototypeHead, across_views, sharpened, usage
 from d2v.objectives.common.queues import Center
+from d2v.objectives.common.regression import spread_of
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import normalised_std
 from d2v.training.schedules import cosine_between, linear_decay
 from d2v.types import Loss, View
 
@@ -58,6 +58,7 @@ class Config:
         "The teacher's at the start; it reaches 1 at the last step by half a cosine. Batches of 256 and fewer: 0.9995.",
         least=0,
         most=1,
+        only={"train.update_teacher": True},
     )
 
     def __post_init__(self):
@@ -102,8 +103,8 @@ class DINO(MultiView):
         metrics = {
             **usage(torch.cat(targets), total / count),
             "center_norm": self.center.value.norm(),
-            "target_spread": normalised_std(outputs[0]),
-            "prediction_spread": normalised_std(logits[0]),
+            "target_spread": spread_of(outputs[0]),
+            "prediction_spread": spread_of(logits[0]),
         }
         return Loss(total, count, metrics)
 

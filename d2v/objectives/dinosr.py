@@ -31,8 +31,16 @@ class Config(CodebookSettings):
     ema_decay: float = setting(
         0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1, only={"ema_anneal_steps": True}
     )
-    ema_end_decay: float = setting(0.9999, "The teacher's after ema_anneal_steps, until it stops.", least=0, most=1)
-    ema_anneal_steps: int = setting(30000, "Steps from the first decay to the last, linearly.", least=0)
+    ema_end_decay: float = setting(
+        0.9999,
+        "The teacher's after ema_anneal_steps, until it stops.",
+        least=0,
+        most=1,
+        only={"train.update_teacher": True},
+    )
+    ema_anneal_steps: int = setting(
+        30000, "Steps from the first decay to the last, linearly.", least=0, only={"train.update_teacher": True}
+    )
 
 
 class DinoSR(Objective):

@@ -17,8 +17,8 @@ from d2v.models.transformer import taken
 from d2v.objectives.common.multi_view import MultiView, each, num_samples, pooled, summary
 from d2v.objectives.common.prototypes import PrototypeHead, across_views, cross_entropy, sharpened, usage
 from d2v.objectives.common.queues import Center
+from d2v.objectives.common.regression import spread_of
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import normalised_std
 from d2v.training.schedules import cosine_between, linear_decay
 from d2v.types import Loss, Mask, Pooled, View
 
@@ -59,7 +59,11 @@ class Config:
     center_momentum: float = setting(0.9, "Share of the old centre of summaries in the new one.", least=0, most=1)
     patch_center_momentum: float = setting(0.9, "Share of the old centre of tokens in the new one.", least=0, most=1)
     ema_decay: float = setting(
-        0.996, "The teacher's at the start; it reaches 1 at the last step by half a cosine.", least=0, most=1
+        0.996,
+        "The teacher's at the start; it reaches 1 at the last step by half a cosine.",
+        least=0,
+        most=1,
+        only={"train.update_teacher": True},
     )
 
     def __post_init__(self):
@@ -129,8 +133,8 @@ class IBOT(MultiView):
             **patch_metrics,
             "center_norm": self.center.value.norm(),
             "patch_center_norm": self.patch_center.value.norm(),
-            "target_spread": normalised_std(outputs[0]),
-            "prediction_spread": normalised_std(logits[0]),
+            "target_spread": spread_of(outputs[0]),
+            "prediction_spread": spread_of(logits[0]),
         }
         return Loss(config.class_weight * class_loss + config.patch_weight * patch_loss, count, metrics)
 

@@ -26,9 +26,15 @@ class Config:
     name: str = setting("ijepa", "Which method.")
     loss_beta: float = setting(1.0, "Where smooth L1 becomes linear; 0 is the squared error.", least=0)
     predictor: PredictorConfig = section(PredictorConfig, "The predictor's shape.")
-    ema_decay: float = setting(0.996, "The teacher's at the start; 1 never updates it.", least=0, most=1)
+    ema_decay: float = setting(
+        0.996, "The teacher's at the start; 1 never updates it.", least=0, most=1, only={"train.update_teacher": True}
+    )
     ema_stretch: float = setting(
-        1.25, "It would reach 1, linearly, after so many times train.steps.", least=1, limit=1000
+        1.25,
+        "It would reach 1, linearly, after so many times train.steps.",
+        least=1,
+        limit=1000,
+        only={"train.update_teacher": True},
     )
 
     def __post_init__(self):

@@ -14,8 +14,8 @@ from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.gaussian import directions, invariance, sigreg
 from d2v.objectives.common.multi_view import MultiView, generator_of_step, num_whole, projections
+from d2v.objectives.common.regression import spread_of
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import normalised_std
 from d2v.types import Loss, View
 
 
@@ -61,7 +61,7 @@ class LeJEPA(MultiView):
         apart = invariance(rows, config.global_views)
         spread, terms = self.spread(rows, along)
         count = torch.full((), len(rows[0]), device=device)
-        metrics = {"invariance": apart.detach(), "prediction_spread": normalised_std(rows[0]), **terms}
+        metrics = {"invariance": apart.detach(), "prediction_spread": spread_of(rows[0]), **terms}
         return Loss(count * ((1 - config.weight) * apart + config.weight * spread), count, metrics)
 
     def spread(self, rows: list[Tensor], along: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -30,7 +30,11 @@ class Config:
     name: str = setting("mlm_latent", "Which method.")
     word_weight: float = setting(0.1, "Of the words' cross entropy; that of the latents is 1.", least=0, limit=1000)
     ema_decay: float = setting(
-        0.996, "The teacher's at the start; it reaches 1 at the last step, linearly.", least=0, most=1
+        0.996,
+        "The teacher's at the start; it reaches 1 at the last step, linearly.",
+        least=0,
+        most=1,
+        only={"train.update_teacher": True},
     )
 
     def __post_init__(self):

@@ -40,7 +40,7 @@ class Config:
         limit=100_000_000,
     )
     temperature: float = setting(0.2, "Of the softmax.", above=0, limit=1000)
-    ema_decay: float = setting(0.999, "The teacher's.", least=0, most=1)
+    ema_decay: float = setting(0.999, "The teacher's.", least=0, most=1, only={"train.update_teacher": True})
     symmetric: bool = setting(
         False, "Each view is query and key in turn; the two losses are added, and the queue receives both keys."
     )

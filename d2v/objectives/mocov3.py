@@ -15,8 +15,8 @@ from d2v.models.heads import projector
 from d2v.objectives.common.contrastive import cosines, info_nce, unit
 from d2v.objectives.common.multi_view import MultiView, embedding
 from d2v.objectives.common.objective import freeze
+from d2v.objectives.common.regression import spread_of
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import normalised_std
 from d2v.training.distributed import gather, mine
 from d2v.training.schedules import cosine_between
 from d2v.types import Loss, View
@@ -41,6 +41,7 @@ class Config:
         "The teacher's at the start; it reaches 1 at the last step by half a cosine (0.996 for 1000 epochs).",
         least=0,
         most=1,
+        only={"train.update_teacher": True},
     )
     freeze: list[str] = setting(
         [], "Parts of the encoder that stay as they were made (prefixes of names): the patch projection."
@@ -79,8 +80,8 @@ class MoCoV3(MultiView):
         total = 2 * temperature * info_nce(similarity, positives, temperature)
         metrics = {
             "accuracy": (similarity.argmax(dim=1) == positives).float().mean(),
-            "target_spread": normalised_std(keys[0]),
-            "prediction_spread": normalised_std(queries[0]),
+            "target_spread": spread_of(keys[0]),
+            "prediction_spread": spread_of(queries[0]),
         }
         return Loss(total, torch.full((), len(positive), device=total.device), metrics)
 

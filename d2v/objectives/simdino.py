@@ -15,8 +15,8 @@ from d2v.models.encoder import D2vModel
 from d2v.objectives.common.contrastive import unit
 from d2v.objectives.common.multi_view import MultiView, projections
 from d2v.objectives.common.prototypes import bottleneck
+from d2v.objectives.common.regression import spread_of
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import normalised_std
 from d2v.training.distributed import mean_with_gradient, world_size
 from d2v.training.schedules import cosine_between
 from d2v.types import Loss, View
@@ -41,7 +41,11 @@ class Config:
     )
     epsilon: float = setting(0.5, "Distortion of the coding rate.", above=0, limit=1000)
     ema_decay: float = setting(
-        0.996, "The teacher's at the start; it reaches 1 at the last step by half a cosine.", least=0, most=1
+        0.996,
+        "The teacher's at the start; it reaches 1 at the last step by half a cosine.",
+        least=0,
+        most=1,
+        only={"train.update_teacher": True},
     )
 
     def __post_init__(self):
@@ -79,8 +83,8 @@ class SimDINO(MultiView):
         metrics = {
             "cosine": cosine.detach(),
             "coding_rate": rate.detach(),
-            "target_spread": normalised_std(targets[0]),
-            "prediction_spread": normalised_std(rows[0]),
+            "target_spread": spread_of(targets[0]),
+            "prediction_spread": spread_of(rows[0]),
         }
         return Loss(count * (-cosine - self.config.rate_weight * rate), count, metrics)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.multi_view import MultiView, embedding
+from d2v.objectives.common.regression import spread_of
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import normalised_std
 from d2v.types import Loss, View
 
 
@@ -59,7 +59,7 @@ class SimSiam(MultiView):
         total = 0.5 * (
             difference(predictions[0], targets[1].detach()) + difference(predictions[1], targets[0].detach())
         )
-        metrics = {"target_spread": normalised_std(targets[0]), "prediction_spread": normalised_std(predictions[0])}
+        metrics = {"target_spread": spread_of(targets[0]), "prediction_spread": spread_of(predictions[0])}
         return Loss(total, torch.full((), len(targets[0]), device=total.device), metrics)
 
 

@@ -24,8 +24,15 @@ class Config(CodebookSettings):
     freeze_share: float = setting(
         0.5, "When the frozen parts stop: a share of train.steps.", above=0, most=1, only={"frozen": True}
     )
-    ema_decay: float = setting(0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1)
-    ema_steps: int = setting(20000, "Steps in which what the decay lacks of 1 falls by a factor of e.", least=1)
+    ema_decay: float = setting(
+        0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1, only={"train.update_teacher": True}
+    )
+    ema_steps: int = setting(
+        20000,
+        "Steps in which what the decay lacks of 1 falls by a factor of e.",
+        least=1,
+        only={"train.update_teacher": True},
+    )
 
 
 class SpidR(dinosr.DinoSR):

@@ -16,8 +16,8 @@ from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.multi_view import MultiView, each, summary
 from d2v.objectives.common.prototypes import across_views, sinkhorn, usage
+from d2v.objectives.common.regression import spread_of
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import normalised_std
 from d2v.training.distributed import gather, mine, world_size
 from d2v.types import Loss, View
 
@@ -100,7 +100,7 @@ class SwAV(MultiView):
         total = across_views(targets, logits, self.config.temperature)
         count = torch.full((), len(logits[0]), device=total.device)
         self.remember(z.chunk(len(views))[:2])  # the next step's
-        metrics = {**usage(torch.cat(targets), total / count), "prediction_spread": normalised_std(z[: len(logits[0])])}
+        metrics = {**usage(torch.cat(targets), total / count), "prediction_spread": spread_of(z[: len(logits[0])])}
         return Loss(total, count, metrics)
 
     @torch.no_grad()

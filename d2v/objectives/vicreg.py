@@ -15,8 +15,8 @@ from torch import Tensor
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.multi_view import MultiView, embedding
+from d2v.objectives.common.regression import spread_of
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import normalised_std
 from d2v.training.distributed import mean_with_gradient, world_size
 from d2v.types import Loss, View
 
@@ -75,7 +75,7 @@ class VICReg(MultiView):
             "invariance": distance.detach(),
             "missing_std": missing.detach(),
             "covariance": shared.detach(),
-            "prediction_spread": normalised_std(first),
+            "prediction_spread": spread_of(first),
         }
         return Loss(count * value, count, metrics)
 

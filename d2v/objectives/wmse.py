@@ -16,8 +16,8 @@ from torch import Tensor
 from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.multi_view import MultiView, generator_of_step, summary
+from d2v.objectives.common.regression import spread_of
 from d2v.settings import check_fields, setting
-from d2v.training.collapse import normalised_std
 from d2v.training.distributed import gather_with_gradient
 from d2v.types import Loss, View
 
@@ -86,7 +86,7 @@ class WMSE(MultiView):
             white = [whitened(z[order], self.config.sub_batch, self.config.epsilon) for z in everything]
             terms += [2 - 2 * F.cosine_similarity(x, y, dim=1).mean() for x, y in combinations(white, 2)]
         count = torch.full((), len(rows[0]), device=rows[0].device)
-        return Loss(count * torch.stack(terms).mean(), count, {"prediction_spread": normalised_std(rows[0])})
+        return Loss(count * torch.stack(terms).mean(), count, {"prediction_spread": spread_of(rows[0])})
 
 
 def whitened(x: Tensor, size: int, epsilon: float) -> Tensor:

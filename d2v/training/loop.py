@@ -241,10 +241,9 @@ class Loop:
         self._take_if(finite)
         put_back_unless(finite, self.objective.remembered(), before)
         rates = {"lr": lr}
-        if len(self.objective.teacher):
+        if len(self.objective.teacher) and train.update_teacher:
             rates["ema_decay"] = self.objective.ema_decay(step + 1, train.steps)
-            if train.update_teacher:
-                self.objective.update_teacher(rates["ema_decay"], finite)
+            self.objective.update_teacher(rates["ema_decay"], finite)
         self.progress.step += 1
         self.meter.add_step(Step(step, total / count, norm, finite, bad, count, ids, rates))
 

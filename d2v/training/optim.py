@@ -140,15 +140,16 @@ def parameter_groups(
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     matrices = _matrices(module)
-    numbers = [_block(name) for name in trained]
-    depth = 1 + max((number for number in numbers if number is not None), default=-1)
+    of_timm = _layers_of_timm(module)
+    blocks = [block + 1 for name in trained if (block := _block(name)) is not None]
+    depth = max([*blocks, *of_timm.values()], default=0)
     groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
     for wanted in (True, False):  # what decays comes first
         for name, p in trained.items():
             decays = decay_all or name in matrices or sum(size != 1 for size in p.shape) > 1
             if decays != wanted:
                 continue
-            scale = layer_scale(name, depth, layer_decay, frontends)
+            scale = layer_scale(name, depth, layer_decay, frontends, of_timm.get(name))
             stays = any(within(name, prefix) for prefix in constant)
             group = groups.setdefault((decays, scale, stays), {"params": []})
             group["params"].append(p)
@@ -163,19 +164,33 @@ def _matrices(module: nn.Module) -> set[str]:
     return {f"{name}.weight".lstrip(".") for name, inner in module.named_modules() if isinstance(inner, layers)}
 
 
-def layer_scale(name: str, depth: int, layer_decay: float, frontends: bool) -> float:
+def layer_scale(name: str, depth: int, layer_decay: float, frontends: bool, of_timm: int | None = None) -> float:
     """Share of the learning rate: layer_decay ** (depth + 1 - layer) of an encoder of `depth` blocks.
 
-    A block's layer is its number from 1. Layer 0, or with `frontends` false the last: what comes before the blocks.
-    Layer depth + 1: all else, and the biases of attention, which every block reads. Source: BEiT's fine-tuning code;
-    data2vec 2.0's leaves what is not a block at the full rate.
+    A block's layer is its number from 1, in a network of timm `of_timm`. Layer 0, or with `frontends` false the last:
+    what comes before the blocks. Layer depth + 1: all else, and the biases of attention, which every block reads.
+    Source: BEiT's fine-tuning code; data2vec 2.0's leaves what is not a block at the full rate.
     """
+    if of_timm is not None:
+        return layer_decay ** (depth + 1 - of_timm) if of_timm or frontends else 1.0
     block = _block(name)
     if block is not None:
         return layer_decay ** (depth - block)
     before = ".frontends." in name or ".trunk.input_norm." in name
     of_attention = "bias_table" in name or ".alibi." in name
     return layer_decay ** (depth + 1) if before and not of_attention and frontends else 1.0
+
+
+def _layers_of_timm(module: nn.Module) -> dict[str, int]:
+    """The layer of each weight of timm's networks in `module`: 0 of the stem, then block by block, as timm numbers."""
+    found: dict[str, int] = {}
+    networks: list[tuple[str, Any]] = [(name, x) for name, x in module.named_modules() if hasattr(x, "group_matcher")]
+    for prefix, network in networks:
+        from timm.models import group_parameters  # seconds that those who have none need not wait
+
+        numbers: Any = group_parameters(network, network.group_matcher(), reverse=True)
+        found |= {f"{prefix}.{name}": int(number) for name, number in numbers.items()}
+    return found
 
 
 def _block(name: str) -> int | None:

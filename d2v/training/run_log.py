@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from d2v.files import append, written
-from d2v.training.distributed import all_sum, mean_of_metrics
+from d2v.training.distributed import all_sum
 from d2v.types import Pooled, View
 
 MOST_POOLED = 50  # micro-batches whose metrics wait for a sum over processes: of 65,536 prototypes 80 MB
@@ -95,8 +95,7 @@ class Meter:
         good = finite if finite.any() else torch.ones_like(finite)
         self._pool()
         record = {"loss": loss[good].mean().item(), "grad_norm": norm[good].mean().item()}
-        metrics = mean_of_metrics({name: total / number for name, (total, number) in self.metrics.items()})
-        record |= {name: value.item() for name, value in metrics.items()}
+        record |= self._means()
         record |= self.steps[-1].rates
         record["skipped"] = float((~finite).sum())
         seconds = max(time.perf_counter() - self.start, 1e-9)
@@ -106,6 +105,14 @@ class Meter:
         speed |= {f"{part}/data_wait": own / seconds for part, own in self.waited.items() if part}
         self._clear()
         return LogLine(record, speed, error)
+
+    def _means(self) -> dict[str, float]:
+        """Each metric's mean over micro-batches and processes; one that nothing could be said of is left out."""
+        if not self.metrics:
+            return {}
+        names = sorted(self.metrics)
+        sums = all_sum(torch.stack([torch.stack([x.float() for x in self.metrics[name]]) for name in names])).cpu()
+        return {name: total / number for name, (total, number) in zip(names, sums.tolist(), strict=True) if number}
 
     def _count_bad(self, losses: list[float], norms: list[float], write: bool) -> str | None:
         """Writes down the steps that were not finite; what must stop the run if there are too many in a row."""

@@ -39,6 +39,7 @@ class FrontendConfig:
         "1: all blocks share the relative bias; the trunk's depth: each has its own (BEiT's fine-tuned models).",
         least=1,
         limit=1000,
+        only={"backbone": False},
     )
     class_token: bool = setting(True, "A learned token stands before the patches.")
     positions: str = setting(
@@ -46,12 +47,14 @@ class FrontendConfig:
         "none: the relative bias alone; sincos: fixed, added to the patches (data2vec 2.0); "
         "learned: for the class token too.",
         among=("none", "sincos", "learned"),
+        only={"backbone": False},
     )
     mask_token: bool = setting(True, "false: what is hidden is zero, or left out (data2vec 2.0).")
     init: str = setting(
         "normal",
         "normal: N(0, init_std), cut at one std; xavier: uniform patches (data2vec 2.0, MAE).",
         among=("normal", "xavier"),
+        only={"backbone": False},
     )
     class_token_std: float = setting(
         1.0,

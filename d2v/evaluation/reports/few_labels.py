@@ -34,7 +34,10 @@ def report(subject: Subject) -> Finding:
     save_figure(figure, subject.picture("few_labels"))
     lines = []
     for name, points in numbers.items():
-        shown = [f"{amount} {point['mean']:.1f} ±{point['spread']:.1f}" for amount, point in points.items()]
+        shown = [
+            f"{amount} ({point['labels']:.0f} labels) {point['mean']:.1f} ±{point['spread']:.1f}"
+            for amount, point in points.items()
+        ]
         lines.append(f"few labels of {name}: {', '.join(shown)}")
     return Finding(lines, numbers)
 

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from d2v.training.collapse import alignment, normalised_std, uniformity
+from d2v.objectives.common.regression import spread_of
+from d2v.training.collapse import alignment, uniformity
+from d2v.types import Pooled
 
 
 def unit(x: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ def nce(log_probs: Tensor, num_samples: int) -> Tensor:
 @torch.no_grad()
 def describe(
     similarity: Tensor, labels: Tensor, query: Tensor, key: Tensor, again: Tensor | None = None
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | Pooled]:
     """What contrastive methods show of similarities (B, M), and of positive pairs of unit rows, (B, P) each.
 
     `again` (B, M): candidates that are the positive once more, hence no negatives.
@@ -130,6 +132,6 @@ def describe(
         "negatives": others.isfinite().sum(dim=1).float().mean(),
         "alignment": alignment(query, key),
         "uniformity": uniformity(query),
-        "target_spread": normalised_std(key),
-        "prediction_spread": normalised_std(query),
+        "target_spread": spread_of(key),
+        "prediction_spread": spread_of(query),
     }

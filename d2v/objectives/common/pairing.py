@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from d2v.models.alignment import D2vForAlignment, new_projections, projected
 from d2v.models.encoder import D2vModel
 from d2v.objectives.common.objective import Objective, check_together, freeze, freeze_mask_tokens
-from d2v.training.collapse import normalised_std
+from d2v.objectives.common.regression import spread_of
 from d2v.training.distributed import gather, mine, world_size
-from d2v.types import View
+from d2v.types import Pooled, View
 
 FREEZE = (
     "Parts of the encoder that are not trained, and read as in evaluation (prefixes of names): trunk and "
@@ -104,14 +104,14 @@ class Pairing(Objective):
         return first, second
 
     @torch.no_grad()
-    def described(self, similarity: Tensor, right: Tensor, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+    def described(self, similarity: Tensor, right: Tensor, first: Tensor, second: Tensor) -> dict[str, Tensor | Pooled]:
         """Metrics of the cosines (B, N) of the first view's rows, and of both views' unit vectors, (B, P) each."""
         return {
             "scale": self.log_scale.exp(),
             "accuracy": found(similarity, right),
             "positives": right.sum(dim=1).float().mean(),
-            "prediction_spread": normalised_std(first),
-            "target_spread": normalised_std(second),
+            "prediction_spread": spread_of(first),
+            "target_spread": spread_of(second),
         }
 
 

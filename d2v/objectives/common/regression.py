@@ -120,16 +120,36 @@ def channel_std(x: Tensor) -> Tensor | Pooled:
     the difference of sums of squares loses everything when the mean is large; what ranks' means differ is such a
     difference, and of several ranks in float64.
     """
-    x = x.detach().float()
+    return pooled(_moments(x.detach().float()), _std)
+
+
+def spread_of(x: Tensor) -> Tensor | Pooled:
+    """normalised_std of the rows of all ranks: of their directions, about 1 if isotropic, 0 if collapsed or of one row.
+
+    (N, D) -> ().
+    """
+    return pooled(_moments(F.normalize(x.detach().float(), dim=1)), _spread)
+
+
+def _moments(x: Tensor) -> Tensor:
+    """The sums that _std and _spread take over ranks, (N, D) -> (1 + 3 * D,)."""
     count, total = torch.full((1,), float(len(x)), device=x.device), x.sum(dim=0)  # (1,), (D,)
     squares = (x - total / count.clamp(min=1)).square().sum(dim=0)  # (D,)
     if world_size() > 1:
         count, total, squares = count.double(), total.double(), squares.double()
-    return pooled(torch.cat([count, total, squares, total.square() / count.clamp(min=1)]), _std)
+    return torch.cat([count, total, squares, total.square() / count.clamp(min=1)])
+
+
+def _squares(sums: Tensor) -> Tensor:
+    """Around the mean of all ranks, (1 + 3 * D,) -> (D,)."""
+    count, (total, squares, of_totals) = sums[0], sums[1:].chunk(3)
+    return squares + (of_totals - total.square() / count.clamp(min=1)).clamp(min=0)  # alone the second is 0
 
 
 def _std(sums: Tensor) -> Tensor:
-    """Of the sums that channel_std takes over ranks, (1 + 3 * D,) -> ()."""
-    count, (total, squares, of_totals) = sums[0], sums[1:].chunk(3)
-    between = (of_totals - total.square() / count.clamp(min=1)).clamp(min=0)  # alone 0
-    return ((squares + between) / (count - 1).clamp(min=0) + 1e-6).sqrt().mean().float()
+    return (_squares(sums) / (sums[0] - 1).clamp(min=0) + 1e-6).sqrt().mean().float()
+
+
+def _spread(sums: Tensor) -> Tensor:
+    squares = _squares(sums)
+    return (squares / (sums[0] - 1).clamp(min=1)).sqrt().mean().float() * len(squares) ** 0.5

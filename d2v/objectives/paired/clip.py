@@ -47,7 +47,7 @@ class Clip(Pairing):
         scale = self.log_scale.exp()
         total = (cross_entropy(scale * to_second, right) + cross_entropy(scale * to_first, right)) / 2
         metrics = self.described(to_second, right, first, second)
-        metrics["accuracy"] = (metrics["accuracy"] + found(to_first.detach(), right)) / 2
+        metrics["accuracy"] = (found(to_second.detach(), right) + found(to_first.detach(), right)) / 2
         return Loss(total, torch.full((), len(first), device=total.device), metrics)
 
 
