@@ -277,8 +277,8 @@ def another_split(checkpoint: Path, processes: int, accumulate: int) -> str:
         return ""
     return (
         f"{checkpoint.name} was saved by {before[0]} processes with train.accumulate={before[1]}, and goes on with "
-        f"{processes} and {accumulate}: batches, masks and augmentations stay the same, what dropout and a decoder's noise draw "
-        "does not"
+        f"{processes} and {accumulate}: batches, masks and augmentations stay the same, what dropout and a "
+        "decoder's noise draw does not"
     )
 
 
