@@ -432,7 +432,7 @@ def replace_config(subject: Subject, **settings) -> Subject:
 def test_errors(subject):
     with pytest.raises(
         ValueError,
-        match=r"d2v.evaluation.reports has no 'knn_sweeep'; it has abx, abx_items, attention, .*or give the dotted name",
+        match=r"d2v.evaluation.reports has no 'knn_sweeep'; it has abx, abx_items, .*or give the dotted name",
     ):
         make_reports(subject, ["knn_sweeep"])
     for name in ("knn_sweep", "logistic", "few_labels", "layer_curve"):
