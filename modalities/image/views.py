@@ -171,7 +171,7 @@ def _parts(family: Family, scale: Any, size: int, data: Any) -> dict[str, Callab
     ratio = (data.crop_ratio[0], data.crop_ratio[1])
     jitter = augment.ColorJitter(*(data.color_strength * amount for amount in family.jitter))
     parts = {
-        "crop": v2.RandomResizedCrop(
+        "crop": augment.RandomResizedCrop(
             size, scale=(low, high), ratio=ratio, interpolation=family.interpolation, antialias=True
         ),
         "flip": v2.RandomHorizontalFlip(data.flip),
