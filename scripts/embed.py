@@ -5,9 +5,10 @@ d2v embed CONFIG model=PATH data.path=FOLDER out=features.parquet [embed.layers=
 `model` is a run's folder, its export/ or one of its checkpoints, a folder of transformers or a name on the Hub; it
 brings its size and how it was fed. CONFIG names the modality and how its data is found. Columns are id (the path below
 data.path, or split and row) and features; of a model that aligns modalities these are unit vectors in the space that
-they share, in which `d2v search` finds what words, a picture or a sound ask for. Parts are kept in out.parts/ until the
-end: the same command goes on from them, and makes those again whose files have changed since. Samples that cannot be
-read are left out, counted and named. Of a joint run part=NAME says which part is meant.
+they share, in which `d2v search` finds what words, a picture or a sound ask for. embed.pool=none writes each token.
+Parts are kept in out.parts/ until the end: the same command goes on from them, and makes those again whose files have
+changed since. Samples that cannot be read are left out, counted and named. Of a joint run part=NAME says which part is
+meant.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import torch
 from d2v import plugins
 from d2v.config.cli import run_cli, take_arguments
 from d2v.config.joint import load_parts
-from d2v.evaluation.config import PROJECTED
+from d2v.evaluation.config import PROJECTED, TOKENS
 from d2v.evaluation.embedding import embed_all, fingerprint
 from d2v.evaluation.feature_table import Shards
 from d2v.evaluation.load_encoder import open_alignment, open_model, projection_of
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> None:
     if len(configs) > 1:
         raise ValueError(f"{rest[0]} has several parts: give part=NAME of {', '.join(configs)}")
     (config,) = configs.values()
+    if config.embed.pool == TOKENS and out.suffix != ".parquet":
+        raise ValueError(f"embed.pool=none writes as many tokens as a sample has: out={out} must end in .parquet")
     check_new(out, config.run.overwrite)
     modality = plugins.load("d2v.modalities", config.modality)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,10 +85,18 @@ def main(argv: list[str]) -> None:
                 f"data.max_bad_share is {data.max_bad_share}; the others are kept in {shards.folder}"
             )
         weights = fingerprint(encoder if projection is None else aligned)
-        shards.join({**about(settings, data), "modality": config.modality, "weights": weights})
+        where = {"modality": config.modality, "weights": weights, **places_of_tokens(encoder.frontend(config.modality))}
+        shards.join({**about(settings, data), **where})
         left_out = f"; left out {len(bad)}: {names}" if bad else ""
         width = encoder.trunk.config.dim if projection is None else f"{projection.out_features} projected"
-        print(f"{total} samples of {width} numbers in {out}{printable(left_out)}")
+        each = "tokens of " if asked.pool == TOKENS else ""
+        print(f"{total} samples of {each}{width} numbers in {out}{printable(left_out)}")
+
+
+def places_of_tokens(frontend: Any) -> dict[str, Any]:
+    """Where tokens lie in a sample: the seconds from one to the next, or the rows and columns of a grid."""
+    seconds, grid = getattr(frontend, "token_seconds", None), frontend.grid
+    return {"token_seconds": seconds} if seconds else {"grid": list(grid)} if grid else {}
 
 
 def about(settings: dict, data: Any) -> dict:

@@ -6,7 +6,8 @@ from typing import Any
 
 from d2v.settings import check_fields, check_values, setting
 
-POOLS = ("mean", "class", "first")
+TOKENS = "none"  # of embed.pool
+POOLS = ("mean", "class", "first", TOKENS)
 AUTO, LABEL = "auto", "label"  # the defaults of evaluate.test_split (and embed.layers) and evaluate.label
 PROJECTED = "projected"  # of embed.layers
 LAYERS = ("last", "local", "all", "class")  # of evaluate.layer, beside the numbers of blocks
@@ -128,14 +129,18 @@ class EmbedConfig:
     )
     pool: str = setting(
         "mean",
-        "mean: over content tokens; class: the class token; first: the first content token (of a sentence: <s>).",
+        "mean: over content tokens; class: the class token; first: the first content token (of a sentence: <s>); none: "
+        "each content token by itself, (tokens, width) a sample.",
         among=POOLS,
     )
     batch_size: int = setting(
         16, "Rows of the longest samples; of shorter ones as many as take the same room.", least=1, limit=1_000_000
     )
     chunk: int = setting(
-        1024, "Samples that are sorted by length, and then written, together.", least=1, limit=10_000_000
+        1024,
+        "Samples that are sorted by length, and then written, together; of pool=none at most 64.",
+        least=1,
+        limit=10_000_000,
     )
     overlap: float = setting(
         0.1,

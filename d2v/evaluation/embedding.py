@@ -14,19 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from d2v.evaluation.config import PROJECTED, EmbedConfig
-from d2v.evaluation.feature_table import Shards
+from d2v.evaluation.config import PROJECTED, TOKENS, EmbedConfig
+from d2v.evaluation.feature_table import Shards, Tokens
 from d2v.evaluation.features import by_length, class_token, frozen, layer_tokens
 from d2v.protocols import Stream
 from d2v.reading import readable_views
-from d2v.types import View
+from d2v.types import Features, View
+
+FEW = 64  # samples of a part of tokens, each of which may have a thousand
 
 
 class Part(NamedTuple):
     """Features of some samples in their order, and those that have none."""
 
     ids: list[str]
-    features: np.ndarray  # (n, D) float32
+    features: np.ndarray | Tokens  # (n, D) float32
     bad: list[tuple[str, str]]  # id and reason
 
 
@@ -62,6 +64,25 @@ def embed(
     return Part([samples.ids[index] for index in good], features, bad)
 
 
+def embed_tokens(encoder, samples: Stream, config: EmbedConfig, device: str | torch.device = "cpu") -> Part:
+    """The content tokens of all samples, for embed.pool=none. ValueError: the encoder has no such layer."""
+    bad: list[tuple[str, str]] = [*samples.report.unreadable, *samples.report.too_short]
+    found: dict[int, list[np.ndarray]] = {}  # of a long one those of each window
+    with frozen(encoder):
+        for indices, view, counted in _ahead(_views(samples, config, bad)):
+            x, counted, _ = _tokens(encoder, view.to(device), counted, config)
+            for row, index in enumerate(indices.tolist()):
+                found.setdefault(index, []).append(x[row, counted[row]].cpu().numpy())
+    whole = {index: np.concatenate(found[index]) for index in sorted(found)}
+    for index, tokens in whole.items():
+        if not np.isfinite(tokens).all():
+            bad.append((samples.ids[index], "its features are not finite: is the model damaged?"))
+    unread = {name for name, _ in bad}
+    good = {samples.ids[index]: tokens for index, tokens in whole.items() if samples.ids[index] not in unread}
+    none = np.zeros((0, encoder.trunk.config.dim), dtype=np.float32)
+    return Part([*good], Tokens(np.concatenate([none, *good.values()]), [*map(len, good.values())]), bad)
+
+
 @torch.no_grad()
 def projected(projection: torch.nn.Module, features: np.ndarray, rows: int, device: str | torch.device) -> np.ndarray:
     """Means of tokens (n, D) as unit vectors (n, P); a projection is linear, so that it may follow the mean."""
@@ -74,17 +95,23 @@ def _sums(encoder, view: View, counted: Tensor | None, config: EmbedConfig) -> t
 
     `counted` (B, T) says what counts; None: all that is no padding.
     """
-    layers = ["last"] if config.layers == [PROJECTED] else config.layers
-    tokens, features = layer_tokens(encoder, view, layers, "embed.layers")
-    x = torch.stack([tokens[name].float() for name in layers]).mean(dim=0)  # (B, T, D)
+    x, counted, features = _tokens(encoder, view, counted, config)
     if config.pool == "class":
         message = "embed.pool is class, but this model has no class token; it may be mean or first"
         return class_token(features, message), x.new_ones(len(x))
-    if counted is None:
-        counted = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if view.padding is None else ~view.padding
     if config.pool == "first":
         counted = counted & (torch.arange(x.shape[1], device=x.device) == 0)
     return x.masked_fill(~counted[..., None], 0).sum(dim=1), counted.sum(dim=1)
+
+
+def _tokens(encoder, view: View, counted: Tensor | None, config: EmbedConfig) -> tuple[Tensor, Tensor, Features]:
+    """The mean of the layers' tokens, (B, T, D), which of them count, (B, T), and what the encoder returned."""
+    layers = ["last"] if config.layers == [PROJECTED] else config.layers
+    tokens, features = layer_tokens(encoder, view, layers, "embed.layers")
+    x = torch.stack([tokens[name].float() for name in layers]).mean(dim=0)
+    if counted is None:
+        counted = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if view.padding is None else ~view.padding
+    return x, counted.to(x.device), features
 
 
 Batch = tuple[np.ndarray, View, Tensor | None]  # (B,) indices of the samples, their view, which tokens count
@@ -149,11 +176,16 @@ def embed_all(
     `open_part(start, stop)`: those samples; `inputs_of(start, stop)`: a digest of what they are made of; `projection`:
     as of embed.
     """
-    for number, start in enumerate(tqdm(range(0, total, config.chunk), unit="part", disable=None)):
-        stop = min(start + config.chunk, total)
+    size = min(config.chunk, FEW) if config.pool == TOKENS else config.chunk
+    for number, start in enumerate(tqdm(range(0, total, size), unit="part", disable=None)):
+        stop = min(start + size, total)
         inputs = inputs_of(start, stop)
         if not shards.has(number, inputs):
-            part = embed(encoder, open_part(start, stop), config, device, projection=projection)
+            samples = open_part(start, stop)
+            if config.pool == TOKENS:
+                part = embed_tokens(encoder, samples, config, device)
+            else:
+                part = embed(encoder, samples, config, device, projection=projection)
             shards.add(number, *part, inputs)
 
 

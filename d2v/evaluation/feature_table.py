@@ -6,6 +6,7 @@ n rows of a part, N of all, D width.
 import json
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,13 @@ from d2v.files import written
 
 FORMATS = (".parquet", ".npy")
 ABOUT = "d2v"  # the key of a parquet's metadata under which it says what it holds
+
+
+class Tokens(NamedTuple):
+    """The tokens of n samples, one after the other."""
+
+    rows: np.ndarray  # (all of them, D) float32
+    counts: list[int]  # n, how many each has
 
 
 class Shards:
@@ -55,9 +63,20 @@ class Shards:
             return False
         return metadata.get(b"inputs") == inputs.encode()
 
-    def add(self, number: int, ids: list[str], features: np.ndarray, bad: list[tuple[str, str]], inputs: str) -> None:
-        """One part: ids of n samples, (n, D) float32, ids of bad ones with the reason, a digest of its inputs."""
-        column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
+    def add(
+        self,
+        number: int,
+        ids: list[str],
+        features: np.ndarray | Tokens,
+        bad: list[tuple[str, str]],
+        inputs: str,
+    ) -> None:
+        """One part: ids of n samples, (n, D) float32 or their tokens, ids of bad ones with the reason, a digest of its
+        inputs."""
+        rows = features.rows if isinstance(features, Tokens) else features
+        column: Any = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+        if isinstance(features, Tokens):
+            column = pa.ListArray.from_arrays(np.cumsum([0, *features.counts], dtype=np.int32), column)
         table = pa.table(
             {"id": pa.array(ids, pa.string()), "features": column}, metadata={"bad": json.dumps(bad), "inputs": inputs}
         )

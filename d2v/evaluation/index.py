@@ -52,6 +52,11 @@ def read_index(path: Path) -> Index:
         raise ValueError(f"{path} is no table of d2v embed: {str(error).splitlines()[0]}") from None
     if not len(table):
         raise ValueError(f"{path} has no rows: there is nothing to search")
+    if not pa.types.is_fixed_size_list(table.schema.field("features").type):
+        raise ValueError(
+            f"{path} holds each token of a sample (embed.pool=none), of which no sample is nearest: embed its files "
+            "again by embed.pool=mean"
+        )
     features = np.stack(table["features"].to_numpy())
     if not np.isfinite(features).all():
         raise ValueError(f"{path} holds features that are not finite")
