@@ -140,7 +140,7 @@ def parameter_groups(
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     matrices = _matrices(module)
-    of_timm = _layers_of_timm(module)
+    of_timm = {} if layer_decay == 1 else _layers_of_timm(module)
     blocks = [block + 1 for name in trained if (block := _block(name)) is not None]
     depth = max([*blocks, *of_timm.values()], default=0)
     groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
