@@ -28,7 +28,7 @@ def losses(objective: torch.nn.Module, view: View) -> tuple[torch.Tensor, torch.
     """Cross entropies and ids of the words at all chosen places, (n,) each."""
     encoder = objective.student["encoder"]
     where, frontend = chosen(view.mask), encoder.frontend(view.modality)
-    logits = objective.head(encoder(view, view.mask, only=numbers_of(where)).x, frontend.vocabulary)  # (n, V)
+    logits = objective.head(encoder(view, view.mask, only=numbers_of(where)).x, frontend.vocabulary())  # (n, V)
     ids = view.inputs[frontend.main_input][where]
     return F.cross_entropy(logits.float(), ids, reduction="none"), ids
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from d2v.config.written import in_home
+
 
 def pretrain(config: str | Path, **settings: Any) -> Path:
     """Trains an encoder, as scripts/pretrain.py; the folder that `from_pretrained` loads."""
@@ -34,7 +36,7 @@ def evaluate(config: str | Path, model: str | Path | list[str | Path], **setting
 def embed(config: str | Path, model: str | Path, out: str | Path, **settings: Any) -> Path:
     """Writes features, as scripts/embed.py; the table's path."""
     _call("embed", str(config), f"model={_path(model, 'model')}", f"out={out}", *arguments(settings))
-    return Path(out)
+    return Path(in_home(str(out)))
 
 
 def convert(source: str | Path, target: str | Path, *, modality: str = "", overwrite: bool = False) -> Path:
@@ -44,7 +46,7 @@ def convert(source: str | Path, target: str | Path, *, modality: str = "", overw
     """
     options = [*([f"modality={modality}"] if modality else []), *(["run.overwrite=true"] if overwrite else [])]
     _call("convert", _path(source, "source"), str(target), *options)
-    return Path(target)
+    return Path(in_home(str(target)))
 
 
 def arguments(settings: dict[str, Any], where: str = "") -> list[str]:

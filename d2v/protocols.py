@@ -69,7 +69,6 @@ class Frontend(Protocol):
         """Local features (B, T, D) of raw inputs, by Hugging Face's names."""
         ...
 
-    @property
     def content_dim(self) -> int:
         """P, how many numbers a token is made of. ValueError: it is made of none, or of more than its own."""
         ...
@@ -78,7 +77,6 @@ class Frontend(Protocol):
         """(B, T, P) float32, what each token is made of: its pixels, its frames. ValueError as of `content_dim`."""
         ...
 
-    @property
     def vocabulary(self) -> Tensor:
         """(V, D), the vectors of all words, where `main_input` holds numbers of words. ValueError: it does not, or no
         word can be hidden."""

@@ -23,7 +23,7 @@ from d2v.config.cli import run_cli, take_arguments
 from d2v.config.joint import load_parts
 from d2v.evaluation.config import PROJECTED, TOKENS
 from d2v.evaluation.embedding import embed_all, fingerprint
-from d2v.evaluation.feature_table import Shards
+from d2v.evaluation.feature_table import FORMATS, Shards
 from d2v.evaluation.load_encoder import open_alignment, open_model, projection_of
 from d2v.files import check_new, locked
 from d2v.modalities.common.part_inputs import PartInputs
@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
     if len(configs) > 1:
         raise ValueError(f"{rest[0]} has several parts: give part=NAME of {', '.join(configs)}")
     (config,) = configs.values()
+    if out.suffix not in FORMATS:
+        raise ValueError(f"out={out} must end in {' or '.join(FORMATS)}")
     if config.embed.pool == TOKENS and out.suffix != ".parquet":
         raise ValueError(f"embed.pool=none writes as many tokens as a sample has: out={out} must end in .parquet")
     check_new(out, config.run.overwrite)

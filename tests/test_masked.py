@@ -26,17 +26,17 @@ def test_content_of_an_image_is_transformers_patches():
     pixels = torch.randn(2, 3, 12, 12)
     frontend = small.encoder("image", image_size=12, patch_size=4).frontends["image"]
     found = frontend.content(pixels)
-    assert found.shape == (2, 9, frontend.content_dim)
+    assert found.shape == (2, 9, frontend.content_dim())
     assert torch.equal(found, transformers.ViTMAEForPreTraining(config).patchify(pixels))
     with pytest.raises(ValueError, match="an image has no words to predict"):
-        _ = frontend.vocabulary
+        _ = frontend.vocabulary()
 
 
 def test_content_of_speech_is_the_frames_of_a_token():
     frontend = small.encoder("speech").frontends["speech"]
     waves = torch.randn(2, 2000)
     found, frames = frontend.content(waves), frontend.extractor.spectrogram(waves)
-    assert found.shape == (*frontend.embed(waves).shape[:2], frontend.content_dim)
+    assert found.shape == (*frontend.embed(waves).shape[:2], frontend.content_dim())
     for token in range(found.shape[1]):
         assert torch.equal(found[:, token], torch.cat([frames[:, 2 * token], frames[:, 2 * token + 1]], dim=1))
     real = (torch.arange(2000) < 1500).long().expand(2, -1)
@@ -56,7 +56,7 @@ def test_content_of_samples_is_one_frame_of_each_window():
     waves = torch.zeros(1, 4000)
     waves[0, 1600:1760] = torch.sin(torch.arange(160) * 2 * torch.pi * 1000 / 8000)
     found = frontend.content(waves)
-    assert found.shape == (1, frontend.embed(waves).shape[1], frontend.content_dim) and found.dtype == torch.float32
+    assert found.shape == (1, frontend.embed(waves).shape[1], frontend.content_dim()) and found.dtype == torch.float32
     energy = found[0].amax(dim=1)  # (T,)
     assert int(energy.argmax()) in (9, 10, 11)  # tokens of 20 ms from 1440, 1600, 1760
     assert energy[:8].max() < energy.max() - 1 and torch.allclose(energy[:8], energy[:8].mean())
@@ -64,8 +64,11 @@ def test_content_of_samples_is_one_frame_of_each_window():
 
 def test_text_says_which_methods_are_its_own():
     frontend = small.encoder("text").frontends["text"]
-    assert frontend.vocabulary is frontend.tokens.weight
-    for ask in (lambda: frontend.content_dim, lambda: frontend.content(input_ids=torch.zeros(1, 2, dtype=torch.long))):
+    assert frontend.vocabulary() is frontend.tokens.weight
+    for ask in (
+        lambda: frontend.content_dim(),
+        lambda: frontend.content(input_ids=torch.zeros(1, 2, dtype=torch.long)),
+    ):
         with pytest.raises(ValueError, match=r"objective.name may be mlm, mlm_latent or electra"):
             ask()
 

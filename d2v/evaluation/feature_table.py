@@ -28,15 +28,13 @@ class Tokens(NamedTuple):
 
 
 class Shards:
-    """Parts of the table `out` in a folder beside it."""
+    """Parts of the table `out`, whose format is one of FORMATS, in a folder beside it."""
 
     def __init__(self, out: Path, settings: dict, *, places: Collection[str] = (), overwrite: bool = False):
         """`settings`: what the features depend on; `places`: the dotted names of those that are paths.
 
-        ValueError: no known format, or parts of other settings.
+        ValueError: parts of other settings.
         """
-        if out.suffix not in FORMATS:
-            raise ValueError(f"out={out} must end in {' or '.join(FORMATS)}")
         self.out, self.folder = out, out.with_name(f"{out.name}.parts")
         files.check_folder(self.folder)
         if out.suffix == ".npy":

@@ -7,6 +7,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -37,11 +38,14 @@ def read_config(source: str | Path) -> PreTrainedConfig:
 def load_whole(
     auto: Any, source: str | Path, drop: Callable[[str], bool] = lambda name: False, **arguments: Any
 ) -> Any:
-    """What `auto.from_pretrained` makes of `source`; names for which `drop` is true may be missing or left over.
+    """What `auto.from_pretrained` makes of `source`, in float32; names for which `drop` is true may be missing or left
+    over.
 
     ValueError: any other.
     """
-    arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    # transformers would take the precision that the weights were saved in, in which sums and norms lose much
+    arguments = {"dtype": torch.float32, **arguments}
+    arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
     try:
         with _without_its_report():
             model, report = auto.from_pretrained(source, **arguments)

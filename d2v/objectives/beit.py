@@ -42,7 +42,7 @@ class BEiT(CodePrediction):
 
     def __init__(self, encoder: D2vModel, config: Config):
         """ValueError: tokens that are made of nothing that could have a code, or a file of other codes."""
-        content_dim, about = frontend_of(encoder).content_dim, {}
+        content_dim, about = frontend_of(encoder).content_dim(), {}
         if config.codes:
             centers, about = load_centers(Path(config.codes))
             found = {"num_codes": len(centers), "norm": about.get("norm"), "content_dim": centers.shape[1]}

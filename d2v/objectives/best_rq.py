@@ -40,7 +40,7 @@ class BestRQ(CodePrediction):
 
     def __init__(self, encoder: D2vModel, config: Config):
         """ValueError: tokens that are made of nothing to quantise."""
-        content_dim = frontend_of(encoder).content_dim
+        content_dim = frontend_of(encoder).content_dim()
         super().__init__(encoder, config, RandomProjection(content_dim, config.num_codes, config.code_dim))
         nn.init.normal_(self.head.weight, std=0.02)
 

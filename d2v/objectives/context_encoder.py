@@ -55,7 +55,7 @@ class ContextEncoder(Objective):
         """ValueError: tokens that do not lie in a grid."""
         super().__init__(teacher=False, encoder=encoder)
         self.config, frontend, dim = config, frontend_of(encoder), encoder.trunk.config.dim
-        content_dim = frontend.content_dim
+        content_dim = frontend.content_dim()
         if frontend.grid is None:
             raise ValueError("context_encoder fills in regions of a grid, and tokens here are a sequence: take mae")
         self.head = perceptron([dim, dim, content_dim])

@@ -56,7 +56,7 @@ class Electra(Objective):
         """ValueError: tokens are no words, none can be hidden, or other heads than those that ALiBi is of."""
         super().__init__(teacher=False, encoder=encoder)
         self.config, trunk, frontend = config, encoder.trunk.config, frontend_of(encoder)
-        num_words, word_dim = frontend.vocabulary.shape
+        num_words, word_dim = frontend.vocabulary().shape
         if frontend.bias(1) is not None and config.num_heads != trunk.num_heads:
             raise ValueError(
                 f"objective.num_heads is {config.num_heads}; the generator shares the student's ALiBi: it must be "
@@ -104,7 +104,7 @@ class Electra(Objective):
         x = frontend.hide(frontend.embed(**view.inputs), mask.hidden, **view.inputs)  # (B, T, D)
         x = self.project(x + frontend.positions(x, view.padding))
         x, _ = self.generator(x, attention_bias(view.padding, frontend.bias(x.shape[1])), only=at)
-        return self.head(x, frontend.vocabulary).float()
+        return self.head(x, frontend.vocabulary()).float()
 
 
 def read(view: View, main_input: str, ids: Tensor) -> View:

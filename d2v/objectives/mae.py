@@ -38,7 +38,7 @@ class MAE(Objective):
         """ValueError: tokens that are made of nothing to predict, or of one number each, or a mask token."""
         super().__init__(teacher=False, encoder=encoder)
         refuse_mask_token(encoder, config.name)
-        content_dim, trunk = frontend_of(encoder).content_dim, encoder.trunk.config
+        content_dim, trunk = frontend_of(encoder).content_dim(), encoder.trunk.config
         if config.norm_target and content_dim < 2:
             raise ValueError("objective.norm_target is true, but a token is made of one number: set it to false")
         self.config = config

@@ -34,7 +34,7 @@ class MLM(Objective):
         """ValueError: tokens are no words, or none can be hidden."""
         super().__init__(teacher=False, encoder=encoder)
         self.config, trunk = config, encoder.trunk.config
-        num_words, word_dim = frontend_of(encoder).vocabulary.shape
+        num_words, word_dim = frontend_of(encoder).vocabulary().shape
         self.head = WordHead(trunk.dim, word_dim, num_words, norm_eps=trunk.norm_eps, init_std=trunk.init_std)
 
     def check(self, views: list[View]) -> None:
@@ -46,7 +46,7 @@ class MLM(Objective):
         view, mask = masked_view(views, self.config.name, keep=False)
         encoder, where, at = self.student["encoder"], chosen(mask), chosen_at(mask)
         frontend = encoder.frontend(view.modality)
-        logits = self.head(encoder(view, mask, only=at).x, frontend.vocabulary)  # (n, V)
+        logits = self.head(encoder(view, mask, only=at).x, frontend.vocabulary())  # (n, V)
         total, accuracy = cross_entropy(logits, taken(view.inputs[frontend.main_input], at))
         metrics = {"accuracy": accuracy, "hidden_share": share_of(where, view.padding)}
         return Loss(total, where.sum(), metrics)

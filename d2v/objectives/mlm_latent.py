@@ -49,7 +49,7 @@ class MLMLatent(Objective):
         """ValueError: tokens are no words, or none can be hidden."""
         super().__init__(encoder=encoder)
         self.config, trunk = config, encoder.trunk.config
-        num_words, word_dim = frontend_of(encoder).vocabulary.shape
+        num_words, word_dim = frontend_of(encoder).vocabulary().shape
         self.head = WordHead(trunk.dim, word_dim, num_words, norm_eps=trunk.norm_eps, init_std=trunk.init_std)
         self.predictor = perceptron([trunk.dim, trunk.dim])
 
@@ -65,7 +65,7 @@ class MLMLatent(Objective):
         target = self.target(view, at)  # (n, D)
         x = encoder(view, mask, only=at).x  # (n, D)
         wanted = taken(view.inputs[frontend.main_input], at)  # (n,)
-        words, accuracy = cross_entropy(self.head(x, frontend.vocabulary), wanted)
+        words, accuracy = cross_entropy(self.head(x, frontend.vocabulary()), wanted)
         prediction = self.predictor(x).float()  # (n, D)
         latents = regression_loss(prediction, target, 1.0, "mean")
         count = where.sum()

@@ -254,11 +254,12 @@ class Frontend(nn.Module):
                 f"pixel_values of shape {shape}: "
                 f"this model reads (batch, {self.config.channels}, {size}, {size}){others}"
             )
+        if pixel_values.is_floating_point():  # processors give float32; bytes are no pixels that a model reads
+            pixel_values = pixel_values.to(next(self.parameters()).dtype)
         if self.backbone is not None:
             return backbone.feature_map(self.backbone, pixel_values).flatten(1, 2)
         return self.patch_embed(pixel_values).flatten(2).transpose(1, 2)  # (B, T, D)
 
-    @property
     def content_dim(self) -> int:
         """Numbers of a patch. ValueError: a backbone, whose tokens are no patches."""
         if self.backbone is not None:
@@ -274,9 +275,8 @@ class Frontend(nn.Module):
         """
         size = self.config.patch_size
         patches = pixel_values.float().unfold(2, size, size).unfold(3, size, size)  # (B, C, R, R, size, size)
-        return patches.permute(0, 2, 3, 4, 5, 1).reshape(len(patches), -1, self.content_dim)
+        return patches.permute(0, 2, 3, 4, 5, 1).reshape(len(patches), -1, self.content_dim())
 
-    @property
     def vocabulary(self) -> Tensor:
         """ValueError: patches are no words."""
         raise ValueError("an image has no words to predict: objective.name may be mae, beit or best_rq")
@@ -293,7 +293,7 @@ class Frontend(nn.Module):
         """
         size = self.config.image_size
         channels, *sides = pixel_values.shape[1:]
-        if channels != self.config.channels or len(set(sides)) != 1 or len(sides) != 2:
+        if channels != self.config.channels or len(sides) != 2 or sides[0] != sides[1]:
             return False
         if sides[0] == size or not self.training:
             return sides[0] == size

@@ -264,7 +264,6 @@ class Frontend(nn.Module):
         """From one token to the next."""
         return stride(self.config) / self.config.sample_rate
 
-    @property
     def content_dim(self) -> int:
         """Bands of the frames that fall to a token; of samples, see `spectrogram_of`."""
         if self.config.kind == "mel":
@@ -288,7 +287,6 @@ class Frontend(nn.Module):
         padded = F.pad(input_values, (surplus // 2, surplus - surplus // 2))
         return spectrogram.to(padded.device)(padded)[:, :tokens]
 
-    @property
     def vocabulary(self) -> Tensor:
         """ValueError: frames are no words."""
         raise ValueError("speech has no words to predict: objective.name may be mae or best_rq")

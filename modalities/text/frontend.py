@@ -157,7 +157,6 @@ class Frontend(nn.Module):
         padding = input_ids == self.config.pad_token_id if attention_mask is None else attention_mask == 0
         return self.dropout(self.norm(tokens + self._places(tokens.shape[1], padding)))
 
-    @property
     def content_dim(self) -> int:
         """ValueError: words have none."""
         raise ValueError("a word is made of no values to predict: objective.name may be mlm, mlm_latent or electra")
@@ -166,7 +165,6 @@ class Frontend(nn.Module):
         """ValueError: words have none."""
         raise ValueError("a word is made of no values to predict: objective.name may be mlm, mlm_latent or electra")
 
-    @property
     def vocabulary(self) -> Tensor:
         """The table of tokens, (V, D). ValueError: no <mask> can take the place of a word."""
         if self.norm is not None:

@@ -35,7 +35,6 @@ class Frontend(nn.Module):
         """(B, S) -> (B, T, D)."""
         return self.patches(sensor_values.unfold(1, self.config.patch_size, self.config.patch_size))
 
-    @property
     def content_dim(self) -> int:
         """Numbers of a patch."""
         return self.config.patch_size
@@ -44,7 +43,6 @@ class Frontend(nn.Module):
         """(B, S) -> (B, T, P), the patches themselves."""
         return sensor_values.float().unfold(1, self.config.patch_size, self.config.patch_size)
 
-    @property
     def vocabulary(self) -> Tensor:
         """ValueError: there are no words."""
         raise ValueError("a signal has no words to predict")
