@@ -221,7 +221,8 @@ def test_thin_boxes_are_left_out_and_boxes_are_cut_at_the_edge(tmp_path):
     assert read(samples)["0.png"] == [("blue", 0, 3, 12, 30)] and read(samples)["1.png"] == []
     assert read(samples)["2.png"][-1] == ("red", 30, 3, 40, 9)
     lines = "\n".join(samples.report.lines())
-    assert "boxes left out: 2 thinner than 2 pixels (images/0.png, images/1.png)" in lines
+    assert "boxes left out: 1 thinner than 2 pixels (images/0.png)" in lines
+    assert "no widths and heights): 1 of 13: images/1.png has 9,2,3,20; they are left out" in lines
     assert (
         "reach outside of their images: 1 of 13: images/2.png of 40 x 30 pixels has one of 30,3,44,9; they are" in lines
     )

@@ -8,6 +8,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -26,6 +27,7 @@ from d2v.protocols import NoSplitError
 
 DEMO = "demo"
 DEMO_TOPICS, DEMO_LENGTH, DEMO_SPLITS = 10, 200, ("train", "test")
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 CHUNK, MOST = 10_000, 1 << 18  # rows, and bytes of them, that are in memory as strings at a time
 ROWS = 1 << 17  # rows whose blocks are found at once
 
@@ -67,8 +69,16 @@ def text_column(dataset: datasets.Dataset, path: Any, text: str) -> str:
     if text != "text":
         raise ValueError(
             f"data.text is {text!r}; the columns of data.path {path} are {', '.join(dataset.column_names)}"
+            + _tables_beside(path)
         )
     return tables.media_column(dataset, "text")
+
+
+def _tables_beside(path: Any) -> str:
+    """What is said of tables in a folder whose other files were read."""
+    folder = Path(path).expanduser() if isinstance(path, str | Path) else Path()
+    there = sorted(file.name for file in folder.iterdir() if file.suffix in TABLES) if path and folder.is_dir() else []
+    return f"; {there[0]} beside them is not read: data.path may name it" if there else ""
 
 
 @functools.cache  # a run, its health checks and what scores it open it each

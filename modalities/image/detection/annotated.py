@@ -1,13 +1,17 @@
 """Images with their boxes, before any image is read; which names are of a split, and where the files lie."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from d2v.modalities.common.splits import same_split
 from d2v.protocols import NoSplitError
 
 Box = tuple[str, float, float, float, float]  # name, left, top, right, bottom, in pixels
+USUAL = ("images", "image", "imgs", "jpegimages")  # folders of images
+LOOKED_FOR = 200  # names of images, by which it is found where these lie
 
 
 class Annotated(NamedTuple):
@@ -18,6 +22,7 @@ class Annotated(NamedTuple):
     source: str
     notes: list[str]
     splits: Sequence[str] = ()
+    sizes: Mapping[str, tuple[int, int]] = MappingProxyType({})  # width and height as the annotations say them
 
 
 def in_split(split: str, names: Iterable[str], where: Path) -> set[str]:
@@ -29,11 +34,36 @@ def in_split(split: str, names: Iterable[str], where: Path) -> set[str]:
     return wanted
 
 
-def found_below(names: Iterable[str], root: Path) -> Path:
-    """The folder that relative names of images are below: `root`, one in it, or one beside it, which has the first."""
-    first = next(iter(names), "")
-    places = [root, *_folders(root), root.parent, *_folders(root.parent)]
-    return next((place for place in places if (place / first).is_file()), root)
+def found_below(names: Iterable[str], root: Path, split: str, data: Path | None) -> Path:
+    """The folder that relative names of images are below, as it has most of them: `root`, one in it, or one beside it.
+
+    What lies beside is within `data`, the folder that was given, if it was one. Of several that have as many it is the
+    one of the split. ValueError: that is none or several.
+    """
+    listed = list(dict.fromkeys(names))
+    some = listed[:: -(-len(listed) // LOOKED_FOR) or 1]
+    places = [root, *_folders(root)]
+    if data is None or root != data:
+        places += [root.parent, *_folders(root.parent)]
+    there = {place: sum((place / name).is_file() for name in some) for place in dict.fromkeys(places)}
+    most = max(there.values())
+    best = [place for place, count in there.items() if count == most]
+    if most == 0:
+        return root
+    if len(best) > 1 and best[0] != root:
+        best = [place for place in best if _says(place.name, split)] or best
+        best = [place for place in best if place.name.lower() in USUAL] or best  # beside masks of the same names
+    if len(best) > 1 and best[0] != root:
+        raise ValueError(
+            f"{listed[0]} and others lie in {best[0]} and in {best[1]}, and nothing says which are of split {split!r}: "
+            "name files by their paths from the annotations, or folders as splits are"
+        )
+    return best[0]
+
+
+def _says(name: str, split: str) -> bool:
+    """Whether a word of a folder's name is the split: train2017."""
+    return any(same_split(word, split) for word in re.findall("[a-z]+", name.lower()))
 
 
 def _folders(root: Path) -> list[Path]:

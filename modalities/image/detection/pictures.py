@@ -29,7 +29,8 @@ def draw(names: list[str], split: ScoredSplit, found: list[np.ndarray], path: Pa
         axes = figure.add_subplot(-(-count // columns), columns, place + 1)
         index = split.indices[place]
         picture, scale = split.samples.picture(index), split.samples.scale(index)
-        axes.imshow(np.asarray(picture.convert("RGB")))
+        width, height = picture.size
+        axes.imshow(np.asarray(picture.convert("RGB")), extent=(0, width, height, 0))
         axes.set_axis_off()
         axes.set_title(in_figure(split.samples.ids[index]), fontsize=8)
         sure = found[place][found[place][:, 4] >= SURE]
@@ -37,8 +38,9 @@ def draw(names: list[str], split: ScoredSplit, found: list[np.ndarray], path: Pa
             _outline(axes, box[:4] / scale, TRUE, dashed=True)
         for box in sure:
             colour = COLOURS[int(box[5]) % len(COLOURS)]
-            _outline(axes, box[:4] / scale, colour, dashed=False)
-            left, top = box[:2] / scale[:2]
+            sides = (box[:4] / scale).clip(0, [width, height, width, height])
+            _outline(axes, sides, colour, dashed=False)
+            left, top = sides[:2]
             axes.text(left, top, f"{in_figure(names[int(box[5])])} {box[4]:.2f}", color=colour, fontsize=7, va="bottom")
     write_png(figure, path)
 

@@ -32,40 +32,61 @@ class BoxedSamples(Samples):
     open = staticmethod(open_boxes)  # type: ignore[assignment]
 
     def __init__(self, config: DetectionConfig, frontend: FrontendConfig, *, split: str, folder: Path):
-        """ValueError: as Samples and open_boxes; too many boxes outside of their images, or none that can be used."""
+        """ValueError: as Samples and open_boxes; too many boxes that cannot be right, or none that can be used."""
         super().__init__(config, frontend, split=split, folder=folder)  # type: ignore[arg-type]
         self.sizes = [augment.size(self._source(int(row))) for row in self._rows]  # height, width
         self.names: list[np.ndarray] = []
         self.boxes: list[np.ndarray] = []  # left, top, right, bottom, in pixels of the image
         given = [np.asarray(boxes, dtype=float).reshape(-1, 4) for boxes in self.column("boxes")]
-        self._check_inside(given)
+        self._check_sizes()
+        self._check_sides(given)
         thin = []
         for index, (boxes, names) in enumerate(zip(given, self.column("names"), strict=True)):
             height, width = self.sizes[index]
             boxes = boxes.clip(0, [width, height, width, height])
-            whole = (boxes[:, 2:] - boxes[:, :2] >= LEAST).all(axis=1)
-            thin += [self.ids[index]] * int((~whole).sum())
+            lengths = boxes[:, 2:] - boxes[:, :2]
+            whole = (lengths >= LEAST).all(axis=1)
+            thin += [self.ids[index]] * int((~whole & (lengths >= 0).all(axis=1)).sum())
             self.boxes.append(boxes[whole])
             self.names.append(np.array(names, dtype=object)[whole])
         self._say(thin, in_shares=max((boxes.max(initial=0) for boxes in given), default=0) <= 1)
 
-    def _check_inside(self, given: list[np.ndarray]) -> None:
-        """ValueError: too many boxes reach outside of their images."""
-        outside, total = [], 0
+    def _check_sizes(self) -> None:
+        """ValueError: too many images are of another size than their annotations say."""
+        others = []
+        for index, said in enumerate(self.column("size")):
+            height, width = self.sizes[index]
+            if said and tuple(said) != (width, height):
+                turned = " (it is turned as its EXIF says)" if tuple(said) == (height, width) else ""
+                others.append(
+                    f"{self.ids[index]} has {width} x {height} pixels{turned}, its boxes are of {said[0]} x {said[1]}"
+                )
+        self._doubt("images of another size than their annotations say", others, len(self), "boxes stay as they are")
+
+    def _check_sides(self, given: list[np.ndarray]) -> None:
+        """ValueError: too many boxes end before they begin, or reach outside of their images."""
+        inverted, outside = [], []
         for index, boxes in enumerate(given):
             height, width = self.sizes[index]
             over = np.maximum(-boxes, boxes - [width, height, width, height]).max(axis=1, initial=-np.inf) > BEYOND
-            outside += [(index, box) for box in boxes[over]]
-            total += len(boxes)
-        if not outside:
+            ends_first = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+            shown = [",".join(f"{side:g}" for side in box) for box in boxes]
+            inverted += [f"{self.ids[index]} has {shown[n]}" for n in np.flatnonzero(ends_first)]
+            of = f"{self.ids[index]} of {width} x {height} pixels"
+            outside += [f"{of} has one of {shown[n]}" for n in np.flatnonzero(over)]
+        total = sum(map(len, given))
+        hint = "they are left, top, right and bottom, no widths and heights"
+        self._doubt(f"boxes that end before they begin ({hint})", inverted, total, "they are left out")
+        self._doubt("boxes that reach outside of their images", outside, total, "they are cut there")
+
+    def _doubt(self, what: str, found: list[str], total: int, then: str) -> None:
+        """ValueError: more of `total` than data.max_bad_share; fewer are a note."""
+        if not found:
             return
-        index, box = outside[0]
-        height, width = self.sizes[index]
-        first = f"{self.ids[index]} of {width} x {height} pixels has one of {','.join(f'{side:g}' for side in box)}"
-        line = f"boxes that reach outside of their images: {len(outside)} of {total}: {first}"
-        if len(outside) > self.config.max_bad_share * total:
+        line = f"{what}: {len(found)} of {total}: {found[0]}"
+        if len(found) > self.config.max_bad_share * total:
             raise ValueError(f"{line}; data.max_bad_share is {self.config.max_bad_share:.1%}")
-        self.report.notes.append(f"{line}; they are cut there")
+        self.report.notes.append(f"{line}; {then}")
 
     def _say(self, thin: list[str], *, in_shares: bool) -> None:
         """What the boxes are, for the report; `in_shares`: none reaches beyond 1. ValueError: none is left."""

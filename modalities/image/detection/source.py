@@ -16,10 +16,16 @@ READERS = {TABLE: table.read, COCO: coco.read, VOC: voc.read}
 
 
 def open_boxes(config: DetectionConfig, split: str) -> datasets.Dataset:
-    """A row for each image: "file", "names" and "boxes". ValueError: there are no boxes, or some cannot be read."""
+    """A row for each image: "file", "names", "boxes" and, as annotations say it, "size", width and height.
+
+    ValueError: there are no boxes, or some cannot be read.
+    """
     files, root = _files(config.path)
+    data = (
+        root if root == Path(config.path).expanduser().absolute() else None
+    )  # a file's images may lie beside its folder
     for kind in READERS if config.boxes == AUTO else (config.boxes,):
-        found = READERS[kind](files, root, split, config.label)
+        found = READERS[kind](files, root, data, split, config.label)
         if found is not None:
             if kind != TABLE and config.label != DetectionConfig.label:
                 raise ValueError(
@@ -44,13 +50,15 @@ def _files(path: Any) -> tuple[list[Path], Path]:
 
 
 def _dataset(found: Annotated, path: Any, split: str) -> datasets.Dataset:
-    columns: dict[str, list] = {"file": [], "names": [], "boxes": []}
+    columns: dict[str, list] = {"file": [], "names": [], "boxes": [], "size": []}
     for file, boxes in found.images.items():
         columns["file"].append(file)
         columns["names"].append([name for name, *_ in boxes])
         columns["boxes"].append([sides for _, *sides in boxes])
+        columns["size"].append(found.sizes.get(file, ()))
     string, number = datasets.Value("string"), datasets.Value("float64")
     kinds = {"file": string, "names": datasets.List(string), "boxes": datasets.List(datasets.List(number))}
+    kinds["size"] = datasets.List(datasets.Value("int64"))
     dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
     dataset = name_rows(dataset, path, split, "image")
     dataset.info.description = "\n".join([f"boxes of split {split!r}: from {found.source}", *found.notes])

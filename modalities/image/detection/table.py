@@ -5,6 +5,7 @@ A row whose cells of a box are all empty is an image without boxes.
 
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
-def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | None:
+def read(files: list[Path], root: Path, data: Path | None, split: str, label: str) -> Annotated | None:
     """The boxes of a split; None: no table among `files` has the columns. ValueError: cells that say no box."""
     tables = [file for file in files if file.suffix.lower() in SUFFIXES and {*SIDES} <= {*_columns(file)}]
     if not tables:
@@ -33,7 +34,8 @@ def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | N
         rows += [(file, row) for row in _rows(file, label)]
     notes, names = list(chosen.notes), list(chosen.splits)
     if len(chosen.files) == len(tables):
-        notes += _unnamed(list(_by_image(rows)))
+        with suppress(ValueError):  # rows of several splits, whose images lie in as many folders
+            notes += _unnamed(list(_by_image(rows, "", data)))
     there = {row[NAME] for _, row in rows} - {""}
     if there and len(names) < 2:  # the column counts where files are not divided by their names
         where = chosen.files[0] if len(chosen.files) == 1 else root
@@ -44,7 +46,7 @@ def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | N
     elif chosen.missing:
         raise NoSplitError(chosen.missing)
     listed = ", ".join(file.name for file in chosen.files[:3])
-    return Annotated(_by_image(rows), f"the table {listed}, a row a box", notes, names)
+    return Annotated(_by_image(rows, split, data), f"the table {listed}, a row a box", notes, names)
 
 
 def _unnamed(paths: list[str]) -> list[str]:
@@ -64,13 +66,14 @@ def _columns(file: Path) -> list[str]:
     return table_files.read(file).column_names
 
 
-def _by_image(rows: list[tuple[Path, dict]]) -> dict[str, list[Box]]:
-    """The boxes of each image by its path, of rows with the table of each."""
-    images: dict[str, list[Box]] = {}
-    folders: dict[Path, Path] = {}  # where the images of a table lie
+def _by_image(rows: list[tuple[Path, dict]], split: str, data: Path | None) -> dict[str, list[Box]]:
+    """The boxes of each image by its path, of rows with the table of each. `split`, `data`: as of found_below."""
+    listed: dict[Path, list[str]] = {}
     for file, row in rows:
-        if file not in folders:
-            folders[file] = found_below([row["file"]], file.parent)
+        listed.setdefault(file, []).append(row["file"])
+    folders = {file: found_below(names, file.parent, split, data) for file, names in listed.items()}
+    images: dict[str, list[Box]] = {}
+    for file, row in rows:
         boxes = images.setdefault(str(folders[file] / row["file"]), [])
         if row["box"] is not None:
             boxes.append(row["box"])

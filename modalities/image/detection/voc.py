@@ -16,7 +16,7 @@ from d2v.protocols import NoSplitError
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | None:
+def read(files: list[Path], root: Path, data: Path | None, split: str, label: str) -> Annotated | None:
     """The boxes of a split; None: there is no such XML. Files that cannot be read are named and left out."""
     described = [file for file in files if file.suffix.lower() == ".xml"]
     if not described:
@@ -24,17 +24,24 @@ def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | N
     described, notes, splits = _of_split(described, files, root, split)
     places = {(file.parent, file.stem): file for file in files if is_of(file, IMAGES)}
     images: dict[str, list[Box]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     bad = []
     for file in described:
         try:
-            images[str(_image(file, places))] = list(_boxes(file))
+            about, image = ElementTree.parse(file).getroot(), str(_image(file, places))
+            images[image] = list(_boxes(about))
+            width, height = (number(about.findtext(f"size/{side}")) for side in ("width", "height"))
+            if width > 0 and height > 0:  # many programs write 0
+                sizes[image] = int(width), int(height)
         except (ElementTree.ParseError, ValueError, OSError) as error:
             bad.append(f"{file.name} ({' '.join(str(error).split())})")
     if not images:
         raise ValueError(f"none of the {len(described)} XML files of {root} can be read: {'; '.join(bad[:3])}")
     if bad:
         notes.append(f"left out, as their XML cannot be read: {len(bad)}: {', '.join(bad[:5])}")
-    return Annotated(images, f"{len(images)} XML files of Pascal VOC", [*notes, *_without(files, places)], splits)
+    return Annotated(
+        images, f"{len(images)} XML files of Pascal VOC", [*notes, *_without(files, places)], splits, sizes
+    )
 
 
 def _without(files: list[Path], places: dict[tuple[Path, str], Path]) -> list[str]:
@@ -76,9 +83,9 @@ def _image(file: Path, places: dict[tuple[Path, str], Path]) -> Path:
     )
 
 
-def _boxes(file: Path) -> Iterator[Box]:
+def _boxes(about: ElementTree.Element) -> Iterator[Box]:
     """The objects of one XML. ValueError: one without a name or a whole box."""
-    for thing in ElementTree.parse(file).getroot().iter("object"):
+    for thing in about.iter("object"):
         name = (thing.findtext("name") or "").strip()
         sides = [number(thing.findtext(f"bndbox/{side}")) for side in SIDES]
         if not name or any(side != side for side in sides):
