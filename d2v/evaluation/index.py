@@ -52,7 +52,8 @@ def read_index(path: Path) -> Index:
         raise ValueError(f"{path} is no table of d2v embed: {str(error).splitlines()[0]}") from None
     if not len(table):
         raise ValueError(f"{path} has no rows: there is nothing to search")
-    if not pa.types.is_fixed_size_list(table.schema.field("features").type):
+    kind = table.schema.field("features").type
+    if pa.types.is_nested(kind) and pa.types.is_nested(kind.value_type):
         raise ValueError(
             f"{path} holds each token of a sample (embed.pool=none), of which no sample is nearest: embed its files "
             "again by embed.pool=mean"
