@@ -169,6 +169,13 @@ def test_errors_name_what_is_wrong(tmp_path: Path, novels: Path):
 # Rows.
 
 
+def test_empty_rows_of_a_table_of_texts_alone_are_told(tmp_path: Path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a b c"}\n{"text": " "}\n{"text": ""}\n{"text": "d e f"}\n')
+    data, frontend = prepared(tmp_path, tmp_path / "run", max_bad_share=0.0)
+    found = text.Samples(data, frontend, split="train", folder=tmp_path / "run")
+    assert len(found) == 2 and "2 empty rows are taken for borders of documents" in found.report.lines()
+
+
 def test_report_counts_lines_not_borders(samples: text.Samples):
     assert (samples.report.found, samples.report.usable, len(samples)) == (13, 12, 12)
     too_short = [reason for _, reason in samples.report.too_short]

@@ -243,6 +243,9 @@ def report(
         notes=sources.notes(dataset),
         splits=sources.splits(dataset),
     )
+    borders = len(dataset) - first.num_rows
+    if borders and dataset.info.builder_name != "text":  # in files of text nobody wonders at empty lines
+        found.notes.append(f"{borders} empty rows are taken for borders of documents")
     for name, corpus in zip([*texts][1:], others, strict=True):
         found.unreadable += [(ids[row], f"{name}: {reason}") for row, reason in corpus.unreadable]
         found.too_short += [(ids[row], f"{name}: {reason}") for row, reason in corpus.too_short]
