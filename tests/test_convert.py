@@ -28,6 +28,7 @@ LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefgh"]
 SENTENCE = "the cat sat on the mat"
 RATE = 8000
 SPEECH = {"conv_kernels": [10, 8], "conv_strides": [5, 4]}  # fewer layers, more tokens
+MASK = 263  # of the tokenizer beside the models of text, whose table has more rows
 UTTERANCES = {"pooled_norm": False, "dense_dim": 8, "activation": "none"}
 SENTENCES = {"pooling": "first", "pooled_norm": False, "dense_dim": 32}
 # pipeline's task -> ours
@@ -41,9 +42,9 @@ PIPELINES = {
         "speech", TRUNK, UTTERANCES, D2vForSequenceClassification, LABELS, **SPEECH
     ),
     "text-classification": lambda: ours_of(
-        "text", TRUNK, SENTENCES, D2vForSequenceClassification, LABELS, vocab_size=300, mask_token_id=299
+        "text", TRUNK, SENTENCES, D2vForSequenceClassification, LABELS, vocab_size=300, mask_token_id=MASK
     ),
-    "feature-extraction": lambda: ours_of("text", TRUNK, vocab_size=300, mask_token_id=299),
+    "feature-extraction": lambda: ours_of("text", TRUNK, vocab_size=300, mask_token_id=MASK),
 }
 # run where d2v cannot be imported
 ELSEWHERE = """
