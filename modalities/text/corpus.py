@@ -21,12 +21,15 @@ from d2v import cache
 from d2v.modalities.common import sources, tables
 from d2v.modalities.common.data_report import Report
 from d2v.modalities.common.documents import AUTO, are_documents
+from d2v.modalities.common.encodings import not_text
+from d2v.modalities.common.folders import walk
 from d2v.modalities.text import tokenizer as tokenizers
 from d2v.modalities.text import topics
 from d2v.protocols import NoSplitError
 
 DEMO = "demo"
 DEMO_TOPICS, DEMO_LENGTH, DEMO_SPLITS = 10, 200, ("train", "test")
+NOT_TEXT = "not UTF-8, or U+FFFD in it, which stands for what is not"
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 CHUNK, MOST = 10_000, 1 << 18  # rows, and bytes of them, that are in memory as strings at a time
 ROWS = 1 << 17  # rows whose blocks are found at once
@@ -216,7 +219,7 @@ def _fault(text: Any) -> str | None:
     if "\0" in text:
         return "no text: it holds zero bytes; save it as UTF-8"
     if "\ufffd" in text:
-        return "not UTF-8, or U+FFFD in it, which stands for what is not"
+        return NOT_TEXT
     return None
 
 
@@ -252,6 +255,16 @@ def report(
     if label in dataset.column_names:
         found.count_classes(tables.cells(dataset, label, usable), classes(dataset, label), label)
     return found
+
+
+def wrong_files(found: Report, path: Any) -> list[str]:
+    """Which text files of a folder are of another encoding, where lines are, as those are named by their numbers."""
+    folder = Path(path).expanduser() if path and isinstance(path, str | Path) else None
+    if folder is None or not folder.is_dir() or not any(reason == NOT_TEXT for _, reason in found.unreadable):
+        return []
+    files = [file for file in walk(folder).files if file.suffix.lower() in sources.TEXTS]
+    wrong = [file.relative_to(folder.absolute()).as_posix() for file in not_text(files)]
+    return [f"not UTF-8, so that their lines are left out: {', '.join(wrong)}"] if wrong else []
 
 
 def _short(number: int) -> str:
