@@ -69,8 +69,8 @@ class View(NamedTuple):
     inputs: dict[str, Tensor]  # keyword arguments of that frontend's `embed`, by Hugging Face's names
     padding: Tensor | None = None  # (B, T) bool in token units, True where there is no data
     mask: Mask | None = None
-    # of fine-tuning: (B,) classes, (B,) or (B, C) numbers, (B, L) token ids followed by -100, or (B, L, 5) boxes and
-    # their classes followed by -1
+    # of pairs (B,) or (B, 2), see right_ones; of fine-tuning: (B,) classes, (B,) or (B, C) numbers, (B, L) token ids
+    # followed by -100, or (B, L, 5) boxes and their classes followed by -1
     labels: Tensor | None = None
     indices: Tensor | None = None  # (B,) numbers of the samples in their split, for methods that remember each sample
     local: bool = False  # a smaller view beside whole ones (multi-crop)

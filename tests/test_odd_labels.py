@@ -179,9 +179,9 @@ def test_a_group_that_is_not_whole_is_refused(tmp_path):
 # Fine-tuning.
 
 
-def learned(folder, **settings) -> labels.Opened:
+def learned(folder, seed: int = 0, **settings) -> labels.Opened:
     data = LabelledConfig(path=str(folder), **settings)
-    return labels.open_splits(data, 0, lambda split: image.Samples(data, FRONTEND, split=split, folder=folder))
+    return labels.open_splits(data, seed, lambda split: image.Samples(data, FRONTEND, split=split, folder=folder))
 
 
 def test_fine_tuning_compares_names_and_leaves_out_what_has_no_label(tmp_path):
@@ -195,7 +195,18 @@ def test_fine_tuning_compares_names_and_leaves_out_what_has_no_label(tmp_path):
         "splits: train is trained on; test is scored at the end",
         "data.label 'label': 1 of 6 samples of the train split have none and are left out: train_2.image",
         "data.label 'label': 2 of 4 samples of the test split have none and are left out: test_2.image, test_3.image",
+        "f1 is that of 'dog', the second of two classes",
     ]
+
+
+def test_a_class_that_is_held_out_whole_is_told(tmp_path):
+    pictures(tmp_path, "train", [0, 1, 2, *[0, 1] * 10], datasets.ClassLabel(names=["cat", "dog", "owl"]))
+    said = [learned(tmp_path, validation_share=0.4, seed=seed) for seed in range(6)]
+    for made in said:
+        alone = 2 not in [made.labels[index] for index in made.indices]
+        line = "CAREFUL: data.validation_share holds out all samples of 'owl': nothing is learnt of them"
+        assert (line in made.notes) == alone
+    assert 0 < sum("CAREFUL" in " ".join(made.notes) for made in said) < 6
 
 
 def test_a_class_that_is_declared_and_of_the_test_split_alone_is_refused(tmp_path):

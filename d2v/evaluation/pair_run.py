@@ -74,7 +74,7 @@ class Some:
 def _sides(config: Config, samples: Any) -> list[Side]:
     """Both sides row by row, or with their classes; of these those that both have."""
     if config.data.by == "row":
-        return [Side(name, Some(samples.side(name), samples.matched(name))) for name in samples.names]
+        return [_rows_of(samples.side(name), samples.matched(name), name) for name in samples.names]
     named = {}
     for name in samples.names:
         side = samples.side(name)
@@ -86,6 +86,12 @@ def _sides(config: Config, samples: Any) -> list[Side]:
         places = np.flatnonzero([label in common for label in labels])
         sides.append(Side(name, Some(samples.side(name), places), labels[places].astype(str)))
     return sides
+
+
+def _rows_of(side: Any, places: np.ndarray, name: str) -> Side:
+    """Some samples of a side, and which of them are of the same file, where they are of files."""
+    files = side.files() if hasattr(side, "files") else None
+    return Side(name, Some(side, places), files=None if files is None else files[places])
 
 
 def _aligned(model: str) -> D2vForAlignment:

@@ -30,6 +30,7 @@ class Side(NamedTuple):
     modality: str
     samples: Any  # ids, lengths, view, picture of Samples
     labels: Sequence | np.ndarray | None = None  # (n,); of both sides or of none
+    files: np.ndarray | None = None  # (n,) equal where samples are of the same file, as of images with several captions
 
 
 class PairReport(NamedTuple):
@@ -75,7 +76,8 @@ def retrieval_report(
         if not len(chosen[0]):
             raise ValueError(f"no row can be read on both sides: {named(readers[0].bad | readers[1].bad)}")
     sides = (first, second)
-    labels = _labels(sides, chosen)
+    chosen, labels = _once(sides, chosen) if by_row else (chosen, None)
+    labels = labels or _labels(sides, chosen)
     lines, numbers, rows, hits = _of_data(sides, chosen, readers), {}, [], []
     for name, model in models.items():
         vectors = [
@@ -100,6 +102,21 @@ def write_report(report: PairReport, folder: Path, name: str = "retrieval") -> l
     with written(numbers) as temporary:
         temporary.write_text(json.dumps(report.numbers, indent=1) + "\n")
     return [numbers, picture]
+
+
+def _once(sides: tuple[Side, Side], chosen: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+    """Rows of pairs, of which a file that several name counts once, with the file as the label of all; None: none is.
+
+    So the retrieval of images with several captions is scored (Flickr30k, COCO).
+    """
+    for number, side in enumerate(sides):
+        files_of_rows = None if side.files is None else side.files[chosen[number]]
+        if files_of_rows is not None and len(np.unique(files_of_rows)) < len(files_of_rows):
+            kept = np.sort(np.unique(files_of_rows, return_index=True)[1])
+            chosen, labels = [*chosen], [files_of_rows, files_of_rows]
+            chosen[number], labels[number] = chosen[number][kept], files_of_rows[kept]
+            return chosen, labels
+    return chosen, None
 
 
 def _labels(sides: tuple[Side, Side], chosen: Sequence[np.ndarray]) -> Sequence[Any]:

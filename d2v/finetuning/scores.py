@@ -51,6 +51,7 @@ def regression(values: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
     A correlation is 0 where one side is constant.
     """
+    values, labels = values.astype(np.float64), labels.astype(np.float64)  # of a large offset little is left in float32
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant input, as in the first steps
         found: tuple[Any, Any] = pearsonr(values, labels)[0], spearmanr(values, labels)[0]

@@ -16,6 +16,7 @@ from d2v.settings import setting
 from d2v.split_names import has_split, lacking, share_rows, uses
 
 REGRESSION, CLASSES = "regression", "single_label_classification"
+MOST_LOST = 1e-3  # of the spread of numbers, in float32
 HELD_OUT = 0x5A11D  # sets the choice of held-out samples apart from the sampler's shuffles
 
 
@@ -69,9 +70,22 @@ def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str 
         rows, more = _with_label(samples, rows, known, data.label, name)
         splits[name] = ScoredSplit(samples, rows, known[rows])
         notes += more
+        if names is not None and samples is train:
+            notes += _held_out_alone(names, known[rows], labels[trained])
         if names is not None and samples is not train:
             notes += lacking(split, {*known[rows].tolist()}, {*labels[trained].tolist()}, f"data.{name}_split")
+    if names is not None and len(names) == 2 and splits:
+        notes.append(f"f1 is that of {names[1]!r}, the second of two classes")
     return Opened(train, trained, labels, names, splits, notes, data.label)
+
+
+def _held_out_alone(names: list[str], held: np.ndarray, trained: np.ndarray) -> list[str]:
+    """What is said of classes all of whose samples are held out."""
+    alone = [names[code] for code in np.setdiff1d(held, trained).tolist()]
+    if not alone:
+        return []
+    said = ", ".join(map(repr, alone[:5])) + (", ..." if len(alone) > 5 else "")
+    return [f"CAREFUL: data.validation_share holds out all samples of {said}: nothing is learnt of them"]
 
 
 def uses_of_splits(data: Any, splits: Sequence[str]) -> str:
@@ -227,10 +241,10 @@ def _complete(samples: Any, column: str) -> np.ndarray:
 
 
 def _numbers(values: np.ndarray, column: str, split: str) -> np.ndarray:
-    """As float32, NaN for empty cells."""
+    """As float32, NaN for empty cells. ValueError: cells that are no numbers, or that float32 cannot tell apart."""
     if values.dtype.kind in "biu":
-        return values.astype(np.float32)
-    numbers = np.full(len(values), np.nan, dtype=np.float32)
+        return _held(values.astype(np.float64), column, split)
+    numbers = np.full(len(values), np.nan)
     for place, value in enumerate(values.tolist()):
         if value is None or value != value or (isinstance(value, str) and not value.strip()):
             continue
@@ -241,7 +255,21 @@ def _numbers(values: np.ndarray, column: str, split: str) -> np.ndarray:
                 f"data.label {column!r} of split {split!r} does not hold numbers, as data.regression=true needs: "
                 f"{value!r}{'; write a point for a decimal comma, and nothing for one of thousands' if comma else ''}"
             )
-    return numbers
+    return _held(numbers, column, split)
+
+
+def _held(numbers: np.ndarray, column: str, split: str) -> np.ndarray:
+    """In float32, in which models compute. ValueError: that changes one by more than MOST_LOST of their spread."""
+    there = numbers[np.isfinite(numbers)]
+    held = numbers.astype(np.float32)
+    lost = np.abs(held[np.isfinite(numbers)] - there).max(initial=0)
+    if len(there) and lost > MOST_LOST * there.std() > 0:
+        raise ValueError(
+            f"data.label {column!r} of split {split!r} holds numbers such as {there[0]:.12g} of a spread of "
+            f"{there.std():.3g}: models compute in float32, which changes them by up to {lost:.3g}; subtract a "
+            f"constant, such as {np.floor(there.min()):.12g}"
+        )
+    return held
 
 
 def _names(samples: Any, column: str, split: str, known: list[str] | None) -> list[str | None]:

@@ -103,6 +103,23 @@ def file_paths(dataset: datasets.Dataset, name: str) -> list[str | None] | None:
     return [None if is_held else path for path, is_held in zip(paths, held.to_pylist(), strict=True)]
 
 
+def same_files(media: datasets.Dataset, rows: np.ndarray, parts: np.ndarray | None = None) -> np.ndarray | None:
+    """Numbers of `rows` (n,), equal where their one column names the same file, and `parts` the same part of it.
+
+    None: cells hold the media themselves, and nobody has compared them.
+    """
+    (name,) = media.column_names
+    paths = file_paths(media, name)
+    if paths is None:
+        return None
+    known: dict[Any, int] = {}
+    numbers = []
+    for row in rows.tolist():
+        part = () if parts is None else tuple(parts[row].tolist())
+        numbers.append(known.setdefault((paths[row] or row, *part), len(known)))
+    return np.array(numbers, dtype=np.int64)
+
+
 def holds_media(dataset: datasets.Dataset, name: str) -> np.ndarray:
     """(rows,) bool, which cells of a column of media hold these, and name no file."""
     held = _held(column_of(dataset, name))

@@ -131,6 +131,10 @@ class Samples:
         """(n,) which rows of the source they are."""
         return np.asarray(self._rows)
 
+    def files(self) -> np.ndarray | None:
+        """(n,) numbers that are equal where samples are of the same file; None: they are of none."""
+        return tables.same_files(self._media, self.rows)
+
     def image(self, index: int) -> Any:
         """The decoded image of a usable sample: PIL, or a tensor (C, H, W). UnreadableError: it is damaged."""
         try:

@@ -46,14 +46,13 @@ class SideConfig(ReadConfig):
 
 
 class Side:
-    """A d2v.protocols.Side."""
-
-    keys = None
+    """A d2v.protocols.Side, whose keys tell rows of the very same file."""
 
     def __init__(
         self, samples: Samples, data: DataConfig, frontend: FrontendConfig, bad_log: Callable[[str, str], None]
     ):
         self._samples, self._data = samples, data
+        self.keys = samples.files()
         self._transform: Callable[[Any], Any] = transform(data, frontend)
         if data.views:
             (self._transform,) = views.transforms(data, frontend.image_size)

@@ -120,6 +120,10 @@ class Samples:
         """(n,) which rows of the source they are."""
         return np.asarray(self._rows)
 
+    def files(self) -> np.ndarray | None:
+        """(n,) numbers that are equal where clips are the same part of the same file; None: they are of none."""
+        return tables.same_files(self._media, self.rows, self._segments)
+
     def clip(self, index: int) -> np.ndarray | audio.Long:
         """A usable clip as `wave` gives it; one that is long by slices, which alone are decoded.
 

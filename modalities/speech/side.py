@@ -35,14 +35,13 @@ class SideConfig(ReadConfig):
 
 
 class Side:
-    """A d2v.protocols.Side."""
-
-    keys = None
+    """A d2v.protocols.Side, whose keys tell rows of the very same file."""
 
     def __init__(
         self, samples: Samples, data: DataConfig, frontend: FrontendConfig, bad_log: Callable[[str, str], None]
     ):
         self._samples, self._frontend, self._bad_log = samples, frontend, bad_log
+        self.keys = samples.files()
         self._longest = round(data.max_seconds * frontend.sample_rate)
         self._sizes = np.minimum(samples.lengths, self._longest)  # (n,)
         self._views = None

@@ -118,10 +118,11 @@ class Pairing(Objective):
 def right_ones(view: View, num_rows: int) -> Tensor:
     """(B, N) bool: which of all processes' rows are right for each of this process's, those of its label.
 
-    Without labels its own row alone.
+    Of labels (B, 2) those that are equal in one of the two; without labels its own row alone.
     """
     if view.labels is not None:
-        return view.labels.unsqueeze(1) == gather(view.labels)
+        equal = view.labels.unsqueeze(1) == gather(view.labels)
+        return equal if equal.ndim == 2 else equal.any(dim=2)
     device = next(iter(view.inputs.values())).device
     everyone = torch.arange(num_rows * world_size(), device=device)
     return mine(num_rows, device).unsqueeze(1) == everyone

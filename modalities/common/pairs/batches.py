@@ -119,10 +119,17 @@ class PairBatches:
 
 
 def _labels(samples: Samples, sides: list[Any]) -> np.ndarray | None:
-    """(n,) equal where pairs are right for one another: of one class, or of the same words; None: nowhere."""
+    """(n,) equal where pairs are right for one another: of one class, of the same words or of the same file; None:
+    nowhere. (n, 2) where rows repeat on both sides: equal in one of the two."""
     if samples.classes is not None:
         return samples.groups
-    for name, side in zip(samples.names, sides, strict=True):
-        if side.keys is not None:
-            return side.keys[samples.matched(name)]
-    return None
+    keys = [side.keys[samples.matched(name)] for name, side in zip(samples.names, sides, strict=True) if _knows(side)]
+    repeated = [some for some in keys if len(np.unique(some)) < len(some)]
+    if len(repeated) == 2:
+        return np.stack(repeated, axis=1)
+    return repeated[0] if repeated else None
+
+
+def _knows(side: Any) -> bool:
+    """Whether the side tells which of its rows are the same."""
+    return side.keys is not None

@@ -4,7 +4,7 @@ n pairs, G groups of samples of the second side that may be one's partner.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,9 @@ class Samples:
             bad = dict([*side.report.unreadable, *side.report.too_short])
             for row in np.setdiff1d(np.arange(counts[name]), side.rows).tolist():
                 reasons.setdefault(row, []).append(f"{name}: {bad.get(ids[name][row], 'an empty line')}")
+        one, other = ids.values()
+        if sources[self.names[0]] is not sources[self.names[1]]:
+            self.report.notes += _in_order(self.names, one, other)
         of_first = ids[self.names[0]]
         self.report.unreadable = [(of_first[row], "; ".join(why)) for row, why in sorted(reasons.items())]
         for name, side in self.sides.items():
@@ -121,6 +124,20 @@ class Samples:
         self.groups = of_first[self.first]
         self.members = [np.flatnonzero(of_second == group) for group in range(len(self.classes))]
         self.report.notes.append(f"pairs by class: {len(self.classes)} classes: {', '.join(self.classes[:20])}")
+
+
+def _in_order(names: list[str], one: Sequence[str], other: Sequence[str]) -> list[str]:
+    """What is said of rows of two sources, which are paired by their order. ValueError: their names are, in another."""
+    stems = [[PurePath(name).stem for name in some] for some in (one, other)]
+    if stems[0] == stems[1]:
+        return []
+    row = next(row for row, (first, second) in enumerate(zip(*stems, strict=True)) if first != second)
+    if sorted(stems[0]) == sorted(stems[1]):
+        raise ValueError(
+            f"data.by=row: row {row + 1} is {one[row]} of {names[0]} and {other[row]} of {names[1]}: both sides name "
+            "the same files, in different orders; a table with a column for each side pairs them"
+        )
+    return [f"paired by the order of rows: {one[0]} of {names[0]} with {other[0]} of {names[1]}"]
 
 
 def open_sides(data: PairConfig, split: str) -> dict[str, Any]:
@@ -164,7 +181,8 @@ def _check_columns(data: PairConfig, sides: dict[str, Any], source: Any) -> None
     if columns[one] == columns[other]:
         raise ValueError(
             f"data.path {data.path}: {one} and {other} would both be read from the column {columns[one]!r}; pairs need "
-            f"a column for each (its columns are {', '.join(tables.column_names(source))})"
+            f"a column for each (its columns are {', '.join(tables.column_names(source))}), as a table has, or "
+            "metadata.csv beside the files, or a tar"
         )
 
 
