@@ -147,7 +147,7 @@ def stepping_aside(sections: dict[str, Any], typed: Set[str]) -> list[str]:
     while goes_on:  # one that steps aside may be what another is read under
         goes_on = False
         for where, one, failing in [*_not_read(sections)]:
-            if f"{where}.{one.name}" not in typed and not typed.isdisjoint(failing):
+            if f"{where}.{one.name}" not in typed and not {*typed, *found}.isdisjoint(failing):
                 setattr(with_inner(sections)[where], one.name, default_of(one))
                 found.append(f"{where}.{one.name}")
                 goes_on = True

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
         modality.prepare(config.data, config.frontend, Path(folder), config.train.seed)
         trunk = config.model.trunk
         frontend = modality.Frontend(config.frontend, trunk.dim, trunk.num_heads)
-        _ = frontend.content_dim  # says what has none
+        frontend.content_dim()  # says what has none
         samples = modality.Samples(config.data, config.frontend, split=config.data.split, folder=Path(folder))
         print("\n".join(samples.report.lines()))
         tokens = some_tokens(config, frontend, samples)  # (n, P)

@@ -88,9 +88,31 @@ def test_a_missing_image_does_not_send_to_another_project(tmp_path):
     write(tmp_path / "mine" / "boxes.json", coco({f"{n}.png": [[1, 1, 5, 5]] for n in range(3)}))
     assert list(read(tmp_path / "mine")) == [f"pictures/{n}.png" for n in range(3)]
     assert [name for name, _ in samples(tmp_path / "mine", max_bad_share=0.5).report.unreadable] == ["pictures/0.png"]
-    for name in ("1.png", "2.png"):
-        (tmp_path / "mine" / "pictures" / name).unlink()
-    assert list(read(tmp_path / "mine")) == [f"{n}.png" for n in range(3)]  # nowhere, and not in the backup
+
+
+def test_images_that_are_missing_are_not_read_of_another_split_or_size(tmp_path):
+    for name in map(str, range(5)):
+        picture(tmp_path / "train" / f"{name}.jpg")
+        if name != "0":
+            picture(tmp_path / "val" / f"{name}.jpg")
+    boxes = {f"{n}.jpg": [[1, 1, 5, 5]] for n in range(5)}
+    write(tmp_path / "annotations" / "instances_val.json", coco(boxes))
+    assert list(read(tmp_path, "val")) == [f"val/{n}.jpg" for n in range(5)]
+    mine = tmp_path / "mine"
+    for name in map(str, range(5)):
+        picture(mine / "thumbs" / f"{name}.jpg", (20, 15))
+        if name != "0":
+            picture(mine / f"{name}.jpg")
+    write(mine / "boxes.json", coco(boxes))
+    assert list(read(mine)) == [f"{n}.jpg" for n in range(5)]
+
+
+def test_images_beside_the_folder_of_annotations_are_found_and_told(tmp_path):
+    picture(tmp_path / "images" / "0.png")
+    write(tmp_path / "annotations" / "boxes.json", coco({"0.png": [[1, 1, 5, 5]]}))
+    rows = open_boxes(DetectionConfig(path=str(tmp_path / "annotations")), "train")
+    assert rows[0]["file"] == str(tmp_path / "images" / "0.png")
+    assert f"the images lie in {tmp_path / 'images'}, outside of data.path" in rows.info.description
 
 
 def test_what_a_json_lists_twice(tmp_path):
@@ -129,7 +151,7 @@ def test_images_of_another_size_than_their_annotations_say(tmp_path):
     assert len(samples(tmp_path)) == 4
     picture(tmp_path / "0.png", orientation=6)
     with pytest.raises(
-        ValueError, match=r"0.png has 30 x 40 pixels \(it is turned as its EXIF says\), its boxes are of"
+        ValueError, match=r"0.png has 30 x 40 pixels \(turned by its EXIF, or width for height\), its boxes are of"
     ):
         samples(tmp_path, max_bad_share=0.2)
     (tmp_path / "boxes.json").unlink()

@@ -220,6 +220,12 @@ def test_what_a_recipe_sets_steps_aside_for_what_was_typed():
     views = ["objective.name=simclr", "data.views=[simclr,simclr]"]
     data = load_config("image/data2vec_tiny", views).data
     assert data.min_block == type(data)().min_block and data.views == ["simclr", "simclr"]
+    for recipe in ("image/ibot_base", "image/lejepa_base"):  # what steps aside is what others were read under
+        assert load_config(recipe, ["data.views=[]", "objective.name=data2vec"]).data.local_views == 0
+    network = ["model.trunk.depth=0", "model.frontends.image.backbone=resnet18", "model.trunk.dim=512"]
+    for recipe in ("image/data2vec_base", "image/beit_base", "image/data2vec2_base"):
+        trunk = load_config(recipe, [*network, *views, "model.trunk.input_norm=false"]).model.trunk
+        assert (trunk.layer_scale, trunk.pre_norm, trunk.prenet_depth) == (0, False, 0)
     with pytest.raises(ValueError, match=r"data.min_block is 5, and nothing reads it"):
         load_config("image/data2vec_tiny", [*views, "data.min_block=5"])
 

@@ -169,15 +169,18 @@ def test_errors_name_what_is_wrong(tmp_path: Path, novels: Path):
 # Rows.
 
 
-def test_files_of_another_encoding_are_named(tmp_path: Path):
+@pytest.mark.parametrize("relative", [False, True])
+def test_files_of_another_encoding_are_named(relative, tmp_path: Path, monkeypatch):
     for name, encoding in (("one", "utf-8"), ("two", "latin-1"), ("sub/three", "latin-1"), ("four", "utf-16")):
         file = tmp_path / "books" / f"{name}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join(["Über den Fluss", *["und weiter geht es"] * 9]), encoding=encoding)
-    data, frontend = prepared(tmp_path / "books", tmp_path / "run")
+        file.write_text("\n".join(["Über den Fluss", *["", "und weiter geht es"] * 9]), encoding=encoding)
+    monkeypatch.chdir(tmp_path)
+    data, frontend = prepared("books" if relative else tmp_path / "books", tmp_path / "run")
     found = text.Samples(data, frontend, split="train", folder=tmp_path / "run")
+    assert not any("empty rows" in line for line in found.report.lines())
     assert len(found) == 38 and len(found.report.unreadable) == 2
-    assert "not UTF-8, so that their lines are left out: two.txt, sub/three.txt" in found.report.lines()
+    assert "text files of data.path that are not UTF-8: two.txt, sub/three.txt" in found.report.lines()
 
 
 def test_empty_rows_of_a_table_of_texts_alone_are_told(tmp_path: Path):

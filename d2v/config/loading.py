@@ -1,5 +1,6 @@
 """A Config from YAML and `key=value` overrides: dataclasses are the schema, a misspelt key is an error."""
 
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from d2v.files import written
 from d2v.models.trunk_config import TrunkConfig
 from d2v.settings import check_readers, default_of, hints_of, shortened, stepping_aside
 
+log = logging.getLogger(__name__)
 NAMED = "objective.name="
 
 
@@ -159,7 +161,10 @@ def typed(parts: Any, values: Any, where: str, path: str) -> Any:
     ValueError: a key or value that they do not take, or one that is set and not read.
     """
     drafts = _sections(_typed(parts, values, where, path, _draft), where)
-    for name in stepping_aside(drafts, _arguments(values, where)):
+    aside = stepping_aside(drafts, _arguments(values, where))
+    if aside:
+        log.warning("left out, as nothing reads them beside what was typed: %s", ", ".join(aside))
+    for name in aside:
         values = _without(values, name.removeprefix(f"{where}.").split("."))
     built = _typed(parts, values, where, path, lambda kind, given: kind(**given))
     check_readers(_sections(built, where))

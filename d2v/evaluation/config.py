@@ -87,8 +87,8 @@ class EvaluateConfig:
     )
     items: str = setting(
         "",
-        "Of the report abx_items: a file with the columns file, onset, offset, phone, prev-phone, next-phone and "
-        "speaker, as ZeroSpeech's.",
+        "Of the report abx_items: a file with the columns file, onset, offset and phone, and perhaps prev-phone, "
+        "next-phone and speaker, as ZeroSpeech's.",
         place=True,
         only={"reports": "abx_items"},
     )

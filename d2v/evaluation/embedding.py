@@ -28,7 +28,7 @@ class Part(NamedTuple):
     """Features of some samples in their order, and those that have none."""
 
     ids: list[str]
-    features: np.ndarray | Tokens  # (n, D) float32
+    features: np.ndarray | Tokens  # (n, D) float32, or the tokens of n samples
     bad: list[tuple[str, str]]  # id and reason
 
 

@@ -26,7 +26,7 @@ class Unit(NamedTuple):
 def units_of(file: Path) -> list[Unit]:
     """The units of a file. ValueError: it cannot be read, lacks a column, or has a line that is no unit."""
     try:
-        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
+        lines = file.expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"evaluate.items {file} cannot be read: {error}") from None
     columns = [name.removeprefix("#") for name in lines[0].split()] if lines else []

@@ -53,6 +53,8 @@ def write_outcome(
             data.draw(split, logits, folder / f"boxes_{name}.png")
     with written(folder / RESULTS) as draft:
         draft.write_text(json.dumps({"steps": step, "scores": scores}, indent=1) + "\n")
+    if data.classes and len(data.classes) == 2:
+        print(f"f1 is that of {data.classes[1]!r}, the second of two classes")
     say_scores(folder, scores)
     return scores
 

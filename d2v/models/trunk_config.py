@@ -26,7 +26,7 @@ class TrunkConfig:
         False, "Norms stand before attention and MLP (images), not after their residual sums.", only=BLOCKS
     )
     layer_scale: float = setting(
-        0.0, "Where the scales of a block's outputs start; 0: there are none.", least=0, limit=1000
+        0.0, "Where the scales of a block's outputs start; 0: there are none.", least=0, limit=1000, only=BLOCKS
     )
     qkv_bias: str = setting("qkv", "Which projections have a bias.", among=("qkv", "qv", "none"), only=BLOCKS)
     norm_eps: float = setting(1e-5, "Added to the variance in every norm.", above=0, limit=1)
@@ -37,7 +37,7 @@ class TrunkConfig:
         "How many of the first blocks give no targets (data2vec 2.0).",
         least=0,
         limit=1000,
-        only=[{"objective.name": has_prenet}, {"prenet_layer_drop": lambda chance: chance is not None}],
+        only=[{"depth": True, "objective.name": has_prenet}, {"prenet_layer_drop": lambda chance: chance is not None}],
     )
     dropout: float = setting(0.0, "Of the outputs of attention and MLP, and before the first block.", least=0, below=1)
     input_dropout: float | None = setting(None, "Before the first block; null: dropout.", least=0, below=1)

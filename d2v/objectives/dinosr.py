@@ -29,7 +29,11 @@ class Config(CodebookSettings):
 
     name: str = setting("dinosr", "Which method.")
     ema_decay: float = setting(
-        0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1, only={"ema_anneal_steps": True}
+        0.999,
+        "The teacher's at the start, from which it goes to ema_end_decay.",
+        least=0,
+        most=1,
+        only={"ema_anneal_steps": True, "train.update_teacher": True},
     )
     ema_end_decay: float = setting(
         0.9999,

@@ -74,8 +74,6 @@ def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str 
             notes += _held_out_alone(names, known[rows], labels[trained])
         if names is not None and samples is not train:
             notes += lacking(split, {*known[rows].tolist()}, {*labels[trained].tolist()}, f"data.{name}_split")
-    if names is not None and len(names) == 2 and splits:
-        notes.append(f"f1 is that of {names[1]!r}, the second of two classes")
     return Opened(train, trained, labels, names, splits, notes, data.label)
 
 

@@ -42,9 +42,9 @@ def kept(
 
     Of an array that comes in pieces one at a time is in memory.
     """
-    entry = cache.Entry(kind, name, str(digest))
     if digest is None:
         return _joined(make())
+    entry = cache.Entry(kind, name, digest)
     with cache.sought(entry) as folder:
         folder = folder or cache.keep(entry, lambda draft: _save(draft, make()))
     if folder is None:

@@ -238,7 +238,9 @@ def _texts(files: list[Path], root: Path, split: str, sample_by: str) -> dataset
     for encoding, some in itertools.groupby(files, encoding_of):
         names = [glob.escape(str(file)) for file in some]
         parts.append(load("train", str(root), "text", "text", data_files=names, encoding=encoding, chunksize=READ))
-    return with_notes(datasets.concatenate_datasets(parts), said, [])
+    joined = datasets.concatenate_datasets(parts)
+    joined.info.builder_name = "text"  # which is lost where files are of several encodings
+    return with_notes(joined, said, [])
 
 
 def _no_files(sample_by: str, path: Any) -> None:

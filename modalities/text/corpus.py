@@ -246,9 +246,6 @@ def report(
         notes=sources.notes(dataset),
         splits=sources.splits(dataset),
     )
-    borders = len(dataset) - first.num_rows
-    if borders and dataset.info.builder_name != "text":  # in files of text nobody wonders at empty lines
-        found.notes.append(f"{borders} empty rows are taken for borders of documents")
     for name, corpus in zip([*texts][1:], others, strict=True):
         found.unreadable += [(ids[row], f"{name}: {reason}") for row, reason in corpus.unreadable]
         found.too_short += [(ids[row], f"{name}: {reason}") for row, reason in corpus.too_short]
@@ -257,14 +254,19 @@ def report(
     return found
 
 
-def wrong_files(found: Report, path: Any) -> list[str]:
-    """Which text files of a folder are of another encoding, where lines are, as those are named by their numbers."""
+def further_notes(found: Report, corpus: Corpus, dataset: datasets.Dataset, path: Any) -> list[str]:
+    """What else is said of all rows: empty ones, and which files of a folder are of another encoding, as lines are
+    named by their numbers."""
+    said = []
+    borders = len(dataset) - corpus.num_rows
+    if borders and dataset.info.builder_name != "text":  # in files of text nobody wonders at empty lines
+        said.append(f"{borders} empty rows are taken for borders of documents")
     folder = Path(path).expanduser() if path and isinstance(path, str | Path) else None
-    if folder is None or not folder.is_dir() or not any(reason == NOT_TEXT for _, reason in found.unreadable):
-        return []
-    files = [file for file in walk(folder).files if file.suffix.lower() in sources.TEXTS]
-    wrong = [file.relative_to(folder.absolute()).as_posix() for file in not_text(files)]
-    return [f"not UTF-8, so that their lines are left out: {', '.join(wrong)}"] if wrong else []
+    if folder is not None and folder.is_dir() and any(reason == NOT_TEXT for _, reason in found.unreadable):
+        files = [file for file in walk(folder).files if file.suffix.lower() in sources.TEXTS]
+        wrong = [file.relative_to(folder).as_posix() for file in not_text(files)]
+        said += [f"text files of data.path that are not UTF-8: {', '.join(wrong)}"] if wrong else []
+    return said
 
 
 def _short(number: int) -> str:

@@ -65,7 +65,7 @@ class Samples:
             {self._column: self.corpus}, self.corpus.rows, self.dataset, every_id, config.label
         )
         if rows is None or rows.whole:
-            self.report.notes += corpora.wrong_files(self.report, config.path)
+            self.report.notes += corpora.further_notes(self.report, self.corpus, self.dataset, config.path)
             self.report.check(config.max_bad_share, config.path)
         self.classes = corpora.classes(self.dataset, config.label)
         self.lengths, *sizes = lengths_of(self.corpus, config.block_size)

@@ -107,10 +107,11 @@ def whole_tokens(
         x = layer_tokens(encoder, view.to(subject.device), [subject.layer], "evaluate.layer")[0][subject.layer]
         return F.normalize(x.float(), dim=-1).cpu()
 
-    is_cut = samples.cut[indices]
+    is_cut = np.zeros(len(indices), dtype=bool) if samples.cut is None else samples.cut[indices]
     whole = indices[~is_cut]
     with frozen(encoder), tqdm(total=len(indices), desc="reading", unit="recording", disable=None) as bar:
-        batches = by_room(samples.lengths[whole], size, np.arange(len(whole)))
+        lengths = None if samples.lengths is None else samples.lengths[whole]
+        batches = by_room(lengths, size, np.arange(len(whole)))
         for places, view in readable_views(samples, whole, batches, unreadable.__setitem__):
             tokens = unit_tokens(view)
             real = torch.ones(tokens.shape[:2], dtype=torch.bool) if view.padding is None else ~view.padding

@@ -90,7 +90,7 @@ def write_settings(ours: dict[str, Any]) -> dict[str, Any]:
     return {**widths, **masks}
 
 
-def read_beside(source: str) -> dict[str, Any]:
+def read_beside(source: str, config: Any) -> dict[str, Any]:
     """The sample rate, which a stock config does not have. ValueError: the preprocessor cannot be read."""
     try:
         found = [cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in PREPROCESSORS]

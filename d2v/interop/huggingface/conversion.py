@@ -64,7 +64,7 @@ def from_transformers(source: str | Path | PreTrainedModel, reference_quirks: bo
     head = kind.heads.get(type(theirs))
     tower = _single(theirs.base_model.state_dict())
     ours = _read(kind, head, theirs.config, tower)
-    ours |= {} if isinstance(source, PreTrainedModel) else kind.read_beside(str(source))
+    ours |= {} if isinstance(source, PreTrainedModel) else kind.read_beside(str(source), theirs.config)
     if reference_quirks and kind is audio.KIND:
         ours["frontend.reference_padding"] = True
     labels = _labels(head, theirs.config)

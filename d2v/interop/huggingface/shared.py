@@ -58,10 +58,11 @@ class Kind:
     # tensors and our settings -> what tensors need beside a new name
     to_our_tensors: Callable[[dict[str, Tensor], dict[str, Any]], dict[str, Tensor]]
     to_their_tensors: Callable[[dict[str, Tensor], dict[str, Any]], dict[str, Tensor]]
-    read_beside: Callable[[str], dict[str, Any]]  # a folder or Hub name -> our settings that a preprocessor there says
+    # a folder or Hub name and their config -> our settings that a preprocessor there says
+    read_beside: Callable[[str, Any], dict[str, Any]]
 
 
-def nothing_beside(source: str) -> dict[str, Any]:
+def nothing_beside(source: str, config: Any) -> dict[str, Any]:
     """Of a kind whose preprocessor says nothing of the model."""
     return {}
 

@@ -44,7 +44,7 @@ HEADS = {
         },
     )
 }
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt")
 POSITIONS, TYPES = "embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight"
 
 
@@ -52,16 +52,18 @@ def _dropout(config: Any) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
-def read_beside(source: str) -> dict[str, Any]:
-    """The id of the mask token, which a stock config does not have. ValueError: the tokenizer cannot be read."""
+def read_beside(source: str, config: Any) -> dict[str, Any]:
+    """The id of the mask token, which a stock config does not have, where a whole tokenizer says it."""
     try:
-        found = [cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in TOKENIZERS]
-        if not any(found):
+        names = [name for name in TOKENIZERS if cached_file(source, name, _raise_exceptions_for_missing_entries=False)]
+        if "tokenizer.json" not in names and names != ["vocab.json", "merges.txt"]:
             return {}
-        mask = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False).mask_token_id
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # of damaged files whatever transformers and tokenizers raise
-        raise ValueError(f"{source}: its tokenizer cannot be read: {' '.join(str(error).split())[:300]}") from None
-    return {} if mask is None else {"frontend.mask_token_id": mask}
+        log.warning("the tokenizer of %s cannot be read: %s", source, " ".join(str(error).split())[:300])
+        return {}
+    mask = tokenizer.mask_token_id
+    return {"frontend.mask_token_id": mask} if mask is not None and mask < config.vocab_size else {}
 
 
 def read_settings(config: Any, state: dict[str, Tensor]) -> dict[str, Any]:

@@ -34,31 +34,28 @@ def in_split(split: str, names: Iterable[str], where: Path) -> set[str]:
     return wanted
 
 
-def found_below(names: Iterable[str], root: Path, split: str, data: Path | None) -> Path:
-    """The folder that relative names of images are below, as it has most of them: `root`, one in it, or one beside it.
+def found_below(names: Iterable[str], root: Path, split: str) -> Path:
+    """The folder that relative names of images are below: `root`, one in it, or else one beside it.
 
-    What lies beside is within `data`, the folder that was given, if it was one. Of several that have as many it is the
-    one of the split. ValueError: that is none or several.
+    `root` if it has some of them; else of the folders that have some those that say the split, of these those that are
+    usually of images, of these the one that has most. ValueError: those are several.
     """
     listed = list(dict.fromkeys(names))
     some = listed[:: -(-len(listed) // LOOKED_FOR) or 1]
-    places = [root, *_folders(root)]
-    if data is None or root != data:
-        places += [root.parent, *_folders(root.parent)]
-    there = {place: sum((place / name).is_file() for name in some) for place in dict.fromkeys(places)}
-    most = max(there.values())
-    best = [place for place, count in there.items() if count == most]
-    if most == 0:
-        return root
-    if len(best) > 1 and best[0] != root:
+    for places in ([root], _folders(root), [root.parent], _folders(root.parent)):
+        there = {place: sum((place / name).is_file() for name in some) for place in places}
+        best = [place for place in places if there[place]]
         best = [place for place in best if _says(place.name, split)] or best
         best = [place for place in best if place.name.lower() in USUAL] or best  # beside masks of the same names
-    if len(best) > 1 and best[0] != root:
-        raise ValueError(
-            f"{listed[0]} and others lie in {best[0]} and in {best[1]}, and nothing says which are of split {split!r}: "
-            "name files by their paths from the annotations, or folders as splits are"
-        )
-    return best[0]
+        best = [place for place in best if there[place] == max(there.values(), default=0)] or best
+        if len(best) > 1:
+            raise ValueError(
+                f"{listed[0]} and others lie in {best[0]} and in {best[1]}, and nothing says which are of split "
+                f"{split!r}: name files by their paths from the annotations, or folders as splits are"
+            )
+        if best:
+            return best[0]
+    return root
 
 
 def _says(name: str, split: str) -> bool:

@@ -14,7 +14,7 @@ PARTS = ("images", "annotations", "categories")
 FAVOURED = "instances"  # of COCO's own files, which lie beside those of key points and captions
 
 
-def read(files: list[Path], root: Path, data: Path | None, split: str, label: str) -> Annotated | None:
+def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | None:
     """The boxes of a split; None: there is no such JSON. ValueError: several may be meant, or it is damaged."""
     found = _contents(files)
     if not found:
@@ -23,7 +23,7 @@ def read(files: list[Path], root: Path, data: Path | None, split: str, label: st
     content = found[chosen]
     paths = _by_id(content["images"], "file_name", f"{chosen}: images")
     boxes, crowds = _boxes(content, paths, chosen)
-    folder = found_below(map(str, paths.values()), chosen.parent, split, data)
+    folder = found_below(map(str, paths.values()), chosen.parent, split)
     images: dict[str, list[Box]] = {}
     for number, some in boxes.items():
         images.setdefault(str(folder / str(paths[number])), []).extend(some)  # a file may be listed twice

@@ -57,7 +57,7 @@ class BoxedSamples(Samples):
         for index, said in enumerate(self.column("size")):
             height, width = self.sizes[index]
             if said and tuple(said) != (width, height):
-                turned = " (it is turned as its EXIF says)" if tuple(said) == (height, width) else ""
+                turned = " (turned by its EXIF, or width for height)" if tuple(said) == (height, width) else ""
                 others.append(
                     f"{self.ids[index]} has {width} x {height} pixels{turned}, its boxes are of {said[0]} x {said[1]}"
                 )

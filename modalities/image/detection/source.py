@@ -21,17 +21,17 @@ def open_boxes(config: DetectionConfig, split: str) -> datasets.Dataset:
     ValueError: there are no boxes, or some cannot be read.
     """
     files, root = _files(config.path)
-    data = (
-        root if root == Path(config.path).expanduser().absolute() else None
-    )  # a file's images may lie beside its folder
     for kind in READERS if config.boxes == AUTO else (config.boxes,):
-        found = READERS[kind](files, root, data, split, config.label)
+        found = READERS[kind](files, root, split, config.label)
         if found is not None:
             if kind != TABLE and config.label != DetectionConfig.label:
                 raise ValueError(
                     f"data.label is {config.label!r}, and nothing reads it: it is of a table, and boxes are from "
                     f"{found.source}"
                 )
+            outside = {str(Path(file).parent) for file in found.images if not Path(file).is_relative_to(root)}
+            if outside:
+                found.notes.append(f"the images lie in {min(outside)}, outside of data.path")
             return _dataset(found, config.path, split)
     raise ValueError(
         f"data.path {root} has no boxes (data.boxes={config.boxes}): they are a table with the columns file, "

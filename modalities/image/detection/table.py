@@ -23,7 +23,7 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
-def read(files: list[Path], root: Path, data: Path | None, split: str, label: str) -> Annotated | None:
+def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | None:
     """The boxes of a split; None: no table among `files` has the columns. ValueError: cells that say no box."""
     tables = [file for file in files if file.suffix.lower() in SUFFIXES and {*SIDES} <= {*_columns(file)}]
     if not tables:
@@ -35,7 +35,7 @@ def read(files: list[Path], root: Path, data: Path | None, split: str, label: st
     notes, names = list(chosen.notes), list(chosen.splits)
     if len(chosen.files) == len(tables):
         with suppress(ValueError):  # rows of several splits, whose images lie in as many folders
-            notes += _unnamed(list(_by_image(rows, "", data)))
+            notes += _unnamed(list(_by_image(rows, "")))
     there = {row[NAME] for _, row in rows} - {""}
     if there and len(names) < 2:  # the column counts where files are not divided by their names
         where = chosen.files[0] if len(chosen.files) == 1 else root
@@ -46,7 +46,7 @@ def read(files: list[Path], root: Path, data: Path | None, split: str, label: st
     elif chosen.missing:
         raise NoSplitError(chosen.missing)
     listed = ", ".join(file.name for file in chosen.files[:3])
-    return Annotated(_by_image(rows, split, data), f"the table {listed}, a row a box", notes, names)
+    return Annotated(_by_image(rows, split), f"the table {listed}, a row a box", notes, names)
 
 
 def _unnamed(paths: list[str]) -> list[str]:
@@ -66,12 +66,12 @@ def _columns(file: Path) -> list[str]:
     return table_files.read(file).column_names
 
 
-def _by_image(rows: list[tuple[Path, dict]], split: str, data: Path | None) -> dict[str, list[Box]]:
-    """The boxes of each image by its path, of rows with the table of each. `split`, `data`: as of found_below."""
+def _by_image(rows: list[tuple[Path, dict]], split: str) -> dict[str, list[Box]]:
+    """The boxes of each image by its path, of rows with the table of each."""
     listed: dict[Path, list[str]] = {}
     for file, row in rows:
         listed.setdefault(file, []).append(row["file"])
-    folders = {file: found_below(names, file.parent, split, data) for file, names in listed.items()}
+    folders = {file: found_below(names, file.parent, split) for file, names in listed.items()}
     images: dict[str, list[Box]] = {}
     for file, row in rows:
         boxes = images.setdefault(str(folders[file] / row["file"]), [])

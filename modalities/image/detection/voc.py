@@ -3,6 +3,7 @@
 Splits are folders, or lists of names in ImageSets/Main/.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,7 +17,7 @@ from d2v.protocols import NoSplitError
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read(files: list[Path], root: Path, data: Path | None, split: str, label: str) -> Annotated | None:
+def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | None:
     """The boxes of a split; None: there is no such XML. Files that cannot be read are named and left out."""
     described = [file for file in files if file.suffix.lower() == ".xml"]
     if not described:
@@ -31,7 +32,7 @@ def read(files: list[Path], root: Path, data: Path | None, split: str, label: st
             about, image = ElementTree.parse(file).getroot(), str(_image(file, places))
             images[image] = list(_boxes(about))
             width, height = (number(about.findtext(f"size/{side}")) for side in ("width", "height"))
-            if width > 0 and height > 0:  # many programs write 0
+            if 0 < width < math.inf and 0 < height < math.inf:  # many programs write 0
                 sizes[image] = int(width), int(height)
         except (ElementTree.ParseError, ValueError, OSError) as error:
             bad.append(f"{file.name} ({' '.join(str(error).split())})")
