@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> None:
     print(f"{options['rows']} rows of {options['dim']}; ViT-S/16 at {options['size']} pixels\n")
     print("| | s | CPU s | of a step | of its CPU |\n|---|---|---|---|---|")
     for name, (wall, cpu, share, of_cpu) in compare(options, SMALL).items():
-        print(f"| {name} | {wall:.3f} | {cpu:.3f} | {share:.2%} | {of_cpu:.2%} |")
+        print(f"| {name} | {wall:.3g} | {cpu:.3g} | {share:.2%} | {of_cpu:.2%} |")
 
 
 if __name__ == "__main__":
