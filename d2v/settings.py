@@ -91,6 +91,11 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+def of_teacher(default: Any, sentence: str, *, only: Any = None, **allowed: Any) -> Any:
+    """As setting, of how a teacher follows its student: nothing reads it where the teacher is never updated."""
+    return setting(default, sentence, only={**(only or {}), "train.update_teacher": True}, **allowed)
+
+
 def section(kind: type, sentence: str) -> Any:
     """A dataclass field that holds further settings."""
     return field(default_factory=kind, metadata={"sentence": sentence})

@@ -92,3 +92,11 @@ def test_every_setting_of_a_modality_has_a_sentence(modality):
 
 def test_every_setting_of_transcripts_has_a_sentence():
     assert undocumented(TranscribedConfig) == []
+
+
+@pytest.mark.parametrize("objective", tiny.OBJECTIVES)
+def test_how_a_teacher_follows_is_read_where_it_is_updated(objective):
+    for one in fields(plugins.load("d2v.objectives", objective).Config):
+        if one.name.startswith("ema_"):
+            assert all(case.get("train.update_teacher") is True for case in one.metadata["readers"].cases), one.name
+            assert one.metadata["readers"].cases

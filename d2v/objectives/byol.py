@@ -14,7 +14,7 @@ from d2v.models.encoder import D2vModel
 from d2v.models.heads import projector
 from d2v.objectives.common.multi_view import MultiView, embedding
 from d2v.objectives.common.regression import spread_of
-from d2v.settings import check_fields, setting
+from d2v.settings import check_fields, of_teacher, setting
 from d2v.training.schedules import cosine_between
 from d2v.types import Loss, View
 
@@ -28,12 +28,8 @@ class Config:
     name: str = setting("byol", "Which method.")
     hidden_dim: int = setting(4096, "Width of the hidden layer of projector and predictor.", least=1, limit=1_000_000)
     out_dim: int = setting(256, "Width of the projections.", least=1, limit=1_000_000)
-    ema_decay: float = setting(
-        0.996,
-        "The teacher's at the start; it reaches 1 at the last step by half a cosine.",
-        least=0,
-        most=1,
-        only={"train.update_teacher": True},
+    ema_decay: float = of_teacher(
+        0.996, "The teacher's at the start; it reaches 1 at the last step by half a cosine.", least=0, most=1
     )
 
     def __post_init__(self):

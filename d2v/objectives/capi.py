@@ -18,7 +18,7 @@ from d2v.objectives.common.codes import code_use
 from d2v.objectives.common.masked import at, masked_view, only_kept, refuse_mask_token, share_of, some_of
 from d2v.objectives.common.objective import Objective, check_together
 from d2v.objectives.common.prototypes import cross_entropy
-from d2v.settings import check_fields, section, setting
+from d2v.settings import check_fields, of_teacher, section, setting
 from d2v.training.distributed import world_size
 from d2v.training.schedules import cosine_between
 from d2v.types import Loss, Mask, View
@@ -38,16 +38,10 @@ class Config:
     iterations: int = setting(3, "Of Sinkhorn's algorithm.", least=1, limit=1000)
     predicted_share: float = setting(0.05, "Share of a row's hidden tokens that is predicted.", above=0, most=1)
     predictor: CrossConfig = section(CrossConfig, "The predictor's shape.")
-    ema_decay: float = setting(
-        0.999,
-        "The teacher's after ema_warmup_share, from 1 at the start; back to 1 at the end.",
-        least=0,
-        most=1,
-        only={"train.update_teacher": True},
+    ema_decay: float = of_teacher(
+        0.999, "The teacher's after ema_warmup_share, from 1 at the start; back to 1 at the end.", least=0, most=1
     )
-    ema_warmup_share: float = setting(
-        0.1, "How long it falls: 50,000 steps of 500,000.", least=0, below=1, only={"train.update_teacher": True}
-    )
+    ema_warmup_share: float = of_teacher(0.1, "How long it falls: 50,000 steps of 500,000.", least=0, below=1)
 
     def __post_init__(self):
         """ValueError: a number outside its bounds."""

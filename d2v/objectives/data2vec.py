@@ -15,7 +15,7 @@ from d2v.objectives.common.guard import GUARD, GUARD_WEIGHT, GUARDS, check_guard
 from d2v.objectives.common.multi_view import generator_of_step
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.regression import NORMS, SCALES, channel_std, mean_of_layers, regression_loss
-from d2v.settings import check_fields, setting
+from d2v.settings import check_fields, of_teacher, setting
 from d2v.training.schedules import linear_decay
 from d2v.types import Loss, View
 
@@ -43,19 +43,15 @@ class Config:
     head_init: str = setting(
         "default", "How the predictor's weights start: torch's own, or like the trunk.", among=("default", "trunk")
     )
-    ema_decay: float = setting(
+    ema_decay: float = of_teacher(
         0.999,
         "The teacher's at the start, from which it goes to ema_end_decay.",
         least=0,
         most=1,
-        only={"ema_anneal_steps": True, "train.update_teacher": True},
+        only={"ema_anneal_steps": True},
     )
-    ema_end_decay: float = setting(
-        0.9999, "The teacher's after ema_anneal_steps.", least=0, most=1, only={"train.update_teacher": True}
-    )
-    ema_anneal_steps: int = setting(
-        30000, "Steps from the first decay to the last, linearly.", least=0, only={"train.update_teacher": True}
-    )
+    ema_end_decay: float = of_teacher(0.9999, "The teacher's after ema_anneal_steps.", least=0, most=1)
+    ema_anneal_steps: int = of_teacher(30000, "Steps from the first decay to the last, linearly.", least=0)
     shared: list[str] = setting(
         [], "Parts of the encoder that the teacher copies instead of averaging (prefixes of names)."
     )

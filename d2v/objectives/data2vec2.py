@@ -18,7 +18,7 @@ from d2v.objectives.common.masked import of_samples, real_at, refuse_mask_token
 from d2v.objectives.common.multi_view import generator_of_step
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.regression import NORMS, SCALES, TARGETS, channel_std, regression_loss
-from d2v.settings import check_fields, section, setting
+from d2v.settings import check_fields, of_teacher, section, setting
 from d2v.training.schedules import linear_decay
 from d2v.types import Loss, Mask, View
 
@@ -67,19 +67,15 @@ class Config:
         only={"cls_loss": True},
     )
     decoder: DecoderConfig = section(DecoderConfig, "The decoder's shape, dropout and noise.")
-    ema_decay: float = setting(
+    ema_decay: float = of_teacher(
         0.999,
         "The teacher's at the start, from which it goes to ema_end_decay.",
         least=0,
         most=1,
-        only={"ema_anneal_steps": True, "train.update_teacher": True},
+        only={"ema_anneal_steps": True},
     )
-    ema_end_decay: float = setting(
-        0.99999, "The teacher's after ema_anneal_steps.", least=0, most=1, only={"train.update_teacher": True}
-    )
-    ema_anneal_steps: int = setting(
-        100000, "Steps from the first decay to the last, linearly.", least=0, only={"train.update_teacher": True}
-    )
+    ema_end_decay: float = of_teacher(0.99999, "The teacher's after ema_anneal_steps.", least=0, most=1)
+    ema_anneal_steps: int = of_teacher(100000, "Steps from the first decay to the last, linearly.", least=0)
     shared: list[str] = setting(
         [], "Parts of the encoder that the teacher copies instead of averaging (prefixes of names)."
     )

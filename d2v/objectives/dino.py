@@ -16,7 +16,7 @@ from d2v.objectives.common.multi_view import MultiView, each, summary
 from d2v.objectives.common.prototypes import PrototypeHead, across_views, sharpened, usage
 from d2v.objectives.common.queues import Center
 from d2v.objectives.common.regression import spread_of
-from d2v.settings import check_fields, setting
+from d2v.settings import check_fields, of_teacher, setting
 from d2v.training.schedules import cosine_between, linear_decay
 from d2v.types import Loss, View
 
@@ -53,12 +53,11 @@ class Config:
     teacher_temperature: float = setting(0.07, "Of the teacher's softmax after warmup_share.", above=0, limit=1000)
     warmup_share: float = setting(0.1, "How long the teacher's temperature rises: 30 epochs of 300.", least=0, most=1)
     center_momentum: float = setting(0.9, "Share of the old centre in the new one.", least=0, most=1)
-    ema_decay: float = setting(
+    ema_decay: float = of_teacher(
         0.996,
         "The teacher's at the start; it reaches 1 at the last step by half a cosine. Batches of 256 and fewer: 0.9995.",
         least=0,
         most=1,
-        only={"train.update_teacher": True},
     )
 
     def __post_init__(self):

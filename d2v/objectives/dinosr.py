@@ -18,7 +18,7 @@ from d2v.objectives.common.codes import code_use
 from d2v.objectives.common.masked import masked_view, share_of
 from d2v.objectives.common.objective import Objective, check_prefixes, within
 from d2v.objectives.common.regression import channel_std, normed
-from d2v.settings import setting
+from d2v.settings import of_teacher, setting
 from d2v.training.schedules import linear_decay
 from d2v.types import Loss, View
 
@@ -28,23 +28,15 @@ class Config(CodebookSettings):
     """Targets, codebooks and the teacher's decay; the published values of speech."""
 
     name: str = setting("dinosr", "Which method.")
-    ema_decay: float = setting(
+    ema_decay: float = of_teacher(
         0.999,
         "The teacher's at the start, from which it goes to ema_end_decay.",
         least=0,
         most=1,
-        only={"ema_anneal_steps": True, "train.update_teacher": True},
+        only={"ema_anneal_steps": True},
     )
-    ema_end_decay: float = setting(
-        0.9999,
-        "The teacher's after ema_anneal_steps, until it stops.",
-        least=0,
-        most=1,
-        only={"train.update_teacher": True},
-    )
-    ema_anneal_steps: int = setting(
-        30000, "Steps from the first decay to the last, linearly.", least=0, only={"train.update_teacher": True}
-    )
+    ema_end_decay: float = of_teacher(0.9999, "The teacher's after ema_anneal_steps, until it stops.", least=0, most=1)
+    ema_anneal_steps: int = of_teacher(30000, "Steps from the first decay to the last, linearly.", least=0)
 
 
 class DinoSR(Objective):

@@ -18,7 +18,7 @@ from d2v.objectives.common.multi_view import MultiView, each, num_samples, poole
 from d2v.objectives.common.prototypes import PrototypeHead, across_views, cross_entropy, sharpened, usage
 from d2v.objectives.common.queues import Center
 from d2v.objectives.common.regression import spread_of
-from d2v.settings import check_fields, setting
+from d2v.settings import check_fields, of_teacher, setting
 from d2v.training.schedules import cosine_between, linear_decay
 from d2v.types import Loss, Mask, Pooled, View
 
@@ -58,12 +58,8 @@ class Config:
     )
     center_momentum: float = setting(0.9, "Share of the old centre of summaries in the new one.", least=0, most=1)
     patch_center_momentum: float = setting(0.9, "Share of the old centre of tokens in the new one.", least=0, most=1)
-    ema_decay: float = setting(
-        0.996,
-        "The teacher's at the start; it reaches 1 at the last step by half a cosine.",
-        least=0,
-        most=1,
-        only={"train.update_teacher": True},
+    ema_decay: float = of_teacher(
+        0.996, "The teacher's at the start; it reaches 1 at the last step by half a cosine.", least=0, most=1
     )
 
     def __post_init__(self):

@@ -14,7 +14,7 @@ from d2v.models.predictor import Predictor, PredictorConfig
 from d2v.objectives.common.masked import at, masked_view, only_kept, refuse_mask_token, share_of
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.regression import channel_std, regression_loss
-from d2v.settings import check_fields, section, setting
+from d2v.settings import check_fields, of_teacher, section, setting
 from d2v.training.schedules import linear_decay
 from d2v.types import Loss, View
 
@@ -26,15 +26,9 @@ class Config:
     name: str = setting("ijepa", "Which method.")
     loss_beta: float = setting(1.0, "Where smooth L1 becomes linear; 0 is the squared error.", least=0)
     predictor: PredictorConfig = section(PredictorConfig, "The predictor's shape.")
-    ema_decay: float = setting(
-        0.996, "The teacher's at the start; 1 never updates it.", least=0, most=1, only={"train.update_teacher": True}
-    )
-    ema_stretch: float = setting(
-        1.25,
-        "It would reach 1, linearly, after so many times train.steps.",
-        least=1,
-        limit=1000,
-        only={"train.update_teacher": True},
+    ema_decay: float = of_teacher(0.996, "The teacher's at the start; 1 never updates it.", least=0, most=1)
+    ema_stretch: float = of_teacher(
+        1.25, "It would reach 1, linearly, after so many times train.steps.", least=1, limit=1000
     )
 
     def __post_init__(self):

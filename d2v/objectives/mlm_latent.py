@@ -18,7 +18,7 @@ from d2v.models.transformer import taken
 from d2v.objectives.common.masked import chosen, cross_entropy, frontend_of, masked_view, share_of
 from d2v.objectives.common.objective import Objective
 from d2v.objectives.common.regression import channel_std, regression_loss
-from d2v.settings import check_fields, setting
+from d2v.settings import check_fields, of_teacher, setting
 from d2v.training.schedules import linear_decay
 from d2v.types import Loss, View
 
@@ -29,12 +29,8 @@ class Config:
 
     name: str = setting("mlm_latent", "Which method.")
     word_weight: float = setting(0.1, "Of the words' cross entropy; that of the latents is 1.", least=0, limit=1000)
-    ema_decay: float = setting(
-        0.996,
-        "The teacher's at the start; it reaches 1 at the last step, linearly.",
-        least=0,
-        most=1,
-        only={"train.update_teacher": True},
+    ema_decay: float = of_teacher(
+        0.996, "The teacher's at the start; it reaches 1 at the last step, linearly.", least=0, most=1
     )
 
     def __post_init__(self):

@@ -17,7 +17,7 @@ from d2v.models.heads import projector
 from d2v.objectives.common.contrastive import against_queue, describe, info_nce, unit, with_gradient_now
 from d2v.objectives.common.multi_view import MultiView, embedding, generator_of_step
 from d2v.objectives.common.queues import Queue
-from d2v.settings import check_fields, setting
+from d2v.settings import check_fields, of_teacher, setting
 from d2v.training.distributed import gather, mine, world_size
 from d2v.types import Loss, View
 
@@ -40,7 +40,7 @@ class Config:
         limit=100_000_000,
     )
     temperature: float = setting(0.2, "Of the softmax.", above=0, limit=1000)
-    ema_decay: float = setting(0.999, "The teacher's.", least=0, most=1, only={"train.update_teacher": True})
+    ema_decay: float = of_teacher(0.999, "The teacher's.", least=0, most=1)
     symmetric: bool = setting(
         False, "Each view is query and key in turn; the two losses are added, and the queue receives both keys."
     )

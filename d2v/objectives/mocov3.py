@@ -16,7 +16,7 @@ from d2v.objectives.common.contrastive import cosines, info_nce, unit
 from d2v.objectives.common.multi_view import MultiView, embedding
 from d2v.objectives.common.objective import freeze
 from d2v.objectives.common.regression import spread_of
-from d2v.settings import check_fields, setting
+from d2v.settings import check_fields, of_teacher, setting
 from d2v.training.distributed import gather, mine
 from d2v.training.schedules import cosine_between
 from d2v.types import Loss, View
@@ -36,12 +36,11 @@ class Config:
         True, "A batch norm without weights ends the predictor, as it does the projector (false)."
     )
     temperature: float = setting(0.2, "Of the softmax (1.0).", above=0, limit=1000)
-    ema_decay: float = setting(
+    ema_decay: float = of_teacher(
         0.99,
         "The teacher's at the start; it reaches 1 at the last step by half a cosine (0.996 for 1000 epochs).",
         least=0,
         most=1,
-        only={"train.update_teacher": True},
     )
     freeze: list[str] = setting(
         [], "Parts of the encoder that stay as they were made (prefixes of names): the patch projection."

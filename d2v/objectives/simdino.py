@@ -16,7 +16,7 @@ from d2v.objectives.common.contrastive import unit
 from d2v.objectives.common.multi_view import MultiView, projections
 from d2v.objectives.common.prototypes import bottleneck
 from d2v.objectives.common.regression import spread_of
-from d2v.settings import check_fields, setting
+from d2v.settings import check_fields, of_teacher, setting
 from d2v.training.distributed import mean_with_gradient, world_size
 from d2v.training.schedules import cosine_between
 from d2v.types import Loss, View
@@ -40,12 +40,8 @@ class Config:
         limit=1_000_000,
     )
     epsilon: float = setting(0.5, "Distortion of the coding rate.", above=0, limit=1000)
-    ema_decay: float = setting(
-        0.996,
-        "The teacher's at the start; it reaches 1 at the last step by half a cosine.",
-        least=0,
-        most=1,
-        only={"train.update_teacher": True},
+    ema_decay: float = of_teacher(
+        0.996, "The teacher's at the start; it reaches 1 at the last step by half a cosine.", least=0, most=1
     )
 
     def __post_init__(self):

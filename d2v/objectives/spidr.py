@@ -12,7 +12,7 @@ from d2v.models.encoder import D2vModel, hidden_at
 from d2v.objectives import dinosr
 from d2v.objectives.common.codebooks import CodebookSettings
 from d2v.objectives.common.objective import freeze
-from d2v.settings import setting
+from d2v.settings import of_teacher, setting
 from d2v.types import View
 
 
@@ -24,15 +24,8 @@ class Config(CodebookSettings):
     freeze_share: float = setting(
         0.5, "When the frozen parts stop: a share of train.steps.", above=0, most=1, only={"frozen": True}
     )
-    ema_decay: float = setting(
-        0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1, only={"train.update_teacher": True}
-    )
-    ema_steps: int = setting(
-        20000,
-        "Steps in which what the decay lacks of 1 falls by a factor of e.",
-        least=1,
-        only={"train.update_teacher": True},
-    )
+    ema_decay: float = of_teacher(0.999, "The teacher's at the start; 1 never updates it.", least=0, most=1)
+    ema_steps: int = of_teacher(20000, "Steps in which what the decay lacks of 1 falls by a factor of e.", least=1)
 
 
 class SpidR(dinosr.DinoSR):

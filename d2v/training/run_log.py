@@ -111,8 +111,9 @@ class Meter:
         if not self.metrics:
             return {}
         names = sorted(self.metrics)
-        sums = all_sum(torch.stack([torch.stack([x.float() for x in self.metrics[name]]) for name in names])).cpu()
-        return {name: total / number for name, (total, number) in zip(names, sums.tolist(), strict=True) if number}
+        totals, numbers = zip(*(self.metrics[name] for name in names), strict=True)
+        sums = all_sum(torch.stack([torch.stack(totals).float(), torch.stack(numbers).float()])).tolist()  # (2, M)
+        return {name: total / number for name, total, number in zip(names, *sums, strict=True) if number}
 
     def _count_bad(self, losses: list[float], norms: list[float], write: bool) -> str | None:
         """Writes down the steps that were not finite; what must stop the run if there are too many in a row."""

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from d2v.models.encoder import of_modalities
-from d2v.settings import check_fields, setting
+from d2v.settings import check_fields, of_teacher, setting
 
 AUTO = "auto"
 BETWEEN = "+"  # of the two modalities of a part that compares them: image+text
@@ -34,21 +34,16 @@ class JointSettings:
     )
     parts: Any = setting({}, "The method of each part, by the modality that it reads, or by two that it compares.")
     measured_steps: int = setting(20, "Batches that auto measures.", least=1, limit=10_000, only={"weights": AUTO})
-    ema_decay: float = setting(
+    ema_decay: float = of_teacher(
         0.999,
         "The teacher's at the start, from which it goes to ema_end_decay.",
         least=0,
         most=1,
-        only={"ema_anneal_steps": True, "train.update_teacher": True},
+        only={"ema_anneal_steps": True},
     )
-    ema_end_decay: float = setting(
-        0.9999, "The teacher's after ema_anneal_steps.", least=0, most=1, only={"train.update_teacher": True}
-    )
-    ema_anneal_steps: int = setting(
-        30000,
-        "Steps of the run, not of a part, from the first decay to the last.",
-        least=0,
-        only={"train.update_teacher": True},
+    ema_end_decay: float = of_teacher(0.9999, "The teacher's after ema_anneal_steps.", least=0, most=1)
+    ema_anneal_steps: int = of_teacher(
+        30000, "Steps of the run, not of a part, from the first decay to the last.", least=0
     )
 
     def __post_init__(self):

@@ -128,11 +128,12 @@ class Samples:
 
 def _in_order(names: list[str], one: Sequence[str], other: Sequence[str]) -> list[str]:
     """What is said of rows of two sources, which are paired by their order. ValueError: their names are, in another."""
-    stems = [[PurePath(name).stem for name in some] for some in (one, other)]
-    if stems[0] == stems[1]:
+    first = [PurePath(name).stem for name in one]
+    second = [PurePath(name).stem for name in other]
+    if first == second:
         return []
-    row = next(row for row, (first, second) in enumerate(zip(*stems, strict=True)) if first != second)
-    if sorted(stems[0]) == sorted(stems[1]):
+    if sorted(first) == sorted(second):
+        row = next(row for row, stem in enumerate(first) if stem != second[row])
         raise ValueError(
             f"data.by=row: row {row + 1} is {one[row]} of {names[0]} and {other[row]} of {names[1]}: both sides name "
             "the same files, in different orders; a table with a column for each side pairs them"

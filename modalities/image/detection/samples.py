@@ -70,10 +70,9 @@ class BoxedSamples(Samples):
             height, width = self.sizes[index]
             over = np.maximum(-boxes, boxes - [width, height, width, height]).max(axis=1, initial=-np.inf) > BEYOND
             ends_first = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
-            shown = [",".join(f"{side:g}" for side in box) for box in boxes]
-            inverted += [f"{self.ids[index]} has {shown[n]}" for n in np.flatnonzero(ends_first)]
+            inverted += [f"{self.ids[index]} has {_shown(box)}" for box in boxes[ends_first]]
             of = f"{self.ids[index]} of {width} x {height} pixels"
-            outside += [f"{of} has one of {shown[n]}" for n in np.flatnonzero(over)]
+            outside += [f"{of} has one of {_shown(box)}" for box in boxes[over]]
         total = sum(map(len, given))
         hint = "they are left, top, right and bottom, no widths and heights"
         self._doubt(f"boxes that end before they begin ({hint})", inverted, total, "they are left out")
@@ -131,6 +130,10 @@ class BoxedSamples(Samples):
     def normalised(self, image: Any) -> Tensor:
         """(C, H, W) of an image."""
         return augment.normalise([image], self.config.mean, self.config.std)[0]
+
+
+def _shown(box: np.ndarray) -> str:
+    return ",".join(f"{side:g}" for side in box)
 
 
 def fitting(height: int, width: int, size: int) -> tuple[int, int]:
