@@ -18,7 +18,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from d2v.functions import convert, embed, evaluate, finetune, pretrain
+from d2v.functions import convert, embed, evaluate, finetune, predict, pretrain
 from d2v.models.alignment import D2vForAlignment
 from d2v.models.configuration import D2vConfig
 from d2v.models.detection import D2vForObjectDetection
@@ -38,6 +38,7 @@ __all__ = [
     "embed",
     "evaluate",
     "finetune",
+    "predict",
     "pretrain",
 ]
 

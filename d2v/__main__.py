@@ -24,6 +24,7 @@ COMMANDS = (
     "embed",
     "search",
     "finetune",
+    "predict",
     "convert",
     "completion",
 )

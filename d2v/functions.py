@@ -27,6 +27,13 @@ def finetune(config: str | Path, model: str | Path = "", **settings: Any) -> dic
     return _call("finetune", str(config), *([f"model={_path(model, 'model')}"] if model else []), *arguments(settings))
 
 
+def predict(model: str | Path, out: str | Path, *, probabilities: bool = False, **settings: Any) -> Path:
+    """Writes what a fine-tuned model says of data without labels, as scripts/predict.py; the table's path."""
+    options = [f"out={out}", f"probabilities={str(probabilities).lower()}"]
+    _call("predict", _path(model, "model"), *options, *arguments(settings))
+    return Path(in_home(str(out)))
+
+
 def evaluate(config: str | Path, model: str | Path | list[str | Path], **settings: Any) -> dict[str, Any]:
     """Scores an encoder, or several, beside random inits, as scripts/evaluate.py; what its JSON file holds."""
     models = [_path(one, "model") for one in (model if isinstance(model, list | tuple) else [model])]

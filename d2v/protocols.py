@@ -288,6 +288,30 @@ class Labelled(NamedTuple):
     draw: Callable[[ScoredSplit, list[np.ndarray], Path], None] | None = None  # a picture of what was predicted
 
 
+# What a model's answer to one of some samples (by its number) says, as the cells of a table, a dictionary a row.
+Says = Callable[[Any, int, np.ndarray], list[dict[str, Any]]]
+
+
+class Known(NamedTuple):
+    """Labels that data to be predicted for has all the same, by which predictions are scored."""
+
+    name: str  # of their column in the table of predictions: label, transcript
+    values: Sequence[Any]  # of each row of the source; None: it has none
+    score: Callable[[Sequence[Any], list[dict[str, Any]]], dict[str, float]]  # of labels and as many rows, by name
+
+
+class Unlabelled(NamedTuple):
+    """How data without labels is read by a model that learnt some, and what its answers say."""
+
+    samples: Any  # a type of Samples, opened and read as a modality's are
+    # of the model's config and the section data, and whether the shares of all classes are wanted. ValueError: of a
+    # model that knows none, or what was given cannot be read
+    says: Callable[[Any, Any, bool], Says]
+    settings: tuple[str, ...]  # of the section data, those that count; all others are the model's
+    # of the model's config, the section data and its rows, unread; None: they have none. ValueError: they are no such
+    known: Callable[[Any, Any, Any], Known | None]
+
+
 class LabelledTask(NamedTuple):
     """One kind of labelled data of a modality: its settings, the task model that learns it, and what opens it."""
 
@@ -297,6 +321,7 @@ class LabelledTask(NamedTuple):
     kind: str = ""  # where a modality has several: whose part of a config's `kinds` counts
     settings: Mapping[str, str] = MappingProxyType({})  # of the section data, what was found in the data
     said: str = ""  # which kind was chosen, and why
+    unlabelled: Unlabelled | None = None  # of what `d2v predict` reads; None: it does not read this kind
 
 
 class Modality(Protocol):

@@ -4,12 +4,25 @@ n samples that are read in one pass.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
 from d2v.protocols import BadLog, Samples
 from d2v.types import View
+
+Batch = TypeVar("Batch")
+
+
+def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """These batches, none of which is None, each made by a thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        batch = next(batches, None)
+        while batch is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
+            batch = coming.result()
 
 
 def readable_views(

@@ -25,7 +25,7 @@ from d2v import files
 from d2v.config.cli import run_cli
 from d2v.config.loading import save_yaml
 from d2v.evaluation.feature_table import Shards
-from d2v.finetuning.outcome import _write_csv
+from d2v.finetuning.rows import write_rows
 from d2v.training import checkpoint
 from d2v.training.curves import plot_curves
 from d2v.training.run_folder import BadSamples
@@ -78,7 +78,7 @@ WRITERS = {
     "a config": lambda folder: save_yaml({"a": "x" * 900}, folder / "config.yaml"),
     "curves": lambda folder: plot_curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], folder / "a.png"),
     "a part of a table": lambda folder: shards_of(folder, "a.parquet"),
-    "predictions": lambda folder: _write_csv(folder / "a.csv", [{"id": "x" * 900}]),
+    "predictions": lambda folder: write_rows(folder / "a.csv", [{"id": "x" * 900}]),
     "a checkpoint for fairseq": lambda folder: write_by_torch(folder / "a.pt"),
 }
 

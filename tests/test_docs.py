@@ -65,6 +65,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     (place / "configs").symlink_to(ROOT / "configs")
     data.main(["scenes", str(place / "archive"), "train=12", "test=4"])
     _photos(place / "photos")
+    _photos(place / "new_photos")
     _boxes(place / "blood")
     _recordings(place / "recordings", {})
     _recordings(place / "read", {"text": ["a cat", "a dog"]})

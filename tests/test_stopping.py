@@ -125,9 +125,11 @@ def test_ctrl_c_before_the_first_step_is_one_line(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Twenty images in two classes, an export of their size in `run`, and a file where a table would be."""
+    """Twenty images in two classes, an export of their size in `run`, and files where others look for theirs."""
     root = tmp_path_factory.mktemp("photos")
     (root / "x.parquet").touch()
+    (root / "classes").mkdir()
+    (root / "classes" / "finetuning.yaml").touch()
     for number in range(20):
         place = root / "photos" / "ab"[number % 2] / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -151,6 +153,10 @@ STOPPED = {  # command, and what is called when the signal comes
     ),
     "search": (["{0}/x.parquet", "id=1"], "pyarrow.parquet.read_table"),
     "finetune": (["image/finetune_tiny", "data.path={0}/photos", "model={0}/run", "run.dir={1}/new"], READING),
+    "predict": (
+        ["{0}/classes", "data.path={0}/photos", "out={1}/x.csv"],
+        "d2v.finetuning.finished.load",
+    ),
     "convert": (["{0}/run", "{1}/new"], "d2v.scripts.convert.load_ours"),
     "codes": (["image/beit_tiny", "data.path={0}/photos", "objective.codes={1}/codes.safetensors"], READING),
     "demo": (["image", "runs={1}"], READING),

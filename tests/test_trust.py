@@ -23,7 +23,8 @@ from d2v.config.cli import run_cli
 from d2v.config.loading import from_dict
 from d2v.evaluation.figures import Curve, lines_figure, tiles_figure
 from d2v.evaluation.table import Row, markdown_table
-from d2v.finetuning.outcome import _write_csv, table_of_runs
+from d2v.finetuning.outcome import table_of_runs
+from d2v.finetuning.rows import write_rows
 from d2v.interop.fairseq import load_fairseq
 from d2v.interop.huggingface import from_transformers
 from d2v.interop.pretrained import load_ours, read_config
@@ -282,7 +283,7 @@ def test_a_spreadsheet_executes_no_cell(tmp_path):
         {"id": '=HYPERLINK("http://x")', "label": -1.5, "prediction": "@a", "=key": "-2"},
         {"id": "b", "label": 2.0, "prediction": "c", "=key": "d"},
     ]
-    _write_csv(tmp_path / "predictions_test.csv", rows)
+    write_rows(tmp_path / "predictions_test.csv", rows)
     with (tmp_path / "predictions_test.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [
             ["id", "label", "prediction", "'=key"],

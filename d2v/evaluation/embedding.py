@@ -5,7 +5,6 @@ B rows of a batch, T content tokens, D width, n samples of a part.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from d2v.evaluation.config import PROJECTED, TOKENS, EmbedConfig
 from d2v.evaluation.feature_table import Shards, Tokens
 from d2v.evaluation.features import by_length, class_token, frozen, layer_tokens
 from d2v.protocols import Stream
-from d2v.reading import readable_views
+from d2v.reading import ahead, readable_views
 from d2v.types import Features, View
 
 FEW = 64  # samples of a part of tokens, each of which may have a thousand
@@ -49,7 +48,7 @@ def embed(
     sums = np.zeros((len(samples), encoder.trunk.config.dim), dtype=np.float32)
     counts = np.zeros((len(samples), 1), dtype=np.float32)
     with frozen(encoder):
-        for indices, view, counted in _ahead(_views(samples, config, bad)):
+        for indices, view, counted in ahead(_views(samples, config, bad)):
             counted = counted if counted is None else counted.to(device)
             pooled, count = _sums(encoder, view.to(device), counted, config)
             np.add.at(sums, indices, pooled.cpu().numpy())
@@ -69,7 +68,7 @@ def embed_tokens(encoder, samples: Stream, config: EmbedConfig, device: str | to
     bad: list[tuple[str, str]] = [*samples.report.unreadable, *samples.report.too_short]
     found: dict[int, list[np.ndarray]] = {}  # of a long one those of each window
     with frozen(encoder):
-        for indices, view, counted in _ahead(_views(samples, config, bad)):
+        for indices, view, counted in ahead(_views(samples, config, bad)):
             x, counted, _ = _tokens(encoder, view.to(device), counted, config)
             for row, index in enumerate(indices.tolist()):
                 found.setdefault(index, []).append(x[row, counted[row]].cpu().numpy())
@@ -148,16 +147,6 @@ def by_room(lengths: np.ndarray | None, batch_size: int, indices: np.ndarray) ->
             borders.append(place)
             start = place
     return np.split(order, borders)
-
-
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """These batches, each made by a thread while the one before is in use."""
-    with ThreadPoolExecutor(1) as pool:
-        batch = next(batches, None)
-        while batch is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
-            batch = coming.result()
 
 
 def embed_all(

@@ -1,4 +1,4 @@
-"""A table of features written part by part: each part whole or not at all, joined into one file at the end.
+"""A table of features, written part by part: see parts.py.
 
 n rows of a part, N of all, D width.
 """
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from d2v import files
-from d2v.config.differences import changes
+from d2v.evaluation.parts import Parts
 from d2v.files import written
 
 FORMATS = (".parquet", ".npy")
@@ -27,39 +27,14 @@ class Tokens(NamedTuple):
     counts: list[int]  # n, how many each has
 
 
-class Shards:
-    """Parts of the table `out`, whose format is one of FORMATS, in a folder beside it."""
+class Shards(Parts):
+    """Parts of the table `out`, whose format is one of FORMATS."""
 
     def __init__(self, out: Path, settings: dict, *, places: Collection[str] = (), overwrite: bool = False):
-        """`settings`: what the features depend on; `places`: the dotted names of those that are paths.
-
-        ValueError: parts of other settings.
-        """
-        self.out, self.folder = out, out.with_name(f"{out.name}.parts")
-        files.check_folder(self.folder)
+        """As Parts."""
         if out.suffix == ".npy":
             files.check_file(out.with_suffix(".ids.json"))
-        place = self.folder / "settings.json"
-        if place.is_file():
-            changed = changes(json.loads(place.read_text()), json.loads(json.dumps(settings)), places)
-            if changed and not overwrite:
-                raise ValueError(
-                    f"{self.folder} holds parts that were made otherwise ({'; '.join(changed[:8])}); "
-                    "run.overwrite=true begins anew"
-                )
-            if changed:
-                files.remove_folder(self.folder)
-        self._record(place)
-        with written(place) as temporary:
-            temporary.write_text(json.dumps(settings))
-
-    def has(self, number: int, inputs: str) -> bool:
-        """Whether a part of the same inputs is there, whole."""
-        try:
-            metadata = pq.read_schema(self._path(number)).metadata or {}
-        except (OSError, pa.ArrowInvalid):
-            return False
-        return metadata.get(b"inputs") == inputs.encode()
+        super().__init__(out, settings, places=places, overwrite=overwrite)
 
     def add(
         self,
@@ -75,24 +50,7 @@ class Shards:
         column: Any = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
         if isinstance(features, Tokens):
             column = pa.ListArray.from_arrays(np.cumsum([0, *features.counts], dtype=np.int32), column)
-        table = pa.table(
-            {"id": pa.array(ids, pa.string()), "features": column}, metadata={"bad": json.dumps(bad), "inputs": inputs}
-        )
-        self._record(self._path(number))
-        with written(self._path(number)) as temporary:
-            pq.write_table(table, temporary)
-
-    def bad(self) -> list[tuple[str, str]]:
-        """Ids and reasons of all bad samples."""
-        bad = []
-        for path in self._paths():
-            for name, why in json.loads(pq.read_schema(path).metadata[b"bad"]):
-                bad.append((name, why))
-        return bad
-
-    def __len__(self) -> int:
-        """Rows of all parts."""
-        return sum(pq.read_metadata(path).num_rows for path in self._paths())
+        self.keep(number, pa.table({"id": pa.array(ids, pa.string()), "features": column}), bad, inputs)
 
     def join(self, about: dict | None = None) -> None:
         """Writes `out` and removes the parts.
@@ -109,7 +67,7 @@ class Shards:
         files.remove_folder(self.folder)
 
     def _join_parquet(self, path: Path, about: dict) -> None:
-        paths = self._paths()
+        paths = self.paths()
         metadata = {ABOUT: json.dumps(about)}
         schema = pq.read_schema(paths[0]).with_metadata(metadata)
         with pq.ParquetWriter(path, schema) as writer:
@@ -117,7 +75,7 @@ class Shards:
                 writer.write_table(pq.read_table(part).replace_schema_metadata(metadata))
 
     def _join_npy(self, path: Path) -> None:
-        paths = self._paths()
+        paths = self.paths()
         dim = pq.read_schema(paths[0]).field("features").type.list_size
         shape, start = (len(self), dim), 0
         ids_file = self.out.with_suffix(".ids.json")
@@ -133,13 +91,3 @@ class Shards:
                     ids.write(f"{',' if row else '['}\n{json.dumps(name)}")
                 start += len(table)
             ids.write("\n]\n")
-
-    def _record(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.record(path.parent, [path.name])
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:08d}.parquet"
-
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*.parquet"))

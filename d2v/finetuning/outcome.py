@@ -1,6 +1,5 @@
 """What a finished run of fine-tuning leaves: scores, predictions and confusion matrices of its exported model."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -10,11 +9,12 @@ import torch
 from d2v.config.bases import read_yaml
 from d2v.config.loading import modality_of
 from d2v.files import written
+from d2v.finetuning.rows import write_rows
 from d2v.finetuning.validation import BATCH_SIZE, outputs
 from d2v.models.task_models import TaskModel
 from d2v.protocols import Labelled, ScoredSplit
 from d2v.reading import Reader
-from d2v.shown import in_cell, in_markdown
+from d2v.shown import in_markdown
 from d2v.training.curves import plot_confusion
 from d2v.training.run_folder import CONFIG
 
@@ -46,7 +46,7 @@ def write_outcome(
         scores[name] = data.score(logits, split.labels)
         if data.row_scores:
             scores[name] |= data.row_scores(rows)
-        _write_csv(folder / f"predictions_{name}.csv", rows)
+        write_rows(folder / f"predictions_{name}.csv", rows)
         if data.classes:
             _plot_confusion(split, logits, data.classes, folder / f"confusion_{name}.png")
         if data.draw:
@@ -82,13 +82,6 @@ def _modality(folder: Path) -> str | None:
 def _plot_confusion(split: ScoredSplit, logits: list[np.ndarray], classes: list[str], path: Path) -> None:
     predicted = np.array([x.argmax() for x in logits])
     plot_confusion(np.asarray(split.labels), predicted, classes, path)
-
-
-def _write_csv(path: Path, rows: list[dict]) -> None:
-    with written(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(map(in_cell, rows[0]))
-        writer.writerows(map(in_cell, row.values()) for row in rows)
 
 
 def table_of_runs(folder: Path, of: Path | None = None) -> str:

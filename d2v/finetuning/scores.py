@@ -31,18 +31,27 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
     Top-5 is of more than five classes; F1 of class 1 if there are two, else the mean over classes.
     """
-    predicted, num_classes = logits.argmax(axis=1), logits.shape[1]
-    scores = {"accuracy": float(accuracy_score(labels, predicted))}
+    num_classes = logits.shape[1]
+    scores = agreement(labels, logits.argmax(axis=1), num_classes)
     if num_classes > 5:
         best = np.argsort(-logits, axis=1, kind="stable")[:, :5]
-        scores["top5"] = float((best == labels[:, None]).any(axis=1).mean())
+        top5 = float((best == labels[:, None]).any(axis=1).mean())
+        scores = {"accuracy": scores.pop("accuracy"), "top5": top5, **scores}
+    log_shares = log_softmax(logits.astype(np.float64), axis=1)
+    scores["loss"] = float(-log_shares[np.arange(len(labels)), labels].mean())
+    return scores
+
+
+def agreement(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, float]:
+    """Classes (N,) and those predicted -> accuracy, F1 (of class 1 if there are two, else the mean) and Matthews."""
     kind = "binary" if num_classes == 2 else "macro"
-    scores["f1"] = float(f1_score(labels, predicted, average=kind, zero_division=0))  # type: ignore[arg-type]
+    scores = {
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "f1": float(f1_score(labels, predicted, average=kind, zero_division=0)),  # type: ignore[arg-type]
+    }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="A single label was found")  # then it is 0
         scores["matthews"] = float(matthews_corrcoef(labels, predicted))
-    log_shares = log_softmax(logits.astype(np.float64), axis=1)
-    scores["loss"] = float(-log_shares[np.arange(len(labels)), labels].mean())
     return scores
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from d2v.interop.renaming import why_unread
 from d2v.models.alignment import D2vForAlignment
@@ -69,14 +70,17 @@ def load_whole(
 
 @contextmanager
 def _without_its_report() -> Iterator[None]:
-    """Within it transformers prints no table of weights that fit or do not, which are checked here."""
-    logger = logging.getLogger("transformers")
+    """Within it transformers prints no table of weights that fit or do not, which are checked here, and no bar."""
+    logger, has_bar = logging.getLogger("transformers"), is_progress_bar_enabled()
     level = logger.level
     logger.setLevel(logging.ERROR)
+    disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(level)
+        if has_bar:
+            enable_progress_bar()
 
 
 def load_ours(source: str | Path) -> Any:

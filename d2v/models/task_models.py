@@ -80,6 +80,7 @@ class TaskModel(D2vPreTrainedModel):
 
     # A Trainer then asks for the mean of a batch: it would count labels, which are letters where the loss counts clips.
     accepts_loss_kwargs = False
+    answers_tokens: ClassVar[bool] = False  # one by one, so that what is long can be read in windows
     task_class: ClassVar[type]
     output_class: ClassVar[type]
 
@@ -251,6 +252,7 @@ class D2vForCTC(TaskModel):
     """A letter, or the blank, for each token: encode, classify."""
 
     task_class = CTCConfig
+    answers_tokens = True
     output_class = CausalLMOutput
 
     def __init__(self, config: D2vConfig):

@@ -10,12 +10,13 @@ import numpy as np
 
 from d2v.evaluation.class_names import complete, in_order, left_out, names_of, numbered
 from d2v.finetuning.scores import classification, regression
+from d2v.modalities.common.answers import REGRESSION, decimal, of_class, of_number
 from d2v.modalities.common.tables import number
 from d2v.protocols import Batches, Labelled, ScoredSplit, asked_by
 from d2v.settings import setting
 from d2v.split_names import has_split, lacking, share_rows, uses
 
-REGRESSION, CLASSES = "regression", "single_label_classification"
+CLASSES = "single_label_classification"
 MOST_LOST = 1e-3  # of the spread of numbers, in float32
 HELD_OUT = 0x5A11D  # sets the choice of held-out samples apart from the sampler's shuffles
 
@@ -342,26 +343,13 @@ def _score_classes(outputs: list[np.ndarray], labels: Sequence[Any]) -> dict[str
 def _number_rows(split: ScoredSplit, outputs: list[np.ndarray]) -> list[dict]:
     rows = []
     for index, label, output in zip(split.indices, split.labels, outputs, strict=True):
-        rows.append({"id": split.samples.ids[index], "label": _decimal(label), "prediction": _decimal(output[0])})
+        rows.append({"id": split.samples.ids[index], "label": decimal(label), **of_number(output)})
     return rows
-
-
-def _decimal(value: np.floating) -> float:
-    """As short as its precision allows: 0.3 of a float32 is not 0.30000001192092896."""
-    return float(str(value))
 
 
 def _class_rows(names: list[str], split: ScoredSplit, outputs: list[np.ndarray]) -> list[dict]:
     """Lines of a predictions file; the probability is the prediction's."""
     rows = []
     for index, label, logits in zip(split.indices, split.labels, outputs, strict=True):
-        shares = np.exp(logits.astype(np.float64) - logits.max())
-        rows.append(
-            {
-                "id": split.samples.ids[index],
-                "label": names[label],
-                "prediction": names[int(logits.argmax())],
-                "probability": round(float(shares.max() / shares.sum()), 6),
-            }
-        )
+        rows.append({"id": split.samples.ids[index], "label": names[label], **of_class(names, logits)})
     return rows

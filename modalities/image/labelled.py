@@ -16,7 +16,7 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
-from d2v.modalities.common import labels, sampling
+from d2v.modalities.common import answers, labels, sampling
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment
 from d2v.modalities.image.batches import transform
@@ -27,9 +27,11 @@ from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.modalities.image.samples import Samples, save_preprocessor
 from d2v.models.detection import D2vForObjectDetection
 from d2v.models.task_models import D2vForImageClassification
-from d2v.protocols import BadLog, Labelled, LabelledTask
+from d2v.protocols import BadLog, Labelled, LabelledTask, Unlabelled
 from d2v.reading import Limit
 from d2v.types import View
+
+UNLABELLED = Unlabelled(Samples, answers.says, ("path", "split", "max_bad_share", "min_size", "label"), answers.known)
 
 
 class LabelledBatches:
@@ -120,8 +122,8 @@ def _at_least_a_bit(level_fn: Callable[..., tuple[int]], level: float, settings:
 def labelled_task(data: dict) -> LabelledTask:
     """Boxes where data.boxes is given; else classes or numbers."""
     if "boxes" in data:
-        return LabelledTask(DetectionConfig, D2vForObjectDetection, task.open_data)
-    return LabelledTask(LabelledConfig, D2vForImageClassification, open_data)
+        return LabelledTask(DetectionConfig, D2vForObjectDetection, task.open_data, unlabelled=task.UNLABELLED)
+    return LabelledTask(LabelledConfig, D2vForImageClassification, open_data, unlabelled=UNLABELLED)
 
 
 def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], None]) -> Labelled:

@@ -4,14 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from d2v.modalities.common import labels
+from d2v.modalities.common import answers, labels
 from d2v.modalities.speech import choice, transcribed
 from d2v.modalities.speech.config import LabelledConfig, TranscribedConfig
 from d2v.modalities.speech.samples import Samples, save_preprocessor
 from d2v.modalities.speech.tuning import LabelledBatches
 from d2v.models.task_models import D2vForCTC, D2vForSequenceClassification
-from d2v.protocols import Labelled, LabelledTask
+from d2v.protocols import Labelled, LabelledTask, Unlabelled
 from d2v.reading import Limit
+
+READ = ("path", "split", "max_bad_share", "min_seconds", "max_seconds", "label")
+UNLABELLED = Unlabelled(Samples, answers.says, READ, answers.known)
 
 
 def labelled_task(data: dict) -> LabelledTask:
@@ -21,8 +24,10 @@ def labelled_task(data: dict) -> LabelledTask:
     """
     kind, settings, said = choice.choose(data)
     if kind == choice.LETTERS:
-        return LabelledTask(TranscribedConfig, D2vForCTC, transcribed.open_data, kind, settings, said)
-    return LabelledTask(LabelledConfig, D2vForSequenceClassification, open_data, kind, settings, said)
+        return LabelledTask(
+            TranscribedConfig, D2vForCTC, transcribed.open_data, kind, settings, said, transcribed.UNLABELLED
+        )
+    return LabelledTask(LabelledConfig, D2vForSequenceClassification, open_data, kind, settings, said, UNLABELLED)
 
 
 def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:

@@ -31,7 +31,17 @@ class Vocabulary:
     """The letters of a training split in sorted order, behind blank, unknown and the sign between words."""
 
     def __init__(self, texts: Iterable[str]):
-        self.letters = [BLANK, UNKNOWN, SPACE, *sorted(set().union(*texts) - {" "})]
+        self._take([BLANK, UNKNOWN, SPACE, *sorted(set().union(*texts) - {" "})])
+
+    @classmethod
+    def of(cls, letters: list[str]) -> "Vocabulary":
+        """That of a model, by its letters in the order of their codes."""
+        vocabulary = cls([])
+        vocabulary._take(letters)
+        return vocabulary
+
+    def _take(self, letters: list[str]) -> None:
+        self.letters = letters
         self._codes = {" " if letter == SPACE else letter: code for code, letter in enumerate(self.letters)}
 
     def __len__(self) -> int:

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from PIL import Image
 from transformers import Wav2Vec2Processor
 
 from d2v.finetuning.scores import transcription
-from d2v.modalities.common import labels
+from d2v.modalities.common import labels, tables
 from d2v.modalities.speech import beam
 from d2v.modalities.speech.audio import Long
 from d2v.modalities.speech.config import TranscribedConfig
@@ -17,7 +18,7 @@ from d2v.modalities.speech.frontend import lengths
 from d2v.modalities.speech.letters import SPACE, Vocabulary, normalise, tokens_needed
 from d2v.modalities.speech.samples import Samples, feature_extractor
 from d2v.modalities.speech.tuning import LabelledBatches
-from d2v.protocols import Labelled, ScoredSplit
+from d2v.protocols import Known, Labelled, Says, ScoredSplit, Unlabelled
 from d2v.reading import Limit
 from d2v.shown import printable
 from d2v.types import View
@@ -108,11 +109,51 @@ def predictions(
     """The rows of a predictions file, of the logits (T, V) of each clip of a split."""
     rows = []
     for index, text, logits in zip(split.indices, split.labels, outputs, strict=True):
-        row = {"id": split.samples.ids[index], "transcript": text, "prediction": vocabulary.greedy(logits)}
-        if search:
-            row["beam"] = search(logits)
-        rows.append(row)
+        rows.append({"id": split.samples.ids[index], "transcript": text, **_read(logits, vocabulary, search)})
     return rows
+
+
+def _read(logits: np.ndarray, vocabulary: Vocabulary, search: Callable[[np.ndarray], str] | None) -> dict[str, str]:
+    """What logits (T, V) spell, and what the search says."""
+    return {"prediction": vocabulary.greedy(logits), **({"beam": search(logits)} if search else {})}
+
+
+def says(config: Any, data: TranscribedConfig, every: bool) -> Says:
+    """What a model of letters heard; the search, if one is asked for, finds the words of data.decode.lexicon.
+
+    ValueError: `every`; a search for the words that were trained on, which a model does not keep; as beam.build.
+    """
+    if every:
+        raise ValueError("probabilities=true asks for those of classes, and this model writes letters: leave it out")
+    if data.decode.lm and not data.decode.lexicon:
+        raise ValueError(
+            f"data.decode.lm {data.decode.lm!r} needs data.decode.lexicon=FILE here, a word a line: those that were "
+            "trained on are not kept with the model"
+        )
+    vocabulary = Vocabulary.of([config.id2label[code] for code in range(config.num_labels)])
+    search = beam.build(data.decode, vocabulary, []) if data.decode.beam else None
+    return lambda samples, index, logits: [_read(logits, vocabulary, search)]
+
+
+def known(config: Any, data: TranscribedConfig, source: datasets.Dataset) -> Known | None:
+    """The transcripts in the column of data.transcript, or beside the recordings."""
+    if data.transcript not in source.column_names:
+        return None
+    cells = tables.cells_of(source, data.transcript)
+    texts = [None if cell is None else normalise(str(cell), data.case) or None for cell in cells]
+    return Known("transcript", texts, _error_rates)
+
+
+def _error_rates(texts: Sequence[str], rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of the search, where there is one, too."""
+    rates = transcription(texts, [row["prediction"] for row in rows])
+    if "beam" in rows[0]:
+        rates |= {f"beam_{name}": rate for name, rate in transcription(texts, [row["beam"] for row in rows]).items()}
+    return rates
+
+
+READ = ("path", "split", "max_bad_share", "min_seconds", "max_seconds", "decode", "transcript", "case")
+UNLABELLED = Unlabelled(Samples, says, READ, known)
 
 
 def beam_scores(rows: list[dict]) -> dict[str, float]:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 
-from d2v.modalities.common import labels, tables
+from d2v.modalities.common import answers, labels, tables
 from d2v.modalities.common.sampling import Sampler, share
 from d2v.modalities.text import corpus as corpora
 from d2v.modalities.text import tokenizer as tokenizers
@@ -19,18 +20,32 @@ from d2v.modalities.text.config import LabelledConfig
 from d2v.modalities.text.frontend import FrontendConfig
 from d2v.modalities.text.samples import collate, prepare_tokenizer, save_preprocessor, typical
 from d2v.models.task_models import D2vForSequenceClassification
-from d2v.protocols import Labelled, LabelledTask
+from d2v.protocols import Labelled, LabelledTask, Rows, Unlabelled
 from d2v.types import View
 
 
 class LabelledSamples:
     """The usable rows of one split, tokenized once; rows of a single token are usable too."""
 
-    def __init__(self, config: LabelledConfig, frontend: FrontendConfig, *, split: str, folder: Path):
-        """ValueError: no data, no second column, or no tokenizer in `folder`."""
+    @staticmethod
+    def open(config: LabelledConfig, split: str) -> datasets.Dataset:
+        """The rows of a split, not read yet. ValueError: there are none, or they have no text."""
+        return corpora.open_rows(config.path, split, config.text, config.sample_by)[0]
+
+    def __init__(
+        self,
+        config: LabelledConfig,
+        frontend: FrontendConfig,
+        *,
+        split: str,
+        folder: Path,
+        rows: Rows | None = None,
+    ):
+        """ValueError: no data, no second column, or no tokenizer in `folder`. `rows`: these only."""
         tokenizer = tokenizers.read(folder)
         self.config, self.frontend = config, frontend
-        self.dataset, column = corpora.open_rows(config.path, split, config.text, config.sample_by)
+        self.dataset, first = (self.open(config, split), 0) if rows is None else rows[:2]
+        column = corpora.text_column(self.dataset, config.path, config.text)
         if config.text_pair and config.text_pair not in self.dataset.column_names:
             columns = ", ".join(self.dataset.column_names)
             raise ValueError(
@@ -40,18 +55,19 @@ class LabelledSamples:
         columns = [name for name in (column, config.text_pair) if name]
         texts = {name: corpora.tokenize(self.dataset, name, tokenizer, shortest=1) for name in columns}
         self._columns, self._corpora = columns, [*texts.values()]
-        self._rows = functools.reduce(np.intersect1d, [corpus.rows for corpus in self._corpora])  # (N,)
+        self.rows = functools.reduce(np.intersect1d, [corpus.rows for corpus in self._corpora])  # (N,)
         # (N,) each: where a row is in its corpus
-        self._places = [np.searchsorted(corpus.rows, self._rows) for corpus in self._corpora]
-        every_id = tables.identifiers(self.dataset, config.path, split)
-        self.ids = [every_id[row] for row in self._rows]
+        self._places = [np.searchsorted(corpus.rows, self.rows) for corpus in self._corpora]
+        every_id = tables.identifiers(self.dataset, config.path, split, first)
+        self.ids = [every_id[row] for row in self.rows]
         whole = sum(np.diff(corpus.offsets)[at] + 1 for corpus, at in zip(self._corpora, self._places, strict=True))
         self.lengths = np.minimum(whole, config.block_size)  # with <s> and </s>, of both texts of a pair
-        self.report = corpora.report(texts, self._rows, self.dataset, every_id, config.label)
+        self.report = corpora.report(texts, self.rows, self.dataset, every_id, config.label)
         self.report.sizes = typical(*np.unique(whole, return_counts=True), config.block_size)
         if config.regression:
             self.report.classes = None  # they are numbers
-        self.report.check(config.max_bad_share, config.path)
+        if rows is None or rows.whole:
+            self.report.check(config.max_bad_share, config.path)
         self.classes = corpora.classes(self.dataset, config.label)
 
     def __len__(self) -> int:
@@ -59,11 +75,11 @@ class LabelledSamples:
 
     def column(self, name: str) -> np.ndarray:
         """Values of a column per usable row, None for missing ones. ValueError: no such column."""
-        return tables.cells(self.dataset, name, self._rows)
+        return tables.cells(self.dataset, name, self.rows)
 
     def picture(self, index: int) -> str:
         """The text as it is in the data, and below it the second of a pair."""
-        row = self.dataset[int(self._rows[index])]
+        row = self.dataset[int(self.rows[index])]
         return "\n".join(str(row[name]) for name in self._columns)
 
     def view(self, indices: Sequence[int], length: int = 0) -> View:
@@ -96,6 +112,10 @@ def cut_sizes(sizes: list[int], limit: int) -> list[int]:
     return [limit - second, second]
 
 
+READ = ("path", "split", "max_bad_share", "text", "text_pair", "sample_by", "block_size", "label")
+UNLABELLED = Unlabelled(LabelledSamples, answers.says, READ, answers.known)
+
+
 class LabelledBatches:
     """Labelled rows of similar length: a pure function of (seed, step, part, parts)."""
 
@@ -116,7 +136,7 @@ class LabelledBatches:
 
 def labelled_task(data: dict) -> LabelledTask:
     """Single texts and pairs, classes and numbers: one kind."""
-    return LabelledTask(LabelledConfig, D2vForSequenceClassification, open_data)
+    return LabelledTask(LabelledConfig, D2vForSequenceClassification, open_data, unlabelled=UNLABELLED)
 
 
 def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], say: Callable[[str], None]) -> Labelled:

@@ -19,22 +19,65 @@ from d2v.modalities.image.detection.config import DetectionConfig
 from d2v.modalities.image.detection.source import open_boxes
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.modalities.image.samples import Samples
+from d2v.protocols import Rows
 from d2v.types import View
 
 LEAST = 2.0  # pixels of a side of a box
 BEYOND = 1.0  # pixels that a box may reach outside of its image unsaid: some count from 1, some to the last pixel
 
 
-class BoxedSamples(Samples):
-    """The usable images of one split, each with its boxes (n, 4) and their names."""
+class WholeImages(Samples):
+    """The usable images of one split, which are read whole: the longer side fits, the rest is filled."""
 
     config: Any  # a DetectionConfig
+
+    def __init__(
+        self,
+        config: DetectionConfig,
+        frontend: FrontendConfig,
+        *,
+        split: str,
+        folder: Path,
+        rows: Rows | None = None,
+    ):
+        """ValueError: as Samples."""
+        super().__init__(config, frontend, split=split, folder=folder, rows=rows)  # type: ignore[arg-type]
+        self.sizes = [augment.size(self._source(int(row))) for row in self._rows]  # height, width
+
+    def scale(self, index: int) -> np.ndarray:
+        """(4,) what coordinates of the image are multiplied by in its view."""
+        height, width = self.sizes[index]
+        new = fitting(height, width, self.frontend.image_size)
+        return np.array([new[1] / width, new[0] / height] * 2)
+
+    def view(self, indices: Iterable[int]) -> View:
+        """Resized such that the longer side is S, normalised, and zero below or to the right; (B, C, S, S).
+
+        UnreadableError: an image can no longer be read.
+        """
+        size = self.frontend.image_size
+        rows = []
+        for index in indices:
+            image = self.image(index)
+            height, width = fitting(*augment.size(image), size)
+            image = V2.resize(image, [height, width], interpolation=augment.BICUBIC, antialias=True)
+            pixels = self.normalised(image)
+            rows.append(F.pad(pixels, (0, size - width, 0, size - height)))
+        return View(MODALITY, {"pixel_values": torch.stack(rows)})
+
+    def normalised(self, image: Any) -> Tensor:
+        """(C, H, W) of an image."""
+        return augment.normalise([image], self.config.mean, self.config.std)[0]
+
+
+class BoxedSamples(WholeImages):
+    """Those with boxes (n, 4) and their names."""
+
     open = staticmethod(open_boxes)  # type: ignore[assignment]
 
     def __init__(self, config: DetectionConfig, frontend: FrontendConfig, *, split: str, folder: Path):
         """ValueError: as Samples and open_boxes; too many boxes that cannot be right, or none that can be used."""
-        super().__init__(config, frontend, split=split, folder=folder)  # type: ignore[arg-type]
-        self.sizes = [augment.size(self._source(int(row))) for row in self._rows]  # height, width
+        super().__init__(config, frontend, split=split, folder=folder)
         self.names: list[np.ndarray] = []
         self.boxes: list[np.ndarray] = []  # left, top, right, bottom, in pixels of the image
         given = [np.asarray(boxes, dtype=float).reshape(-1, 4) for boxes in self.column("boxes")]
@@ -105,31 +148,6 @@ class BoxedSamples(Samples):
             self.report.notes.append(f"boxes left out: {some}")
         if without:
             self.report.notes.append(f"images without boxes: {len(without)}: {', '.join(without[:5])}")
-
-    def scale(self, index: int) -> np.ndarray:
-        """(4,) what coordinates of the image are multiplied by in its view."""
-        height, width = self.sizes[index]
-        new = fitting(height, width, self.frontend.image_size)
-        return np.array([new[1] / width, new[0] / height] * 2)
-
-    def view(self, indices: Iterable[int]) -> View:
-        """Resized such that the longer side is S, normalised, and zero below or to the right; (B, C, S, S).
-
-        UnreadableError: an image can no longer be read.
-        """
-        size = self.frontend.image_size
-        rows = []
-        for index in indices:
-            image = self.image(index)
-            height, width = fitting(*augment.size(image), size)
-            image = V2.resize(image, [height, width], interpolation=augment.BICUBIC, antialias=True)
-            pixels = self.normalised(image)
-            rows.append(F.pad(pixels, (0, size - width, 0, size - height)))
-        return View(MODALITY, {"pixel_values": torch.stack(rows)})
-
-    def normalised(self, image: Any) -> Tensor:
-        """(C, H, W) of an image."""
-        return augment.normalise([image], self.config.mean, self.config.std)[0]
 
 
 def _shown(box: np.ndarray) -> str:

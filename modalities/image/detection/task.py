@@ -19,9 +19,9 @@ from d2v.modalities.image.config import check_pixels
 from d2v.modalities.image.detection.batches import BoxedBatches
 from d2v.modalities.image.detection.config import DetectionConfig
 from d2v.modalities.image.detection.pictures import draw
-from d2v.modalities.image.detection.samples import BoxedSamples
+from d2v.modalities.image.detection.samples import BoxedSamples, WholeImages
 from d2v.modalities.image.frontend import FrontendConfig
-from d2v.protocols import BadLog, Labelled, ScoredSplit
+from d2v.protocols import BadLog, Labelled, Says, ScoredSplit, Unlabelled
 from d2v.reading import Limit
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -116,15 +116,33 @@ def _rows(names: list[str], split: ScoredSplit, found: list[np.ndarray]) -> list
     """Lines of a predictions file, one a box in pixels of its image; one without a box where none was found."""
     rows = []
     for index, boxes in zip(split.indices, found, strict=True):
-        name, scale = split.samples.ids[index], split.samples.scale(index)
-        height, width = split.samples.sizes[index]
-        for *sides, score, kind in boxes.tolist():
-            places = (np.array(sides) / scale).clip(0, [width, height] * 2).round(2).tolist()
-            box = dict(zip(SIDES, places, strict=True))
-            rows.append({"id": name, "label": names[int(kind)], "score": round(score, 6), **box})
-        if not len(boxes):
-            rows.append(dict.fromkeys(("id", "label", "score", *SIDES), "") | {"id": name})
+        rows += [{"id": split.samples.ids[index], **cells} for cells in _of_image(names, split.samples, index, boxes)]
     return rows
+
+
+def _of_image(names: list[str], samples: WholeImages, index: int, boxes: np.ndarray) -> list[dict[str, Any]]:
+    """The boxes (n, 6) that were found in an image, in its pixels; where there are none, a row of empty cells."""
+    rows, scale = [], samples.scale(index)
+    height, width = samples.sizes[index]
+    for *sides, score, kind in boxes.tolist():
+        places = (np.array(sides) / scale).clip(0, [width, height] * 2).round(2).tolist()
+        rows.append({"label": names[int(kind)], "score": round(score, 6), **dict(zip(SIDES, places, strict=True))})
+    return rows or [dict.fromkeys(("label", "score", *SIDES), "")]
+
+
+def says(config: Any, data: DetectionConfig, every: bool) -> Says:
+    """The boxes that a detector finds in an image. ValueError: `every`."""
+    if every:
+        raise ValueError("probabilities=true asks for those of classes, and this model finds boxes: leave it out")
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    return partial(_of_image, names)
+
+
+def known(config: Any, data: DetectionConfig, source: Any) -> None:
+    """Boxes that images may have are not looked for: a run scores them by data.test_split."""
+
+
+UNLABELLED = Unlabelled(WholeImages, says, ("path", "split", "max_bad_share", "min_size"), known)
 
 
 def save_preprocessor(folder: Path, data: DetectionConfig, frontend: FrontendConfig) -> None:

@@ -1,0 +1,75 @@
+"""A table that is written part by part, each part whole or not at all, and joined into one file at the end."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from d2v import files
+from d2v.config.differences import changes
+from d2v.files import written
+
+
+class Parts:
+    """Parts of the table `out` as parquet files in a folder beside it."""
+
+    def __init__(self, out: Path, settings: dict, *, places: Collection[str] = (), overwrite: bool = False):
+        """`settings`: what the rows depend on; `places`: the dotted names of those that are paths.
+
+        ValueError: parts of other settings.
+        """
+        self.out, self.folder = out, out.with_name(f"{out.name}.parts")
+        files.check_folder(self.folder)
+        place = self.folder / "settings.json"
+        if place.is_file():
+            changed = changes(json.loads(place.read_text()), json.loads(json.dumps(settings)), places)
+            if changed and not overwrite:
+                raise ValueError(
+                    f"{self.folder} holds parts that were made otherwise ({'; '.join(changed[:8])}); "
+                    "run.overwrite=true begins anew"
+                )
+            if changed:
+                files.remove_folder(self.folder)
+        self._record(place)
+        with written(place) as temporary:
+            temporary.write_text(json.dumps(settings))
+
+    def has(self, number: int, inputs: str) -> bool:
+        """Whether a part of the same inputs is there, whole."""
+        try:
+            metadata = pq.read_schema(self._path(number)).metadata or {}
+        except (OSError, pa.ArrowInvalid):
+            return False
+        return metadata.get(b"inputs") == inputs.encode()
+
+    def keep(self, number: int, table: pa.Table, bad: list[tuple[str, str]], inputs: str) -> None:
+        """One part: its rows, ids of bad samples with the reason, a digest of its inputs."""
+        self._record(self._path(number))
+        with written(self._path(number)) as temporary:
+            said = {"bad": json.dumps(bad), "inputs": inputs}
+            pq.write_table(table.replace_schema_metadata(said), temporary)
+
+    def bad(self) -> list[tuple[str, str]]:
+        """Ids and reasons of all bad samples."""
+        bad = []
+        for path in self.paths():
+            for name, why in json.loads(pq.read_schema(path).metadata[b"bad"]):
+                bad.append((name, why))
+        return bad
+
+    def __len__(self) -> int:
+        """Rows of all parts."""
+        return sum(pq.read_metadata(path).num_rows for path in self.paths())
+
+    def paths(self) -> list[Path]:
+        """The files of the parts, in their order."""
+        return sorted(self.folder.glob("[0-9]*.parquet"))
+
+    def _record(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.record(path.parent, [path.name])
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:08d}.parquet"
