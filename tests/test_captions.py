@@ -29,6 +29,24 @@ def captioned(folder: Path, *, same_words: bool) -> Path:
     return folder / "table.csv"
 
 
+def test_texts_beside_images_are_their_captions(tmp_path):
+    for number in range(6):
+        folder = tmp_path / "photos" / ("one" if number % 2 else "two")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (40 * number, 0, 0)).save(folder / f"{number}.png")
+        if number != 3:
+            (folder / f"{number}.txt").write_text(f"picture\n  number {number} é", encoding="utf-8")
+    data = paired.config(("image", "text"), path=str(tmp_path / "photos"), max_bad_share=0.5)
+    samples, _ = paired.opened(data, tmp_path / "run")
+    assert samples.ids == ["one/1.png", "one/5.png", "two/0.png", "two/2.png", "two/4.png"]
+    words = [samples.side("text").picture(index) for index in samples.matched("text").tolist()]
+    assert words == [f"picture number {number} é" for number in (1, 5, 0, 2, 4)]
+    assert samples.report.unreadable == [("one/3.png", "text: empty cell")]
+    assert any(
+        "beside images: 5 .txt, which pairs of images and text read as captions" in one for one in samples.report.notes
+    )
+
+
 @pytest.mark.parametrize("same_words", [False, True])
 def test_rows_of_one_picture_are_right_for_one_another_in_training(same_words, tmp_path):
     table = captioned(tmp_path / "world", same_words=same_words)

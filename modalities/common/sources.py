@@ -32,6 +32,10 @@ SAVED = ("dataset_dict.json", "state.json")  # which save_to_disk of `datasets` 
 CLIPS = "clips"  # where the recordings of Common Voice's tables lie
 FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".tar", ".zip", ".wav", ".flac", ".jpg", ".png")
 LISTED = ".trans.txt"  # how the names of LibriSpeech's lists of transcripts end
+BESIDE = {  # what is said of texts of their names
+    AUDIO: "beside recordings: {} .txt, which fine-tuning reads as transcripts",
+    IMAGES: "beside images: {} .txt, which pairs of images and text read as captions",
+}
 READ = 2 << 20  # characters of a text file that are in memory at a time, several times over
 DOCUMENTS = ("readme", "license", "licence", "notice", "citation", "changelog", "requirements")  # about data
 
@@ -146,13 +150,9 @@ def _open_files(
     others = set(files).difference(wanted, _metadata(files))
     left = [file for file in sorted(others) if file.suffix in TEXTS or file.stem.lower() not in DOCUMENTS]
     left = [file for file in left if file not in gone]
-    if extensions == AUDIO and wanted is not tables:
+    if extensions in BESIDE and wanted is not tables:
         left, beside = _beside(left, wanted)
-        if beside:
-            said = [
-                *said,
-                f"beside recordings: {len(beside)} .txt, which fine-tuning reads as transcripts",
-            ]
+        said = [*said, *([BESIDE[extensions].format(len(beside))] if beside else [])]
     parts, names = [], dict[str, None]()
     if EXPRESSION.fullmatch(split) and extensions != TEXTS and wanted is not tables:
         split = expanded(wanted, root, split)
@@ -188,15 +188,15 @@ def _tables(files: list[Path]) -> list[Path]:
     return []
 
 
-def _beside(others: list[Path], recordings: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Other files without, and those with the transcript of a recording: a.txt beside a.wav, LibriSpeech's lists."""
-    names = {file.with_suffix("") for file in recordings}
-    transcripts = [
+def _beside(others: list[Path], media: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Other files without, and those with the text of a media file: a.txt beside a.wav, LibriSpeech's lists."""
+    names = {file.with_suffix("") for file in media}
+    texts = [
         file
         for file in others
         if file.name.endswith(LISTED) or (file.suffix == ".txt" and file.with_suffix("") in names)
     ]
-    return [file for file in others if file not in set(transcripts)], transcripts
+    return [file for file in others if file not in set(texts)], texts
 
 
 def _metadata(files: list[Path]) -> list[Path]:

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from d2v.modalities.common import tables
+from d2v.modalities.common.beside import with_texts
 from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment, views
 from d2v.modalities.image.batches import transform
@@ -59,8 +60,8 @@ class Side:
 
     @staticmethod
     def open(config: ReadConfig, split: str) -> datasets.Dataset:
-        """The rows of a split, unread. ValueError: there are none."""
-        return Samples.open(config, split)
+        """The rows of a split, unread, with the captions that lie beside their files. ValueError: there are none."""
+        return with_texts(Samples.open(config, split))
 
     @staticmethod
     def column(config: ReadConfig, source: datasets.Dataset) -> str:

@@ -1,17 +1,16 @@
 """Whether fine-tuning learns letters or classes: as the settings ask, else by what the data has."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
 
 from d2v.config.written import in_home
 from d2v.modalities.common import sources, tables
-from d2v.modalities.common.encodings import encoding_of
+from d2v.modalities.common.beside import TEXT, with_texts
 from d2v.modalities.speech import synth
 
-TRANSCRIPTS = ("text", "transcript", "transcription", "sentence")  # columns, the first that there is
+TRANSCRIPTS = (TEXT, "transcript", "transcription", "sentence")  # columns, the first that there is
 LABEL = "label"
 CLASSES, LETTERS = "classes", "letters"
 OF_LETTERS, OF_CLASSES = ("transcript", "case", "decode"), ("label", "regression")  # settings that ask for one
@@ -40,43 +39,7 @@ def open_labelled(path: Any, split: str) -> datasets.Dataset:
     """The rows of a split, with the texts that lie beside recordings, as in a.wav and a.txt, as transcripts."""
     if path == "demo":
         return sources.with_splits(synth.dataset(split), ["train", "test"])
-    return with_transcripts(sources.open_source(path, split, sources.AUDIO, "audio"))
-
-
-def with_transcripts(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Rows of recordings with the texts that lie beside their files, where they have no texts of their own.
-
-    As a.txt beside a.wav, or in LibriSpeech's lists, 84-121123.trans.txt: a line for each recording, its name first.
-    """
-    if "file" not in dataset.column_names or TRANSCRIPTS[0] in dataset.column_names:
-        return dataset
-    texts, listed = list[str | None](), dict[Path, dict[str, str]]()
-    for name in tables.cells_of(dataset, "file"):
-        file = Path(name or "")
-        if name and file.parent not in listed:
-            listed[file.parent] = _listed(file.parent)
-        texts.append((listed[file.parent].get(file.stem) or _beside(file)) if name else None)
-    if not any(texts):
-        return dataset
-    return dataset.add_column(TRANSCRIPTS[0], texts, feature=datasets.Value("string"))
-
-
-def _listed(folder: Path) -> dict[str, str]:
-    """What the lists in a folder say of its recordings, by their names without ending."""
-    texts = {}
-    for file in sorted(folder.glob(f"*{sources.LISTED}")):
-        for line in file.read_text(encoding_of(file), errors="replace").splitlines():
-            name, _, text = line.partition(" ")
-            texts[name] = " ".join(text.split())
-    return texts
-
-
-def _beside(recording: Path) -> str | None:
-    """What the text file of a recording's name holds, in one line; None: there is none."""
-    file = recording.with_suffix(".txt")
-    if not file.is_file():
-        return None
-    return " ".join(file.read_text(encoding_of(file), errors="replace").split())
+    return with_texts(sources.open_source(path, split, sources.AUDIO, "audio"))
 
 
 def _by_columns(dataset: datasets.Dataset, path: Any) -> tuple[str, dict[str, str], str]:

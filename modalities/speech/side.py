@@ -12,9 +12,9 @@ import datasets
 import numpy as np
 
 from d2v.modalities.common import tables
+from d2v.modalities.common.beside import with_texts
 from d2v.modalities.speech import audio, samples
 from d2v.modalities.speech.batches import readable
-from d2v.modalities.speech.choice import with_transcripts
 from d2v.modalities.speech.config import DataConfig, ReadConfig
 from d2v.modalities.speech.frontend import MODALITY, FrontendConfig, receptive_field
 from d2v.modalities.speech.samples import MIN_TOKENS, Samples, collate
@@ -52,7 +52,7 @@ class Side:
     @staticmethod
     def open(config: ReadConfig, split: str) -> datasets.Dataset:
         """The rows of a split, unread, with the transcripts that lie beside their files. ValueError: there are none."""
-        return with_transcripts(Samples.open(config, split))
+        return with_texts(Samples.open(config, split))
 
     @staticmethod
     def column(config: ReadConfig, source: datasets.Dataset) -> str:
