@@ -19,7 +19,11 @@ from d2v.types import View
 
 
 class NoSplitError(ValueError):
-    """The data has no split of the name that was asked for."""
+    """The data has no split of the name that was asked for; `splits`: those that it has, as far as they are known."""
+
+    def __init__(self, message: str, splits: Sequence[str] = ()):
+        super().__init__(message)
+        self.splits = list(splits)
 
 
 @contextmanager
@@ -295,9 +299,12 @@ Says = Callable[[Any, int, np.ndarray], list[dict[str, Any]]]
 class Known(NamedTuple):
     """Labels that data to be predicted for has all the same, by which predictions are scored."""
 
-    name: str  # of their column in the table of predictions: label, transcript
-    values: Sequence[Any]  # of each row of the source; None: it has none
-    score: Callable[[Sequence[Any], list[dict[str, Any]]], dict[str, float]]  # of labels and as many rows, by name
+    column: str  # which they become in the table of predictions: label, transcript; "": none
+    values: Sequence[Any]  # of each row of the source, as they are shown; None: it has none
+    wanted: Sequence[Any]  # the same as they are scored; None: it is not scored
+    # scores by name, of the rows that are scored and what is said of each, as cells of a table
+    score: Callable[[Sequence[Any], list[list[dict[str, Any]]]], dict[str, float]]
+    note: str = ""  # what is said of rows that are not scored
 
 
 class Unlabelled(NamedTuple):
@@ -308,8 +315,9 @@ class Unlabelled(NamedTuple):
     # model that knows none, or what was given cannot be read
     says: Callable[[Any, Any, bool], Says]
     settings: tuple[str, ...]  # of the section data, those that count; all others are the model's
-    # of the model's config, the section data and its rows, unread; None: they have none. ValueError: they are no such
-    known: Callable[[Any, Any, Any], Known | None]
+    # of the model's config, the settings, where its tokenizer is and the rows, unread; None: they have no labels.
+    # ValueError: what they have is no such label
+    known: Callable[[Any, Any, Path, Any], Known | None]
 
 
 class LabelledTask(NamedTuple):

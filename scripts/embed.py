@@ -61,7 +61,6 @@ def main(argv: list[str]) -> None:
     settings = {
         "model": given["model"],
         "weights": fingerprint(encoder, projection),
-        "rows": len(rows),
         "data": data_settings,
         "frontend": dataclasses.asdict(frontend),  # images may be read at another size
         "embed": dataclasses.asdict(asked),

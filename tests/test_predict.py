@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import test_detection
@@ -63,7 +64,7 @@ def test_what_a_run_said_of_its_test_split_is_said_again(kind, runs, tmp_path, c
         )
         assert row == by_id[row["id"]]
     said, scores = capsys.readouterr().out, json.loads((runs[kind] / "results.json").read_text())["scores"]["test"]
-    assert f"\n{len(found)} samples in {out}\n" in said
+    assert f"\nsamples in {out}: {len(found)}\n" in said
     (line,) = [line for line in said.splitlines() if line.startswith(f"by the labels of {len(found)} of them: ")]
     for score in line.partition(": ")[2].split(", "):
         name, value = score.split()
@@ -96,7 +97,7 @@ def test_a_plain_folder_with_a_bad_file_in_parts_that_a_kill_leaves(runs, tmp_pa
     (path / "17b.png").write_bytes(b"no image")
     command = [str(runs["image"] / "export"), f"data.path={path}", f"out={tmp_path / 'out.csv'}"]
     predict.main([*command[:2], f"out={tmp_path / 'whole.csv'}"])
-    assert "30 samples in " in (said := capsys.readouterr().out) and "; left out 1: 17b.png: " in said
+    assert "whole.csv: 30; left out 1: 17b.png: " in capsys.readouterr().out
     rows = read(tmp_path / "whole.csv")
     assert len(rows) == 30 and [*rows[0]] == ["id", "prediction", "probability"] and rows[0]["id"] == "0.png"
 
@@ -127,10 +128,7 @@ def test_folders_that_are_no_classes_are_not_scored(runs, tmp_path, capsys):
     path = pictures(tmp_path / "new", 4, "camera{}/a.png")
     predict.main([str(runs["image"]), f"data.path={path}", f"out={tmp_path / 'out.csv'}"])
     said = capsys.readouterr().out
-    assert (
-        "not scored: the column 'label' (data.label) holds 'camera0', 'camera1', 'camera2'; the classes are 0, 1"
-        in said
-    )
+    assert "not scored: the column 'label' holds 'camera0', 'camera1', 'camera2', ...; the classes are 0, 1" in said
     assert "by the labels" not in said and [*read(tmp_path / "out.csv")[0]] == ["id", "prediction", "probability"]
 
 
@@ -171,9 +169,12 @@ def test_a_long_recording_is_transcribed_in_windows(runs, tmp_path):
     }
 
 
-def test_boxes(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def boxed() -> tuple[Path, Path]:
+    """A finished run of boxes, and the folder that it learnt from."""
     pytest.importorskip("faster_coco_eval")
-    data = tmp_path / "data"
+    folder = tiny.scratch()
+    data = folder / "data"
     data.mkdir()
     lines = ["file,split,label,xmin,ymin,xmax,ymax"]
     for number, split in enumerate(["train"] * 8 + ["test"] * 3):
@@ -181,19 +182,42 @@ def test_boxes(tmp_path, monkeypatch):
         pixels[4:14, 6 : 16 + number] = 200
         Image.fromarray(pixels).save(data / f"{number}.png")
         lines.append(f"{number}.png,{split},thing,6,4,{16 + number},14")
+        lines.append(f"{number}.png,{split},part,6,4,10,10")
     (data / "boxes.csv").write_text("\n".join(lines))
-    command = test_detection.arguments(data, tmp_path / "run", *NOT_CHOSEN, "data.test_split=test")
-    finetune.main(command)
+    finetune.main(test_detection.arguments(data, folder / "run", *NOT_CHOSEN, "data.test_split=test"))
+    return folder / "run", data
+
+
+def same_boxes(one: Path, other: Path) -> bool:
+    found = [sorted(read(path), key=lambda row: [*row.values()]) for path in (one, other)]
+    return bool(found[0]) and found[0] == found[1]
+
+
+@pytest.mark.parametrize("data", ["", "boxes.csv"])
+def test_boxes_of_a_split_are_scored_as_the_run_did(data, boxed, tmp_path, capsys):
+    run, path = boxed
+    predict.main([str(run), f"data.path={path / data}", "data.split=test", f"out={tmp_path / 'out.csv'}"])
+    assert same_boxes(run / "predictions_test.csv", tmp_path / "out.csv")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("by the labels of 3 of them: ")]
+    scores = json.loads((run / "results.json").read_text())["scores"]["test"]
+    for score in line.partition(": ")[2].split(", "):
+        name, value = score.split()
+        assert float(value) == pytest.approx(scores[name], abs=2e-3)
+
+
+def test_boxes_of_images_without_annotations(boxed, tmp_path, capsys):
+    run, path = boxed
     new = tmp_path / "new"
     new.mkdir()
     for number in (8, 9, 10):
-        shutil.copy(data / f"{number}.png", new)
-    predict.main([str(tmp_path / "run"), f"data.path={new}", f"out={tmp_path / 'out.csv'}"])
-    expected = sorted(read(tmp_path / "run" / "predictions_test.csv"), key=lambda row: (row["id"], row["score"]))
-    found = sorted(read(tmp_path / "out.csv"), key=lambda row: (row["id"], row["score"]))
-    assert expected and found == expected
+        shutil.copy(path / f"{number}.png", new)
+    predict.main([str(run), f"data.path={new}", f"out={tmp_path / 'out.csv'}"])
+    assert same_boxes(run / "predictions_test.csv", tmp_path / "out.csv")
+    assert "by the labels" not in capsys.readouterr().out
+    predict.main([str(run), f"data.path={path}", f"out={tmp_path / 'all.csv'}"])
+    assert {row["id"] for row in read(tmp_path / "all.csv")} == {f"{number}.png" for number in range(11)}
     with pytest.raises(ValueError, match=r"probabilities=true asks for those of classes, and this model finds boxes"):
-        predict.main([str(tmp_path / "run"), f"data.path={new}", f"out={tmp_path / 'p.csv'}", "probabilities=true"])
+        predict.main([str(run), f"data.path={new}", f"out={tmp_path / 'p.csv'}", "probabilities=true"])
 
 
 def test_numbers(tmp_path, capsys):
@@ -216,8 +240,73 @@ def test_numbers(tmp_path, capsys):
     assert "by the labels of 4 of them: pearson " in capsys.readouterr().out
 
 
+def test_all_splits_are_read_unless_one_is_asked_for(runs, tmp_path, capsys):
+    one = DATA["text"]() / "test.parquet"
+    predict.main([str(runs["text"]), f"data.path={one}", f"out={tmp_path / 'test.csv'}"])
+    assert len(read(tmp_path / "test.csv")) == 20
+    predict.main([str(runs["text"]), f"data.path={one.parent}", f"out={tmp_path / 'all.csv'}"])
+    assert "splits: train and test read" in capsys.readouterr().out and len(read(tmp_path / "all.csv")) == 100
+
+
+def test_columns_of_the_data_and_parquet(runs, tmp_path):
+    (tmp_path / "new.csv").write_text("key,words,label\nA1,how to format,types\nA2,a debugger,\nA3,strings,types\n")
+    command = [str(runs["text"]), f"data.path={tmp_path / 'new.csv'}", "columns=key,words", "data.text=words"]
+    predict.main([*command, f"out={tmp_path / 'out.parquet'}", "probabilities=true"])
+    table = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["key"] for row in table] == ["A1", "A2", "A3"] and table[1]["words"] == "a debugger"
+    assert [row["label"] for row in table] == ["types", None, "types"]
+    assert all(sum(value for name, value in row.items() if name.startswith("p_")) > 0.999 for row in table)
+    predict.main([*command, f"out={tmp_path / 'out.csv'}"])
+    assert [row["key"] for row in read(tmp_path / "out.csv")] == ["A1", "A2", "A3"]
+    for wrong in ("kee", "id"):
+        with pytest.raises(ValueError, match=f"columns={wrong}"):
+            predict.main([*command[:2], "data.text=words", f"columns={wrong}", f"out={tmp_path / 'no.csv'}"])
+
+
+def test_the_label_is_never_read_for_the_text(runs, tmp_path, capsys):
+    (tmp_path / "new.csv").write_text("words,label\nhow to format,types\na debugger,debugger\n")
+    predict.main([str(runs["text"]), f"data.path={tmp_path / 'new.csv'}", f"out={tmp_path / 'out.csv'}"])
+    assert "texts: the column 'words' (data.text)" in capsys.readouterr().out
+    (tmp_path / "bare.csv").write_text("n,label\n1,types\n2,debugger\n")
+    with pytest.raises(ValueError, match="no column holds text"):
+        predict.main([str(runs["text"]), f"data.path={tmp_path / 'bare.csv'}", f"out={tmp_path / 'no.csv'}"])
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        (["3", "4.0", "unsorted", ""], "by the labels of 2 of them"),
+        (["3", "04", "7", "9"], "by the labels of 4 of them"),
+    ],
+)
+def test_labels_in_another_form_and_labels_that_are_none(written, found, runs, tmp_path, capsys):
+    path = pictures(tmp_path / "new", 4)
+    (path / "metadata.csv").write_text("\n".join(["file_name,label", *(f"{n}.png,{w}" for n, w in enumerate(written))]))
+    predict.main([str(runs["image"]), f"data.path={path}", f"out={tmp_path / 'out.csv'}"])
+    said = capsys.readouterr().out
+    assert found in said and ("1 labels are no classes of the model and not scored: 'unsorted'" in said) == (
+        "unsorted" in written
+    )
+    assert [row["label"] for row in read(tmp_path / "out.csv")] == written
+
+
+def test_more_and_fewer_files_after_a_stop(runs, tmp_path, monkeypatch):
+    path = pictures(tmp_path / "new", 20)
+    config = predicting.EmbedConfig(chunk=8)
+    monkeypatch.setattr(predicting, "EmbedConfig", lambda: config)
+    command = [str(runs["image"]), f"data.path={path}", f"out={tmp_path / 'out.csv'}"]
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(Predictions, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        predict.main(command)
+    for number in range(11, 20):
+        (path / f"{number}.png").unlink()
+    pictures(path, 1, "another{}.png")
+    predict.main(command)
+    assert {row["id"] for row in read(tmp_path / "out.csv")} == {*(f"{n}.png" for n in range(11)), "another0.png"}
+
+
 REFUSED = {
-    ("data.path={new}", "out=a.parquet"): "out=a.parquet must end in .csv",
+    ("data.path={new}", "out=a.json"): "out=a.json must end in .csv or .parquet",
     ("data.path={new}",): "usage: d2v predict MODEL data.path=FOLDER out=FILE.csv",
     ("out={tmp}/a.csv",): "data.path=FOLDER is missing: what is to be predicted for",
     (
@@ -243,8 +332,17 @@ def test_what_is_refused(given, runs, tmp_path):
 
 def test_what_is_no_finished_run(runs, tmp_path):
     new = pictures(tmp_path / "new", 2)
+    shutil.copytree(runs["image"], tmp_path / "begun")
+    shutil.rmtree(tmp_path / "begun" / "export")
+    with pytest.raises(ValueError, match="that run has not ended, and has no export/ yet: the command that began it"):
+        predict.main([str(tmp_path / "begun"), f"data.path={new}", f"out={tmp_path / 'a.csv'}"])
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match=r"empty.txt has nothing that can be read"):
+        predict.main([str(runs["text"]), f"data.path={tmp_path / 'empty.txt'}", f"out={tmp_path / 'a.csv'}"])
     for model in (tmp_path / "none", new, test_finetune_speech.export()):
-        with pytest.raises(ValueError, match=r"is no model of `d2v finetune`: there is no .*finetuning.yaml"):
+        with pytest.raises(
+            ValueError, match=r"is no model of `d2v finetune` \(.*finetuning.yaml is not there\): give the folder"
+        ):
             predict.main([str(model), f"data.path={new}", f"out={tmp_path / 'a.csv'}"])
     with pytest.raises(ValueError, match=r"this model writes letters: leave it out"):
         predict.main([str(runs["letters"]), f"data.path={new}", f"out={tmp_path / 'a.csv'}", "probabilities=true"])

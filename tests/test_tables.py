@@ -112,13 +112,22 @@ def test_tables_without_segments_and_cells_that_hold_sound_are_whole():
         ({"start": ["nan", "1"]}, "row 1 of column 'start' is 'nan'; it must be seconds"),
         ({"start": ["0", "1"], "end": ["inf", "2"]}, "row 1 of column 'end' is 'inf'; it must be seconds"),
         ({"offset": ["0", "1"], "duration": ["1", "-2"]}, "row 2 of column 'duration' is '-2'; it must be seconds"),
-        ({"start": ["0", "3"], "end": ["1", "2.5"]}, "row 2 of the data begins at 3 s and ends before, at 2.5 s"),
         ({"start": ["0", "3"], "offset": ["1", "2.5"]}, "columns offset and start, and both say where a row begins"),
     ],
 )
 def test_cells_that_are_no_times_are_errors_with_their_row(columns, message):
     with pytest.raises(ValueError, match=message):
         tables.segments(datasets.Dataset.from_dict({"file": ["a.wav"] * 2, **columns}))
+
+
+def test_a_row_that_ends_before_it_begins_is_one_bad_sample(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).standard_normal(32000) * 0.1, 8000)
+    (tmp_path / "parts.csv").write_text("file,start,end\n" + "a.wav,0,1\n" * 3 + "a.wav,3,2.5\n")
+    config = SpeechConfig(path=str(tmp_path / "parts.csv"), max_bad_share=0.5)
+    samples = speech.Samples(config, SpeechFrontend(sample_rate=8000, mel_high=3900.0), split="train", folder=tmp_path)
+    assert len(samples) == 3 and samples.report.unreadable == [
+        ("a.wav@3-2.5", "begins at 3 s and ends before, at 2.5 s")
+    ]
 
 
 # Cells.

@@ -166,6 +166,7 @@ def embed_all(
     as of embed.
     """
     size = min(config.chunk, FEW) if config.pool == TOKENS else config.chunk
+    shards.cut(-(-total // size))
     for number, start in enumerate(tqdm(range(0, total, size), unit="part", disable=None)):
         stop = min(start + size, total)
         inputs = inputs_of(start, stop)

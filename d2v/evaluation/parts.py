@@ -23,7 +23,7 @@ class Parts:
         self.out, self.folder = out, out.with_name(f"{out.name}.parts")
         files.check_folder(self.folder)
         place = self.folder / "settings.json"
-        if place.is_file():
+        if place.is_file() and self.paths():
             changed = changes(json.loads(place.read_text()), json.loads(json.dumps(settings)), places)
             if changed and not overwrite:
                 raise ValueError(
@@ -50,6 +50,12 @@ class Parts:
         with written(self._path(number)) as temporary:
             said = {"bad": json.dumps(bad), "inputs": inputs}
             pq.write_table(table.replace_schema_metadata(said), temporary)
+
+    def cut(self, count: int) -> None:
+        """Removes parts beyond the first `count`, which are of data that has become less."""
+        for path in self.paths():
+            if int(path.stem) >= count:
+                path.unlink()
 
     def bad(self) -> list[tuple[str, str]]:
         """Ids and reasons of all bad samples."""

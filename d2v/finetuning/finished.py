@@ -1,15 +1,20 @@
 """A model that `d2v finetune` has written, with the settings under which it reads other data than it learnt from."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from d2v.config.bases import read_yaml
+from d2v.config.given import COMMAND_LINE
 from d2v.finetuning.config import FinetuneConfig, load
 from d2v.interop.pretrained import load_ours
+from d2v.modalities.common.noted import splits
 from d2v.models.task_models import TaskModel
-from d2v.protocols import Unlabelled
+from d2v.protocols import Known, NoSplitError, Unlabelled
+from d2v.training.checkpoint import checkpoints_in
 from d2v.training.inherited import Origin, take_data
 from d2v.training.preparation import preparation_of
-from d2v.training.weights import checkpoint_of, folder_of_model
+from d2v.training.weights import folder_of_model, is_checkpoint
 
 SETTINGS = "finetuning.yaml"  # those of the run, which an export holds
 # Of the data that was learnt from; what is read now may have no such parts.
@@ -24,6 +29,40 @@ class Finished(NamedTuple):
     reading: Unlabelled
     folder: Path  # where its tokenizer is, if it needs one
 
+    def rows(self) -> Any:
+        """Those of the data, unread, of all splits where none was asked for. ValueError: there are none."""
+        data, opened = self.config.data, self.reading.samples.open
+        if _is_typed(self.config, "split"):
+            return opened(data, data.split)
+        try:
+            rows = opened(data, data.split)
+            names = splits(rows)
+        except NoSplitError as error:
+            if not error.splits:
+                raise
+            rows, names = None, error.splits
+        if rows is None or len(names) > 1:
+            data.split = "+".join(names)
+            rows = opened(data, data.split)
+        return rows
+
+    def known(self, rows: Any) -> Known | None:
+        """Labels that these have all the same. ValueError: of no use, or a column that was typed is not there."""
+        found = self.reading.known(self.model.config, self.config, self.folder, rows)
+        for name in ("label", "transcript") if found is None else ():
+            if _is_typed(self.config, name):
+                raise ValueError(f"data.{name} is {getattr(self.config.data, name)!r}, and the data has no such column")
+        return found
+
+    def read(self) -> dict[str, Any]:
+        """The settings of the data that predictions depend on, as plain values."""
+        data = asdict(self.config.data)
+        return {name: data[name] for name in self.reading.settings if name != "max_bad_share"}
+
+
+def _is_typed(config: FinetuneConfig, name: str) -> bool:
+    return config.given.get(f"data.{name}") == COMMAND_LINE
+
 
 def open_finished(path: str, overrides: list[str]) -> Finished:
     """What a run's folder or its export holds, for the data that `data.path=` of `overrides` names.
@@ -33,20 +72,21 @@ def open_finished(path: str, overrides: list[str]) -> Finished:
     place = folder_of_model(Path(path))
     file = place / SETTINGS
     if not file.is_file():
-        raise ValueError(
-            f"{path} is no model of `d2v finetune`: there is no {file}; give a run's folder or its export/"
-            f"{checkpoint_of(place)}"
-        )
+        raise ValueError(f"{path} is no model of `d2v finetune` ({file} is not there): {_advice(Path(path), place)}")
     names = [override.partition("=")[0] for override in overrides]
     _check(names, ["data", "run.overwrite"], "data.* and run.overwrite")
     if not {"data", "data.path"} & set(names):
         raise ValueError("data.path=FOLDER is missing: what is to be predicted for")
-    former = [f"data.{name}={value}" for name, value in OF_TRAINING.items()]
+    former = [f"data.{name}={value}" for name, value in OF_TRAINING.items() if f"data.{name}" not in names]
     config, task = load([str(file), *former, *overrides])
+    for name in OF_TRAINING:
+        if f"data.{name}" not in names:
+            config.given = {key: where for key, where in config.given.items() if key != f"data.{name}"}
     if task.unlabelled is None:
         raise ValueError(f"{path} learnt from data of {config.modality} that is not read without labels")
     read = [f"data.{name}" for name in task.unlabelled.settings]
     _check([name for name in names if name.startswith("data.")], read, ", ".join(read))
+    _check_kind(read_yaml(file)["data"], config, task.unlabelled)
     take_data(config, Origin("MODEL", path), lambda line: None)
     model: Any = load_ours(place)
     if not isinstance(model, task.model):
@@ -61,3 +101,22 @@ def _check(names: list[str], read: list[str], said: str) -> None:
     for name in names:
         if not any(f"{name}.".startswith(f"{one}.") for one in read):
             raise ValueError(f"{name} has no effect on predictions: they read {said}")
+
+
+def _advice(path: Path, place: Path) -> str:
+    """What to do about a folder that is no model of fine-tuning."""
+    if (place / "pretraining.yaml").is_file():
+        return "it was pretrained, and predicts nothing yet: d2v finetune learns labels"
+    if checkpoints_in(path / "checkpoints") or is_checkpoint(path):
+        return "that run has not ended, and has no export/ yet: the command that began it goes on"
+    return "give the folder of a run, or its export/"
+
+
+def _check_kind(former: dict[str, Any], config: FinetuneConfig, reading: Unlabelled) -> None:
+    """ValueError: a name that the model learnt with is taken away, or one that it learnt without is given."""
+    for name in reading.settings:
+        before, now = former.get(name), getattr(config.data, name)
+        if name not in ("path", "split") and isinstance(before, str) and bool(before) != bool(now):
+            raise ValueError(
+                f"data.{name} is {now!r}, and the model learnt with {before!r}: it reads no other kind of data"
+            )

@@ -1,12 +1,11 @@
-"""What a fine-tuned model says of data without labels: part by part, into one csv.
+"""What a fine-tuned model says of data without labels: part by part, into one table.
 
 T tokens of a sample, V letters.
 """
 
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from d2v import files
 from d2v.evaluation.config import EmbedConfig
 from d2v.evaluation.features import by_length
 from d2v.evaluation.parts import Parts
+from d2v.files import written
 from d2v.finetuning.rows import write_rows
 from d2v.finetuning.validation import BATCH_SIZE
 from d2v.models.task_models import TaskModel
@@ -25,30 +25,55 @@ from d2v.protocols import Known, Says, Stream
 from d2v.reading import ahead, readable_views
 
 OVERLAP = EmbedConfig().overlap  # of windows, where a sample is longer than what is read at once
-CELLS = "cells"  # the column of a part that holds a row's cells as JSON: the columns of the csv are the model's
+FORMATS = (".csv", ".parquet")
+
+
+class Predicted(NamedTuple):
+    """One sample: its row in the source, its id, whether a part of it was left unread, and what is said of it."""
+
+    row: int
+    name: str
+    cut: bool
+    cells: list[dict[str, Any]]  # of one row of the table, or of several
 
 
 class Predictions(Parts):
-    """Rows of predictions, kept in parts until they are one csv."""
+    """Predicted samples, kept in parts until they are one table."""
 
-    def add(self, number: int, rows: list[dict[str, Any]], bad: list[tuple[str, str]], inputs: str) -> None:
-        """One part: its rows, ids of bad samples with the reason, a digest of its inputs."""
-        cells = pa.array([json.dumps(row) for row in rows], pa.string())
-        self.keep(number, pa.table({CELLS: cells}), bad, inputs)
+    def add(self, number: int, samples: list[Predicted], bad: list[tuple[str, str]], inputs: str) -> None:
+        """One part: its samples, ids of bad ones with the reason, a digest of its inputs."""
+        columns = zip(*samples, strict=True) if samples else ([], [], [], [])
+        row, name, cut, cells = columns
+        table = {
+            "row": pa.array(row, pa.int64()),
+            "name": pa.array(name, pa.string()),
+            "cut": pa.array(cut, pa.bool_()),
+            "cells": pa.array([json.dumps(one) for one in cells], pa.string()),  # columns differ from model to model
+        }
+        self.keep(number, pa.table(table), bad, inputs)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Predicted]:
         """Those of all parts."""
         for path in self.paths():
-            for cells in pq.read_table(path)[CELLS].to_pylist():
-                yield json.loads(cells)
+            for one in pq.read_table(path).to_pylist():
+                yield Predicted(one["row"], one["name"], one["cut"], json.loads(one["cells"]))
 
-    def join(self) -> int:
-        """Writes `out` and removes the parts; of how many samples they were."""
-        write_rows(self.out, self.rows())
-        samples = sum(1 for _ in itertools.groupby(self.rows(), lambda row: row["id"]))
+    def join(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Writes `out` and removes the parts; `columns`: others of the table, by name, of each row of the source."""
+        if self.out.suffix == ".csv":
+            write_rows(self.out, self._rows(columns))
+        else:
+            tables = [pa.Table.from_pylist([row]) for row in self._rows(columns)]
+            with written(self.out) as draft:
+                pq.write_table(pa.concat_tables(tables, promote_options="permissive").combine_chunks(), draft)
         files.record_results([self.out])
         files.remove_folder(self.folder)
-        return samples
+
+    def _rows(self, columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+        for one in self:
+            beside = {name: values[one.row] for name, values in columns.items()}
+            for cells in one.cells:
+                yield {"id": one.name, **beside, **cells}
 
 
 def predict_all(
@@ -58,33 +83,36 @@ def predict_all(
     inputs_of: Callable[[int, int], str],
     total: int,
     predictions: Predictions,
-    known: Known | None = None,
 ) -> None:
-    """Rows of `total` samples into `predictions`; parts of the same inputs that are there already stay.
+    """What is said of `total` samples into `predictions`; parts of the same inputs that are there already stay.
 
     `open_part(start, stop)`: those samples, Stream and Rowed; `inputs_of(start, stop)`: a digest of what they are made
-    of; `known`: the labels of all, which become a column.
+    of.
     """
     size = EmbedConfig().chunk
+    predictions.cut(-(-total // size))
     for number, start in enumerate(tqdm(range(0, total, size), unit="part", disable=None)):
         stop = min(start + size, total)
         inputs = inputs_of(start, stop)
         if not predictions.has(number, inputs):
             samples = open_part(start, stop)
             bad: list[tuple[str, str]] = [*samples.report.unreadable, *samples.report.too_short]
-            found, rows = answers(model, samples, bad), []
+            found, said = answers(model, samples, bad), []
             for index in sorted(found):
-                first = {"id": samples.ids[index]}
-                if known is not None:
-                    first[known.name] = known.values[start + int(samples.rows[index])]
-                rows += [{**first, **cells} for cells in says(samples, index, found[index])]
-            predictions.add(number, rows, bad, inputs)
+                is_cut = samples.cut is not None and bool(samples.cut[index]) and not model.answers_tokens
+                row = start + int(samples.rows[index])
+                said.append(Predicted(row, samples.ids[index], is_cut, says(samples, index, found[index])))
+            predictions.add(number, said, bad, inputs)
 
 
-def scores(known: Known, rows: Iterable[dict[str, Any]]) -> tuple[dict[str, float], int]:
-    """Those of the rows that have a label, and how many they are."""
-    labelled = [row for row in rows if row[known.name] is not None]
-    return known.score([row[known.name] for row in labelled], labelled) if labelled else {}, len(labelled)
+def scores(known: Known, predictions: Predictions) -> tuple[dict[str, float], int]:
+    """Those of the samples whose label is scored, and how many they are."""
+    wanted, found = [], []
+    for one in predictions:
+        if known.wanted[one.row] is not None:
+            wanted.append(known.wanted[one.row])
+            found.append(one.cells)
+    return known.score(wanted, found) if found else {}, len(found)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ L classes.
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -31,38 +32,58 @@ def says(config: Any, data: Any, every: bool) -> Says:
     return lambda samples, index, answer: [of_class(names, answer, every=every)]
 
 
-def known(config: Any, data: Any, source: datasets.Dataset) -> Known | None:
-    """The classes or numbers in the column of data.label. ValueError: values that are no class of the model, or no
-    numbers."""
-    if data.label not in source.column_names:
+def known(config: Any, settings: Any, folder: Path, source: datasets.Dataset) -> Known | None:
+    """The classes or numbers in the column of data.label.
+
+    What is no class of the model is shown and not scored, and told. ValueError: nothing is, or a cell is no number.
+    """
+    column = settings.data.label
+    if column not in source.column_names:
         return None
-    cells = tables.cells(source, data.label, np.arange(len(source)))
+    cells = tables.cells(source, column, np.arange(len(source)))
     if config.problem_type == REGRESSION:
-        return Known("label", [_number(cell) for cell in cells.tolist()], _score_numbers)
+        numbers = [_number(cell, column) for cell in cells.tolist()]
+        return Known("label", numbers, numbers, _score_numbers)
     classes = [config.id2label[number] for number in range(config.num_labels)]
-    names = names_of(cells, tables.classes(source, data.label), data.label, classes)
-    others = in_order(set(names).difference(classes, [None]))
-    if others:
-        raise ValueError(f"holds {', '.join(map(repr, others[:3]))}; the classes are {', '.join(classes[:20])}")
-    return Known("label", names, partial(_score_classes, classes))
+    names = names_of(cells, tables.classes(source, column), column, classes)
+    meant = {name: _meant(name, classes) for name in {*names} - {None}}
+    others = in_order(name for name, one in meant.items() if one is None)
+    said = f"{', '.join(map(repr, others[:3]))}{', ...' if len(others) > 3 else ''}"
+    if others and len(others) == len(meant):
+        raise ValueError(f"the column {column!r} holds {said}; the classes are {', '.join(classes[:20])}")
+    wanted = [None if name is None else meant[name] for name in names]
+    left = sum(name is not None for name in names) - sum(one is not None for one in wanted)
+    note = f"{left} labels are no classes of the model and not scored: {said}" if left else ""
+    return Known("label", names, wanted, partial(_score_classes, classes), note)
 
 
-def _number(cell: Any) -> float | None:
+def _meant(name: str | None, classes: Sequence[str]) -> str | None:
+    """The class of a name, which another program may have written otherwise: True and true, 7.0 and 7."""
+    if name in classes:
+        return name
+    value = tables.number(name)
+    for one in classes:
+        if {str(name).lower(), one.lower()} in ({"true"}, {"false"}) or value == tables.number(one):
+            return one
+    return None
+
+
+def _number(cell: Any, column: str) -> float | None:
     """None: an empty cell. ValueError: no number."""
-    if cell is None or cell != cell or not str(cell).strip():
+    if cell is None or cell != cell or str(cell).strip().lower() in ("", "nan"):
         return None
     if not np.isfinite(tables.number(cell)):
-        raise ValueError(f"holds {cell!r}, which is no number")
+        raise ValueError(f"the column {column!r} holds {cell!r}, which is no number")
     return tables.number(cell)
 
 
-def _score_classes(classes: Sequence[str], labels: Sequence[str], rows: list[dict[str, Any]]) -> dict[str, float]:
-    predicted = numbered([row["prediction"] for row in rows], classes)
+def _score_classes(classes: Sequence[str], labels: Sequence[str], rows: list[list[dict]]) -> dict[str, float]:
+    predicted = numbered([row["prediction"] for (row,) in rows], classes)
     return agreement(numbered(labels, classes), predicted, len(classes))
 
 
-def _score_numbers(labels: Sequence[float], rows: list[dict[str, Any]]) -> dict[str, float]:
-    return regression(np.array([row["prediction"] for row in rows]), np.array(labels))
+def _score_numbers(labels: Sequence[float], rows: list[list[dict]]) -> dict[str, float]:
+    return regression(np.array([row["prediction"] for (row,) in rows]), np.array(labels))
 
 
 def of_class(names: Sequence[str], logits: np.ndarray, *, every: bool = False) -> dict[str, Any]:

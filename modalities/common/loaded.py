@@ -46,7 +46,7 @@ def parts_of(split: str, where: str, names: Sequence[str], opened: Callable[[str
     for one in split.split("+"):
         name = one.partition("[")[0]
         if name not in names:
-            raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(names)}")
+            raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(names)}", names)
         parts.append(cut(opened(name), name, one))
     return parts
 
@@ -81,7 +81,7 @@ def load(split: str, where: str, what: str, *args: Any, **options: Any) -> datas
         builder.download_and_prepare()
     names = list(builder.info.splits or ())
     if not {part.partition("[")[0] for part in split.split("+")} <= set(names):  # train.clean.100+train.clean.360
-        raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(names)}")
+        raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(names)}", names)
     dataset = _undecoded(builder.as_dataset(split=split))
     return with_notes(_with_absolute_paths(dataset, where, what, builder.config.data_files or {}, split), [], names)
 

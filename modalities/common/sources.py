@@ -173,7 +173,7 @@ def _open_files(
 def _check_there(chosen: Chosen, tables: list[Path]) -> None:
     """ValueError: the split is not there, and there are no tables, a column of which may say which rows are of it."""
     if chosen.missing and not tables:
-        raise NoSplitError(chosen.missing)
+        raise NoSplitError(chosen.missing, chosen.splits)
 
 
 def _tables(files: list[Path]) -> list[Path]:

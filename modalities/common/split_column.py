@@ -27,7 +27,7 @@ def rows_of(opened: datasets.Dataset, chosen: Chosen, split: str, asked: str) ->
     column, names = named(opened)
     if column is None:
         if chosen.missing:
-            raise NoSplitError(chosen.missing)
+            raise NoSplitError(chosen.missing, chosen.splits)
         return opened
     if len(chosen.splits) > 1:
         careful = f"CAREFUL: the files are splits, and their column {NAME!r}, with {', '.join(names)}, is not read"

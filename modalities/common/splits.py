@@ -147,7 +147,7 @@ def meant(names: Sequence[str], split: str, asked: str, where: Path) -> list[str
         or [name for name in names if same_split(name, split)]
     )
     if not found:
-        raise NoSplitError(f"data.split {asked!r}: {where} has the splits {', '.join(names)}")
+        raise NoSplitError(f"data.split {asked!r}: {where} has the splits {', '.join(names)}", names)
     if len({name.lower() for name in found}) > 1:
         raise ValueError(f"data.split {asked!r}: {where} has {' and '.join(sorted(found))}; name one of them")
     return found

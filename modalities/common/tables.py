@@ -46,8 +46,11 @@ def is_string(feature: Any) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
 
 
-def media_column(dataset: datasets.Dataset, kind: str) -> str:
-    """The column that holds the "image", "audio" or "text". ValueError: none does; lists the columns."""
+def media_column(dataset: datasets.Dataset, kind: str, label: str = "") -> str:
+    """The column that holds the "image", "audio" or "text", which is not that of the label.
+
+    ValueError: none does; lists the columns.
+    """
     features = dataset.features
     feature_type = {"image": datasets.Image, "audio": datasets.Audio}.get(kind)
     for name, feature in features.items():
@@ -55,7 +58,7 @@ def media_column(dataset: datasets.Dataset, kind: str) -> str:
             return name
     if kind in features:
         return kind
-    strings = [name for name, feature in features.items() if is_string(feature) and name != NAMES]
+    strings = [name for name, feature in features.items() if is_string(feature) and name not in (NAMES, label)]
     if feature_type:
         inner = ("bytes", "array") if kind == "audio" else ("bytes",)
         structs = [name for name, feature in features.items() if isinstance(feature, dict) and {*inner} & {*feature}]
@@ -326,10 +329,6 @@ def segments(dataset: datasets.Dataset) -> np.ndarray | None:
         stop = _seconds(dataset, stops[0])
     elif lengths:
         stop = start + _seconds(dataset, lengths[0])
-    reversed_rows = np.flatnonzero(stop < start)
-    if len(reversed_rows):
-        row = reversed_rows[0]
-        raise ValueError(f"row {row + 1} of the data begins at {start[row]:g} s and ends before, at {stop[row]:g} s")
     return np.stack([start, stop], axis=1)
 
 

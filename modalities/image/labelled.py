@@ -21,6 +21,7 @@ from d2v.modalities.common.sampling import seeded_globals
 from d2v.modalities.image import augment
 from d2v.modalities.image.batches import transform
 from d2v.modalities.image.config import LabelledConfig, check_labelled
+from d2v.modalities.image.detection import answers as boxes
 from d2v.modalities.image.detection import task
 from d2v.modalities.image.detection.config import DetectionConfig
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
@@ -122,7 +123,7 @@ def _at_least_a_bit(level_fn: Callable[..., tuple[int]], level: float, settings:
 def labelled_task(data: dict) -> LabelledTask:
     """Boxes where data.boxes is given; else classes or numbers."""
     if "boxes" in data:
-        return LabelledTask(DetectionConfig, D2vForObjectDetection, task.open_data, unlabelled=task.UNLABELLED)
+        return LabelledTask(DetectionConfig, D2vForObjectDetection, task.open_data, unlabelled=boxes.UNLABELLED)
     return LabelledTask(LabelledConfig, D2vForImageClassification, open_data, unlabelled=UNLABELLED)
 
 

@@ -38,7 +38,7 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 def dataset(split: str) -> datasets.Dataset:
     """Columns image (PNG bytes) and label. ValueError: another split than train, validation, test."""
     if split not in PICTURES:
-        raise NoSplitError(f"data.split {split!r}: the demo has the splits {', '.join(PICTURES)}")
+        raise NoSplitError(f"data.split {split!r}: the demo has the splits {', '.join(PICTURES)}", list(PICTURES))
     generator = np.random.default_rng(list(PICTURES).index(split))
     labels = generator.permutation(np.arange(PICTURES[split]) % len(PATTERNS))
     pixels = draw(labels, generator)

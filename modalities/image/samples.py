@@ -57,7 +57,7 @@ def demo(split: str) -> datasets.Dataset:
     order = np.random.default_rng(0).permutation(1797)
     splits = {"train": order[:1397], "test": order[1397:]}
     if split not in splits:
-        raise NoSplitError(f"data.split {split!r}: the demo has the splits train, test")
+        raise NoSplitError(f"data.split {split!r}: the demo has the splits train, test", ["train", "test"])
     pixels, digits = load_digits(return_X_y=True)  # (1797, 64) in 0 to 16, (1797,)
     cells = [{"bytes": _png(pixels[row].reshape(8, 8)), "path": None} for row in splits[split]]
     features = datasets.Features(

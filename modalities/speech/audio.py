@@ -292,6 +292,8 @@ def _empty_chunk(data: bytearray) -> int | None:
 def _span(sound: _Sound, part: Part) -> tuple[int, int | None]:
     """First and last sample of a part of a file, at its own rate; None: to an end that no header tells."""
     rate = sound.samplerate
+    if part.stop < part.start:
+        raise UnreadableError(f"begins at {part.start:g} s and ends before, at {part.stop:g} s")
     total = sound.frames if sound.frames < COUNTED else None
     first = round(part.start * rate)
     last = total if math.isnan(part.stop) else round(part.stop * rate)

@@ -135,21 +135,25 @@ def says(config: Any, data: TranscribedConfig, every: bool) -> Says:
     return lambda samples, index, logits: [_read(logits, vocabulary, search)]
 
 
-def known(config: Any, data: TranscribedConfig, source: datasets.Dataset) -> Known | None:
+def known(config: Any, settings: Any, folder: Path, source: datasets.Dataset) -> Known | None:
     """The transcripts in the column of data.transcript, or beside the recordings."""
+    data = settings.data
     if data.transcript not in source.column_names:
         return None
     cells = tables.cells_of(source, data.transcript)
     texts = [None if cell is None else normalise(str(cell), data.case) or None for cell in cells]
-    return Known("transcript", texts, _error_rates)
+    return Known("transcript", texts, texts, _error_rates)
 
 
-def _error_rates(texts: Sequence[str], rows: list[dict[str, Any]]) -> dict[str, float]:
+def _error_rates(texts: Sequence[str], rows: list[list[dict[str, Any]]]) -> dict[str, float]:
     """Of the search, where there is one, too."""
-    rates = transcription(texts, [row["prediction"] for row in rows])
-    if "beam" in rows[0]:
-        rates |= {f"beam_{name}": rate for name, rate in transcription(texts, [row["beam"] for row in rows]).items()}
-    return rates
+    found = [row for (row,) in rows]
+    rates = transcription(texts, [row["prediction"] for row in found])
+    return rates | (
+        beam_scores([{"transcript": text, **row} for text, row in zip(texts, found, strict=True)])
+        if "beam" in found[0]
+        else {}
+    )
 
 
 READ = ("path", "split", "max_bad_share", "min_seconds", "max_seconds", "decode", "transcript", "case")

@@ -49,7 +49,7 @@ class Corpus:
     digest: str | None = None  # of the data and the tokenizer; None: nobody knows when they change
 
 
-def open_rows(path: Any, split: str, text: str, sample_by: str) -> tuple[datasets.Dataset, str]:
+def open_rows(path: Any, split: str, text: str, sample_by: str, label: str = "") -> tuple[datasets.Dataset, str]:
     """The data set and the name of its text column.
 
     ValueError: nothing there, no such split, no such column, or no text files, of which `sample_by` could be.
@@ -62,11 +62,14 @@ def open_rows(path: Any, split: str, text: str, sample_by: str) -> tuple[dataset
         dataset = sources.with_splits(topics.dataset(split), topics.STORIES)
     else:
         dataset = sources.open_source(path, split, sources.TEXTS, "text", [text], sample_by)
-    return dataset, text_column(dataset, path, text)
+    return dataset, text_column(dataset, path, text, label)
 
 
-def text_column(dataset: datasets.Dataset, path: Any, text: str) -> str:
-    """The name of the text column: `text`, or for the default whatever holds text. ValueError: no such column."""
+def text_column(dataset: datasets.Dataset, path: Any, text: str, label: str = "") -> str:
+    """The name of the text column: `text`, or for the default whatever holds text and is not the `label`.
+
+    ValueError: no such column.
+    """
     if text in dataset.column_names:
         return text
     if text != "text":
@@ -74,7 +77,7 @@ def text_column(dataset: datasets.Dataset, path: Any, text: str) -> str:
             f"data.text is {text!r}; the columns of data.path {path} are {', '.join(dataset.column_names)}"
             + _tables_beside(path)
         )
-    return tables.media_column(dataset, "text")
+    return tables.media_column(dataset, "text", label)
 
 
 def _tables_beside(path: Any) -> str:
@@ -93,7 +96,7 @@ def demo(split: str) -> datasets.Dataset:
     from pydoc_data.topics import topics
 
     if split not in DEMO_SPLITS:
-        raise NoSplitError(f"data.split {split!r}: the demo has the splits {', '.join(DEMO_SPLITS)}")
+        raise NoSplitError(f"data.split {split!r}: the demo has the splits {', '.join(DEMO_SPLITS)}", list(DEMO_SPLITS))
     # some topics contain others: a paragraph belongs to the smallest, so that no two splits share one
     owner: dict[str, str] = {}
     for topic in sorted(topics, key=lambda name: (len(topics[name]), name)):

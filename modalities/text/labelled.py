@@ -30,7 +30,7 @@ class LabelledSamples:
     @staticmethod
     def open(config: LabelledConfig, split: str) -> datasets.Dataset:
         """The rows of a split, not read yet. ValueError: there are none, or they have no text."""
-        return corpora.open_rows(config.path, split, config.text, config.sample_by)[0]
+        return corpora.open_rows(config.path, split, config.text, config.sample_by, config.label)[0]
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class LabelledSamples:
         tokenizer = tokenizers.read(folder)
         self.config, self.frontend = config, frontend
         self.dataset, first = (self.open(config, split), 0) if rows is None else rows[:2]
-        column = corpora.text_column(self.dataset, config.path, config.text)
+        column = corpora.text_column(self.dataset, config.path, config.text, config.label)
         if config.text_pair and config.text_pair not in self.dataset.column_names:
             columns = ", ".join(self.dataset.column_names)
             raise ValueError(
@@ -64,6 +64,8 @@ class LabelledSamples:
         self.lengths = np.minimum(whole, config.block_size)  # with <s> and </s>, of both texts of a pair
         self.report = corpora.report(texts, self.rows, self.dataset, every_id, config.label)
         self.report.sizes = typical(*np.unique(whole, return_counts=True), config.block_size)
+        self.report.notes += [f"texts: the column {column!r} (data.text)"] if column != config.text else []
+        self.cut = whole > config.block_size
         if config.regression:
             self.report.classes = None  # they are numbers
         if rows is None or rows.whole:

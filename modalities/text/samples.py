@@ -32,7 +32,7 @@ class Samples:
     @staticmethod
     def open(config: DataConfig, split: str) -> datasets.Dataset:
         """The rows of a split, not read yet. ValueError: there are none, or they have no text."""
-        return corpora.open_rows(config.path, split, config.text, config.sample_by)[0]
+        return corpora.open_rows(config.path, split, config.text, config.sample_by, config.label)[0]
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Samples:
             )
         self.config, self.frontend, self.split = config, frontend, split
         self.dataset, first = (self.open(config, split), 0) if rows is None else rows[:2]
-        self._column = corpora.text_column(self.dataset, config.path, config.text)
+        self._column = corpora.text_column(self.dataset, config.path, config.text, config.label)
         if rows is None:
             self.corpus = corpus_of(self.dataset, self._column, tokenizer, config, split, config.min_tokens)
         else:

@@ -92,7 +92,7 @@ SENTENCES = (
 def dataset(split: str) -> datasets.Dataset:
     """Columns text and label. ValueError: another split than train, validation, test."""
     if split not in STORIES:
-        raise NoSplitError(f"data.split {split!r}: the demo has the splits {', '.join(STORIES)}")
+        raise NoSplitError(f"data.split {split!r}: the demo has the splits {', '.join(STORIES)}", list(STORIES))
     generator = random.Random(split)
     labels = [number % len(TOPICS) for number in range(STORIES[split])]
     generator.shuffle(labels)

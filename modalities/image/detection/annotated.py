@@ -30,7 +30,7 @@ def in_split(split: str, names: Iterable[str], where: Path) -> set[str]:
     there = {name for name in names if name}
     wanted = {split} & there or {name for name in there if same_split(name, split)}
     if not wanted:
-        raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(sorted(there))}")
+        raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(sorted(there))}", sorted(there))
     return wanted
 
 

@@ -96,7 +96,8 @@ def _of_split(files: list[Path], root: Path, split: str) -> Path:
             wanted.append(file)
     best = [file for file in wanted if FAVOURED in words[file]] or wanted
     if not best:
-        raise NoSplitError(f"data.split {split!r}: {root} has {', '.join(file.name for file in files)}")
+        there = sorted({word for said in words.values() for word in said if is_split(word)})
+        raise NoSplitError(f"data.split {split!r}: {root} has {', '.join(file.name for file in files)}", there)
     if len(best) > 1:
         raise ValueError(f"data.split {split!r}: {root} has {best[0].name} and {best[1].name}; data.path may name one")
     return best[0]

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as V2
 
 from d2v.modalities.image import augment
 from d2v.modalities.image.detection.config import DetectionConfig
-from d2v.modalities.image.detection.source import open_boxes
+from d2v.modalities.image.detection.source import open_boxes, open_images
 from d2v.modalities.image.frontend import MODALITY, FrontendConfig
 from d2v.modalities.image.samples import Samples
 from d2v.protocols import Rows
@@ -30,6 +30,7 @@ class WholeImages(Samples):
     """The usable images of one split, which are read whole: the longer side fits, the rest is filled."""
 
     config: Any  # a DetectionConfig
+    open = staticmethod(open_images)  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -75,9 +76,17 @@ class BoxedSamples(WholeImages):
 
     open = staticmethod(open_boxes)  # type: ignore[assignment]
 
-    def __init__(self, config: DetectionConfig, frontend: FrontendConfig, *, split: str, folder: Path):
+    def __init__(
+        self,
+        config: DetectionConfig,
+        frontend: FrontendConfig,
+        *,
+        split: str,
+        folder: Path,
+        rows: Rows | None = None,
+    ):
         """ValueError: as Samples and open_boxes; too many boxes that cannot be right, or none that can be used."""
-        super().__init__(config, frontend, split=split, folder=folder)
+        super().__init__(config, frontend, split=split, folder=folder, rows=rows)
         self.names: list[np.ndarray] = []
         self.boxes: list[np.ndarray] = []  # left, top, right, bottom, in pixels of the image
         given = [np.asarray(boxes, dtype=float).reshape(-1, 4) for boxes in self.column("boxes")]

@@ -6,13 +6,47 @@ from typing import Any
 import datasets
 
 from d2v.modalities.common.folders import walk
+from d2v.modalities.common.noted import notes, splits, with_notes
 from d2v.modalities.common.sources import with_splits
 from d2v.modalities.common.tables import name_rows
 from d2v.modalities.image.detection import coco, table, voc
 from d2v.modalities.image.detection.annotated import Annotated
 from d2v.modalities.image.detection.config import AUTO, COCO, TABLE, VOC, DetectionConfig
+from d2v.modalities.image.samples import Samples
+from d2v.protocols import NoSplitError
 
 READERS = {TABLE: table.read, COCO: coco.read, VOC: voc.read}
+
+
+class NoBoxesError(ValueError):
+    """The data has no annotations."""
+
+
+def open_images(config: DetectionConfig, split: str) -> datasets.Dataset:
+    """A row for each image of a split, or of several as a+b: as open_boxes where there are annotations, else the images
+    that there are.
+
+    ValueError: there are none; a file of annotations that cannot be read.
+    """
+    try:
+        parts = [open_boxes(config, one) for one in split.split("+")]
+    except NoSplitError:
+        raise
+    except NoBoxesError:
+        return Samples.open(config, split)  # type: ignore[arg-type]
+    except ValueError as error:
+        if Path(config.path).is_file():
+            raise
+        dataset = Samples.open(config, split)  # type: ignore[arg-type]
+        return with_notes(dataset, [*notes(dataset), f"annotations that cannot be read: {error}"], splits(dataset))
+    if len(parts) == 1:
+        return parts[0]
+    rows, there = datasets.concatenate_datasets(parts), set[str]()
+    kept = [
+        row for row, file in enumerate(rows["file"]) if not (file in there or there.add(file))
+    ]  # trainval and train
+    said = [note for part in parts for note in notes(part)]
+    return with_notes(rows.select(kept), said, splits(parts[0]))
 
 
 def open_boxes(config: DetectionConfig, split: str) -> datasets.Dataset:
@@ -33,7 +67,7 @@ def open_boxes(config: DetectionConfig, split: str) -> datasets.Dataset:
             if outside:
                 found.notes.append(f"the images lie in {min(outside)}, outside of data.path")
             return _dataset(found, config.path, split)
-    raise ValueError(
+    raise NoBoxesError(
         f"data.path {root} has no boxes (data.boxes={config.boxes}): they are a table with the columns file, "
         f"{config.label}, xmin, ymin, xmax and ymax, Pascal VOC's XML beside images or in Annotations/, or COCO's JSON"
     )
@@ -45,7 +79,7 @@ def _files(path: Any) -> tuple[list[Path], Path]:
     if place is not None and place.is_file():
         return [place], place.parent
     if place is None or not place.is_dir():
-        raise ValueError(f"data.path is {path!r}; boxes are read from a folder, a table or a JSON of this machine")
+        raise NoBoxesError(f"data.path is {path!r}; boxes are read from a folder, a table or a JSON of this machine")
     return walk(place).files, place
 
 

@@ -44,7 +44,7 @@ def read(files: list[Path], root: Path, split: str, label: str) -> Annotated | N
             notes.append(f"{LEFT}: {left}")
         rows = [(file, row) for file, row in rows if row[NAME] in wanted]
     elif chosen.missing:
-        raise NoSplitError(chosen.missing)
+        raise NoSplitError(chosen.missing, chosen.splits)
     listed = ", ".join(file.name for file in chosen.files[:3])
     return Annotated(_by_image(rows, split), f"the table {listed}, a row a box", notes, names)
 

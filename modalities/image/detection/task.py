@@ -16,15 +16,14 @@ from d2v.evaluation.class_names import in_order
 from d2v.finetuning.precision import average_precision, check_installed
 from d2v.modalities.common import labels
 from d2v.modalities.image.config import check_pixels
+from d2v.modalities.image.detection.answers import of_image
 from d2v.modalities.image.detection.batches import BoxedBatches
 from d2v.modalities.image.detection.config import DetectionConfig
 from d2v.modalities.image.detection.pictures import draw
-from d2v.modalities.image.detection.samples import BoxedSamples, WholeImages
+from d2v.modalities.image.detection.samples import BoxedSamples
 from d2v.modalities.image.frontend import FrontendConfig
-from d2v.protocols import BadLog, Labelled, Says, ScoredSplit, Unlabelled
+from d2v.protocols import BadLog, Labelled, ScoredSplit
 from d2v.reading import Limit
-
-SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], None]) -> Labelled:
@@ -43,11 +42,11 @@ def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], N
 
     samples, indices, parts = labels.divide(data, train.seed, make)
     say(labels.uses_of_splits(data, samples.report.splits))
-    names = in_order(_names(samples))
-    classes = _classes(samples, names, data.split)
+    names = in_order(names_of(samples))
+    classes = classes_of(samples, names, data.split)
     splits = {}
     for split, (others, rows) in parts.items():
-        known = classes if others is samples else _classes(others, names, getattr(data, f"{split}_split"))
+        known = classes if others is samples else classes_of(others, names, getattr(data, f"{split}_split"))
         splits[split] = _scored(others, rows, known)
     limit = Limit(bad_log, data.max_bad_share, len(indices))
     return Labelled(
@@ -64,7 +63,7 @@ def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], N
     )
 
 
-def _names(samples: BoxedSamples) -> set[str]:
+def names_of(samples: BoxedSamples) -> set[str]:
     """The classes that boxes of the samples have."""
     found: set[str] = set()
     for of_sample in samples.names:
@@ -72,9 +71,9 @@ def _names(samples: BoxedSamples) -> set[str]:
     return found
 
 
-def _classes(samples: BoxedSamples, names: list[str], split: str) -> list[np.ndarray]:
+def classes_of(samples: BoxedSamples, names: list[str], split: str) -> list[np.ndarray]:
     """Numbers of the classes of each sample's boxes. ValueError: a class that is not among `names`."""
-    unseen = _names(samples).difference(names)
+    unseen = names_of(samples).difference(names)
     if unseen:
         raise ValueError(
             f"boxes of split {split!r} are of {', '.join(map(repr, in_order(unseen)[:5]))}, unseen in training; "
@@ -116,33 +115,8 @@ def _rows(names: list[str], split: ScoredSplit, found: list[np.ndarray]) -> list
     """Lines of a predictions file, one a box in pixels of its image; one without a box where none was found."""
     rows = []
     for index, boxes in zip(split.indices, found, strict=True):
-        rows += [{"id": split.samples.ids[index], **cells} for cells in _of_image(names, split.samples, index, boxes)]
+        rows += [{"id": split.samples.ids[index], **cells} for cells in of_image(names, split.samples, index, boxes)]
     return rows
-
-
-def _of_image(names: list[str], samples: WholeImages, index: int, boxes: np.ndarray) -> list[dict[str, Any]]:
-    """The boxes (n, 6) that were found in an image, in its pixels; where there are none, a row of empty cells."""
-    rows, scale = [], samples.scale(index)
-    height, width = samples.sizes[index]
-    for *sides, score, kind in boxes.tolist():
-        places = (np.array(sides) / scale).clip(0, [width, height] * 2).round(2).tolist()
-        rows.append({"label": names[int(kind)], "score": round(score, 6), **dict(zip(SIDES, places, strict=True))})
-    return rows or [dict.fromkeys(("label", "score", *SIDES), "")]
-
-
-def says(config: Any, data: DetectionConfig, every: bool) -> Says:
-    """The boxes that a detector finds in an image. ValueError: `every`."""
-    if every:
-        raise ValueError("probabilities=true asks for those of classes, and this model finds boxes: leave it out")
-    names = [config.id2label[number] for number in range(config.num_labels)]
-    return partial(_of_image, names)
-
-
-def known(config: Any, data: DetectionConfig, source: Any) -> None:
-    """Boxes that images may have are not looked for: a run scores them by data.test_split."""
-
-
-UNLABELLED = Unlabelled(WholeImages, says, ("path", "split", "max_bad_share", "min_size"), known)
 
 
 def save_preprocessor(folder: Path, data: DetectionConfig, frontend: FrontendConfig) -> None:

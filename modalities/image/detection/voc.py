@@ -63,7 +63,7 @@ def _of_split(
     if not lists:
         chosen = choose(described, root, split, split)
         if chosen.missing:
-            raise NoSplitError(chosen.missing)
+            raise NoSplitError(chosen.missing, chosen.splits)
         return chosen.files, chosen.notes, chosen.splits
     wanted, stems = set(), {file.stem for file in described}
     for name in in_split(split, lists, root):
