@@ -52,7 +52,7 @@ def trusted(family: str, name: str) -> ModuleType:
     if not path.startswith(f"{family}.") and path not in sys.modules:
         raise ValueError(
             f"the model names {path!r}, which is not d2v's, and is not imported for it: "
-            f"write import {path} before it is loaded, if it is your own"
+            f"write import {path} before it is loaded, or to d2v convert modality={path}, if it is your own"
         )
     return load(family, name)
 

@@ -124,8 +124,8 @@ class Report(Protocol):
     splits: list[str]  # that the data has, by name; one or none: it is not divided
     advice: str  # a setting that would help to read samples of these sizes, or ""
 
-    def lines(self) -> list[str]:
-        """For a person, one line each."""
+    def lines(self, most: int = 5) -> list[str]:
+        """For a person, one line each; of bad samples the first `most` are named."""
         ...
 
     def check(self, max_bad_share: float, where: Any) -> None:
@@ -196,6 +196,10 @@ class Source(Protocol):
 
     def select(self, indices: range) -> "Source":
         """Some of them."""
+        ...
+
+    def __getitem__(self, row: int) -> Any:
+        """What describes a row, such as the path of its file; features that are kept are good as long as it stays."""
         ...
 
 

@@ -33,12 +33,13 @@ def family_of(name: str) -> str:
 def means(asked: str, name: str, splits: Sequence[str] = ()) -> bool:
     """Whether a split that was asked for is the one of this name, of `splits`, or holds it.
 
-    It holds those whose names begin so, as train holds train-clean-100, where no split has a plain name: train does not
+    It holds those whose names begin so, as train holds train-clean-100, where none has the plain name: train does not
     hold train_extra beside itself.
     """
     if same_split(name, asked):
         return True
-    return is_split(asked) and same_split(family_of(name), asked) and not any(map(is_split, splits))
+    is_plain = any(same_split(one, asked) for one in splits)
+    return is_split(asked) and same_split(family_of(name), asked) and not is_plain
 
 
 def is_split(name: str) -> bool:

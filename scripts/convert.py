@@ -4,7 +4,7 @@ d2v convert SOURCE TARGET [modality=NAME] [run.overwrite=true]
 
 SOURCE is a folder, a run's folder or a name on the Hub; what it holds says the direction. TARGET is a new folder, with
 the preprocessor or tokenizer of SOURCE, or a file that ends in .onnx. `modality` takes one out of a model of several;
-where no class of transformers fits it, it stays a model of d2v.
+where no class of transformers fits it, it stays a model of d2v. That of a modality of your own is named by its module.
 """
 
 import shutil
@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
+from d2v import plugins
 from d2v.config.cli import run_cli, take_arguments
 from d2v.config.written import in_home
 from d2v.files import check_file, check_folder, check_place, record_results, replaced, writing
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> None:
             "usage: d2v convert SOURCE TARGET [modality=NAME] [run.overwrite=true]; "
             f"{len(paths)} of two paths were given: {' '.join(paths)}"
         )
+    if "." in given["modality"]:  # of a package of the user's, who names it: a model alone has nothing imported
+        plugins.load("d2v.modalities", given["modality"])
     source, target = _model_of(paths[0]), Path(paths[1])
     _check_target(target, source, any(options))
     model, taken_out = _opened(source, given["modality"])

@@ -123,6 +123,10 @@ def _packed(arguments: list[str]) -> list[str]:
         raise ValueError("usage: d2v data pack SOURCE OUT [size=1000] [shorter_side=0]")
     settings = typed(PackConfig, given, "pack", "d2v data pack")
     source, out = in_home(places[0]), Path(in_home(places[1])).absolute()
+    if out.resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(
+            f"{out} lies in {source}, which is packed: its shards would be read as data; choose another place"
+        )
     with filled(out) as draft:
         said = pack(source, draft, settings.size * 1_000_000, settings.shorter_side)
     return [*said, f"{out}: data.path={out} reads them"]

@@ -156,7 +156,8 @@ def test_a_name_alone_divides_no_table(folder):
 def test_a_column_about_something_else(values, column, folder):
     path = table(folder, "all.csv", values, column)
     rows = open_source(str(path), "train", IMAGES, "image")
-    assert len(rows) == 6 and splits(rows) == [] and notes(rows) == []
+    said = ["CAREFUL: the column 'split', with a, b, c, names no split (train, validation, test) and is not read"]
+    assert len(rows) == 6 and splits(rows) == [] and notes(rows) == (said if column == "split" else [])
     with pytest.raises(NoSplitError, match=r"data.split 'test': .* has no splits: all of it is 'train'"):
         read(path, "test")
 

@@ -126,7 +126,7 @@ def test_a_row_that_ends_before_it_begins_is_one_bad_sample(tmp_path):
     config = SpeechConfig(path=str(tmp_path / "parts.csv"), max_bad_share=0.5)
     samples = speech.Samples(config, SpeechFrontend(sample_rate=8000, mel_high=3900.0), split="train", folder=tmp_path)
     assert len(samples) == 3 and samples.report.unreadable == [
-        ("a.wav@3-2.5", "begins at 3 s and ends before, at 2.5 s")
+        ("a.wav[3.0-2.5]", "begins at 3 s and ends before, at 2.5 s")
     ]
 
 

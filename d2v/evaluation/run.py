@@ -148,17 +148,21 @@ class Evaluation:
     def show(self) -> None:
         """Prints the table and what the reports say."""
         if self.rows:
-            size = self.num_scored
-            print(f"\n{markdown_table(self.rows)}\n")
-            print(
-                f"Percent of {size} samples; one standard error is at most {50 / size**0.5:.1f} points. "
-                "± is the spread over random inits."
-            )
+            print(f"\n{markdown_table(self.rows)}\n\n{self._sizes()} ± is the spread over random inits.")
         lines = []
         for findings in self.findings.values():
             for finding in findings.values():
                 lines += finding.lines
         print(*lines, sep="\n")
+
+    def _sizes(self) -> str:
+        """Of how many samples the accuracies are."""
+        assert self.splits is not None
+        said, size = f"Percent of {self.num_scored} samples", self.num_scored
+        if self.splits.test is not None and self.splits.train.groups is not None:
+            size = min(size, len(self.splits.train.indices))
+            said += f", 'other {self.config.evaluate.group}' of {len(self.splits.train.indices)} of the training split"
+        return f"{said}; one standard error is at most {50 / size**0.5:.1f} points."
 
     @property
     def num_scored(self) -> int:

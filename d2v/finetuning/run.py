@@ -110,16 +110,16 @@ def assemble(
     others = {} if validation is None else {"when the validation split is scored (train.validate_every)": is_scored}
     check_length(folder, config, objective, setting="model", others=others)
     set_seed(train.seed, device_specific=True)  # from here on randomness is dropout's, and differs between processes
-    if accelerator.is_main_process:
-        # Only now: a command that failed until here does not bind the folder to its settings.
-        bind(folder, config, (outcome.RESULTS, PAGE))
-        same_data.save()
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     accelerator.print(
         f"from {train.init_from or 'scratch'}: {trained / 1e6:.2f} M trained parameters; "
         f"{train.steps} steps of {train.batch_size} samples"
     )
     loop = Loop(objective, data.batches, train=train, run=config.run, accelerator=accelerator, validation=validation)
+    if accelerator.is_main_process:
+        # Only now: a command that failed until here does not bind the folder to its settings.
+        bind(folder, config, (outcome.RESULTS, PAGE))
+        same_data.save()
     return loop, data
 
 

@@ -165,12 +165,13 @@ def assemble(config: JointConfig, accelerator: Accelerator) -> tuple[Loop, list[
     batches = JointBatches({name: part.batches for name, part in parts.items()}, objective.mix)
     if config.objective.weights == AUTO and not resumed:
         accelerator.print(weigh(objective, batches, accelerator, config.objective.measured_steps))
+    loop = Loop(objective, batches, train=train, run=run, accelerator=accelerator, health=health, probe=probe)
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
         bind(folder, config)
         for part in parts.values():
             part.same_data.save()
-    return Loop(objective, batches, train=train, run=run, accelerator=accelerator, health=health, probe=probe), report
+    return loop, report
 
 
 def _prepare(config: JointConfig, folder: Path) -> None:

@@ -127,11 +127,12 @@ def assemble(config: Config, modality, accelerator: Accelerator) -> tuple[Loop, 
         print(printable(health.said))
         probe = online_probe(config, modality, folder, reader) if run.probe.path else None
     check_method(objective, batches, config, same_data, accelerator)
+    loop = Loop(objective, batches, train=train, run=run, accelerator=accelerator, health=health, probe=probe)
     if accelerator.is_main_process:
         # Only now: a command that failed until here does not bind the folder to its settings.
         bind(folder, config)
         same_data.save()
-    return Loop(objective, batches, train=train, run=run, accelerator=accelerator, health=health, probe=probe), report
+    return loop, report
 
 
 def check_method(

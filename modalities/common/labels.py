@@ -60,7 +60,7 @@ def open_splits(data: Any, seed: int, make: Callable[[str], Any], *, group: str 
     train, indices, parts = divide(data, seed, make, group=group)
     names, labels = learn(train, data.label, numbers=data.regression)
     trained, left_out_of_train = _with_label(train, indices, labels, data.label, "train")
-    notes = [uses_of_splits(data, train.report.splits), *left_out_of_train]
+    notes = [uses_of_splits(data, train.report.splits), *of_other_groups(train, parts, group), *left_out_of_train]
     splits = {}
     for name, (samples, rows) in parts.items():
         known = labels
@@ -164,6 +164,18 @@ def divide(
                 )
             parts[name] = samples, kept
     return train, indices, parts
+
+
+def of_other_groups(train: Any, parts: dict[str, tuple[Any, np.ndarray]], group: str) -> list[str]:
+    """What is said of splits that lose samples of groups that are trained on."""
+    said = []
+    for name, (samples, rows) in parts.items():
+        if group and samples is not train and len(rows) < len(samples):
+            said.append(
+                f"data.group {group!r}: {len(rows)} of {len(samples)} samples of the {name} split are scored: those of "
+                "groups that are not trained on"
+            )
+    return said
 
 
 def _held_out(generator: np.random.Generator, count: int, share: float, groups: np.ndarray | None) -> np.ndarray:

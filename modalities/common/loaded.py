@@ -102,9 +102,17 @@ def told(where: str) -> Iterator[None]:
 
 
 def cut(dataset: datasets.Dataset, name: str, part: str) -> datasets.Dataset:
-    """The rows that a part of data.split means, as in train[:100]. ValueError: it cannot be read."""
+    """The rows that a part of data.split means, as in train[:100]. ValueError: it cannot be read, or there are none."""
     if part == name:
         return dataset
-    instruction = datasets.ReadInstruction.from_spec(f"rows{part[len(name) :]}")
-    (rows,) = instruction.to_absolute({"rows": len(dataset)})
-    return dataset.select(range(rows.from_, rows.to))
+    count = len(dataset)
+    try:
+        (rows,) = datasets.ReadInstruction.from_spec(f"rows{part[len(name) :]}").to_absolute({"rows": count})
+    except (ValueError, AssertionError):
+        raise ValueError(
+            f"data.split {part!r} is no slice; it may be {name}[:100], {name}[10%:20%] or {name}[-50:]"
+        ) from None
+    first, last = min(rows.from_, count), min(rows.to, count)
+    if first >= last:
+        raise ValueError(f"data.split {part!r} takes none of the {count} rows of {name}")
+    return dataset.select(range(first, last))

@@ -14,6 +14,7 @@ import datasets
 
 from d2v import cache
 from d2v.modalities.common import shards, tables
+from d2v.modalities.common.beside import with_texts
 from d2v.modalities.common.data_report import UnreadableError
 from d2v.modalities.common.kinds import AUDIO, IMAGES, extension
 from d2v.modalities.common.sources import notes, open_source, splits
@@ -47,17 +48,18 @@ WITHIN = {b"WEBP": ".webp", b"WAVE": ".wav"}  # of RIFF
 def pack(source: str, folder: Path, size: int, shorter_side: int = 0) -> list[str]:
     """Fills a folder with shards of at most `size` bytes, or of one sample; says what they hold.
 
-    A sample is its media as they are, its label in .cls, its text in .txt and its other columns in .json, in the order
-    in which the source is read; a row that is a part of a recording becomes a recording, and an image with a larger
-    `shorter_side`, if that is not 0, shrinks to it. What cannot be read is left out, and said. ValueError: there are
-    neither images nor sound, none can be read, one has no known format, or it cannot shrink.
+    A sample is its media as they are, its label in .cls, its text in .txt, which may lie beside its file, and its other
+    columns in .json, in the order in which the source is read; a row that is a part of a recording becomes a recording,
+    and an image with a larger `shorter_side`, if that is not 0, shrinks to it. What is unreadable is left out and told.
+
+    ValueError: there are neither images nor sound, none can be read, one has no known format, or it cannot shrink.
     """
     kind, dataset, name = _opened(source)
     if shorter_side:
         _check_shrinking(source, kind, dataset)
     said = []
     for split in splits(dataset) or [name]:
-        rows = dataset if split == name else open_source(source, split, KINDS[kind], kind)
+        rows = dataset if split == name else with_texts(open_source(source, split, KINDS[kind], kind))
         number, unread = _write(rows, kind, source, split, folder, size, shorter_side)
         if len(unread) == len(rows):
             raise ValueError(f"none of {len(rows)} {kind} samples of {source} can be read: {named(unread)}")
@@ -86,7 +88,7 @@ def _opened(source: str) -> tuple[str, datasets.Dataset, str]:
     said = []
     for kind, extensions in KINDS.items():
         try:
-            rows = open_source(source, "train", extensions, kind)
+            rows = with_texts(open_source(source, "train", extensions, kind))
             if _is_of(rows, kind):
                 return kind, rows, "train"
             said.append(f"{source} has no {kind} files")

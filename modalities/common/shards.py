@@ -20,6 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from d2v.modalities.common.data_report import UnreadableError
+from d2v.modalities.common.noted import with_notes
+from d2v.modalities.common.tables import written
 
 # Of a tar file its bytes; of a parquet file `size` is IN_TABLE, and `offset` the number of a row, in `column`.
 PLACE = {
@@ -93,14 +95,17 @@ def _of_table(path: str, column: str, row: int) -> bytes:
 def check_complete(files: Sequence[Path]) -> None:
     """ValueError: the numbers of shards in a folder have gaps, or are fewer than their names say."""
     found: dict[tuple[Path, str, str, str], set[int]] = {}
+    padded = set()  # as shards are named; two years are not
     for file in files:
         if match := NUMBER.fullmatch(file.name):
             before, number, total, ending = match.groups()
-            found.setdefault((file.parent, before, total or "", ending), set()).add(int(number))
+            key = file.parent, before, total or "", ending
+            found.setdefault(key, set()).add(int(number))
+            padded |= {key} if number.startswith("00") else set()
     for (folder, before, total, ending), numbers in found.items():
         wanted = set(range(int(total)) if total else range(min(numbers), max(numbers) + 1))
         missing = sorted(wanted - numbers)
-        if missing and (total or len(numbers) > 2):
+        if missing and (total or len(numbers) > 2 or (folder, before, total, ending) in padded):
             pattern = f"{folder / before}*{ending}"
             raise ValueError(
                 f"{len(missing)} of {len(wanted)} shards {pattern} are missing, the first is number {missing[0]}: "
@@ -116,44 +121,77 @@ def of_tars(files: Sequence[Path], extensions: Sequence[str], kind: str) -> data
 
     ValueError: a file that is cut or no tar file, or none that has such samples.
     """
-    parts = []
+    parts, further = [], list[str]()
     for file in files:
-        rows = [*_samples(file, extensions, kind)]  # of one shard at a time
+        rows = _samples(file, extensions, kind, further)  # of one shard at a time
         names = dict.fromkeys(name for row in rows for name in row)
         columns = {name: [row.get(name) for row in rows] for name in names}
         places = {kind: pa.array(columns.pop(kind), type_of(PLACE))} if kind != "text" and rows else {}
-        parts.append(pa.table({**places, **columns}))
+        parts.append(pa.table({**places, **{name: _column(cells) for name, cells in columns.items()}}))
     parts = [part for part in parts if len(part)]
     if not parts:
         listed = ", ".join(file.name for file in files[:3])
         raise ValueError(f"data.path: no sample of {listed} has {kind}: files that end in {' '.join(extensions)}")
+    names = dict.fromkeys(name for part in parts for name in part.column_names if name != kind)
+    for name in names:
+        kinds = {part.column(name).type for part in parts if name in part.column_names} - {pa.null()}
+        if len(kinds) > 1 and not all(map(pa.types.is_floating, kinds)) and pa.string() in kinds:
+            parts = [_as_written(part, name) for part in parts]
     try:
         table = pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
         raise ValueError(f"data.path: the json of shards does not fit together: {error}") from error
-    return datasets.Dataset(_with_numbers(table))
+    dataset = datasets.Dataset(_with_numbers(table))
+    some = f"{', '.join(further[:3])}{', ...' if len(further) > 3 else ''}"
+    return with_notes(
+        dataset, [f"not read: {len(further)} further {kind} members of samples: {some}"] * bool(further), []
+    )
 
 
-def _samples(file: Path, extensions: Sequence[str], kind: str) -> Iterator[dict[str, Any]]:
-    """A row for each sample of a tar file that has media of the kind."""
-    key, row = None, dict[str, Any]()
+def _column(cells: list[Any]) -> pa.Array:
+    """Of cells of several types what is written."""
+    try:
+        return pa.array(cells)
+    except (pa.ArrowException, OverflowError):
+        return pa.array([None if cell is None else written(cell) for cell in cells])
+
+
+def _as_written(part: pa.Table, name: str) -> pa.Table:
+    if name not in part.column_names or pa.types.is_string(part.column(name).type):
+        return part
+    cells = [None if cell is None else written(cell) for cell in part.column(name).to_pylist()]
+    return part.set_column(part.column_names.index(name), name, pa.array(cells, pa.string()))
+
+
+def _samples(file: Path, extensions: Sequence[str], kind: str, further: list[str]) -> list[dict[str, Any]]:
+    """A row for each sample of a tar file that has media of the kind, in the order in which they begin.
+
+    Members of a sample need not follow one another; a member that comes twice begins another sample, as where tar files
+    were joined. `further` hears of media of the kind beside those that are read.
+    """
+    rows = list[dict[str, Any]]()
+    known = dict[tuple[str, str], tuple[dict[str, Any], set[str]]]()  # by folder and stem: its row, and endings so far
     for member, content in _members(file, kind):
-        folder, _, name = member.name.removeprefix("./").rpartition("/")
+        path = member.name.removeprefix("./")
+        folder, _, name = path.rpartition("/")
         stem, _, ending = name.partition(".")
-        if (folder, stem) != key:
-            if kind in row:
-                yield row
-            key, row = (folder, stem), {}
+        row, endings = known.get((folder, stem), ({}, {ending}))
+        if ending in endings:
+            row, endings = known[folder, stem] = {}, set[str]()
+            rows.append(row)
+        endings.add(ending)
         ending = ending.lower()
-        if content is None and f".{ending}" in extensions and kind not in row:
+        if content is None and f".{ending}" in extensions:
+            if kind in row:
+                further.append(path)
+                continue
             row[kind] = {"path": str(file), "offset": member.offset_data, "size": member.size, "column": None}
-            row["file"] = member.name.removeprefix("./")
+            row["file"] = path
         elif content is not None:
             if kind == "text" and ending == TEXT:
-                row["file"] = member.name.removeprefix("./")
-            row |= _fields(ending, content, f"{file}: {member.name}")
-    if kind in row:
-        yield row
+                row["file"] = path
+            _describe(row, ending, content, f"{file}: {member.name}", kind)
+    return [row for row in rows if kind in row]
 
 
 def _members(file: Path, kind: str) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
@@ -174,16 +212,21 @@ def _members(file: Path, kind: str) -> Iterator[tuple[tarfile.TarInfo, bytes | N
         raise ValueError(f"data.path: {file} is cut, or no tar file ({error}): fetch it again") from error
 
 
-def _fields(ending: str, content: bytes, where: str) -> dict[str, Any]:
-    """Columns that a member with text gives. ValueError: it is no text, or no JSON object."""
+def _describe(row: dict[str, Any], ending: str, content: bytes, where: str, kind: str) -> None:
+    """Columns that a member with text gives; what has a member of its own comes before what a JSON says of it.
+
+    ValueError: it is no text, or no JSON object.
+    """
     try:
-        text = content.decode()
         if ending == LABEL:
-            return {"label": text.strip()}
-        if ending == TEXT:
-            return {"text": text}
-        found = json.loads(text)
-        return found if isinstance(found, dict) else {}
+            row["label"] = content.decode().strip()
+        elif ending == TEXT:
+            row["text"] = content.decode()
+        elif ending == MORE:
+            found = json.loads(content.decode())
+            for name, value in found.items() if isinstance(found, dict) else ():
+                if name not in (kind, "file"):
+                    row.setdefault(name, value)
     except ValueError as error:
         raise ValueError(f"data.path: {where} cannot be read: {error}") from error
 

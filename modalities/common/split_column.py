@@ -16,6 +16,7 @@ from d2v.split_names import family_of, is_split, means
 
 NAME = "split"
 LEFT = "rows that no split takes"
+MOST = 20  # values of a column that may mean splits
 
 
 def rows_of(opened: datasets.Dataset, chosen: Chosen, split: str, asked: str) -> datasets.Dataset:
@@ -28,7 +29,7 @@ def rows_of(opened: datasets.Dataset, chosen: Chosen, split: str, asked: str) ->
     if column is None:
         if chosen.missing:
             raise NoSplitError(chosen.missing, chosen.splits)
-        return opened
+        return _not_understood(opened)
     if len(chosen.splits) > 1:
         careful = f"CAREFUL: the files are splits, and their column {NAME!r}, with {', '.join(names)}, is not read"
         return with_notes(opened, [*notes(opened), careful], []) if len(names) > 1 else opened
@@ -43,6 +44,25 @@ def rows_of(opened: datasets.Dataset, chosen: Chosen, split: str, asked: str) ->
     return with_notes(opened.select(rows), [*notes(opened), said], names)
 
 
+def _place(opened: datasets.Dataset) -> str:
+    """How the column is written: in any letters."""
+    return next((name for name in opened.column_names if name.strip().lower() == NAME), NAME)
+
+
+def _not_understood(opened: datasets.Dataset) -> datasets.Dataset:
+    """With a line on a column of several values of which none is the name of a split, as 0 and 1."""
+    place = _place(opened)
+    feature = opened.features.get(place)
+    if not isinstance(feature, datasets.Value):
+        return opened
+    values = pc.unique(column_of(opened, place)).drop_null().to_pylist()
+    if not 1 < len(values) <= MOST:
+        return opened
+    listed = ", ".join(map(str, values[:5]))
+    said = f"CAREFUL: the column {place!r}, with {listed}, names no split (train, validation, test) and is not read"
+    return with_notes(opened, [*notes(opened), said], [])
+
+
 def unread(opened: datasets.Dataset) -> list[str]:
     """A line on a column of several splits, where nothing reads it."""
     _, names = named(opened)
@@ -54,13 +74,14 @@ def named(opened: datasets.Dataset) -> tuple[pa.ChunkedArray | None, list[str]]:
 
     None, []: there is no such column, or none of its cells is the name of a split.
     """
-    feature = opened.features.get(NAME)
+    place = _place(opened)
+    feature = opened.features.get(place)
     if isinstance(feature, datasets.ClassLabel):
-        codes = column_of(opened, NAME)
+        codes = column_of(opened, place)
         known = pc.if_else(pc.greater_equal(codes, 0), codes, pa.scalar(None, codes.type))  # -1: no label
         column = pc.take(pa.array(feature.names), known)
     elif isinstance(feature, datasets.Value) and "string" in feature.dtype:
-        column = column_of(opened, NAME).cast(pa.string())
+        column = column_of(opened, place).cast(pa.string())
     else:
         return None, []
     column = pc.fill_null(pc.utf8_lower(pc.utf8_trim_whitespace(column)), "")

@@ -85,20 +85,27 @@ def _descended(
 
 
 def _by_beginning(files: Sequence[Path], here: Path) -> dict[str, list[Path]]:
-    """The files by their folders, if all of these begin with names of splits, and not all with that of one."""
+    """The files by their folders, tables also by their names, if all of these begin with names of splits, and not all
+    with that of one, nor any with one that is there itself."""
     by_name: dict[str, list[Path]] = {}
     for file in files:
         name = below(file, here)[0] if file.parent != here else ""
-        if name not in by_name and not family_of(name):
+        if not name and extension(file) in TABLES:
+            name = SHARD.sub("", file.stem)
+        if name not in by_name and not (family_of(name) or is_split(name)):
             return {}  # as most data does at its first file
         by_name.setdefault(name, []).append(file)
-    return by_name if len({family_of(name) for name in by_name}) > 1 else {}
+    families = {family_of(name) for name in by_name if family_of(name)}
+    plain = {one for one in by_name if is_split(one)}
+    if not families or len(families) + len(plain) < 2:
+        return {}
+    return {} if any(same_split(one, family) for one in plain for family in families) else by_name
 
 
 def _divided(files: Sequence[Path], root: Path, split: str) -> tuple[dict[str, list[Path]], Path, list[str]]:
     """The files by the names of splits that they carry, and the folder in which these lie; {}: they are not divided."""
     if extension(files[0]) in TABLES:
-        return _grouped(files, root, split), root, []
+        return _by_beginning(files, root) or _grouped(files, root, split), root, []
     by_name, here = _descended(files, root, _by_beginning)
     if by_name:
         return by_name, here, []

@@ -184,7 +184,11 @@ def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], sa
         return transcripts
 
     transcripts, indices, parts = labels.divide(data, train.seed, make, group=data.group)
-    say(labels.uses_of_splits(data, transcripts.report.splits))
+    for note in (
+        labels.uses_of_splits(data, transcripts.report.splits),
+        *labels.of_other_groups(transcripts, parts, data.group),
+    ):
+        say(note)
     trained = [transcripts.texts[index] for index in indices]
     vocabulary = Vocabulary(trained)
     say(printable(f"letters: {len(vocabulary) - 3}: {' '.join(vocabulary.letters[3:])}"))

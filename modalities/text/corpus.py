@@ -81,9 +81,11 @@ def text_column(dataset: datasets.Dataset, path: Any, text: str, label: str = ""
 
 
 def _tables_beside(path: Any) -> str:
-    """What is said of tables in a folder whose other files were read."""
+    """What is said of tables in a folder whose text files were read."""
     folder = Path(path).expanduser() if isinstance(path, str | Path) else Path()
-    there = sorted(file.name for file in folder.iterdir() if file.suffix in TABLES) if path and folder.is_dir() else []
+    files = sorted(folder.iterdir()) if path and folder.is_dir() else []
+    has_text = any(file.suffix in sources.TEXTS for file in files)
+    there = [file.name for file in files if file.suffix in TABLES] if has_text else []
     return f"; {there[0]} beside them is not read: data.path may name it" if there else ""
 
 

@@ -183,7 +183,7 @@ def _check_columns(data: PairConfig, sides: dict[str, Any], source: Any) -> None
         raise ValueError(
             f"data.path {data.path}: {one} and {other} would both be read from the column {columns[one]!r}; pairs need "
             f"a column for each (its columns are {', '.join(tables.column_names(source))}), as a table has, or "
-            "metadata.csv beside the files, or a tar"
+            "metadata.csv beside the files, or a tar; a table that lies beside them is read by data.path='FOLDER/*.csv'"
         )
 
 
