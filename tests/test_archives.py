@@ -177,3 +177,16 @@ def test_a_start_that_is_refused_does_not_bind_its_folder(tmp_path):
         pretrain.main([*command, "objective.guard=visreg", "train.accumulate=2"])
     assert not (tmp_path / "config.yaml").exists()
     pretrain.main(command)
+
+
+def test_metadata_without_a_label_leaves_the_classes_of_folders(tmp_path):
+    for number in range(4):
+        folder = tmp_path / "ab"[number % 2]
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number}.png").write_bytes(png(number))
+    (tmp_path / "metadata.csv").write_text("file_name,place\na/0.png,x\nb/1.png,y\n,z\n")
+    rows = read(tmp_path)
+    assert rows["file"] == [str(tmp_path / name) for name in ("a/0.png", "a/2.png", "b/1.png", "b/3.png")] + [None]
+    assert rows["place"] == ["x", None, "y", None, "z"] and rows["label"] == [0, 0, 1, 1, -1]
+    (tmp_path / "metadata.csv").write_text("file_name,label\na/0.png,x\nb/1.png,y\n")
+    assert read(tmp_path)["label"] == ["x", None, "y", None]

@@ -17,34 +17,46 @@ METADATA = ("metadata.csv", "metadata.jsonl")
 
 
 def media_files(files: list[Path], root: Path, split: str, extensions: Sequence[str]) -> datasets.Dataset:
-    """A row for each file below `root`: "file", and the columns of metadata.csv or metadata.jsonl, or "label".
+    """A row for each file below `root`: "file", the columns of metadata.csv or metadata.jsonl, and, if these have none,
+    "label".
 
-    The label is the first sub-folder, if all files, which are of the kind `extensions`, lie in sub-folders.
-    ValueError: metadata that do not fit.
+    The label is the first sub-folder, if all files, which are of the kind `extensions`, lie in sub-folders; beside
+    metadata, if they lie in several. ValueError: metadata that do not fit.
     """
-    columns: dict[str, list] = {"file": [str(file) for file in files]}
     metadata = _metadata(files, root)
     if metadata is None and same_split(root.name, split):
         metadata = _metadata(files, root.parent)
-    if metadata is not None:
-        return datasets.Dataset(metadata)
-    parts = [below(file, root) for file in files]
-    beside = [file for file, part in zip(files, parts, strict=True) if len(part) < 2]
+    opened = datasets.Dataset(pa.table({"file": [str(file) for file in files]}) if metadata is None else metadata)
+    if "label" in opened.column_names:
+        return opened
+    labels, beside = _by_folder(files, root)
+    if metadata is not None and (beside or len({*labels.values()}) < 2):
+        return opened
     if beside:
-        opened = datasets.Dataset.from_dict(columns)
         if len(beside) > len(files) / 2:
             return opened
         why = f"{len(beside)} of {len(files)} files lie in none: {named(beside)}"
         return with_notes(opened, [f"no classes by folder, as {why}"], [])
-    label = [part[0] for part in parts]
-    classes = set(label)
+    classes = {*labels.values()}
     if same_split(root.name, split):  # another split may hold classes that this one lacks; the numbers must agree
         for other in root.parent.iterdir():
             if other.is_dir() and is_split(other.name):
                 classes |= _classes(other, extensions)
     feature = datasets.ClassLabel(names=sorted(classes))
-    features = datasets.Features({"file": datasets.Value("string"), "label": feature})
-    return datasets.Dataset.from_dict({**columns, "label": feature.str2int(label)}, features=features)
+    cells = [-1 if file is None else feature.str2int(labels[file]) for file in opened["file"]]
+    return opened.add_column("label", cells, feature=feature)
+
+
+def _by_folder(files: list[Path], root: Path) -> tuple[dict[str | None, str], list[Path]]:
+    """The first sub-folder of each file that lies in one, and the others."""
+    labels, beside = dict[str | None, str](), list[Path]()
+    for file in files:
+        first, *others = below(file, root)
+        if others:
+            labels[str(file)] = first
+        else:
+            beside.append(file)
+    return labels, beside
 
 
 def _classes(folder: Path, extensions: Sequence[str]) -> set[str]:
