@@ -193,7 +193,7 @@ def timed(config: str, settings: list[str], minutes: float, threads: int) -> tup
     count = max(1, round(60 * minutes / seconds))
     share = count / train.steps
     scaled = [f"train.steps={count}", f"train.warmup_steps={min(count, round(share * train.warmup_steps))}"]
-    if objective.get("ema_anneal_steps"):
+    if train.update_teacher and objective.get("ema_anneal_steps"):
         scaled.append(f"objective.ema_anneal_steps={max(1, round(share * objective['ema_anneal_steps']))}")
     return seconds, scaled
 

@@ -6,6 +6,7 @@ ValueError: whatever a command says in a line. Random numbers of Python, numpy a
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,14 @@ def finetune(config: str | Path, model: str | Path = "", **settings: Any) -> dic
     return _call("finetune", str(config), *([f"model={_path(model, 'model')}"] if model else []), *arguments(settings))
 
 
-def predict(model: str | Path, out: str | Path, *, probabilities: bool = False, **settings: Any) -> Path:
-    """Writes what a fine-tuned model says of data without labels, as scripts/predict.py; the table's path."""
-    options = [f"out={out}", f"probabilities={str(probabilities).lower()}"]
+def predict(
+    model: str | Path, out: str | Path, *, probabilities: bool = False, columns: Sequence[str] = (), **settings: Any
+) -> Path:
+    """Writes what a fine-tuned model says of data without labels, as scripts/predict.py; the table's path.
+
+    `columns`: names of those of the data that go into the table.
+    """
+    options = [f"out={out}", f"probabilities={str(probabilities).lower()}", f"columns={','.join(columns)}"]
     _call("predict", _path(model, "model"), *options, *arguments(settings))
     return Path(in_home(str(out)))
 

@@ -33,7 +33,7 @@ def family_of(name: str) -> str:
 def means(asked: str, name: str, splits: Sequence[str] = ()) -> bool:
     """Whether a split that was asked for is the one of this name, of `splits`, or holds it.
 
-    It holds those whose names begin so, as train holds train-clean-100, where none has the plain name: train does not
+    It holds those whose names begin so, as train holds train-clean-100, where none has its plain name: train does not
     hold train_extra beside itself.
     """
     if same_split(name, asked):

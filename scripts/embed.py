@@ -28,6 +28,7 @@ from d2v.evaluation.load_encoder import open_alignment, open_model, projection_o
 from d2v.files import check_new, locked
 from d2v.modalities.common.part_inputs import PartInputs
 from d2v.protocols import Rows
+from d2v.reading import named
 from d2v.settings import places_in
 from d2v.shown import printable
 from d2v.split_names import uses
@@ -78,17 +79,12 @@ def main(argv: list[str]) -> None:
 
         inputs = PartInputs(rows, data.path)
         embed_all(encoder, part, inputs, len(rows), shards, asked, device, projection=projection)
-        bad, total = shards.bad(), len(shards)
-        names = "; ".join(f"{name}: {why}" for name, why in bad[:5]) + ("; ..." if len(bad) > 5 else "")
-        if len(bad) > data.max_bad_share * (total + len(bad)) or not total:
-            raise ValueError(
-                f"{len(bad)} of {total + len(bad)} samples of {data.path} cannot be read ({names}); "
-                f"data.max_bad_share is {data.max_bad_share}; the others are kept in {shards.folder}"
-            )
+        shards.check(data.max_bad_share, data.path)
+        bad, total = dict(shards.bad()), len(shards)
         weights = fingerprint(encoder if projection is None else aligned)
         where = {"modality": config.modality, "weights": weights, **places_of_tokens(encoder.frontend(config.modality))}
         shards.join({**about(settings, data), **where})
-        left_out = f"; left out {len(bad)}: {names}" if bad else ""
+        left_out = f"; left out {len(bad)}: {named(bad)}" if bad else ""
         width = encoder.trunk.config.dim if projection is None else f"{projection.out_features} projected"
         each = "tokens of " if asked.pool == TOKENS else ""
         print(f"{total} samples of {each}{width} numbers in {out}{printable(left_out)}")

@@ -5,10 +5,10 @@ d2v predict MODEL data.path=FOLDER out=predictions.csv [probabilities=true] [col
 MODEL is the folder of a run of `d2v finetune`, or its export/, which says how data is found and read; all splits are
 read unless data.split names some. Columns are those of the run's own predictions: id (the path below data.path, or
 split and row), columns of the data that columns= names, prediction and probability (with probabilities=true that of
-each class too); of boxes there is a row each. Recordings above data.max_seconds are transcribed whole. Where the data
-has labels (the column that was learnt, boxes) predictions are scored by them, and they are a column. Parts are kept in
-out.parts/ until the end: the same command goes on from them. Samples that cannot be read are left out, counted and
-named.
+each class too); of boxes there is a row each. out= may end in .parquet too. Recordings above data.max_seconds are
+transcribed whole. Where the data has labels (the column that was learnt, boxes) predictions are scored by them, and
+they are a column. Parts are kept in out.parts/ until the end: the same command goes on from them. Samples that cannot
+be read are left out, counted and named.
 """
 
 from pathlib import Path
@@ -22,16 +22,18 @@ from d2v.config.written import in_home
 from d2v.evaluation.embedding import fingerprint
 from d2v.files import check_new, locked
 from d2v.finetuning.finished import Finished, open_finished
-from d2v.finetuning.predicting import FORMATS, Predictions, predict_all, scores
+from d2v.finetuning.predicting import FORMATS, Predictions, predict_split, scores
 from d2v.modalities.common.noted import notes, splits
 from d2v.modalities.common.part_inputs import PartInputs
 from d2v.modalities.common.tables import cells_of, column_names
-from d2v.protocols import Known, Rows
+from d2v.protocols import Known, Rows, Says
+from d2v.reading import named
 from d2v.settings import places_in
 from d2v.shown import printable
 from d2v.split_names import uses
 
-OWN = ("id", "prediction", "probability", "beam", "score")  # names of columns that predictions have
+# Names of columns that predictions may have.
+OWN = ("id", "prediction", "probability", "beam", "label", "transcript", "score", "xmin", "ymin", "xmax", "ymax")
 
 
 def main(argv: list[str]) -> None:
@@ -45,75 +47,100 @@ def main(argv: list[str]) -> None:
     if out.suffix not in FORMATS:
         raise ValueError(f"out={out} must end in {' or '.join(FORMATS)}")
     finished = open_finished(in_home(rest[0]), rest[1:])
-    model, config, reading, folder = finished
+    model, config, reading, _ = finished
     check_new(out, config.run.overwrite)
-    says, data = reading.says(model.config, config.data, every), config.data
-    rows = finished.rows()
-    columns = columns_of(rows, given["columns"])
-    known = labels_of(finished, rows)
-    print(
-        *notes(rows), uses(splits(rows), {data.split: "read"}, ["data.split=NAME, or several as NAME+NAME"]), sep="\n"
-    )
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-    def part(start: int, stop: int) -> Any:
-        chosen = Rows(rows.select(range(start, stop)), start)
-        samples = reading.samples(data, config.frontend, split=data.split, folder=folder, rows=chosen)
-        more = [note for note in samples.report.notes if note not in notes(rows)]
-        print(*more if start == 0 else [], sep="\n", end="\n" if more and start == 0 else "")
-        return samples
-
-    settings = {"weights": fingerprint(model), "probabilities": every, "data": finished.read()}
+    says = reading.says(model.config, config.data, every)
+    opened = finished.opened()
+    columns = columns_of([rows for _, rows in opened], given["columns"])
+    known = labels_of(finished, opened)
+    said = dict.fromkeys(note for _, rows in opened for note in notes(rows))
+    names = "+".join(split for split, _ in opened)
+    more = ["data.split=NAME, or several as NAME+NAME"]
+    print(*map(printable, said), printable(uses(splits(opened[0][1]), {names: "is read"}, more)), sep="\n")
+    finished = finished._replace(model=model.to("cuda" if torch.cuda.is_available() else "cpu").eval())
+    settings = {"weights": fingerprint(model), "probabilities": every, "data": finished.settings()}
     with locked(out.with_name(f"{out.name}.parts")):
-        places = places_in({"data": data})
+        places = places_in({"data": config.data})
         predictions = Predictions(out, settings, places=places, overwrite=config.run.overwrite)
-        predict_all(model, says, part, PartInputs(rows, data.path), len(rows), predictions)
-        finish(predictions, len(rows), data, known, columns)
+        total = predict(finished, says, opened, predictions)
+        finish(predictions, total, config.data, known, columns)
 
 
-def columns_of(rows: datasets.Dataset, names: str) -> dict[str, list[Any]]:
+def predict(finished: Finished, says: Says, opened: list[tuple[str, Any]], predictions: Predictions) -> int:
+    """Fills `predictions` with what is said of the splits; of how many rows."""
+    model, config, reading, folder = finished
+    number = total = 0
+    for split, rows in opened:
+
+        def part(start: int, stop: int, split: str = split, rows: Any = rows) -> Any:
+            chosen = Rows(rows.select(range(start, stop)), start)
+            samples = reading.samples(config.data, config.frontend, split=split, folder=folder, rows=chosen)
+            if start == 0:
+                more = [printable(note) for note in samples.report.notes if note not in notes(rows)]
+                print("\n".join(more), end="\n" if more else "")
+            return samples
+
+        inputs = PartInputs(rows, config.data.path)
+        number = predict_split(model, says, part, inputs, len(rows), predictions, first=number, before=total)
+        total += len(rows)
+    predictions.cut(number)
+    return total
+
+
+def columns_of(sources: list[datasets.Dataset], names: str) -> dict[str, list[Any]]:
     """Columns of the data that go into the table. ValueError: there is none of a name, or it holds files."""
-    found = {}
+    found: dict[str, list[Any]] = {}
     for name in filter(None, names.split(",")):
-        if name not in rows.column_names or not isinstance(rows.features[name], datasets.Value | datasets.ClassLabel):
-            raise ValueError(
-                f"columns={names}: {name!r} is no column of words or numbers; {', '.join(column_names(rows))}"
-            )
-        if name in OWN:
-            raise ValueError(f"columns={names}: predictions have a column {name!r} of their own")
-        feature = rows.features[name]
-        cells = cells_of(rows, name)
-        if isinstance(feature, datasets.ClassLabel):
-            cells = [None if cell is None or cell < 0 else feature.int2str(cell) for cell in cells]
-        found[name] = cells
+        if name in OWN or name.startswith("p_"):
+            raise ValueError(f"columns={names}: predictions may have a column {name!r} of their own")
+        found[name] = []
+        for rows in sources:
+            feature = rows.features.get(name)
+            if not isinstance(feature, datasets.Value | datasets.ClassLabel):
+                there = ", ".join(column_names(rows))
+                raise ValueError(f"columns={names}: {name!r} is no column of words or numbers; there are {there}")
+            cells = cells_of(rows, name)
+            if isinstance(feature, datasets.ClassLabel):
+                cells = [None if cell is None or cell < 0 else feature.int2str(cell) for cell in cells]
+            found[name] += cells
     return found
 
 
-def labels_of(finished: Finished, rows: datasets.Dataset) -> Known | None:
-    """Labels that the data has all the same, or why it is not scored by them."""
-    try:
-        return finished.known(rows)
-    except ValueError as error:
-        print(printable(f"not scored: {error}"))
+def labels_of(finished: Finished, opened: list[tuple[str, Any]]) -> Known | None:
+    """Labels that the data has all the same; why it is not scored by them, if they are of no use.
+
+    ValueError: a column that was typed is not there.
+    """
+    found = []
+    for split, rows in opened:
+        finished.check_labels(rows)
+        try:
+            found.append(finished.known(split, rows))
+        except ValueError as error:
+            print(printable(f"not scored: {error}"))
+            return None
+    labels = next((one for one in found if one is not None), None)
+    if labels is None:
         return None
+    values, wanted = list[Any](), list[Any]()
+    for one, (_, rows) in zip(found, opened, strict=True):
+        values += [None] * len(rows) if one is None else one.values
+        wanted += [None] * len(rows) if one is None else one.wanted
+    note = "; ".join(one.note for one in found if one is not None and one.note)
+    return labels._replace(values=values, wanted=wanted, note=note)
 
 
 def finish(predictions: Predictions, total: int, data: Any, known: Known | None, columns: dict[str, list[Any]]) -> None:
     """Joins the parts, and says how many samples there are and what they score. ValueError: too many are bad."""
-    bad, read = predictions.bad(), len(predictions)
-    names = "; ".join(f"{name}: {why}" for name, why in bad[:5]) + ("; ..." if len(bad) > 5 else "")
-    if not read:
-        raise ValueError(f"{data.path} has nothing that can be read{f': {names}' if bad else ''}")
-    if len(bad) > data.max_bad_share * total:
-        raise ValueError(
-            f"{len(bad)} of {total} samples of {data.path} cannot be read ({names}); "
-            f"data.max_bad_share is {data.max_bad_share}; the others are kept in {predictions.folder}"
-        )
+    predictions.check(data.max_bad_share, data.path)
+    bad, read = dict(predictions.bad()), len(predictions)
     said, scored = scores(known, predictions) if known else ({}, 0)
     cut = sum(one.cut for one in predictions)
     labels = {known.column: known.values} if known and known.column else {}
     predictions.join({**columns, **labels})
-    print(f"samples in {predictions.out}: {read}{printable(f'; left out {len(bad)}: {names}') if bad else ''}")
+    print(f"samples in {predictions.out}: {read}{printable(f'; left out {len(bad)}: {named(bad)}') if bad else ''}")
+    if total > read + len(bad):
+        print(f"rows without a word, left out: {total - read - len(bad)}")
     if cut:
         print(f"longer than what is read at once: {cut}, of which a part is read, as in training")
     if known and known.note:

@@ -9,12 +9,18 @@ import datasets
 import numpy as np
 import pytest
 import soundfile
+import test_finetune
+import test_joint_run
 import tiny
 from PIL import Image
 
+from d2v.modalities.common.beside import with_texts
 from d2v.modalities.common.sources import AUDIO, IMAGES, notes, open_source, splits
+from d2v.modalities.image.detection.config import DetectionConfig
+from d2v.modalities.image.detection.source import open_boxes
 from d2v.modalities.speech.choice import open_labelled
-from scripts import data, pretrain
+from d2v.protocols import NoSplitError
+from scripts import data, finetune, pretrain
 
 
 def png(number: int) -> bytes:
@@ -171,14 +177,6 @@ def test_columns_that_are_called_split(name, cells, count, said, tmp_path):
     assert [note for note in notes(opened) if "CAREFUL" in note] == ([f"{said} and is not read"] if said else [])
 
 
-def test_a_start_that_is_refused_does_not_bind_its_folder(tmp_path):
-    command = tiny.arguments("image", tmp_path, "train.steps=2", "train.warmup_steps=0")
-    with pytest.raises(ValueError, match=r"objective.guard|accumulate"):
-        pretrain.main([*command, "objective.guard=visreg", "train.accumulate=2"])
-    assert not (tmp_path / "config.yaml").exists()
-    pretrain.main(command)
-
-
 def test_metadata_without_a_label_leaves_the_classes_of_folders(tmp_path):
     for number in range(4):
         folder = tmp_path / "ab"[number % 2]
@@ -190,3 +188,76 @@ def test_metadata_without_a_label_leaves_the_classes_of_folders(tmp_path):
     assert rows["place"] == ["x", None, "y", None, "z"] and rows["label"] == [0, 0, 1, 1, -1]
     (tmp_path / "metadata.csv").write_text("file_name,label\na/0.png,x\nb/1.png,y\n")
     assert read(tmp_path)["label"] == ["x", None, "y", None]
+
+
+def test_names_in_an_archive_are_of_no_files_of_this_machine(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "0.txt").write_text("private")
+    (tmp_path / "0.txt").write_text("private")
+    path = tar(tmp_path / "a.tar", {"0.png": png(0), f"{tmp_path}/home/0.png": png(1)})
+    monkeypatch.chdir(tmp_path)
+    assert "text" not in with_texts(read(path)).column_names
+    data.main(["pack", str(path), str(tmp_path / "packed")])
+    with tarfile.open(tmp_path / "packed" / "train-000000.tar") as packed:
+        assert not [name for name in packed.getnames() if name.endswith(".txt")]
+
+
+def test_boxes_as_yolo_writes_them_are_no_captions(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+        (tmp_path / f"{number}.txt").write_text("0 0.5 0.5 0.2 0.3\n1 0.1 0.2 0.05 0.06\n")
+    assert "text" not in with_texts(read(tmp_path)).column_names
+    (tmp_path / "1.txt").write_text("a cat")
+    assert "text" in with_texts(read(tmp_path)).column_names
+
+
+def test_tables_that_begin_like_splits(tmp_path):
+    for name, count in (("train_a", 3), ("train_b", 2), ("dev_a", 1)):
+        (tmp_path / f"{name}.csv").write_text("text\n" + f"{name}\n" * count)
+
+    def texts(split: str) -> list[str]:
+        return open_source(str(tmp_path), split, (".txt",), "text")["text"]
+
+    assert texts("train") == ["train_a"] * 3 + ["train_b"] * 2 and texts("validation") == ["dev_a"]
+    assert texts("train[:4]") == ["train_a"] * 3 + ["train_b"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "train.csv").write_text("text\na\n")
+    (tmp_path / "other" / "eval_results.csv").write_text("text\nb\n")
+    with pytest.raises(NoSplitError):
+        open_source(str(tmp_path / "other"), "test", (".txt",), "text")
+
+
+def test_boxes_in_tables_that_begin_like_splits(tmp_path):
+    for number, split in enumerate(("train", "test")):
+        (tmp_path / f"{split}.png").write_bytes(png(number))
+        lines = ["filename,class,xmin,ymin,xmax,ymax", f"{split}.png,thing,1,1,6,6"]
+        (tmp_path / f"{split}_labels.csv").write_text("\n".join(lines))
+    for split in ("train", "test"):
+        rows = open_boxes(DetectionConfig(path=str(tmp_path), label="class"), split)
+        assert [Path(file).name for file in rows["file"]] == [f"{split}.png"]
+
+
+def test_splits_of_saved_data_that_begin_alike(tmp_path):
+    some = {name: datasets.Dataset.from_dict({"text": [name]}) for name in ("train", "test_easy", "test_hard")}
+    datasets.DatasetDict(some).save_to_disk(str(tmp_path))
+    assert open_source(str(tmp_path), "test", (".txt",), "text")["text"] == ["test_easy", "test_hard"]
+    assert open_source(str(tmp_path), "train", (".txt",), "text")["text"] == ["train"]
+
+
+@pytest.mark.parametrize("start", ["pretrain", "joint", "finetune"])
+def test_a_start_that_is_refused_does_not_bind_its_folder(start, tmp_path, monkeypatch):
+    refused = {
+        "pretrain": (pretrain.main, tiny.arguments("image", tmp_path, "train.steps=2", "train.warmup_steps=0")),
+        "joint": (pretrain.main, test_joint_run.config_of(tmp_path)),
+        "finetune": (finetune.main, test_finetune.arguments("image", tmp_path)),
+    }
+    main, command = refused[start]
+
+    def failing(*_: object) -> None:
+        raise ValueError("no such batch")
+
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="no such batch"):
+        patched.setattr("d2v.training.loop.make_optimizer", failing)
+        main(command)
+    assert not (tmp_path / "config.yaml").exists()
+    main(command)

@@ -325,6 +325,21 @@ def test_a_table_of_all_methods(root: Path, tmp_path: Path, monkeypatch: pytest.
     assert "](teacher_speech.png)" in (pages / "results.md").read_text()
 
 
+@pytest.mark.parametrize("update", ["true", "false"])
+def test_the_settings_of_a_row_are_read(update: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also those of the control, whose teacher nothing anneals."""
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    import table
+
+    recipe = str(table.recipe("text", table.CONTROL))
+    small = ["dim=16", "num_heads=2", "mlp_dim=32", "depth=1"]
+    settings = [*(f"model.trunk.{one}" for one in small), "objective.top_k=1", f"train.update_teacher={update}"]
+    settings += ["data.path=demo", "data.vocab_size=400", "data.block_size=16", "train.batch_size=4"]
+    _, scaled = table.timed(recipe, settings, 0.001, 1)
+    config = load_config(recipe, [*settings, *scaled, f"run.dir={tmp_path}"])
+    assert ("ema_anneal_steps" in str(scaled)) == (update == "true") and config.train.steps >= 1
+
+
 def test_no_bag_of_words_knows_a_minimal_pair(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(root / "benchmarks")
     import minimal_pairs

@@ -39,7 +39,7 @@ def test_error_rates_are_edit_distances():
 
 
 def test_greedy_reading_counts_repeats_once_and_leaves_out_blanks():
-    vocabulary = Vocabulary(["ab b", "c"])
+    vocabulary = Vocabulary.of_texts(["ab b", "c"])
     assert vocabulary.letters == ["<pad>", "<unk>", "|", "a", "b", "c"]
     generator, tokenizer = np.random.default_rng(1), vocabulary.tokenizer()
     for _ in range(50):
@@ -66,7 +66,7 @@ def brute_force(logits: np.ndarray, vocabulary: Vocabulary) -> str:
 
 def test_beam_search_finds_the_likeliest_text():
     pytest.importorskip("flashlight.lib.text")
-    vocabulary = Vocabulary(["ab"])
+    vocabulary = Vocabulary.of_texts(["ab"])
     search = beam.build(beam.DecodeConfig(beam=200), vocabulary, [])
     generator, differs = np.random.default_rng(2), 0
     for _ in range(15):
@@ -98,7 +98,7 @@ ngram 2=2
 def test_a_language_model_decides_between_words_that_sound_alike(tmp_path):
     pytest.importorskip("flashlight.lib.text")
     (tmp_path / "lm.arpa").write_text(ARPA)
-    vocabulary = Vocabulary(["ab", "ba"])
+    vocabulary = Vocabulary.of_texts(["ab", "ba"])
     logits = np.full((5, 5), -20.0)
     logits[0, 3], logits[0, 4], logits[2, 4], logits[2, 3] = 0.1, 0, 0.1, 0  # a little rather "ab" than "ba"
     logits[[1, 3], 0] = 0
@@ -125,4 +125,4 @@ def test_without_the_decoder_one_line_says_what_to_install(monkeypatch):
         monkeypatch.delattr(f"torchaudio.models.decoder.{name}", raising=False)
     monkeypatch.delitem(sys.modules, "torchaudio.models.decoder._ctc_decoder", raising=False)
     with pytest.raises(ValueError, match=r"needs the package flashlight-text: pip install 'd2v\[beam\]'"):
-        beam.build(beam.DecodeConfig(beam=5), Vocabulary(["a"]), [])
+        beam.build(beam.DecodeConfig(beam=5), Vocabulary.of_texts(["a"]), [])

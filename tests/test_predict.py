@@ -101,8 +101,7 @@ def test_a_plain_folder_with_a_bad_file_in_parts_that_a_kill_leaves(runs, tmp_pa
     rows = read(tmp_path / "whole.csv")
     assert len(rows) == 30 and [*rows[0]] == ["id", "prediction", "probability"] and rows[0]["id"] == "0.png"
 
-    config = predicting.EmbedConfig(chunk=8)
-    monkeypatch.setattr(predicting, "EmbedConfig", lambda: config)
+    monkeypatch.setattr(predicting, "CHUNK", 8)
     add, added = Predictions.add, []
 
     def dying(self, number, *rest):
@@ -151,7 +150,7 @@ def test_a_long_recording_is_transcribed_in_windows(runs, tmp_path):
     assert isinstance(model, D2vForCTC)
     rows = Rows(reading.samples.open(config.data, "train"), 0)
     samples = reading.samples(config.data, config.frontend, split="train", folder=folder, rows=rows)
-    (logits,) = predicting.answers(model.eval(), samples, bad := []).values()
+    ((_, logits),) = predicting.answers(model.eval(), samples, bad := [])
     whole = torch.from_numpy(samples.wave(0))[None]
     with torch.no_grad():
         at_once = model(input_values=whole).logits[0]
@@ -160,6 +159,9 @@ def test_a_long_recording_is_transcribed_in_windows(runs, tmp_path):
     with torch.no_grad():
         for view, counted in samples.windows(0, predicting.OVERLAP, 1):
             pieces.append(model(view).logits[counted].numpy())
+    # In the middle of a window a token hears what it does in the whole: positions and neighbours are the same.
+    near = np.abs(logits - at_once.numpy()).max(axis=1)
+    assert np.median(near) < 0.5 * np.abs(at_once.numpy()).mean()
     assert len(pieces) > 3 and np.abs(np.concatenate(pieces) - logits).max() < 1e-5
     predict.main([str(runs["letters"]), *settings, f"out={tmp_path / 'out.csv'}"])
     (row,) = read(tmp_path / "out.csv")
@@ -245,7 +247,13 @@ def test_all_splits_are_read_unless_one_is_asked_for(runs, tmp_path, capsys):
     predict.main([str(runs["text"]), f"data.path={one}", f"out={tmp_path / 'test.csv'}"])
     assert len(read(tmp_path / "test.csv")) == 20
     predict.main([str(runs["text"]), f"data.path={one.parent}", f"out={tmp_path / 'all.csv'}"])
-    assert "splits: train and test read" in capsys.readouterr().out and len(read(tmp_path / "all.csv")) == 100
+    assert "splits: train and test is read" in capsys.readouterr().out
+    assert [row["id"] for row in read(tmp_path / "all.csv")] == [
+        *(f"train:{n}" for n in range(80)),
+        *(f"test:{n}" for n in range(20)),
+    ]
+    predict.main([str(runs["text"]), "data.path=demo", f"out={tmp_path / 'demo.csv'}", "data.max_bad_share=0.5"])
+    assert {row["id"].partition(":")[0] for row in read(tmp_path / "demo.csv")} == {"train", "test"}
 
 
 def test_columns_of_the_data_and_parquet(runs, tmp_path):
@@ -258,7 +266,10 @@ def test_columns_of_the_data_and_parquet(runs, tmp_path):
     assert all(sum(value for name, value in row.items() if name.startswith("p_")) > 0.999 for row in table)
     predict.main([*command, f"out={tmp_path / 'out.csv'}"])
     assert [row["key"] for row in read(tmp_path / "out.csv")] == ["A1", "A2", "A3"]
-    for wrong in ("kee", "id"):
+    path = {"path": tmp_path / "new.csv", "text": "words"}
+    d2v.predict(runs["text"], tmp_path / "called.csv", columns=["key"], data=path)
+    assert [*read(tmp_path / "called.csv")[0]] == ["id", "key", "label", "prediction", "probability"]
+    for wrong in ("kee", "id", "label"):
         with pytest.raises(ValueError, match=f"columns={wrong}"):
             predict.main([*command[:2], "data.text=words", f"columns={wrong}", f"out={tmp_path / 'no.csv'}"])
 
@@ -292,8 +303,7 @@ def test_labels_in_another_form_and_labels_that_are_none(written, found, runs, t
 
 def test_more_and_fewer_files_after_a_stop(runs, tmp_path, monkeypatch):
     path = pictures(tmp_path / "new", 20)
-    config = predicting.EmbedConfig(chunk=8)
-    monkeypatch.setattr(predicting, "EmbedConfig", lambda: config)
+    monkeypatch.setattr(predicting, "CHUNK", 8)
     command = [str(runs["image"]), f"data.path={path}", f"out={tmp_path / 'out.csv'}"]
     with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
         stopped.setattr(Predictions, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -317,8 +327,10 @@ REFUSED = {
     ("data.path={new}", "out={tmp}/a.csv", "train.steps=1"): "train.steps has no effect on predictions",
     ("data.path={new}", "out={tmp}/a.csv", "data.spilt=test"): "data.spilt",
     ("data.path={new}", "out={tmp}/a.csv", "probabilities=yes"): "probabilities=yes must be true or false",
-    ("data.path={tmp}/none/", "out={tmp}/a.csv"): "none",
-    ("data.path={new}", "data.split=test", "out={tmp}/a.csv"): "test",
+    ("data.path={tmp}/none/", "out={tmp}/a.csv"): "does not exist",
+    ("data.path={new}", "data.split=test", "out={tmp}/a.csv"): "has no splits: all of it is 'train'",
+    ("data={{path: {new}}}", "out={tmp}/a.csv"): "data={...} is given whole: write data.path=FOLDER",
+    ("data.path={new}", "data.label=nothing", "out={tmp}/a.csv"): "data.label is 'nothing'; the columns of data.path ",
 }
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 from d2v import files
 from d2v.config.differences import changes
 from d2v.files import written
+from d2v.reading import named
 
 
 class Parts:
@@ -23,6 +25,8 @@ class Parts:
         self.out, self.folder = out, out.with_name(f"{out.name}.parts")
         files.check_folder(self.folder)
         place = self.folder / "settings.json"
+        if not place.is_file() and self.paths():  # a kill, while those of other settings were removed
+            files.remove_folder(self.folder)
         if place.is_file() and self.paths():
             changed = changes(json.loads(place.read_text()), json.loads(json.dumps(settings)), places)
             if changed and not overwrite:
@@ -56,6 +60,17 @@ class Parts:
         for path in self.paths():
             if int(path.stem) >= count:
                 path.unlink()
+
+    def check(self, max_bad_share: float, where: Any) -> None:
+        """ValueError: there is nothing, or a larger share of samples than `max_bad_share` cannot be read."""
+        bad = dict(self.bad())
+        if not len(self):
+            raise ValueError(f"{where} has nothing that can be read{f': {named(bad)}' if bad else ''}")
+        if len(bad) > max_bad_share * (len(self) + len(bad)):
+            raise ValueError(
+                f"{len(bad)} of {len(self) + len(bad)} samples of {where} cannot be read ({named(bad)}); "
+                f"data.max_bad_share is {max_bad_share}; the others are kept in {self.folder}"
+            )
 
     def bad(self) -> list[tuple[str, str]]:
         """Ids and reasons of all bad samples."""

@@ -1,6 +1,6 @@
 """A model that `d2v finetune` has written, with the settings under which it reads other data than it learnt from."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from d2v.finetuning.config import FinetuneConfig, load
 from d2v.interop.pretrained import load_ours
 from d2v.modalities.common.noted import splits
 from d2v.models.task_models import TaskModel
-from d2v.protocols import Known, NoSplitError, Unlabelled
+from d2v.protocols import Known, LabelledTask, NoSplitError, Unlabelled
 from d2v.training.checkpoint import checkpoints_in
 from d2v.training.inherited import Origin, take_data
 from d2v.training.preparation import preparation_of
@@ -29,35 +29,61 @@ class Finished(NamedTuple):
     reading: Unlabelled
     folder: Path  # where its tokenizer is, if it needs one
 
-    def rows(self) -> Any:
-        """Those of the data, unread, of all splits where none was asked for. ValueError: there are none."""
-        data, opened = self.config.data, self.reading.samples.open
+    def opened(self) -> list[tuple[str, Any]]:
+        """The splits of the data and their rows, unread: those that data.split names, else all.
+
+        ValueError: there are none.
+        """
+        data, open_rows = self.config.data, self.reading.samples.open
         if _is_typed(self.config, "split"):
-            return opened(data, data.split)
+            return [(data.split, open_rows(data, data.split))]
         try:
-            rows = opened(data, data.split)
+            rows = open_rows(data, data.split)
             names = splits(rows)
         except NoSplitError as error:
             if not error.splits:
                 raise
             rows, names = None, error.splits
-        if rows is None or len(names) > 1:
-            data.split = "+".join(names)
-            rows = opened(data, data.split)
-        return rows
+        if rows is not None and len(names) < 2:
+            return [(data.split, rows)]
+        return _once([(name, open_rows(data, name)) for name in names])
 
-    def known(self, rows: Any) -> Known | None:
-        """Labels that these have all the same. ValueError: of no use, or a column that was typed is not there."""
-        found = self.reading.known(self.model.config, self.config, self.folder, rows)
-        for name in ("label", "transcript") if found is None else ():
-            if _is_typed(self.config, name):
-                raise ValueError(f"data.{name} is {getattr(self.config.data, name)!r}, and the data has no such column")
-        return found
+    def known(self, split: str, rows: Any) -> Known | None:
+        """Labels that a split has all the same. ValueError: they are of no use."""
+        config = replace(self.config, data=replace(self.config.data, split=split))
+        return self.reading.known(self.model.config, config, self.folder, rows)
 
-    def read(self) -> dict[str, Any]:
-        """The settings of the data that predictions depend on, as plain values."""
+    def check_labels(self, rows: Any) -> None:
+        """ValueError: a column of labels that was typed is not there."""
+        for name in ("label", "transcript"):
+            column = getattr(self.config.data, name, "")
+            if (
+                _is_typed(self.config, name)
+                and "boxes" not in self.reading.settings
+                and column not in rows.column_names
+            ):
+                raise ValueError(
+                    f"data.{name} is {column!r}; the columns of data.path {self.config.data.path} are "
+                    f"{', '.join(rows.column_names)}"
+                )
+
+    def settings(self) -> dict[str, Any]:
+        """Those of the data that predictions depend on, as plain values."""
         data = asdict(self.config.data)
-        return {name: data[name] for name in self.reading.settings if name != "max_bad_share"}
+        return {name: data[name] for name in self.reading.settings if name not in ("max_bad_share", "split")}
+
+
+def _once(opened: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Splits of images with boxes without images of a split before, as trainval holds those of train."""
+    seen, found = set[str](), []
+    for split, rows in opened:
+        if "boxes" in rows.column_names:
+            files = rows["file"]
+            rows = rows.select([row for row, file in enumerate(files) if file not in seen])
+            seen.update(files)
+        if len(rows):
+            found.append((split, rows))
+    return found
 
 
 def _is_typed(config: FinetuneConfig, name: str) -> bool:
@@ -70,34 +96,43 @@ def open_finished(path: str, overrides: list[str]) -> Finished:
     ValueError: no fine-tuned model there; no data; a setting that predictions do not read.
     """
     place = folder_of_model(Path(path))
-    file = place / SETTINGS
-    if not file.is_file():
-        raise ValueError(f"{path} is no model of `d2v finetune` ({file} is not there): {_advice(Path(path), place)}")
-    names = [override.partition("=")[0] for override in overrides]
-    _check(names, ["data", "run.overwrite"], "data.* and run.overwrite")
-    if not {"data", "data.path"} & set(names):
-        raise ValueError("data.path=FOLDER is missing: what is to be predicted for")
-    former = [f"data.{name}={value}" for name, value in OF_TRAINING.items() if f"data.{name}" not in names]
-    config, task = load([str(file), *former, *overrides])
-    for name in OF_TRAINING:
-        if f"data.{name}" not in names:
-            config.given = {key: where for key, where in config.given.items() if key != f"data.{name}"}
-    if task.unlabelled is None:
-        raise ValueError(f"{path} learnt from data of {config.modality} that is not read without labels")
-    read = [f"data.{name}" for name in task.unlabelled.settings]
-    _check([name for name in names if name.startswith("data.")], read, ", ".join(read))
-    _check_kind(read_yaml(file)["data"], config, task.unlabelled)
+    if not (place / SETTINGS).is_file():
+        raise ValueError(
+            f"{path} is no model of `d2v finetune` ({place / SETTINGS} is not there): {_advice(Path(path), place)}"
+        )
+    config, task = _settings(place / SETTINGS, overrides)
     take_data(config, Origin("MODEL", path), lambda line: None)
     model: Any = load_ours(place)
     if not isinstance(model, task.model):
         raise ValueError(f"{place} holds a {type(model).__name__}; {SETTINGS} there is of a {task.model.__name__}")
     name = config.modality
     config.model.frontends[name] = type(config.frontend)(**model.config.frontends[name])
+    assert task.unlabelled is not None
     return Finished(model, config, task.unlabelled, preparation_of(Path(path), name))
 
 
-def _check(names: list[str], read: list[str], said: str) -> None:
-    """ValueError: a name of a setting that is none of those that are read, and not of such a section."""
+def _settings(file: Path, overrides: list[str]) -> tuple[FinetuneConfig, LabelledTask]:
+    """Those of a run with what was typed about other data. ValueError: as open_finished."""
+    names = [override.partition("=")[0] for override in overrides]
+    if "data" in names:
+        raise ValueError("data={...} is given whole: write data.path=FOLDER and the others one by one")
+    _check_read(names, ["data", "run.overwrite"], "data.* and run.overwrite")
+    if "data.path" not in names:
+        raise ValueError("data.path=FOLDER is missing: what is to be predicted for")
+    former = [f"data.{name}={value}" for name, value in OF_TRAINING.items() if f"data.{name}" not in names]
+    config, task = load([str(file), *former, *overrides])
+    untyped = {f"data.{name}" for name in OF_TRAINING}.difference(names)
+    config.given = {name: where for name, where in config.given.items() if name not in untyped}
+    if task.unlabelled is None:
+        raise ValueError(f"{file.parent} learnt from data of {config.modality} that is not read without labels")
+    read = [f"data.{name}" for name in task.unlabelled.settings]
+    _check_read([name for name in names if name.startswith("data.")], read, ", ".join(read))
+    _check_kind(read_yaml(file)["data"], config, task.unlabelled)
+    return config, task
+
+
+def _check_read(names: list[str], read: list[str], said: str) -> None:
+    """ValueError: one of the names of settings is neither among those that predictions read nor in such a section."""
     for name in names:
         if not any(f"{name}.".startswith(f"{one}.") for one in read):
             raise ValueError(f"{name} has no effect on predictions: they read {said}")

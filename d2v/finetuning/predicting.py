@@ -5,6 +5,7 @@ T tokens of a sample, V letters.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,6 @@ import torch
 from tqdm import tqdm
 
 from d2v import files
-from d2v.evaluation.config import EmbedConfig
 from d2v.evaluation.features import by_length
 from d2v.evaluation.parts import Parts
 from d2v.files import written
@@ -24,7 +24,8 @@ from d2v.models.task_models import TaskModel
 from d2v.protocols import Known, Says, Stream
 from d2v.reading import ahead, readable_views
 
-OVERLAP = EmbedConfig().overlap  # of windows, where a sample is longer than what is read at once
+CHUNK = 1024  # samples of a part
+OVERLAP = 0.1  # of windows, where a sample is longer than what is read at once
 FORMATS = (".csv", ".parquet")
 
 
@@ -55,54 +56,67 @@ class Predictions(Parts):
     def __iter__(self) -> Iterator[Predicted]:
         """Those of all parts."""
         for path in self.paths():
-            for one in pq.read_table(path).to_pylist():
-                yield Predicted(one["row"], one["name"], one["cut"], json.loads(one["cells"]))
+            yield from _read(path)
 
     def join(self, columns: Mapping[str, Sequence[Any]]) -> None:
         """Writes `out` and removes the parts; `columns`: others of the table, by name, of each row of the source."""
         if self.out.suffix == ".csv":
-            write_rows(self.out, self._rows(columns))
+            write_rows(self.out, (row for rows in self._parts(columns) for row in rows))
         else:
-            tables = [pa.Table.from_pylist([row]) for row in self._rows(columns)]
-            with written(self.out) as draft:
-                pq.write_table(pa.concat_tables(tables, promote_options="permissive").combine_chunks(), draft)
+            schemas = [pa.Table.from_pylist(rows).schema for rows in self._parts(columns)]
+            schema = pa.unify_schemas(schemas, promote_options="permissive")
+            with written(self.out) as draft, pq.ParquetWriter(draft, schema) as writer:
+                for rows in self._parts(columns):
+                    writer.write_table(pa.Table.from_pylist(rows, schema))
         files.record_results([self.out])
         files.remove_folder(self.folder)
 
-    def _rows(self, columns: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-        for one in self:
-            beside = {name: values[one.row] for name, values in columns.items()}
-            for cells in one.cells:
-                yield {"id": one.name, **beside, **cells}
+    def _parts(self, columns: Mapping[str, Sequence[Any]]) -> Iterator[list[dict[str, Any]]]:
+        """The rows of each part that has some."""
+        for path in self.paths():
+            rows = []
+            for one in _read(path):
+                beside = {name: values[one.row] for name, values in columns.items()}
+                rows += [{"id": one.name, **beside, **cells} for cells in one.cells]
+            if rows:
+                yield rows
 
 
-def predict_all(
+def _read(path: Path) -> Iterator[Predicted]:
+    """The samples of a part."""
+    for one in pq.read_table(path).to_pylist():
+        yield Predicted(one["row"], one["name"], one["cut"], json.loads(one["cells"]))
+
+
+def predict_split(
     model: TaskModel,
     says: Says,
     open_part: Callable[[int, int], Any],
     inputs_of: Callable[[int, int], str],
     total: int,
     predictions: Predictions,
-) -> None:
-    """What is said of `total` samples into `predictions`; parts of the same inputs that are there already stay.
+    *,
+    first: int,
+    before: int,
+) -> int:
+    """What is said of the `total` samples of a split into `predictions`; parts of the same inputs that are there stay.
 
     `open_part(start, stop)`: those samples, Stream and Rowed; `inputs_of(start, stop)`: a digest of what they are made
-    of.
+    of; `first`: the number of the first part; `before`: rows of the splits before. The number of the part that follows.
     """
-    size = EmbedConfig().chunk
-    predictions.cut(-(-total // size))
-    for number, start in enumerate(tqdm(range(0, total, size), unit="part", disable=None)):
-        stop = min(start + size, total)
+    for number, start in enumerate(tqdm(range(0, total, CHUNK), unit="part", disable=None), first):
+        stop = min(start + CHUNK, total)
         inputs = inputs_of(start, stop)
         if not predictions.has(number, inputs):
             samples = open_part(start, stop)
             bad: list[tuple[str, str]] = [*samples.report.unreadable, *samples.report.too_short]
-            found, said = answers(model, samples, bad), []
-            for index in sorted(found):
+            said = {}
+            for index, answer in answers(model, samples, bad):
                 is_cut = samples.cut is not None and bool(samples.cut[index]) and not model.answers_tokens
-                row = start + int(samples.rows[index])
-                said.append(Predicted(row, samples.ids[index], is_cut, says(samples, index, found[index])))
-            predictions.add(number, said, bad, inputs)
+                row = before + start + int(samples.rows[index])
+                said[index] = Predicted(row, samples.ids[index], is_cut, says(samples, index, answer))
+            predictions.add(number, [said[index] for index in sorted(said)], bad, inputs)
+    return first - (-total // CHUNK)
 
 
 def scores(known: Known, predictions: Predictions) -> tuple[dict[str, float], int]:
@@ -116,28 +130,31 @@ def scores(known: Known, predictions: Predictions) -> tuple[dict[str, float], in
 
 
 @torch.no_grad()
-def answers(model: TaskModel, samples: Stream, bad: list[tuple[str, str]]) -> dict[int, np.ndarray]:
-    """What a model says of each sample, by its number; see TaskModel.answers. What cannot be read goes to `bad`.
+def answers(model: TaskModel, samples: Stream, bad: list[tuple[str, str]]) -> Iterator[tuple[int, np.ndarray]]:
+    """Numbers of samples and what a model says of each; see TaskModel.answers. What cannot be read goes to `bad`.
 
     Samples are read as a run scores them, but that a model of tokens reads all windows of a long one.
     """
-    found: dict[int, np.ndarray] = {}
+    for index, answer in _answers(model, samples, bad):
+        if np.isfinite(answer).all():
+            yield index, answer
+        else:
+            bad.append((samples.ids[index], "what the model says of it is not finite: is the model damaged?"))
+
+
+def _answers(model: TaskModel, samples: Stream, bad: list[tuple[str, str]]) -> Iterator[tuple[int, np.ndarray]]:
     longer = samples.cut if model.answers_tokens and samples.cut is not None else np.zeros(len(samples), dtype=bool)
-    indices = np.arange(len(samples))
     batches = by_length(samples.lengths, BATCH_SIZE, np.flatnonzero(~longer))
-    for places, view in ahead(readable_views(samples, indices, batches, lambda *why: bad.append(why))):
-        for place, answer in zip(places.tolist(), model.answers(view.to(model.device)), strict=True):
-            found[place] = answer
+    every = np.arange(len(samples))
+    for indices, view in ahead(readable_views(samples, every, batches, lambda *why: bad.append(why))):
+        yield from zip(indices.tolist(), model.answers(view.to(model.device)), strict=True)
     for index in np.flatnonzero(longer).tolist():
         try:
-            found[index] = _of_windows(model, samples, index)
+            answer = _of_windows(model, samples, index)
         except ValueError as error:
             bad.append((samples.ids[index], str(error)))
-    for index, answer in [*found.items()]:
-        if not np.isfinite(answer).all():
-            bad.append((samples.ids[index], "what the model says of it is not finite: is the model damaged?"))
-            del found[index]
-    return found
+        else:
+            yield index, answer
 
 
 def _of_windows(model: TaskModel, samples: Stream, index: int) -> np.ndarray:

@@ -46,7 +46,8 @@ def known(config: Any, settings: Any, folder: Path, source: datasets.Dataset) ->
         return Known("label", numbers, numbers, _score_numbers)
     classes = [config.id2label[number] for number in range(config.num_labels)]
     names = names_of(cells, tables.classes(source, column), column, classes)
-    meant = {name: _meant(name, classes) for name in {*names} - {None}}
+    forms = {_form(name): name for name in classes}
+    meant = {name: name if name in classes else forms.get(_form(name)) for name in {*names} - {None}}
     others = in_order(name for name, one in meant.items() if one is None)
     said = f"{', '.join(map(repr, others[:3]))}{', ...' if len(others) > 3 else ''}"
     if others and len(others) == len(meant):
@@ -57,15 +58,12 @@ def known(config: Any, settings: Any, folder: Path, source: datasets.Dataset) ->
     return Known("label", names, wanted, partial(_score_classes, classes), note)
 
 
-def _meant(name: str | None, classes: Sequence[str]) -> str | None:
-    """The class of a name, which another program may have written otherwise: True and true, 7.0 and 7."""
-    if name in classes:
-        return name
+def _form(name: str | None) -> str | float | None:
+    """What two ways to write a class have in common: True and true, 7.0 and 7."""
     value = tables.number(name)
-    for one in classes:
-        if {str(name).lower(), one.lower()} in ({"true"}, {"false"}) or value == tables.number(one):
-            return one
-    return None
+    if value == value:
+        return value
+    return str(name).lower() if str(name).lower() in ("true", "false") else name
 
 
 def _number(cell: Any, column: str) -> float | None:

@@ -14,19 +14,35 @@ def with_texts(dataset: datasets.Dataset) -> datasets.Dataset:
     """Rows of files with the texts that lie beside these, where they have no texts of their own.
 
     As a.txt beside a.wav or a.jpg, or in LibriSpeech's lists, 84-121123.trans.txt: a line for each recording, its name
-    first.
+    first. Only beside files that are read themselves: the names in an archive are of no files of this machine. Boxes as
+    YOLO writes them are no texts.
     """
-    if "file" not in dataset.column_names or TEXT in dataset.column_names:
+    if "file" not in dataset.column_names or TEXT in dataset.column_names or _holds_media(dataset):
         return dataset
     texts, listed = list[str | None](), dict[Path, dict[str, str]]()
     for name in tables.cells_of(dataset, "file"):
         file = Path(name or "")
+        name = name if file.is_absolute() else None
         if name and file.parent not in listed:
             listed[file.parent] = _listed(file.parent)
         texts.append((listed[file.parent].get(file.stem) or _beside(file)) if name else None)
-    if not any(texts):
+    if not any(texts) or all(map(_is_boxes, filter(None, texts))):
         return dataset
     return dataset.add_column(TEXT, texts, feature=datasets.Value("string"))
+
+
+def _holds_media(dataset: datasets.Dataset) -> bool:
+    """Whether cells hold media, or say where in an archive they lie."""
+    return any(
+        isinstance(feature, dict | datasets.Image | datasets.Audio) or "binary" in str(getattr(feature, "dtype", ""))
+        for feature in dataset.features.values()
+    )
+
+
+def _is_boxes(text: str) -> bool:
+    """Whether a text is a class and four shares of an image for each thing in it."""
+    words = text.split()
+    return len(words) % 5 == 0 and all(0 <= tables.number(word) <= 1 for n, word in enumerate(words) if n % 5)
 
 
 def _listed(folder: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from d2v.modalities.common.noted import with_notes
 from d2v.modalities.common.split_column import unread
 from d2v.modalities.common.tables import file_paths, media_column, media_kinds, with_folders
 from d2v.protocols import NoSplitError
+from d2v.split_names import means
 
 
 def _with_absolute_paths(dataset: datasets.Dataset, where: str, what: str, files: dict, split: str) -> datasets.Dataset:
@@ -42,13 +43,21 @@ def _with_absolute_paths(dataset: datasets.Dataset, where: str, what: str, files
 
 def parts_of(split: str, where: str, names: Sequence[str], opened: Callable[[str], Any]) -> list[datasets.Dataset]:
     """The rows of each part of data.split, of data that has splits of these names. ValueError: there is none such."""
-    parts = []
+    parts, split = [], expanded(split, names)
     for one in split.split("+"):
         name = one.partition("[")[0]
         if name not in names:
             raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(names)}", names)
         parts.append(cut(opened(name), name, one))
     return parts
+
+
+def expanded(split: str, names: Sequence[str]) -> str:
+    """data.split with the splits that a name stands for in its place: train.clean.100+train.other.500 for train."""
+    parts = []
+    for part in split.split("+"):
+        parts += [part] if part in names or "[" in part else [one for one in names if means(part, one, names)] or [part]
+    return "+".join(parts)
 
 
 def saved(folder: Path, split: str) -> datasets.Dataset:
@@ -80,6 +89,7 @@ def load(split: str, where: str, what: str, *args: Any, **options: Any) -> datas
             builder.config.encoding_errors = "replace"
         builder.download_and_prepare()
     names = list(builder.info.splits or ())
+    split = expanded(split, names)
     if not {part.partition("[")[0] for part in split.split("+")} <= set(names):  # train.clean.100+train.clean.360
         raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(names)}", names)
     dataset = _undecoded(builder.as_dataset(split=split))

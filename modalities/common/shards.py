@@ -95,17 +95,17 @@ def _of_table(path: str, column: str, row: int) -> bytes:
 def check_complete(files: Sequence[Path]) -> None:
     """ValueError: the numbers of shards in a folder have gaps, or are fewer than their names say."""
     found: dict[tuple[Path, str, str, str], set[int]] = {}
-    padded = set()  # as shards are named; two years are not
+    padded = set()  # 000000, as shards are named, of which two may be all; two years are not
     for file in files:
         if match := NUMBER.fullmatch(file.name):
             before, number, total, ending = match.groups()
             key = file.parent, before, total or "", ending
             found.setdefault(key, set()).add(int(number))
-            padded |= {key} if number.startswith("00") else set()
+            padded |= {key} if number.startswith("00") and ending == TAR else set()
     for (folder, before, total, ending), numbers in found.items():
         wanted = set(range(int(total)) if total else range(min(numbers), max(numbers) + 1))
         missing = sorted(wanted - numbers)
-        if missing and (total or len(numbers) > 2 or (folder, before, total, ending) in padded):
+        if missing and (total or len(numbers) > 2 or ((folder, before, total, ending) in padded and 0 in numbers)):
             pattern = f"{folder / before}*{ending}"
             raise ValueError(
                 f"{len(missing)} of {len(wanted)} shards {pattern} are missing, the first is number {missing[0]}: "
@@ -132,10 +132,8 @@ def of_tars(files: Sequence[Path], extensions: Sequence[str], kind: str) -> data
     if not parts:
         listed = ", ".join(file.name for file in files[:3])
         raise ValueError(f"data.path: no sample of {listed} has {kind}: files that end in {' '.join(extensions)}")
-    names = dict.fromkeys(name for part in parts for name in part.column_names if name != kind)
-    for name in names:
-        kinds = {part.column(name).type for part in parts if name in part.column_names} - {pa.null()}
-        if len(kinds) > 1 and not all(map(pa.types.is_floating, kinds)) and pa.string() in kinds:
+    for name in dict.fromkeys(name for part in parts for name in part.column_names if name != kind):
+        if not _fit([part.column(name).type for part in parts if name in part.column_names]):
             parts = [_as_written(part, name) for part in parts]
     try:
         table = pa.concat_tables(parts, promote_options="permissive")
@@ -154,6 +152,15 @@ def _column(cells: list[Any]) -> pa.Array:
         return pa.array(cells)
     except (pa.ArrowException, OverflowError):
         return pa.array([None if cell is None else written(cell) for cell in cells])
+
+
+def _fit(kinds: Sequence[pa.DataType]) -> bool:
+    """Whether columns of these types can become one."""
+    try:
+        pa.unify_schemas([pa.schema([("x", kind)]) for kind in kinds], promote_options="permissive")
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _as_written(part: pa.Table, name: str) -> pa.Table:
@@ -175,10 +182,11 @@ def _samples(file: Path, extensions: Sequence[str], kind: str, further: list[str
         path = member.name.removeprefix("./")
         folder, _, name = path.rpartition("/")
         stem, _, ending = name.partition(".")
-        row, endings = known.get((folder, stem), ({}, {ending}))
-        if ending in endings:
-            row, endings = known[folder, stem] = {}, set[str]()
-            rows.append(row)
+        key = folder, stem
+        if key not in known or ending in known[key][1]:
+            known[key] = {}, set()
+            rows.append(known[key][0])
+        row, endings = known[key]
         endings.add(ending)
         ending = ending.lower()
         if content is None and f".{ending}" in extensions:

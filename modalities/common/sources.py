@@ -154,7 +154,7 @@ def _open_files(
         left, beside = _beside(left, wanted)
         said = [*said, *([BESIDE[extensions].format(len(beside))] if beside else [])]
     parts, names = [], dict[str, None]()
-    if EXPRESSION.fullmatch(split) and (extensions != TEXTS or wanted is tables):
+    if EXPRESSION.fullmatch(split) and extensions != TEXTS and wanted is not tables:
         split = expanded(wanted, root, split)
     for one in split.split("+") if EXPRESSION.fullmatch(split) else [split]:
         name = one.partition("[")[0] if one.endswith("]") else one

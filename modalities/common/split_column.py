@@ -31,14 +31,16 @@ def rows_of(opened: datasets.Dataset, chosen: Chosen, split: str, asked: str) ->
             raise NoSplitError(chosen.missing, chosen.splits)
         return _not_understood(opened)
     if len(chosen.splits) > 1:
-        careful = f"CAREFUL: the files are splits, and their column {NAME!r}, with {', '.join(names)}, is not read"
+        careful = (
+            f"CAREFUL: the files are splits, and their column {_place(opened)!r}, with {', '.join(names)}, is not read"
+        )
         return with_notes(opened, [*notes(opened), careful], []) if len(names) > 1 else opened
     where = chosen.files[0] if len(chosen.files) == 1 else chosen.root
     wanted = _wanted(names, split, asked, where)
     rows = np.flatnonzero(pc.is_in(column, value_set=pa.array(wanted)).to_numpy())
     if len(rows) == len(opened):
         return opened
-    said = f"split {split!r} of {where} is {len(rows)} of {len(opened)} rows, by the column {NAME!r}"
+    said = f"split {split!r} of {where} is {len(rows)} of {len(opened)} rows, by the column {_place(opened)!r}"
     if left := pc.sum(pc.equal(column, "")).as_py():
         said += f"; {LEFT}: {left}"
     return with_notes(opened.select(rows), [*notes(opened), said], names)
@@ -66,7 +68,7 @@ def _not_understood(opened: datasets.Dataset) -> datasets.Dataset:
 def unread(opened: datasets.Dataset) -> list[str]:
     """A line on a column of several splits, where nothing reads it."""
     _, names = named(opened)
-    return [f"CAREFUL: the column {NAME!r}, with {', '.join(names)}, is not read"] if len(names) > 1 else []
+    return [f"CAREFUL: the column {_place(opened)!r}, with {', '.join(names)}, is not read"] if len(names) > 1 else []
 
 
 def named(opened: datasets.Dataset) -> tuple[pa.ChunkedArray | None, list[str]]:

@@ -46,7 +46,8 @@ def choose(files: Sequence[Path], root: Path, split: str, asked: str) -> Chosen:
         missing = "" if is_all else f"data.split {asked!r}: {root} has no splits: all of it is 'train'"
         return Chosen(list(files), root, notes, [], missing)
     try:
-        wanted = meant(_in_order(by_name, files), split, asked, root)
+        wanted = [name for name in by_name if means(split, name, [*by_name]) and not same_split(name, split)]
+        wanted = wanted or meant(_in_order(by_name, files), split, asked, root)
     except NoSplitError as error:
         if len(by_name) > 1 or extension(files[0]) not in TABLES:  # a table may hold more than its name says
             raise
@@ -98,6 +99,8 @@ def _by_beginning(files: Sequence[Path], here: Path) -> dict[str, list[Path]]:
     families = {family_of(name) for name in by_name if family_of(name)}
     plain = {one for one in by_name if is_split(one)}
     if not families or len(families) + len(plain) < 2:
+        return {}
+    if plain and extension(files[0]) in TABLES[2:]:  # train.csv beside eval_results.csv, which is another table
         return {}
     return {} if any(same_split(one, family) for one in plain for family in families) else by_name
 

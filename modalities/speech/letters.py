@@ -30,19 +30,14 @@ def tokens_needed(text: str) -> int:
 class Vocabulary:
     """The letters of a training split in sorted order, behind blank, unknown and the sign between words."""
 
-    def __init__(self, texts: Iterable[str]):
-        self._take([BLANK, UNKNOWN, SPACE, *sorted(set().union(*texts) - {" "})])
+    def __init__(self, letters: list[str]):
+        self.letters = letters
+        self._codes = {" " if letter == SPACE else letter: code for code, letter in enumerate(letters)}
 
     @classmethod
-    def of(cls, letters: list[str]) -> "Vocabulary":
-        """That of a model, by its letters in the order of their codes."""
-        vocabulary = cls([])
-        vocabulary._take(letters)
-        return vocabulary
-
-    def _take(self, letters: list[str]) -> None:
-        self.letters = letters
-        self._codes = {" " if letter == SPACE else letter: code for code, letter in enumerate(self.letters)}
+    def of_texts(cls, texts: Iterable[str]) -> "Vocabulary":
+        """That of the texts that are trained on."""
+        return cls([BLANK, UNKNOWN, SPACE, *sorted(set().union(*texts) - {" "})])
 
     def __len__(self) -> int:
         return len(self.letters)

@@ -128,9 +128,9 @@ def says(config: Any, data: TranscribedConfig, every: bool) -> Says:
     if data.decode.lm and not data.decode.lexicon:
         raise ValueError(
             f"data.decode.lm {data.decode.lm!r} needs data.decode.lexicon=FILE here, a word a line: those that were "
-            "trained on are not kept with the model"
+            "trained on are not kept with the model; data.decode.beam=0 data.decode.lm='' reads without it"
         )
-    vocabulary = Vocabulary.of([config.id2label[code] for code in range(config.num_labels)])
+    vocabulary = Vocabulary([config.id2label[code] for code in range(config.num_labels)])
     search = beam.build(data.decode, vocabulary, []) if data.decode.beam else None
     return lambda samples, index, logits: [_read(logits, vocabulary, search)]
 
@@ -149,11 +149,9 @@ def _error_rates(texts: Sequence[str], rows: list[list[dict[str, Any]]]) -> dict
     """Of the search, where there is one, too."""
     found = [row for (row,) in rows]
     rates = transcription(texts, [row["prediction"] for row in found])
-    return rates | (
-        beam_scores([{"transcript": text, **row} for text, row in zip(texts, found, strict=True)])
-        if "beam" in found[0]
-        else {}
-    )
+    if "beam" in found[0]:
+        rates |= beam_scores([{"transcript": text, **row} for text, row in zip(texts, found, strict=True)])
+    return rates
 
 
 READ = ("path", "split", "max_bad_share", "min_seconds", "max_seconds", "decode", "transcript", "case")
@@ -190,7 +188,7 @@ def open_data(config: Any, folder: Path, bad_log: Callable[[str, str], None], sa
     ):
         say(note)
     trained = [transcripts.texts[index] for index in indices]
-    vocabulary = Vocabulary(trained)
+    vocabulary = Vocabulary.of_texts(trained)
     say(printable(f"letters: {len(vocabulary) - 3}: {' '.join(vocabulary.letters[3:])}"))
     splits = {}
     for name, (scored, places) in parts.items():

@@ -49,7 +49,7 @@ class Corpus:
     digest: str | None = None  # of the data and the tokenizer; None: nobody knows when they change
 
 
-def open_rows(path: Any, split: str, text: str, sample_by: str, label: str = "") -> tuple[datasets.Dataset, str]:
+def open_rows(path: Any, split: str, text: str, sample_by: str, label: str) -> tuple[datasets.Dataset, str]:
     """The data set and the name of its text column.
 
     ValueError: nothing there, no such split, no such column, or no text files, of which `sample_by` could be.
@@ -65,7 +65,7 @@ def open_rows(path: Any, split: str, text: str, sample_by: str, label: str = "")
     return dataset, text_column(dataset, path, text, label)
 
 
-def text_column(dataset: datasets.Dataset, path: Any, text: str, label: str = "") -> str:
+def text_column(dataset: datasets.Dataset, path: Any, text: str, label: str) -> str:
     """The name of the text column: `text`, or for the default whatever holds text and is not the `label`.
 
     ValueError: no such column.

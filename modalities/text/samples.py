@@ -201,8 +201,8 @@ def prepare_tokenizer(
         if data.tokenizer:
             tokenizer = tokenizers.load(data.tokenizer)
         else:
-            dataset = source() if source else corpora.open_rows(data.path, data.split, data.text, data.sample_by)[0]
-            column = corpora.text_column(dataset, data.path, data.text)
+            dataset = source() if source else Samples.open(data, data.split)
+            column = corpora.text_column(dataset, data.path, data.text, data.label)
             tokenizer = trained(dataset, column, data, whole=source is None)
         tokenizer.model_max_length = frontend.max_positions
         tokenizers.save(tokenizer, folder)

@@ -47,7 +47,7 @@ class Side:
     @staticmethod
     def column(config: ReadConfig, source: datasets.Dataset) -> str:
         """The column of the text. ValueError: there is none."""
-        return corpora.text_column(source, config.path, config.text)
+        return corpora.text_column(source, config.path, config.text, config.label)
 
     @staticmethod
     def prepare(data: DataConfig, frontend: FrontendConfig, folder: Path, seed: int, source: Callable[[], Any]) -> None:

@@ -23,13 +23,12 @@ class NoBoxesError(ValueError):
 
 
 def open_images(config: DetectionConfig, split: str) -> datasets.Dataset:
-    """A row for each image of a split, or of several as a+b: as open_boxes where there are annotations, else the images
-    that there are.
+    """A row for each image of a split: as open_boxes where there are annotations, else each image that there is.
 
     ValueError: there are none; a file of annotations that cannot be read.
     """
     try:
-        parts = [open_boxes(config, one) for one in split.split("+")]
+        return open_boxes(config, split)
     except NoSplitError:
         raise
     except NoBoxesError:
@@ -39,14 +38,6 @@ def open_images(config: DetectionConfig, split: str) -> datasets.Dataset:
             raise
         dataset = Samples.open(config, split)  # type: ignore[arg-type]
         return with_notes(dataset, [*notes(dataset), f"annotations that cannot be read: {error}"], splits(dataset))
-    if len(parts) == 1:
-        return parts[0]
-    rows, there = datasets.concatenate_datasets(parts), set[str]()
-    kept = [
-        row for row, file in enumerate(rows["file"]) if not (file in there or there.add(file))
-    ]  # trainval and train
-    said = [note for part in parts for note in notes(part)]
-    return with_notes(rows.select(kept), said, splits(parts[0]))
 
 
 def open_boxes(config: DetectionConfig, split: str) -> datasets.Dataset:

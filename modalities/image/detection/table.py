@@ -90,7 +90,8 @@ def _rows(file: Path, label: str) -> list[dict]:
                 f"{file} has boxes and no column {wanted!r}; its columns are {', '.join(table.column_names)}"
             )
     columns = [table[name].to_pylist() for name in (path, label, *SIDES)]
-    splits = table[NAME].to_pylist() if NAME in table.column_names else [None] * table.num_rows
+    place = next((name for name in table.column_names if name.strip().lower() == NAME), "")
+    splits = table[place].to_pylist() if place else [None] * table.num_rows
     rows = []
     for place, (name, kind, *sides, one) in enumerate(zip(*columns, splits, strict=True), 1):
         if not name:

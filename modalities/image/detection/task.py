@@ -42,11 +42,11 @@ def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], N
 
     samples, indices, parts = labels.divide(data, train.seed, make)
     say(labels.uses_of_splits(data, samples.report.splits))
-    names = in_order(names_of(samples))
-    classes = classes_of(samples, names, data.split)
+    names = in_order(_names(samples))
+    classes = _classes(samples, names, data.split)
     splits = {}
     for split, (others, rows) in parts.items():
-        known = classes if others is samples else classes_of(others, names, getattr(data, f"{split}_split"))
+        known = classes if others is samples else _classes(others, names, getattr(data, f"{split}_split"))
         splits[split] = _scored(others, rows, known)
     limit = Limit(bad_log, data.max_bad_share, len(indices))
     return Labelled(
@@ -63,7 +63,7 @@ def open_data(config: Any, folder: Path, bad_log: BadLog, say: Callable[[str], N
     )
 
 
-def names_of(samples: BoxedSamples) -> set[str]:
+def _names(samples: BoxedSamples) -> set[str]:
     """The classes that boxes of the samples have."""
     found: set[str] = set()
     for of_sample in samples.names:
@@ -71,9 +71,9 @@ def names_of(samples: BoxedSamples) -> set[str]:
     return found
 
 
-def classes_of(samples: BoxedSamples, names: list[str], split: str) -> list[np.ndarray]:
+def _classes(samples: BoxedSamples, names: list[str], split: str) -> list[np.ndarray]:
     """Numbers of the classes of each sample's boxes. ValueError: a class that is not among `names`."""
-    unseen = names_of(samples).difference(names)
+    unseen = _names(samples).difference(names)
     if unseen:
         raise ValueError(
             f"boxes of split {split!r} are of {', '.join(map(repr, in_order(unseen)[:5]))}, unseen in training; "
