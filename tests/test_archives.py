@@ -261,3 +261,13 @@ def test_a_start_that_is_refused_does_not_bind_its_folder(start, tmp_path, monke
         main(command)
     assert not (tmp_path / "config.yaml").exists()
     main(command)
+
+
+@pytest.mark.parametrize("names", [("Training Set", "Test Set"), ("train a", "train b", "test a")])
+def test_names_of_splits_with_blanks(names, tmp_path):
+    for number, name in enumerate(names):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(png(number))
+    assert len(read(tmp_path)) == len(names) - 1
+    assert len(open_source(str(tmp_path), "+".join(names), IMAGES, "image")) == len(names)
+    assert len(open_source(str(tmp_path), f"{names[0]}[:5]", IMAGES, "image")) == 1

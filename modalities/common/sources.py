@@ -27,7 +27,8 @@ from d2v.modalities.common.tables import KNOWN, file_paths, media_column, media_
 from d2v.protocols import NoSplitError
 
 __all__ = ["AUDIO", "IMAGES", "TEXTS", "notes", "open_source", "splits", "with_splits"]
-EXPRESSION = re.compile(r"[\w.-]+(\[[^]]*\])?(\+[\w.-]+(\[[^]]*\])?)*")  # train[:100]+test-clean
+NAMED = r"[\w.-]+(?: [\w.-]+)*(\[[^]]*\])?"  # a name may hold blanks: Training Set
+EXPRESSION = re.compile(rf"{NAMED}(\+{NAMED})*")  # train[:100]+test-clean
 SAVED = ("dataset_dict.json", "state.json")  # which save_to_disk of `datasets` writes
 CLIPS = "clips"  # where the recordings of Common Voice's tables lie
 FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".tar", ".zip", ".wav", ".flac", ".jpg", ".png")
