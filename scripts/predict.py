@@ -26,7 +26,7 @@ from d2v.finetuning.predicting import FORMATS, Predictions, predict_split, score
 from d2v.modalities.common.noted import notes, splits
 from d2v.modalities.common.part_inputs import PartInputs
 from d2v.modalities.common.tables import cells_of, column_names
-from d2v.protocols import Known, Rows, Says
+from d2v.protocols import Known, NoSplitError, Rows, Says
 from d2v.reading import named
 from d2v.settings import places_in
 from d2v.shown import printable
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     model, config, reading, _ = finished
     check_new(out, config.run.overwrite)
     says = reading.says(model.config, config.data, every)
-    opened = finished.opened()
+    opened = splits_of(finished)
     columns = columns_of([rows for _, rows in opened], given["columns"])
     known = labels_of(finished, opened)
     said = dict.fromkeys(note for _, rows in opened for note in notes(rows))
@@ -64,6 +64,39 @@ def main(argv: list[str]) -> None:
         predictions = Predictions(out, settings, places=places, overwrite=config.run.overwrite)
         total = predict(finished, says, opened, predictions)
         finish(predictions, total, config.data, known, columns)
+
+
+def splits_of(finished: Finished) -> list[tuple[str, Any]]:
+    """The splits of the data and their rows, unread: those that data.split names, else all.
+
+    ValueError: there are none.
+    """
+    data, open_rows = finished.config.data, finished.reading.samples.open
+    if finished.is_typed("split"):
+        return [(data.split, open_rows(data, data.split))]
+    try:
+        rows = open_rows(data, data.split)
+        names = splits(rows)
+    except NoSplitError as error:
+        if not error.splits:
+            raise
+        rows, names = None, error.splits
+    if rows is not None and len(names) < 2:
+        return [(data.split, rows)]
+    return _once([(name, open_rows(data, name)) for name in names])
+
+
+def _once(opened: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Splits of images with boxes without images of a split before, as trainval holds those of train."""
+    seen, found = set[str](), []
+    for split, rows in opened:
+        if "boxes" in rows.column_names:
+            files = rows["file"]
+            rows = rows.select([row for row, file in enumerate(files) if file not in seen])
+            seen.update(files)
+        if len(rows):
+            found.append((split, rows))
+    return found
 
 
 def predict(finished: Finished, says: Says, opened: list[tuple[str, Any]], predictions: Predictions) -> int:

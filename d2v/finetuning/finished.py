@@ -8,9 +8,8 @@ from d2v.config.bases import read_yaml
 from d2v.config.given import COMMAND_LINE
 from d2v.finetuning.config import FinetuneConfig, load
 from d2v.interop.pretrained import load_ours
-from d2v.modalities.common.noted import splits
 from d2v.models.task_models import TaskModel
-from d2v.protocols import Known, LabelledTask, NoSplitError, Unlabelled
+from d2v.protocols import Known, LabelledTask, Unlabelled
 from d2v.training.checkpoint import checkpoints_in
 from d2v.training.inherited import Origin, take_data
 from d2v.training.preparation import preparation_of
@@ -29,24 +28,9 @@ class Finished(NamedTuple):
     reading: Unlabelled
     folder: Path  # where its tokenizer is, if it needs one
 
-    def opened(self) -> list[tuple[str, Any]]:
-        """The splits of the data and their rows, unread: those that data.split names, else all.
-
-        ValueError: there are none.
-        """
-        data, open_rows = self.config.data, self.reading.samples.open
-        if _is_typed(self.config, "split"):
-            return [(data.split, open_rows(data, data.split))]
-        try:
-            rows = open_rows(data, data.split)
-            names = splits(rows)
-        except NoSplitError as error:
-            if not error.splits:
-                raise
-            rows, names = None, error.splits
-        if rows is not None and len(names) < 2:
-            return [(data.split, rows)]
-        return _once([(name, open_rows(data, name)) for name in names])
+    def is_typed(self, name: str) -> bool:
+        """Whether the user gave a setting of the data."""
+        return self.config.given.get(f"data.{name}") == COMMAND_LINE
 
     def known(self, split: str, rows: Any) -> Known | None:
         """Labels that a split has all the same. ValueError: they are of no use."""
@@ -57,11 +41,7 @@ class Finished(NamedTuple):
         """ValueError: a column of labels that was typed is not there."""
         for name in ("label", "transcript"):
             column = getattr(self.config.data, name, "")
-            if (
-                _is_typed(self.config, name)
-                and "boxes" not in self.reading.settings
-                and column not in rows.column_names
-            ):
+            if self.is_typed(name) and "boxes" not in self.reading.settings and column not in rows.column_names:
                 raise ValueError(
                     f"data.{name} is {column!r}; the columns of data.path {self.config.data.path} are "
                     f"{', '.join(rows.column_names)}"
@@ -71,23 +51,6 @@ class Finished(NamedTuple):
         """Those of the data that predictions depend on, as plain values."""
         data = asdict(self.config.data)
         return {name: data[name] for name in self.reading.settings if name not in ("max_bad_share", "split")}
-
-
-def _once(opened: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Splits of images with boxes without images of a split before, as trainval holds those of train."""
-    seen, found = set[str](), []
-    for split, rows in opened:
-        if "boxes" in rows.column_names:
-            files = rows["file"]
-            rows = rows.select([row for row, file in enumerate(files) if file not in seen])
-            seen.update(files)
-        if len(rows):
-            found.append((split, rows))
-    return found
-
-
-def _is_typed(config: FinetuneConfig, name: str) -> bool:
-    return config.given.get(f"data.{name}") == COMMAND_LINE
 
 
 def open_finished(path: str, overrides: list[str]) -> Finished:
