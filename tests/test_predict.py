@@ -315,6 +315,22 @@ def test_more_and_fewer_files_after_a_stop(runs, tmp_path, monkeypatch):
     assert {row["id"] for row in read(tmp_path / "out.csv")} == {*(f"{n}.png" for n in range(11)), "another0.png"}
 
 
+def test_rows_of_a_later_split_are_counted_anew_after_a_stop(runs, tmp_path, monkeypatch):
+    path = tmp_path / "new"
+    path.mkdir()
+    rows = [f"k{n},how to format {n}" for n in range(9)]
+    (path / "train.csv").write_text("\n".join(["key,text", *rows[:6]]))
+    (path / "test.csv").write_text("\n".join(["key,text", *rows[6:]]))
+    command = [str(runs["text"]), f"data.path={path}", f"out={tmp_path / 'out.csv'}", "columns=key"]
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(Predictions, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        predict.main(command)
+    (path / "train.csv").write_text("\n".join(["key,text", *rows[:4]]))
+    predict.main(command)
+    found = [(row["id"], row["key"]) for row in read(tmp_path / "out.csv")]
+    assert found == [*((f"train:{n}", f"k{n}") for n in range(4)), *((f"test:{n}", f"k{6 + n}") for n in range(3))]
+
+
 REFUSED = {
     ("data.path={new}", "out=a.json"): "out=a.json must end in .csv or .parquet",
     ("data.path={new}",): "usage: d2v predict MODEL data.path=FOLDER out=FILE.csv",

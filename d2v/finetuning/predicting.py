@@ -106,7 +106,7 @@ def predict_split(
     """
     for number, start in enumerate(tqdm(range(0, total, CHUNK), unit="part", disable=None), first):
         stop = min(start + CHUNK, total)
-        inputs = inputs_of(start, stop)
+        inputs = f"{before} {inputs_of(start, stop)}"  # rows are counted from the first split on
         if not predictions.has(number, inputs):
             samples = open_part(start, stop)
             bad: list[tuple[str, str]] = [*samples.report.unreadable, *samples.report.too_short]
