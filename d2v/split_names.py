@@ -42,6 +42,14 @@ def means(asked: str, name: str, splits: Sequence[str] = ()) -> bool:
     return is_split(asked) and same_split(family_of(name), asked) and not is_plain
 
 
+def expanded(split: str, names: Sequence[str]) -> str:
+    """What was asked for with the splits that a name holds in its place: train-clean-100+train-other-500 for train."""
+    parts = []
+    for part in split.split("+"):
+        parts += [part] if part in names else [name for name in names if means(part, name, names)] or [part]
+    return "+".join(parts)
+
+
 def is_split(name: str) -> bool:
     """Whether this is the name of a split."""
     return name.lower() in KNOWN

@@ -53,7 +53,9 @@ def main(argv: list[str]) -> None:
     opened = splits_of(finished)
     columns = columns_of([rows for _, rows in opened], given["columns"])
     known = labels_of(finished, opened)
-    said = dict.fromkeys(note for _, rows in opened for note in notes(rows))
+    said: dict[str, None] = {}  # each once, in the order of their coming
+    for _, rows in opened:
+        said |= dict.fromkeys(notes(rows))
     names = "+".join(split for split, _ in opened)
     more = ["data.split=NAME, or several as NAME+NAME"]
     print(*map(printable, said), printable(uses(splits(opened[0][1]), {names: "is read"}, more)), sep="\n")

@@ -3,6 +3,7 @@
 T tokens of a sample, V letters.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ class Predictions(Parts):
     def join(self, columns: Mapping[str, Sequence[Any]]) -> None:
         """Writes `out` and removes the parts; `columns`: others of the table, by name, of each row of the source."""
         if self.out.suffix == ".csv":
-            write_rows(self.out, (row for rows in self._parts(columns) for row in rows))
+            write_rows(self.out, itertools.chain.from_iterable(self._parts(columns)))
         else:
             schemas = [pa.Table.from_pylist(rows).schema for rows in self._parts(columns)]
             schema = pa.unify_schemas(schemas, promote_options="permissive")

@@ -14,7 +14,7 @@ from d2v.modalities.common.noted import with_notes
 from d2v.modalities.common.split_column import unread
 from d2v.modalities.common.tables import file_paths, media_column, media_kinds, with_folders
 from d2v.protocols import NoSplitError
-from d2v.split_names import means
+from d2v.split_names import expanded
 
 
 def _with_absolute_paths(dataset: datasets.Dataset, where: str, what: str, files: dict, split: str) -> datasets.Dataset:
@@ -50,14 +50,6 @@ def parts_of(split: str, where: str, names: Sequence[str], opened: Callable[[str
             raise NoSplitError(f"data.split {split!r}: {where} has the splits {', '.join(names)}", names)
         parts.append(cut(opened(name), name, one))
     return parts
-
-
-def expanded(split: str, names: Sequence[str]) -> str:
-    """data.split with the splits that a name stands for in its place: train.clean.100+train.other.500 for train."""
-    parts = []
-    for part in split.split("+"):
-        parts += [part] if part in names or "[" in part else [one for one in names if means(part, one, names)] or [part]
-    return "+".join(parts)
 
 
 def saved(folder: Path, split: str) -> datasets.Dataset:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from d2v import split_names
 from d2v.modalities.common.folders import below
 from d2v.modalities.common.kinds import TABLES, TEXTS, extension, named
 from d2v.protocols import NoSplitError
@@ -64,12 +65,7 @@ def choose(files: Sequence[Path], root: Path, split: str, asked: str) -> Chosen:
 def expanded(files: Sequence[Path], root: Path, split: str) -> str:
     """`split`, or the folders that it stands for, joined: train-clean-100+train-other-500 for train."""
     found, _ = _descended(files, root, _by_beginning)
-    if not found:
-        return split
-    parts = []
-    for part in split.split("+"):
-        parts += [part] if part in found else sorted(name for name in found if means(part, name)) or [part]
-    return "+".join(parts)
+    return split_names.expanded(split, sorted(found))
 
 
 def _descended(
